@@ -1,0 +1,76 @@
+"""Mixture VAEs: mixtures of encoders as flexible posteriors, with likelihoods that can be trusted.
+
+Names are imported when they are first used, so that `import mixvae` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mixvae.bounds import Terms, elbo, iwelbo, jsd, log_weights, miselbo, pooled
+    from mixvae.decoders import MLP, Bernoulli, ContinuousBernoulli, Decoder, Gaussian
+    from mixvae.distributions import Components, DiagonalGaussian, Pooled
+    from mixvae.evaluation import active_units, encode, log_marginal, paired_gain
+    from mixvae.model import MixtureVAE
+    from mixvae.networks import GatedEncoder
+    from mixvae.posteriors import Posterior, SeparateEncoders
+    from mixvae.priors import GaussianMixture, StandardNormal, VampPrior
+    from mixvae.runs import load
+    from mixvae.training import fit
+
+_ROOMS = {
+    "bounds": ("Terms", "elbo", "iwelbo", "jsd", "log_weights", "miselbo", "pooled"),
+    "decoders": ("MLP", "Bernoulli", "ContinuousBernoulli", "Decoder", "Gaussian"),
+    "distributions": ("Components", "DiagonalGaussian", "Pooled"),
+    "evaluation": ("active_units", "encode", "log_marginal", "paired_gain"),
+    "model": ("MixtureVAE",),
+    "networks": ("GatedEncoder",),
+    "posteriors": ("Posterior", "SeparateEncoders"),
+    "priors": ("GaussianMixture", "StandardNormal", "VampPrior"),
+    "runs": ("load",),
+    "training": ("fit",),
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "MLP",
+    "Bernoulli",
+    "Components",
+    "ContinuousBernoulli",
+    "Decoder",
+    "DiagonalGaussian",
+    "GatedEncoder",
+    "Gaussian",
+    "GaussianMixture",
+    "MixtureVAE",
+    "Pooled",
+    "Posterior",
+    "SeparateEncoders",
+    "StandardNormal",
+    "Terms",
+    "VampPrior",
+    "active_units",
+    "elbo",
+    "encode",
+    "fit",
+    "iwelbo",
+    "jsd",
+    "load",
+    "log_marginal",
+    "log_weights",
+    "miselbo",
+    "paired_gain",
+    "pooled",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mixvae' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mixvae.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

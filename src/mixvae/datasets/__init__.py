@@ -1,0 +1,357 @@
+"""Data sets by name or path, split and binarised by fixed seeds, held in memory as bytes.
+
+`load("fashion_mnist")` gives training, validation and test examples as the paper splits them. Binarisation and
+batching happen on the device, at `Split.batch`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mixvae.datasets.download import fetch, folders, locate
+from mixvae.datasets.formats import ARRAY_SUFFIXES, read_array, read_cifar, read_idx, read_images
+
+Binarize = Literal["stochastic", "fixed", "threshold", "none"]
+Labelled = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some examples of a data set.
+
+    Args:
+        x: examples (N, *shape), bytes or real numbers.
+        y: class labels (N,), if there are any.
+        levels: what a byte is divided by to give an intensity in [0, 1].
+        resample: whether a batch is binarised anew each time, with its intensities as probabilities.
+    """
+
+    x: Tensor
+    y: Int[Tensor, " N"] | None = None
+    levels: int = 1
+    resample: bool = False
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Event shape of one example."""
+        return tuple(self.x.shape[1:])
+
+    def to(self, device: torch.device | str) -> Split:
+        """Return the same examples on a device."""
+        return replace(self, x=self.x.to(device), y=None if self.y is None else self.y.to(device))
+
+    def batch(
+        self, index: Int[Tensor, " B"] | slice, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B ..."]:
+        """Examples by index, ready for a model: float32, and binarised if the split says so.
+
+        Args:
+            index: which examples.
+            generator: source of the binarisation's noise, on the examples' device.
+        """
+        x = self.x[index].float() / self.levels
+        if self.resample:
+            noise = torch.rand(x.shape, generator=generator, device=x.device)
+            x = (noise < x).float()
+        return x
+
+    def head(self, n: int | None) -> Split:
+        """Return the first n examples, all if n is None."""
+        return replace(self, x=self.x[:n], y=None if self.y is None else self.y[:n])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training, validation and test examples.
+
+    Args:
+        name: what the data set is called.
+        train: examples to fit.
+        validation: examples that choose the epoch.
+        test: examples to report.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Event shape of one example, (C, H, W) for images."""
+        return self.train.shape
+
+    def split(self, name: str) -> Split:
+        """One of the splits by its name.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in ("train", "validation", "test"):
+            raise ValueError(f"unknown split {name!r}: choose train, validation or test")
+        return getattr(self, name)
+
+    def sha256(self) -> str:
+        """Checksum of all examples as they are trained on and evaluated, labels aside."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            digest.update(f"{tuple(split.x.shape)} {split.x.dtype} {split.levels}".encode())
+            digest.update(split.x.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    binarize: Binarize = "stochastic",
+    seed: int = 0,
+    limit: int | None = None,
+) -> Dataset:
+    """Load a data set.
+
+    Args:
+        name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, or the path of the user's own data: a `.npy`, `.npz`
+            or `.pt` file of shape (N, H, W), (N, C, H, W) or (N, D), or a folder of images.
+        root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
+        binarize: `stochastic` binarises training examples anew at every step, validation and test once;
+            `fixed` all of them once; `threshold` at ½; `none` keeps the values.
+        seed: seed of the split and of the binarisation; not of the training.
+        limit: use only so many training examples.
+
+    Raises:
+        ValueError: the name is unknown, or the data are damaged, not finite or of a wrong shape or range.
+        OSError: a file is missing and cannot be downloaded.
+    """
+    if binarize not in ("stochastic", "fixed", "threshold", "none"):
+        raise ValueError(f"unknown binarize {binarize!r}: choose stochastic, fixed, threshold or none")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 training example; got {limit}")
+    if name in SOURCES:
+        train, validation, test = SOURCES[name](root, seed)
+    elif Path(name).exists():
+        train, validation, test = _own(Path(name), seed)
+    else:
+        near = difflib.get_close_matches(name, SOURCES, 1)
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"choose one of {', '.join(SOURCES)} or a path that exists"
+        )
+        raise ValueError(f"unknown data set {name!r}: {hint}")
+    train = train.head(limit)
+    for split, part in (("training", train), ("validation", validation), ("test", test)):
+        if not len(part):
+            raise ValueError(f"the {split} split of {name} is empty: it needs more examples")
+    _check(name, [train, validation, test], binarize)
+    return Dataset(
+        Path(name).stem if name not in SOURCES else name,
+        replace(train, resample=True) if binarize == "stochastic" else _binarized(train, binarize, seed),
+        _binarized(validation, binarize, seed + 1),
+        _binarized(test, binarize, seed + 2),
+    )
+
+
+def _binarized(split: Split, binarize: Binarize, seed: int) -> Split:
+    """Binarise once and for all."""
+    if binarize == "none":
+        return split
+    probabilities = split.x.float() / split.levels
+    threshold = torch.rand(probabilities.shape, generator=torch.Generator().manual_seed(seed))
+    if binarize == "threshold":
+        threshold = torch.full((), 0.5)
+    return replace(split, x=(probabilities > threshold).to(torch.uint8), levels=1)
+
+
+def _check(name: str, splits: list[Split], binarize: Binarize) -> None:
+    """Refuse values that no model could be trained on."""
+    for split in splits:
+        if not split.x.is_floating_point():
+            continue
+        bad = ~split.x.isfinite()
+        if bad.any():
+            raise ValueError(
+                f"{name} holds {int(bad.sum())} values that are NaN or infinite: remove or impute them"
+            )
+        low, high = float(split.x.min()), float(split.x.max())
+        if binarize != "none" and not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"{name} holds values from {low:.4g} to {high:.4g}; to binarise them they must lie in [0, 1]: "
+                "rescale them, or set binarize to none and choose a likelihood for real values"
+            )
+
+
+def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> Split:
+    """Turn an array into a split: bytes stay bytes, grey images gain a channel axis.
+
+    Args:
+        x: examples (N, H, W), (N, C, H, W) or (N, D).
+        y: class labels (N,).
+        name: what errors call the array.
+
+    Raises:
+        ValueError: the shape, type or number of labels is wrong.
+    """
+    if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
+        raise ValueError(f"{name} must have shape (N, D), (N, H, W) or (N, C, H, W); got {x.shape}")
+    if x.ndim == 4 and x.shape[1] > 4 and x.shape[-1] in (1, 3, 4):
+        raise ValueError(f"{name} has its channels last, {x.shape}: transpose it to (N, C, H, W)")
+    if y is not None and y.shape != (len(x),):
+        raise ValueError(
+            f"{name} has {len(x)} examples, its labels have shape {y.shape}: give one label each"
+        )
+    if x.dtype.kind not in "buif":
+        raise ValueError(f"{name} must hold numbers or booleans; got {x.dtype}")
+    bytes_fit = x.dtype.kind in "bui" and x.size > 0 and x.min() >= 0 and x.max() <= 255
+    if x.dtype.kind in "bui" and x.ndim > 2 and x.size and not bytes_fit:
+        raise ValueError(
+            f"{name} holds whole numbers from {x.min()} to {x.max()}; 8-bit images have 0 to 255"
+        )
+    as_bytes = bytes_fit and (x.ndim > 2 or x.dtype.kind == "b" or x.dtype == np.uint8 or x.max() <= 1)
+    values = x.astype(np.uint8 if as_bytes else np.float32)
+    levels = 255 if as_bytes and x.max() > 1 else 1
+    labels = None if y is None else torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
+    tensor = torch.from_numpy(np.ascontiguousarray(values[:, None] if x.ndim == 3 else values))
+    return Split(tensor, labels, levels)
+
+
+def _shuffled(whole: Split, sizes: tuple[int, int], seed: int) -> tuple[Split, Split, Split]:
+    """Split at random: the rest to train, then so many to validate and to test."""
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(whole)))
+    validation, test = sizes
+    cut = len(whole) - validation - test
+    parts = order[:cut], order[cut : cut + validation], order[cut + validation :]
+    return tuple(_take(whole, part) for part in parts)  # pyright: ignore[reportReturnType]
+
+
+def _take(whole: Split, index: Tensor) -> Split:
+    """Some examples by index."""
+    return replace(whole, x=whole.x[index], y=None if whole.y is None else whole.y[index])
+
+
+def _own(path: Path, seed: int) -> tuple[Split, Split, Split]:
+    """Split the user's own data 80 : 10 : 10."""
+    if path.is_dir():
+        x, y = read_images(path)
+    elif path.suffix in ARRAY_SUFFIXES:
+        x, y = read_array(path)
+    else:
+        raise ValueError(f"{path} must be a folder of images or end in {', '.join(ARRAY_SUFFIXES)}")
+    whole = as_split(x, y, name=str(path))
+    if len(whole) < 10:
+        raise ValueError(f"{path} holds {len(whole)} examples; a split into three needs at least 10")
+    return _shuffled(whole, (len(whole) // 10, len(whole) // 10), seed)
+
+
+def _digits(root: str | Path | None, seed: int) -> tuple[Split, Split, Split]:
+    """scikit-learn's 1797 handwritten digits, 8 × 8 pixels of 17 grey levels: 1197/200/400."""
+    del root
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    images = torch.from_numpy(x.reshape(-1, 1, 8, 8).astype(np.uint8))
+    return _shuffled(Split(images, torch.from_numpy(y.astype(np.int64)), levels=16), (200, 400), seed)
+
+
+@dataclass(frozen=True)
+class IdxSource:
+    """A data set of four IDX files, the last sixth of whose training images validates: 50k/10k/10k.
+
+    Args:
+        name: name of the data set.
+        url: folder of the files.
+        checksums: file names and MD5 sums of training images and labels, then of the test's.
+    """
+
+    name: str
+    url: str
+    checksums: dict[str, str]
+
+    def __call__(self, root: str | Path | None, seed: int) -> tuple[Split, Split, Split]:
+        """Read the files, after downloading those that are missing."""
+        del seed
+        paths = [self._path(file, root) for file in self.checksums]
+        images, labels, test_images, test_labels = (read_idx(path) for path in paths)
+        whole = as_split(images, labels, name=str(paths[0]))
+        cut = len(whole) - len(whole) // 6
+        train, validation = (_take(whole, part) for part in torch.arange(len(whole)).tensor_split([cut]))
+        return train, validation, as_split(test_images, test_labels, name=str(paths[2]))
+
+    def _path(self, file: str, root: str | Path | None) -> Path:
+        found = locate([file, file.removesuffix(".gz")], self.name, root)
+        return found or fetch(self.url + file, f"md5:{self.checksums[file]}", self.name)
+
+
+@dataclass(frozen=True)
+class CifarSource:
+    """CIFAR-10's binary version, the last fifth of whose training images validates: 40k/10k/10k.
+
+    Args:
+        url: the archive.
+        checksum: MD5 sum of the archive.
+    """
+
+    url: str
+    checksum: str
+
+    def __call__(self, root: str | Path | None, seed: int) -> tuple[Split, Split, Split]:
+        """Read the archive, or the folder that it unpacks to, after downloading it if it is missing."""
+        del seed
+        archive = self.url.rpartition("/")[2]
+        path = locate(["cifar-10-batches-bin", archive], "cifar10", root)
+        if path is None:
+            unpacked = [f for f in folders("cifar10", root) if (f / "test_batch.bin").exists()]
+            path = unpacked[0] if unpacked else fetch(self.url, f"md5:{self.checksum}", "cifar10")
+        batches = read_cifar(path)
+        names = [name for name in batches if name.startswith("data_batch")]
+        if not names or "test_batch" not in batches:
+            raise ValueError(
+                f"{path} must hold data_batch_1.bin … and test_batch.bin; it holds {sorted(batches)}"
+            )
+        images, labels = (np.concatenate(part) for part in zip(*(batches[n] for n in names), strict=True))
+        whole = as_split(images, labels, name=str(path))
+        cut = len(whole) - len(whole) // 5
+        train, validation = (_take(whole, part) for part in torch.arange(len(whole)).tensor_split([cut]))
+        return train, validation, as_split(*batches["test_batch"], name=str(path))
+
+
+SOURCES: dict[str, Callable[[str | Path | None, int], tuple[Split, Split, Split]]] = {
+    "digits": _digits,
+    "mnist": IdxSource(
+        "mnist",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        {
+            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "fashion_mnist": IdxSource(
+        "fashion_mnist",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        {
+            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
+    "cifar10": CifarSource(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
+    ),
+}
+"""The data sets by name."""

@@ -1,0 +1,206 @@
+"""Every plot, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PALETTE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7A5195",
+    "#5C5C5C",
+    "#B2A000",
+    "#000000",
+)
+"""Colours that colour-blind readers can tell apart (after Okabe and Ito, 2008), then darker companions."""
+MARKERS = "osD^vPX*<>"
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """Render a figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    return buffer.getvalue()
+
+
+def learning_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Validation NLL bound against epochs, one line per run, its best epoch marked.
+
+    The axis starts where most of the training happens: the first epochs, far above, are cut off.
+
+    Args:
+        metrics: rows of `metrics.jsonl`, by the run's label.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    heights = []
+    for (label, rows), colour in zip(metrics.items(), _colours(len(metrics)), strict=True):
+        if not rows:
+            continue
+        epochs, values = [row["epoch"] for row in rows], np.array([-row["validation"] for row in rows])
+        axes.plot(epochs, values, color=colour, linewidth=1.6)
+        best = int(values.argmin())
+        axes.plot(epochs[best], values[best], "o", color=colour, markersize=5)
+        axes.annotate(
+            label,
+            (epochs[-1], values[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+        )
+        heights.append(values)
+    if heights:
+        low = min(values.min() for values in heights)
+        high = max(np.quantile(values, 0.9) for values in heights)
+        axes.set_ylim(low - 0.08 * (high - low + 1e-6), high + 0.05 * (high - low + 1e-6))
+        _spread_labels(axes)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation −MISELBO (nats)")
+    axes.margins(x=0.02)
+    return figure
+
+
+def images(pictures: np.ndarray, columns: int | None = None, title: str | None = None) -> Figure:
+    """Show pictures on a grid.
+
+    Args:
+        pictures: (N, C, H, W), intensities in [0, 1].
+        columns: pictures per row; a square by default.
+        title: what they are.
+    """
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    canvas = tile(pictures, columns)
+    rows = math.ceil(len(pictures) / columns)
+    figure, axes = _figure(min(6.4, 0.75 * columns), min(6.4, 0.75 * columns) * rows / columns)
+    _picture(axes, canvas)
+    if title:
+        axes.set_title(title, fontsize=10, loc="left")
+    return figure
+
+
+def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
+    """Lay pictures (N, C, H, W) side by side, one pixel apart: (height, width, C)."""
+    n, channels, height, width = pictures.shape
+    rows = math.ceil(n / columns)
+    canvas = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, channels))
+    for i, picture in enumerate(pictures):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        canvas[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
+    return canvas.clip(0, 1)
+
+
+def reconstructions(originals: np.ndarray, by_component: np.ndarray) -> Figure:
+    """Show originals in the first row, and below it their reconstruction by every component.
+
+    Args:
+        originals: (B, C, H, W).
+        by_component: (S, B, C, H, W).
+    """
+    rows = [originals, *by_component]
+    labels = ["data", *(f"component {s + 1}" for s in range(len(by_component)))]
+    figure, axes = _figure(6.4, 6.4 / len(originals) * len(rows))
+    _picture(axes, tile(np.concatenate(rows), len(originals)))
+    height = originals.shape[2] + 1
+    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(rows))], labels, fontsize=8)
+    axes.tick_params(length=0)
+    return figure
+
+
+def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
+    """Posterior means of all components in the plane of their two largest principal components.
+
+    Args:
+        means: mean of every component, (N, S, D).
+        labels: class of every example (N,), if there are any.
+    """
+    examples, components, _ = means.shape
+    plane, share = principal_plane(means.reshape(examples * components, -1))
+    plane = plane.reshape(examples, components, -1)
+    names = ["by component"] + (["by label"] if labels is not None else [])
+    figure = Figure(figsize=(3.4 * len(names), 3.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
+    _scatter(panels[0], [(str(s + 1), plane[:, s]) for s in range(components)], "component")
+    if labels is not None:
+        overall = plane.mean(1)
+        _scatter(
+            panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label (mixture mean)"
+        )
+    for panel, name in zip(panels, names, strict=True):
+        panel.set_title(name, fontsize=10, loc="left")
+        panel.set_xlabel(f"first principal component ({share[0]:.0%})")
+        _bare(panel)
+    panels[0].set_ylabel(f"second principal component ({share[1]:.0%})")
+    return figure
+
+
+def principal_plane(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of points in the plane that holds most of their variance, and the share along each axis."""
+    centred = points - points.mean(0)
+    if centred.shape[1] == 1:
+        centred = np.concatenate([centred, np.zeros_like(centred)], 1)
+    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
+    share = scale**2 / max((scale**2).sum(), 1e-12)
+    return centred @ axes[:2].T, share[:2]
+
+
+def _scatter(axes: Axes, groups: Sequence[tuple[str, np.ndarray]], title: str) -> None:
+    """Scatter groups of points in colours and markers of their own, with a legend."""
+    for i, ((label, points), colour) in enumerate(zip(groups, _colours(len(groups)), strict=True)):
+        marker = MARKERS[i % len(MARKERS)]
+        axes.scatter(*points.T, s=9, color=colour, marker=marker, alpha=0.55, linewidths=0, label=label)
+    if len(groups) <= len(PALETTE):
+        axes.legend(title=title, fontsize=7, title_fontsize=7, markerscale=1.5, frameon=False, ncols=2)
+
+
+def _colours(n: int) -> list[str]:
+    """Return n colours of the palette, in turn."""
+    return [PALETTE[i % len(PALETTE)] for i in range(n)]
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return an empty figure with one plot."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _bare(axes)
+    return figure, axes
+
+
+def _bare(axes: Axes) -> None:
+    """Take away what carries no information."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _picture(axes: Axes, canvas: np.ndarray) -> None:
+    """Show one picture, grey or coloured, without axes."""
+    if canvas.shape[-1] == 1:
+        axes.imshow(canvas[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(canvas, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+
+
+def _spread_labels(axes: Axes, gap: float = 0.06) -> None:
+    """Move labels at the lines' ends apart, so that none covers another."""
+    low, high = axes.get_ylim()
+    labels = sorted(axes.texts, key=lambda text: text.xy[1])  # pyright: ignore[reportAttributeAccessIssue]
+    height = axes.figure.get_size_inches()[1] * 72  # pyright: ignore[reportAttributeAccessIssue]
+    previous = -math.inf
+    for text in labels:
+        at = min(max((text.xy[1] - low) / (high - low), 0), 1)  # pyright: ignore[reportAttributeAccessIssue]
+        placed = max(at, previous + gap)
+        text.set_position((6, (placed - (text.xy[1] - low) / (high - low)) * height * 0.8))  # pyright: ignore
+        previous = placed

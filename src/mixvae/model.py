@@ -1,0 +1,181 @@
+"""The Mixture VAE: a posterior, a prior and a decoder, and the log-densities that every bound is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from mixvae.bounds import Terms
+from mixvae.distributions import Components
+
+
+class MixtureVAE(nn.Module):
+    """A variational autoencoder whose posterior is a mixture, q(z|x) = Σ_s π_s q_s(z|x).
+
+        model = MixtureVAE(SeparateEncoders(MyEncoder, 4), StandardNormal(40), Decoder(MyDecoder(), Bernoulli))
+        terms = model(x)
+        loss = -elbo(log_weights(terms), terms.weight).mean()
+
+    Args:
+        posterior: maps x (B, *shape), and optionally the indices of some components, to `Components`.
+        prior: returns a distribution over z with batch shape () and event shape (D,).
+        decoder: maps z (..., D) to a distribution with batch shape (...) and event shape `shape`.
+
+    References:
+        Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+    """
+
+    def __init__(self, posterior: nn.Module, prior: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.posterior = posterior
+        self.prior = prior
+        self.decoder = decoder
+
+    def forward(
+        self,
+        x: Float[Tensor, "B ..."],
+        draws: int = 1,
+        *,
+        active: Sequence[int] | Tensor | None = None,
+        scored: Sequence[int] | Tensor | None = None,
+        noise: Float[Tensor, "L S B D"] | None = None,
+    ) -> Terms:
+        """Draw from the active components and score every draw under the scored ones.
+
+        Args:
+            x: a batch of observations.
+            draws: draws L per active component.
+            active: components to draw from; by default all that are scored. With a random subset Φ here and
+                none in `scored` this is S2A: unbiased for the bound of the full mixture.
+            scored: components to encode and score under; all by default. With the same subset as `active`
+                this is S2S: cheaper, and a lower bound of it.
+            noise: standard normal noise; drawn from torch's generator by default.
+
+        Raises:
+            ValueError: an active component is not scored, x is outside the likelihood's support, or the parts
+                do not fit each other.
+
+        References:
+            Hotti et al., Efficient Mixture Learning in Black-Box Variational Inference (2024),
+            https://arxiv.org/abs/2406.07083
+        """
+        index = None if scored is None else torch.as_tensor(scored, device=x.device)
+        q = self.posterior(x) if index is None else self.posterior(x, index)
+        own = torch.arange(q.batch_shape[0], device=x.device)
+        if active is not None:
+            own = _positions(active, own if index is None else index)
+        return self.terms(x, q, self.prior(), draws, own=own, noise=noise)
+
+    def terms(
+        self,
+        x: Float[Tensor, "B ..."],
+        q: Components,
+        prior: Distribution,
+        draws: int = 1,
+        *,
+        own: Tensor | None = None,
+        noise: Float[Tensor, "L S B D"] | None = None,
+    ) -> Terms:
+        """Score draws from a posterior and a prior that are computed already: `forward` without encoding.
+
+        Args:
+            x: the observations that q was computed from.
+            q: the scored components.
+            prior: distribution over z.
+            draws: draws L per drawn component.
+            own: positions within q of the components to draw from; all by default.
+            noise: standard normal noise; drawn from torch's generator by default.
+        """
+        if q.event_shape != prior.event_shape:
+            raise ValueError(
+                f"the posterior has latent shape {tuple(q.event_shape)}, the prior {tuple(prior.event_shape)}: "
+                "give both the same latent size"
+            )
+        if own is None:
+            own = torch.arange(q.batch_shape[0], device=x.device)
+        z, log_q = q.rsample_and_cross_log_prob((draws,), own, noise)
+        return Terms(
+            log_px=self.log_likelihood(x, z),
+            log_pz=prior.log_prob(z),
+            log_q=log_q,
+            log_pi=q.log_pi,
+            weight=q.select(own).log_pi.exp(),
+            own=own,
+        )
+
+    def log_likelihood(
+        self, x: Float[Tensor, "B ..."], z: Float[Tensor, "... B D"]
+    ) -> Float[Tensor, "... B"]:
+        """Log-likelihood log p(x_b | z_b) in nats.
+
+        Raises:
+            ValueError: x has another shape than the decoder's output, or lies outside its support.
+        """
+        likelihood = self.decoder(z)
+        _check_support(likelihood, x)
+        return likelihood.log_prob(x)
+
+    @torch.no_grad()
+    def check(self, x: Float[Tensor, "B ..."]) -> None:
+        """Refuse observations that the decoder's likelihood gives no density, without scoring them.
+
+        Raises:
+            ValueError: x has another shape than the decoder's output, or lies outside its support.
+        """
+        z = self.prior().sample((1,))
+        _check_support(self.decoder(z), x)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Float[Tensor, "N ..."]:
+        """Draw n latents from the prior and return the mean of p(x|z) for each."""
+        with evaluating(self):
+            return self.decoder(self.prior().sample((n,))).mean
+
+    @torch.no_grad()
+    def reconstruct(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "S B ..."]:
+        """Mean of p(x|z) at the mean of every component of q(z|x)."""
+        with evaluating(self):
+            return self.decoder(self.posterior(x).mean).mean
+
+
+def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
+    """Refuse observations of another shape, or outside the support, of a likelihood."""
+    if likelihood.event_shape != x.shape[1:]:
+        raise ValueError(
+            f"the decoder describes observations of shape {tuple(likelihood.event_shape)}; "
+            f"x has shape {tuple(x.shape[1:])}"
+        )
+    support = likelihood.support
+    if support is not None and not bool(support.check(x).all()):
+        raise ValueError(
+            f"x holds values from {x.min():.4g} to {x.max():.4g} that are outside the support of the "
+            f"likelihood, {getattr(support, 'base_constraint', support)}: binarise the data, or choose a likelihood for such values"
+        )
+
+
+def _positions(active: Sequence[int] | Tensor, scored: Tensor) -> Tensor:
+    """Where each active component stands among the scored ones."""
+    active = torch.as_tensor(active, device=scored.device)
+    match = active[:, None] == scored
+    if len(active) == 0 or not bool(match.any(1).all()):
+        raise ValueError(
+            f"active components must be among the scored ones; got active {active.tolist()}, scored {scored.tolist()}"
+        )
+    return match.int().argmax(1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every part of a module in evaluation mode, and afterwards back into the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

@@ -1,0 +1,111 @@
+"""Priors p(z): modules whose `forward` returns a distribution with batch shape () and event shape (D,)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from mixvae.distributions import Components, DiagonalGaussian, Pooled
+
+EXAMPLE_RANGE = (0.05, 0.95)
+"""Where pseudo-inputs start that copy examples: off the sigmoid's flat ends, so that they still learn."""
+
+
+class StandardNormal(nn.Module):
+    """Standard normal prior, N(z; 0, I).
+
+    Args:
+        latent: latent size D.
+    """
+
+    zero: Tensor
+
+    def __init__(self, latent: int):
+        super().__init__()
+        self.register_buffer("zero", torch.zeros(latent), persistent=False)
+
+    def forward(self) -> Distribution:
+        """Return the distribution."""
+        return Independent(Normal(self.zero, torch.ones_like(self.zero), validate_args=False), 1)
+
+
+class GaussianMixture(nn.Module):
+    """Learned mixture of K diagonal Gaussians, Σ_k w_k N(z; μ_k, diag σ²_k).
+
+    Args:
+        latent: latent size D.
+        clusters: number of Gaussians K.
+    """
+
+    def __init__(self, latent: int, clusters: int = 10):
+        super().__init__()
+        if clusters < 1:
+            raise ValueError(f"a Gaussian mixture needs at least 1 cluster; got {clusters}")
+        self.mean = nn.Parameter(torch.randn(clusters, latent))
+        self.log_var = nn.Parameter(torch.zeros(clusters, latent))
+        self.scores = nn.Parameter(torch.zeros(clusters))
+
+    def forward(self) -> Pooled:
+        """Return the distribution."""
+        log_w = self.scores.log_softmax(0)
+        return Pooled(DiagonalGaussian(self.mean[:, None], self.log_var[:, None], log_w))
+
+
+class VampPrior(nn.Module):
+    """Variational mixture of posteriors, p(z) = 1/K Σ_k Σ_s π_s q_s(z | u_k), with learned pseudo-inputs u_k.
+
+    All S encoders see the pseudo-inputs. The posterior is referred to, not registered: its weights stay its own.
+
+    Args:
+        posterior: maps a batch of inputs to `Components`.
+        shape: event shape of x.
+        pseudo_inputs: number of pseudo-inputs K.
+        examples: training examples to start from, at least K of them; random inputs by default.
+        squash: maps unconstrained parameters to inputs. The sigmoid keeps a gradient everywhere, where
+            a clamp has none at 0 and 1; `torch.nn.Identity()` serves data on the whole real line.
+
+    Raises:
+        ValueError: there are fewer examples than pseudo-inputs.
+
+    References:
+        Tomczak and Welling, VAE with a VampPrior (2018), https://arxiv.org/abs/1705.07120
+    """
+
+    def __init__(
+        self,
+        posterior: Callable[[Tensor], Components],
+        shape: Sequence[int],
+        pseudo_inputs: int = 500,
+        *,
+        examples: Float[Tensor, "N ..."] | None = None,
+        squash: Callable[[Tensor], Tensor] = torch.sigmoid,
+    ):
+        super().__init__()
+        if pseudo_inputs < 1:
+            raise ValueError(f"a VampPrior needs at least 1 pseudo-input; got {pseudo_inputs}")
+        self._posterior = (posterior,)  # a tuple, so that the module is not registered twice
+        self.squash = squash
+        if examples is None:
+            start = torch.randn(pseudo_inputs, *shape)
+        elif len(examples) < pseudo_inputs or examples.shape[1:] != torch.Size(shape):
+            raise ValueError(
+                f"{pseudo_inputs} pseudo-inputs need as many examples of shape {tuple(shape)}; "
+                f"got {len(examples)} of shape {tuple(examples.shape[1:])}"
+            )
+        else:
+            chosen = examples[torch.randperm(len(examples))[:pseudo_inputs]]
+            start = chosen.clamp(*EXAMPLE_RANGE).logit() if squash is torch.sigmoid else chosen.clone()
+        self.unsquashed = nn.Parameter(start)
+
+    @property
+    def inputs(self) -> Float[Tensor, "K ..."]:
+        """The pseudo-inputs u."""
+        return self.squash(self.unsquashed)
+
+    def forward(self) -> Pooled:
+        """Encode the pseudo-inputs, once, and return their mixture."""
+        return Pooled(self._posterior[0](self.inputs))

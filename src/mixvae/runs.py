@@ -1,0 +1,259 @@
+"""A run on disk: train, resume, evaluate, sample, reconstruct, encode, and load the model back."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import mixvae.config
+from mixvae import datasets
+from mixvae.config import Config, DataConfig
+from mixvae.datasets import Dataset, Split
+from mixvae.evaluation import active_units, encode, log_marginal
+from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, one_line, write_json, write_text
+from mixvae.model import MixtureVAE, evaluating
+from mixvae.training import default_device, fit, launch
+
+EXAMPLES = 10_000
+"""Training examples that a prior may choose its pseudo-inputs from."""
+
+SplitName = Literal["train", "validation", "test"]
+
+
+def train(config: Config, out: str | Path, *, resume: bool = False) -> RunDirectory:
+    """Train what a configuration describes, from the beginning or from where the run directory stands.
+
+    Args:
+        config: data, model and training.
+        out: the run directory.
+        resume: go on with a run that exists. Its data, model and seed must be those of `config`; the training
+            may differ, to give it more epochs for example.
+
+    Raises:
+        ValueError: something in the configuration or the data is wrong, `out` exists and `resume` was not asked
+            for, or it belongs to another configuration. Nothing is written then.
+        FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
+    """
+    run = RunDirectory(Path(out))
+    if resume:
+        config = _same_run(run, config)
+    elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+        raise ValueError(
+            f"{run.path} exists already: go on with it by --resume {run.path}, or choose another --out"
+        )
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    training = mixvae.config.settings(config.training)
+    data = open_data(config.data)
+    model, config = _new_model(config, data)
+    wanted = config.training
+    fabric = launch(wanted.accelerator, wanted.devices, wanted.strategy, wanted.precision)
+    if fabric.is_global_zero:
+        write_text(run.config, mixvae.config.to_yaml(config))
+    fabric.barrier()
+    fit(model, data, seed=config.seed, directory=run, fabric=fabric, **training)
+    return run
+
+
+def _same_run(run: RunDirectory, config: Config) -> Config:
+    """Check that a configuration goes on with a run, apart from its training."""
+    old = read_config(run)
+    for name in ("seed", "data", "model"):
+        given, expected = getattr(config, name), getattr(old, name)
+        if name == "data":
+            given, expected = replace(given, root=None), replace(expected, root=None)
+        if name == "model" and given.shape is None:
+            given = replace(given, shape=expected.shape)
+        if given != expected:
+            raise ValueError(
+                f"{run.path} was trained with {expected}, not with {given}: resume it unchanged, "
+                "or train a new run in another --out"
+            )
+    return config
+
+
+def _new_model(config: Config, data: Dataset) -> tuple[MixtureVAE, Config]:
+    """Build a model from its seed and try it on two examples, before anything is written."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(data.train), generator=generator)[:EXAMPLES]
+    examples = data.train.batch(chosen, generator)
+    model = mixvae.config.build(config.model, data.shape, examples)
+    trial = data.train.batch(slice(0, 2), generator)
+    state = torch.get_rng_state()
+    with _plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
+        model(trial)
+        for part in (data.validation, data.test):
+            for rows in torch.arange(len(part)).split(EXAMPLES):
+                model.check(part.batch(rows))
+    torch.set_rng_state(state)
+    return model, replace(config, model=replace(config.model, shape=list(data.shape)))
+
+
+@contextmanager
+def _plain_errors(what: str):
+    """Turn the errors of a network that does not fit into one line."""
+    try:
+        yield
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{what}: {one_line(error)}") from error
+
+
+def read_config(run: RunDirectory) -> Config:
+    """Configuration of a run.
+
+    Raises:
+        FileNotFoundError: the directory is not a run.
+    """
+    if not run.config.exists():
+        raise FileNotFoundError(f"{run.path} is not a run: it has no config.yaml")
+    return mixvae.config.read(run.config)
+
+
+def open_data(config: DataConfig) -> Dataset:
+    """Load the data that a configuration names."""
+    return datasets.load(
+        config.name, root=config.root, binarize=config.binarize, seed=config.seed, limit=config.limit
+    )
+
+
+def load(run: str | Path) -> MixtureVAE:
+    """Load a trained model, with the weights of its best epoch, in evaluation mode.
+
+        model = mixvae.load("runs/demo/S4")
+
+    Raises:
+        FileNotFoundError: the directory is not a run, or has not finished an epoch.
+        ValueError: a file is damaged or of another architecture.
+    """
+    directory = RunDirectory(Path(run))
+    model = mixvae.config.build(read_config(directory).model)
+    load_tensors(model, load_weights(directory.weights), str(directory.weights))
+    return model.eval()
+
+
+def _open(run: str | Path, split: str) -> tuple[RunDirectory, MixtureVAE, Dataset, Split]:
+    """Load a run's model and one split of its data."""
+    directory = RunDirectory(Path(run))
+    model = load(run).to(default_device())
+    data = open_data(read_config(directory).data)
+    return directory, model, data, data.split(split).to(default_device())
+
+
+def _prepared(split: Split, seed: int = 0) -> Tensor:
+    """All examples of a split; training examples are binarised from a fixed seed."""
+    return split.batch(slice(None), torch.Generator(split.x.device).manual_seed(seed))
+
+
+def evaluate(
+    run: str | Path,
+    draws: int = 5000,
+    *,
+    draws_per_component: int | None = None,
+    split: SplitName = "test",
+    examples: int | None = None,
+    chunk: int = 4096,
+    seed: int = 0,
+    per_example: str | Path | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a run and write its `results.json` and per-example values.
+
+    Args:
+        run: the run directory.
+        draws: total draws per example, L·S.
+        draws_per_component: L itself, the paper's protocol; overrides `draws`.
+        split: train, validation or test.
+        examples: only so many examples.
+        chunk: latents decoded at once.
+        seed: seed of the draws.
+        per_example: file for the per-example values besides the run's own.
+        progress: called with the number of examples done and of all.
+
+    Returns:
+        What `results.json` holds.
+    """
+    if examples is not None and examples < 1:
+        raise ValueError(f"examples must be at least 1; got {examples}")
+    directory, model, data, part = _open(run, split)
+    x = _prepared(part.head(examples))
+    done = 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(done, len(x))
+
+    estimate = log_marginal(
+        model, x, draws, draws_per_component=draws_per_component, chunk=chunk, seed=seed, progress=advance
+    )
+    means, _ = encode(model, x)
+    metrics = directory.read_metrics()
+    results = estimate.summary() | {
+        "active_units": active_units(means, model.posterior(x[:1]).log_pi.exp()) if len(means) > 1 else None,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "split": split,
+        "data": data.name,
+        "data_sha256": data.sha256(),
+        "best_epoch": metrics[-1]["best_epoch"] if metrics else None,
+        "epochs": metrics[-1]["epoch"] if metrics else None,
+        "train_seconds": metrics[-1]["seconds"] if metrics else None,
+        "versions": {name: version(name) for name in ("mixvae", "torch", "numpy")},
+        "git_commit": _git_commit(),
+    }
+    for path in [directory.examples] + ([] if per_example is None else [Path(per_example)]):
+        save_arrays(path, estimate.arrays())
+    write_json(directory.results, results)
+    return results
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that mixvae runs from, if it does."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def sample(run: str | Path, n: int = 64, *, seed: int = 0) -> np.ndarray:
+    """Means of p(x|z) for n latents drawn from the prior, (n, *shape)."""
+    if n < 1:
+        raise ValueError(f"n must be at least 1; got {n}")
+    model = load(run)
+    torch.manual_seed(seed)
+    return model.sample(n).numpy()
+
+
+def reconstruct(run: str | Path, n: int = 10, *, split: SplitName = "test") -> tuple[np.ndarray, np.ndarray]:
+    """Some examples (n, *shape), and their reconstructions by every component (S, n, *shape)."""
+    _, model, _, part = _open(run, split)
+    x = _prepared(part.head(n))
+    return x.cpu().numpy(), model.reconstruct(x).cpu().numpy()
+
+
+def encode_split(
+    run: str | Path, *, split: SplitName = "test", examples: int | None = None
+) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of every component, (N, S, D) each, and labels (N,) if there are any."""
+    _, model, _, part = _open(run, split)
+    part = part.head(examples)
+    mean, std = encode(model, _prepared(part))
+    features = {"mean": mean.numpy(), "std": std.numpy()}
+    return features if part.y is None else features | {"labels": part.y.cpu().numpy()}
+
+
+def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays by name as `.npz`, atomically."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,467 @@
+"""Training on Lightning Fabric: KL warm-up, early stopping, checkpoints, and resuming bit for bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mixvae.bounds import Bound, elbo, log_weights, miselbo
+from mixvae.datasets import Dataset
+from mixvae.distributions import keyed_normal
+from mixvae.files import RunDirectory, load_state, load_tensors, load_weights, save_state, save_weights
+from mixvae.model import MixtureVAE, evaluating
+
+TESTED_STRATEGIES = ("auto", "ddp")
+VALIDATION_BATCH = 500
+VALIDATION_SEED = 0
+PLAIN_SECONDS = 10.0
+"""Seconds between progress lines where there is no terminal to draw a bar on."""
+
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
+MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
+DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
+
+
+def launch(
+    accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto", precision: Any = "32-true"
+) -> Fabric:
+    """Start Lightning Fabric, with one process per device.
+
+    Args:
+        accelerator: `cpu`, `cuda`, … as Fabric knows them; `auto` is a CUDA GPU if there is one, else the CPU.
+        devices: how many devices.
+        strategy: `auto` or `ddp`.
+        precision: `32-true`, `bf16-mixed`, … as Fabric knows them; densities are computed in full precision.
+
+    Raises:
+        ValueError: the strategy is not one that mixvae is tested with, or Fabric refuses a value.
+    """
+    if strategy not in TESTED_STRATEGIES:
+        raise ValueError(
+            f"strategy {strategy!r} is not tested with mixvae: use {' or '.join(TESTED_STRATEGIES)}"
+        )
+    if accelerator == "auto":
+        accelerator = default_device()
+    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def default_device() -> str:
+    """Device that work goes to unless told otherwise: a CUDA GPU if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Objective(nn.Module):
+    """What is maximised: the bound of every example, as one module that Fabric can wrap.
+
+    Args:
+        model: the model to train.
+        bound: which bound.
+    """
+
+    def __init__(self, model: MixtureVAE, bound: Bound):
+        super().__init__()
+        self.model = model
+        self.bound = bound
+
+    def forward(
+        self, x: Float[Tensor, "B ..."], noise: Float[Tensor, "L S B D"], beta: float
+    ) -> Float[Tensor, " B"]:
+        """Return the bound of every example, its KL part scaled by beta."""
+        terms = self.model(x, len(noise), noise=noise)
+        return self.bound(log_weights(terms, beta), terms.weight)
+
+
+@dataclass
+class State:
+    """Where a training stands, apart from tensors.
+
+    Args:
+        epoch: epochs completed.
+        step: steps completed of the current epoch.
+        total: sum of the bound over this epoch's examples so far.
+        best: best validation MISELBO so far.
+        best_epoch: the epoch, from 1, that reached it.
+        seconds: time trained, over all sessions.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    total: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """One training: `run` goes on from wherever the run directory's last checkpoint stands.
+
+    See `fit` for the arguments.
+    """
+
+    def __init__(
+        self,
+        model: MixtureVAE,
+        data: Dataset,
+        *,
+        epochs: int,
+        batch: int,
+        draws: int,
+        bound: Bound,
+        optimizer: MakeOptimizer,
+        schedule: MakeSchedule | None,
+        warmup: int,
+        patience: int | None,
+        clip: float | None,
+        ema: float | None,
+        seed: int,
+        directory: RunDirectory | None,
+        fabric: Fabric,
+        save_every: float,
+    ):
+        self.model, self.fabric, self.directory = model, fabric, directory
+        self.epochs, self.batch, self.draws, self.seed = epochs, batch, draws, seed
+        self.warmup, self.patience, self.clip, self.save_every = warmup, patience, clip, save_every
+        self.train, self.validation = data.train.to(fabric.device), data.validation.to(fabric.device)
+        self.state = State()
+        self.best_weights: dict[str, Tensor] | None = None
+        self.unsaved_best = False
+        self.noise = torch.Generator(fabric.device).manual_seed(seed)
+        made = optimizer(model.parameters())
+        self.objective, self.optimizer = fabric.setup(Objective(model, bound), made)
+        self.schedule = schedule(made) if schedule else None
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        with torch.no_grad(), evaluating(model):
+            q = model.posterior(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
+        self.latent = q.batch_shape[0], q.event_shape[0]
+        self.stop_signal = 0
+        self.last_save = time.monotonic()
+
+    @property
+    def kept(self) -> MixtureVAE:
+        """The model that is validated and kept: the running average if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are over, or validation has not improved for too long after the warm-up."""
+        waited = self.state.epoch - max(self.state.best_epoch, self.warmup)
+        return self.state.epoch >= self.epochs or (self.patience is not None and waited >= self.patience)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train to the end and leave the best weights in the model; returns one row per epoch."""
+        self._resume()
+        rows = self.directory.read_metrics() if self.directory else []
+        show = _Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
+        with show as display, self._signals():
+            while not self.done:
+                row = self._epoch()
+                rows.append(row)
+                if self.fabric.is_global_zero:
+                    self._log(row)
+                if self.done or time.monotonic() - self.last_save >= self.save_every:
+                    self._save()
+                if display is not None:
+                    display.show(row)
+        if self.best_weights is not None:
+            load_tensors(self.model, self.best_weights, "the best epoch")
+        return rows
+
+    def _epoch(self) -> dict[str, Any]:
+        """Train one epoch, or what is left of it, and validate."""
+        state, world, rank = self.state, self.fabric.world_size, self.fabric.global_rank
+        started, before = time.monotonic(), state.seconds
+        beta = min(1.0, (state.epoch + 1) / self.warmup) if self.warmup else 1.0
+        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
+        batches = torch.randperm(len(self.train), generator=shuffle).to(self.fabric.device).split(self.batch)
+        self.model.train()
+        for rows in batches[state.step :]:
+            # every process draws the noise of the whole batch, so that results do not depend on their number
+            x = self.train.batch(rows, self.noise)
+            shape = self.draws, self.latent[0], len(rows), self.latent[1]
+            noise = torch.randn(shape, generator=self.noise, device=self.fabric.device)
+            value = self.objective(x[rank::world], noise[:, :, rank::world], beta).sum()
+            report = torch.stack([value.detach(), value.new_tensor(float(self.stop_signal))])
+            total, stop = self.fabric.all_reduce(report, reduce_op="sum").tolist()
+            if not math.isfinite(total):
+                raise FloatingPointError(self._diverged("the bound", beta))
+            self.optimizer.zero_grad()
+            self.fabric.backward(-value * (world / len(rows)))
+            if self.clip is not None:
+                self.fabric.clip_gradients(
+                    self.objective, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
+                )
+            self.optimizer.step()
+            if self.ema:
+                self.ema.update_parameters(self.model)
+            state.step, state.total = state.step + 1, state.total + total
+            state.seconds = before + time.monotonic() - started
+            if stop:
+                self._save()
+                self._interrupt()
+            if time.monotonic() - self.last_save >= self.save_every:
+                self._save()
+        return self._end_of_epoch(beta, before, started)
+
+    def _end_of_epoch(self, beta: float, before: float, started: float) -> dict[str, Any]:
+        state = self.state
+        validation = self._validate()
+        if not math.isfinite(validation):
+            raise FloatingPointError(self._diverged("the validation bound", beta))
+        improved = validation > state.best
+        if improved:
+            state.best, state.best_epoch, self.unsaved_best = validation, state.epoch + 1, True
+            self.best_weights = {name: t.detach().clone() for name, t in self.kept.state_dict().items()}
+        rate = self.optimizer.param_groups[0]["lr"]
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step(-validation)
+        elif self.schedule is not None:
+            self.schedule.step()
+        state.seconds = before + time.monotonic() - started
+        row = {
+            "epoch": state.epoch + 1,
+            "bound": state.total / len(self.train),
+            "validation": validation,
+            "beta": beta,
+            "learning_rate": float(rate),
+            "best_epoch": state.best_epoch,
+            "seconds": round(state.seconds, 3),
+        }
+        state.epoch, state.step, state.total = state.epoch + 1, 0, 0.0
+        return row
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Mean validation MISELBO with one draw per component, at β = 1, on the same noise at every epoch."""
+        model, world, rank = self.kept, self.fabric.world_size, self.fabric.global_rank
+        total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
+        with evaluating(model):
+            for rows in torch.arange(len(self.validation))[rank::world].split(VALIDATION_BATCH):
+                x = self.validation.batch(rows.to(self.fabric.device))
+                noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, self.latent)
+                terms = model(x, noise=noise.to(x.device))
+                total += miselbo(log_weights(terms), terms.weight).double().sum()
+        return float(self.fabric.all_reduce(total, reduce_op="sum")) / len(self.validation)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Append to the metrics, and to TensorBoard where that is installed."""
+        if self.directory is None:
+            return
+        self.directory.append_metrics(row)
+        if importlib.util.find_spec("tensorboard"):
+            from lightning_fabric.loggers import TensorBoardLogger
+
+            if not self.fabric.loggers:
+                self.fabric.loggers.append(TensorBoardLogger(self.directory.path, "tensorboard", version=""))
+            scalars = {name: row[name] for name in ("bound", "validation", "beta", "learning_rate")}
+            self.fabric.loggers[0].log_metrics(scalars, row["epoch"])
+
+    def _diverged(self, what: str, beta: float) -> str:
+        where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1} (β = {beta:.2f})"
+        kept = f"; the last good checkpoint is kept in {self.directory.path}" if self.directory else ""
+        return f"{what} became NaN or infinite at {where}{kept}: lower the learning rate or clip gradients"
+
+    def _save(self) -> None:
+        """Write the best weights, then the state; a crash in between only repeats some steps."""
+        self.last_save = time.monotonic()
+        if self.directory is None or not self.fabric.is_global_zero:
+            return
+        tensors = self.model.state_dict()
+        if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+            raise FloatingPointError(
+                self._diverged("a weight", min(1.0, (self.state.epoch + 1) / (self.warmup or 1)))
+            )
+        if self.unsaved_best and self.best_weights is not None:
+            save_weights(self.directory.weights, self.best_weights)
+            self.unsaved_best = False
+        save_state(
+            self.directory.state,
+            {
+                "state": asdict(self.state),
+                "model": tensors,
+                "ema": self.ema.state_dict() if self.ema else None,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict() if self.schedule else None,
+                "noise": self.noise.get_state(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "threads": torch.get_num_threads(),
+            },
+        )
+
+    def _resume(self) -> None:
+        """Go back to the last checkpoint, and drop the metrics of later epochs."""
+        if self.directory is None:
+            return
+        if self.directory.state.exists():
+            saved = load_state(self.directory.state)
+            torch.set_num_threads(saved["threads"])
+            load_tensors(self.model, saved["model"], str(self.directory.state))
+            self.state = State(**saved["state"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.schedule is not None and saved["schedule"] is not None:
+                self.schedule.load_state_dict(saved["schedule"])
+            if self.ema is not None and saved["ema"] is not None:
+                self.ema.load_state_dict(saved["ema"])
+            self.noise.set_state(saved["noise"])
+            torch.set_rng_state(saved["rng"])
+            if saved["cuda_rng"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(saved["cuda_rng"])
+            if self.state.best_epoch:
+                self.best_weights = load_weights(self.directory.weights)
+        if self.fabric.is_global_zero and self.directory.metrics.exists():
+            self.directory.keep_metrics(lambda row: row["epoch"] <= self.state.epoch)
+        self.fabric.barrier()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn Ctrl-C and SIGTERM into a stop after the current step."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: object) -> None:
+            del frame
+            self.stop_signal = number
+
+        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self) -> None:
+        if self.stop_signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+
+class _Display:
+    """Progress of a training: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, epochs: int):
+        self.console = Console(stderr=True)
+        self.epochs = epochs
+        self.printed = -math.inf
+        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        self.progress = Progress(*columns, console=self.console, transient=True)
+        self.task = self.progress.add_task("training", total=epochs)
+        self.started: tuple[int, float] | None = None
+
+    def __enter__(self) -> _Display:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Show the newest epoch."""
+        epoch = row["epoch"]
+        first, since = self.started or (epoch - 1, row["seconds"])
+        self.started = first, since
+        pace = (row["seconds"] - since) / (epoch - first - 1) if epoch > first + 1 else row["seconds"] / epoch
+        text = (
+            f"epoch {epoch}/{self.epochs}  bound {row['bound']:.2f}  validation {row['validation']:.2f}"
+            f"  best {row['best_epoch']}  β {row['beta']:.2f}  {pace:.2g} s/epoch"
+        )
+        if self.console.is_terminal:
+            self.progress.update(self.task, completed=epoch, description=text)
+        elif epoch == self.epochs or time.monotonic() - self.printed >= PLAIN_SECONDS:
+            self.printed = time.monotonic()
+            self.console.print(
+                f"{text}  {pace * (self.epochs - epoch):.0f} s left", highlight=False, soft_wrap=True
+            )
+
+
+def fit(
+    model: MixtureVAE,
+    data: Dataset,
+    *,
+    epochs: int = 100,
+    batch: int = 100,
+    draws: int = 1,
+    bound: Bound = elbo,
+    optimizer: MakeOptimizer = DEFAULT_OPTIMIZER,
+    schedule: MakeSchedule | None = None,
+    warmup: int = 0,
+    patience: int | None = None,
+    clip: float | None = None,
+    ema: float | None = None,
+    seed: int = 0,
+    directory: RunDirectory | None = None,
+    fabric: Fabric | None = None,
+    save_every: float = 30.0,
+) -> list[dict[str, Any]]:
+    """Train a model by maximising a bound, and leave it with the weights of the epoch best on validation.
+
+    With a run directory the training can be killed at any instant: calling `fit` again goes on from the last
+    checkpoint and ends with the same weights, bit for bit, at the same number of threads.
+
+    Args:
+        model: the model, as `MixtureVAE` or a module with its `forward`.
+        data: training and validation examples.
+        epochs: passes over the training examples at most.
+        batch: examples per step, over all devices together.
+        draws: draws L per component.
+        bound: what is maximised, in nats per example.
+        optimizer: makes an optimiser from parameters.
+        schedule: makes a learning-rate schedule from an optimiser; it steps once per epoch.
+        warmup: epochs over which β rises linearly to 1.
+        patience: epochs without a better validation MISELBO, after the warm-up, that end the training.
+        clip: largest norm of the gradient.
+        ema: decay of a running average of the weights, which is then what is validated and kept.
+        seed: seed of shuffling, binarisation and draws.
+        directory: where checkpoints and metrics go; nothing is written by default.
+        fabric: device, precision and processes, as `launch` gives them; this process by default.
+        save_every: seconds between checkpoints.
+
+    Returns:
+        One row per epoch: epoch, bound, validation, beta, learning_rate, best_epoch, seconds.
+
+    Raises:
+        ValueError: a number is out of range, or a checkpoint is damaged or of another architecture.
+        FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
+    """
+    for name, value, least in (
+        ("epochs", epochs, 1),
+        ("batch", batch, 1),
+        ("draws", draws, 1),
+        ("warmup", warmup, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value}")
+    if ema is not None and not 0 < ema < 1:
+        raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {ema}")
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip must be positive; got {clip}")
+    if fabric is None:
+        fabric = launch()
+    if min(batch, len(data.train)) < fabric.world_size:
+        raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
+    return Trainer(
+        model, data, epochs=epochs, batch=batch, draws=draws, bound=bound, optimizer=optimizer, schedule=schedule,
+        warmup=warmup, patience=patience, clip=clip, ema=ema, seed=seed, directory=directory, fabric=fabric,
+        save_every=save_every,
+    ).run()  # fmt: skip
