@@ -50,7 +50,7 @@ Bound = Callable[[Float[Tensor, "L S B"], Float[Tensor, " S"]], Float[Tensor, " 
 """A bound: log importance weights and the components' outer weights to nats per example."""
 
 
-def log_mean_exp(x: Float[Tensor, "..."], dim: int) -> Float[Tensor, "..."]:
+def log_mean_exp(x: Float[Tensor, ...], dim: int) -> Float[Tensor, ...]:
     """Logarithm of the mean of exp(x) along one dimension, without overflow."""
     return x.logsumexp(dim) - math.log(x.shape[dim])
 

@@ -182,9 +182,9 @@ class Parser(jsonargparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
 
-    def format_help(self) -> str:
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help text."""
-        return re.sub(r"--\w+(?![\w.])", lambda m: m[0].replace("_", "-"), super().format_help())
+        return re.sub(r"--\w+(?![\w.])", lambda m: m[0].replace("_", "-"), super().format_help(*args, **kwargs))
 
 
 def parser(chosen: str | None = None) -> Parser:
@@ -206,9 +206,7 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
     if function is train:
         sub.usage = "mixvae train [PRESET_OR_YAML] [--model.components S] [--out RUN] … | --resume RUN"
         sub.add_argument("--out", type=str | None, help="run directory; runs/PRESET-S…-seed… by default")
-        sub.add_argument(
-            "--resume", type=str | None, help="go on with this run; only training options may change"
-        )
+        sub.add_argument("--resume", type=str | None, help="go on with this run; only training options may change")
         config.add_arguments(sub)
     elif function is report:
         sub.add_argument("runs", nargs="+", help="the run directories")
@@ -236,8 +234,7 @@ def _run(words: list[str]) -> None:
     if not words:
         parser().print_help()
         return
-    if words[0] == "train":
-        words, preset = _train_words(words)
+    words, preset = _train_words(words) if words[0] == "train" else (words, "")
     arguments = parser(words[0]).parse_args(words)
     command = arguments.command
     given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
@@ -331,9 +328,7 @@ def _write(path: Path, values: Any, draw: Callable[[], Any], *, as_array: bool) 
     from mixvae.files import atomic
 
     if not as_array and (values.ndim < 4 or values.shape[-3] not in (1, 3)):
-        raise ValueError(
-            f"these data are not images but of shape {values.shape}: give --out a name that ends in .npy"
-        )
+        raise ValueError(f"these data are not images but of shape {values.shape}: give --out a name that ends in .npy")
     with atomic(path) as temporary:
         if as_array:
             np.save(temporary, values)

@@ -98,9 +98,7 @@ class TrainingConfig:
     batch: int = 100
     draws: int = 1
     bound: str = "elbo"
-    optimizer: Spec = field(
-        default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True}
-    )
+    optimizer: Spec = field(default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True})
     schedule: Spec | None = None
     warmup: int = 0
     patience: int | None = None
@@ -148,9 +146,7 @@ def locate(name: str | Path) -> Path:
         return known[str(name)]
     if Path(name).is_file():
         return Path(name)
-    hint = (
-        f"did you mean {near}?" if (near := nearest(str(name), known)) else f"presets are {', '.join(known)}"
-    )
+    hint = f"did you mean {near}?" if (near := nearest(str(name), known)) else f"presets are {', '.join(known)}"
     raise ValueError(f"there is no preset or file {str(name)!r}: {hint}")
 
 
@@ -203,9 +199,7 @@ def check_keys(path: Path) -> None:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(
-            f"{path} must hold keys such as data, model and training; it holds {type(content).__name__}"
-        )
+        raise ValueError(f"{path} must hold keys such as data, model and training; it holds {type(content).__name__}")
     known = set(_keys(Config))
     for key in _given(content, known):
         if key not in known:
@@ -282,9 +276,7 @@ def construct(spec: Spec, room: str, **context: Any) -> Any:
             raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
     given = {name: value for name, value in context.items() if name in parameters} | arguments
     required = [
-        n
-        for n, p in parameters.items()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
     if missing := [name for name in required if name not in given]:
         raise ValueError(f"{kind.__name__} needs the argument {missing[0]!r}: give it beside class_path")
@@ -293,22 +285,16 @@ def construct(spec: Spec, room: str, **context: Any) -> Any:
 
 def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Split a spec into its class and its arguments; an argument may be a class of its own."""
-    content = {"class_path": spec} if isinstance(spec, str) else dict(spec)
+    content: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     if not isinstance(content.get("class_path"), str):
-        raise ValueError(
-            f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}"
-        )
+        raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
     kind = resolve(content.pop("class_path"), room)
     arguments = {**(content.pop("init_args", None) or {}), **content}
-    nested = {
-        n: construct(v, room) for n, v in arguments.items() if isinstance(v, dict) and "class_path" in v
-    }
+    nested = {n: construct(v, room) for n, v in arguments.items() if isinstance(v, dict) and "class_path" in v}
     return kind, arguments | nested
 
 
-def build(
-    config: ModelConfig, shape: Sequence[int] | None = None, examples: Tensor | None = None
-) -> MixtureVAE:
+def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Tensor | None = None) -> MixtureVAE:
     """Build the model that a configuration describes, with random weights.
 
     Args:

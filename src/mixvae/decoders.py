@@ -59,7 +59,8 @@ class Decoder(nn.Module):
     def forward(self, z: Float[Tensor, "... D"]) -> Distribution:
         """Return p(x|z) with batch shape z.shape[:-1] and event shape x.shape[1:]."""
         batch = z.shape[:-1]
-        output = self.network(z.reshape(-1, z.shape[-1])).unflatten(0, batch)
+        output = self.network(z.reshape(-1, z.shape[-1]))
+        output = output.reshape(*batch, *output.shape[1:])
         return Independent(self.likelihood(output), output.dim() - len(batch), validate_args=False)
 
 

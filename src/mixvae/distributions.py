@@ -63,7 +63,21 @@ def keyed_normal(
     return torch.from_numpy(noise).permute(1, 2, 0, 3).contiguous()
 
 
-class Components(Distribution):
+class _OnReals(Distribution):
+    """A distribution on all of R^D, whose parameters are checked where they are made."""
+
+    @property
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """None: torch's checks would visit every parameter at every step."""
+        return {}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All of R^D."""
+        return constraints.real_vector
+
+
+class Components(_OnReals):
     """S component distributions for each of B examples: batch shape (S, B), event shape (D,).
 
     A subclass gives `rsample`, `log_prob` and `select`; the rest is derived, and may be overridden where
@@ -76,24 +90,16 @@ class Components(Distribution):
             A components of a posterior these are log(A/S · π_s), the only unbiased choice.
     """
 
-    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
     has_rsample = True
     log_pi: Float[Tensor, " S"]
 
-    def __init__(
-        self, batch_shape: torch.Size, event_shape: torch.Size, log_pi: Float[Tensor, " S"] | None = None
-    ):
+    def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, log_pi: Float[Tensor, " S"] | None = None):
         if log_pi is None:
             log_pi = torch.full((batch_shape[0],), -math.log(batch_shape[0]))
         if log_pi.shape != batch_shape[:1]:
             raise ValueError(f"log_pi must have shape {tuple(batch_shape[:1])}; got {tuple(log_pi.shape)}")
         self.log_pi = log_pi
         super().__init__(batch_shape, event_shape, validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """All of R^D."""
-        return constraints.real_vector
 
     @abstractmethod
     def rsample(self, sample_shape: Sequence[int] = (), noise: Tensor | None = None) -> Tensor:
@@ -105,7 +111,15 @@ class Components(Distribution):
         """
 
     @abstractmethod
-    def log_prob(self, value: Float[Tensor, "... #S #B D"]) -> Float[Tensor, "... S B"]:
+    def log_prob(
+        self,
+        value: Float[
+            Tensor,
+            (
+                ...  # S #B D
+            ),
+        ],
+    ) -> Float[Tensor, "... S B"]:
         """Log-density in nats; component axis −3 of size S scores each under its own, of size 1 under all."""
 
     @abstractmethod
@@ -185,16 +199,22 @@ class DiagonalGaussian(Components):
             noise = torch.randn(*sample_shape, *self.loc.shape, dtype=self.loc.dtype, device=self.loc.device)
         return torch.addcmul(self.loc, self.scale, noise.to(self.loc))
 
-    def log_prob(self, value: Float[Tensor, "... #S #B D"]) -> Float[Tensor, "... S B"]:
+    def log_prob(
+        self,
+        value: Float[
+            Tensor,
+            (
+                ...  # S #B D
+            ),
+        ],
+    ) -> Float[Tensor, "... S B"]:
         """Log-density in nats, evaluated directly, difference by difference."""
         square = (full_precision(value) - self.loc).square() * (-self.log_var).exp()
         return -0.5 * (square + self.log_var + LOG_2PI).sum(-1)
 
     def select(self, index: Int[Tensor, " K"]) -> DiagonalGaussian:
         """Return the components with these positions; their weights rise by (S/K) to stay unbiased."""
-        if len(index) == self.batch_shape[0] and torch.equal(
-            index, torch.arange(len(index), device=index.device)
-        ):
+        if len(index) == self.batch_shape[0] and torch.equal(index, torch.arange(len(index), device=index.device)):
             return self
         log_pi = self.log_pi[index] + math.log(self.batch_shape[0] / len(index))
         return DiagonalGaussian(self.loc[index], self.log_var[index], log_pi)
@@ -202,9 +222,7 @@ class DiagonalGaussian(Components):
     def cross_log_prob(self, z: Float[Tensor, "L S B D"]) -> Float[Tensor, "L S J B"]:
         """Log-density of every draw under every component of its own example, as one batched product."""
         draws, drawn, batch, latent = z.shape
-        points = z.permute(2, 0, 1, 3).reshape(
-            batch, draws * drawn, latent
-        )  # one group of points per example
+        points = z.permute(2, 0, 1, 3).reshape(batch, draws * drawn, latent)  # one group of points per example
         scored = _quadratic(points, *self._quadratic_by_example)  # (B, L·S, J)
         return scored.reshape(batch, draws, drawn, -1).permute(1, 2, 3, 0)
 
@@ -251,7 +269,7 @@ def _quadratic(
         return torch.baddbmm(constant, features, weights.transpose(1, 2)).to(full_precision(z).dtype)
 
 
-class Pooled(Distribution):
+class Pooled(_OnReals):
     """One mixture over all K·S components of K examples: batch shape (), event shape (D,).
 
     p(z) = 1/K Σ_k Σ_s π_s q_s(z | u_k): the VampPrior of pseudo-inputs u, or a Gaussian mixture.
@@ -263,16 +281,9 @@ class Pooled(Distribution):
         Tomczak and Welling, VAE with a VampPrior (2018), https://arxiv.org/abs/1705.07120
     """
 
-    arg_constraints = {}  # pyright: ignore[reportAssignmentType]
-
     def __init__(self, components: Components):
         self.components = components
         super().__init__(torch.Size(), components.event_shape, validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """All of R^D."""
-        return constraints.real_vector
 
     @property
     def log_pi(self) -> Float[Tensor, "S K"]:
@@ -281,7 +292,7 @@ class Pooled(Distribution):
             self.components.batch_shape
         )
 
-    def log_prob(self, value: Float[Tensor, "... D"]) -> Float[Tensor, "..."]:
+    def log_prob(self, value: Float[Tensor, "... D"]) -> Float[Tensor, ...]:
         """Log-density of the mixture in nats."""
         points = value.reshape(-1, value.shape[-1])
         scored = self.components.pairwise_log_prob(points) + self.log_pi

@@ -69,7 +69,7 @@ class Estimate:
         return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def summary(self) -> dict[str, float | int | None]:
-        """Means over the examples, each with the standard error of sampling examples (`_se`) and of drawing (`_mc_se`)."""
+        """Means over the examples; `_se` is the standard error of sampling examples, `_mc_se` that of drawing."""
         rows: dict[str, float | int | None] = {}
         for name, values, errors in (
             ("elbo", self.elbo, self.elbo_mc_se),
@@ -157,25 +157,23 @@ def log_marginal(
         raise ValueError(f"seed must not be negative; got {seed}")
     keys = np.arange(len(x)) if examples is None else np.asarray(examples)
     if len(x) == 0 or len(keys) != len(x):
-        raise ValueError(
-            f"evaluation needs at least one example, each with one number; got {len(x)} and {len(keys)}"
-        )
+        raise ValueError(f"evaluation needs at least one example, each with one number; got {len(x)} and {len(keys)}")
     done: list[dict[str, np.ndarray]] = []
     with torch.no_grad(), evaluating(model):
         prior = model.prior()
         components = model.posterior(x[:1]).batch_shape[0]
         each = draws_per_component or max(1, round(draws / components))
         size = min(max(1, chunk // (components * min(each, DRAW_BLOCK))), LARGEST_BATCH)
-        for rows in torch.arange(len(x)).split(size):
-            batch = x[rows[0] : rows[-1] + 1]
+        for first in range(0, len(x), size):
+            batch, numbers = x[first : first + size], keys[first : first + size]
             q = model.posterior(batch)
             accumulator = _Accumulator(each)
-            for start, stop in _chunks(each, chunk // (components * len(rows))):
-                noise = keyed_normal(seed, keys[rows], start, stop, (components, q.event_shape[0]))
+            for start, stop in _chunks(each, chunk // (components * len(batch))):
+                noise = keyed_normal(seed, numbers, start, stop, (components, q.event_shape[0]))
                 accumulator.add(model.terms(batch, q, prior, stop - start, noise=noise.to(batch.device)))
             done.append(accumulator.result())
             if progress is not None:
-                progress(len(rows))
+                progress(len(batch))
     arrays = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
     return Estimate(**arrays, components=components, draws_per_component=each, seed=seed)
 
@@ -243,9 +241,7 @@ class _Accumulator:
         }
         assert self.largest is not None
         arrays = {name: value.cpu().numpy() for name, value in values.items()}
-        return arrays | {
-            "pareto_k": np.array([_pareto_k(row, total) for row in self.largest.T.cpu().numpy()])
-        }
+        return arrays | {"pareto_k": np.array([_pareto_k(row, total) for row in self.largest.T.cpu().numpy()])}
 
 
 def _tail(draws: int) -> int:
@@ -255,19 +251,18 @@ def _tail(draws: int) -> int:
 
 def _pareto_k(largest: np.ndarray, draws: int) -> float:
     """Pareto k̂ of the largest log weights of so many draws; the rest lies below them and does not enter."""
-    from arviz_stats.base import array_stats
+    from arviz_stats.base.array import array_stats
 
     if _tail(draws) < 5 or not np.isfinite(largest).all() or largest[0] - largest[-2] < 1e-9:
         return math.nan
     weights = np.full(draws, largest[-1])
     weights[: len(largest)] = largest
-    return float(array_stats.pareto_khat(weights[None], r_eff=1.0, tail="right", log_weights=True))
+    # `psislw` takes −log w, as of leave-one-out; `pareto_khat(log_weights=True)` of 0.8 fits log w itself
+    return float(np.asarray(array_stats.psislw(-weights, r_eff=1.0, axis=-1)[1]))
 
 
 @torch.no_grad()
-def encode(
-    model: MixtureVAE, x: Float[Tensor, "N ..."]
-) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S D"]]:
+def encode(model: MixtureVAE, x: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S D"]]:
     """Mean and standard deviation of every component of q(z|x), on the CPU."""
     with evaluating(model):
         parts = [_moments(model.posterior(batch)) for batch in x.split(LARGEST_BATCH)]

@@ -133,9 +133,7 @@ def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
     _scatter(panels[0], [(str(s + 1), plane[:, s]) for s in range(components)], "component")
     if labels is not None:
         overall = plane.mean(1)
-        _scatter(
-            panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label (mixture mean)"
-        )
+        _scatter(panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label (mixture mean)")
     for panel, name in zip(panels, names, strict=True):
         panel.set_title(name, fontsize=10, loc="left")
         panel.set_xlabel(f"first principal component ({share[0]:.0%})")

@@ -108,9 +108,7 @@ class MixtureVAE(nn.Module):
             own=own,
         )
 
-    def log_likelihood(
-        self, x: Float[Tensor, "B ..."], z: Float[Tensor, "... B D"]
-    ) -> Float[Tensor, "... B"]:
+    def log_likelihood(self, x: Float[Tensor, "B ..."], z: Float[Tensor, "... B D"]) -> Float[Tensor, "... B"]:
         """Log-likelihood log p(x_b | z_b) in nats.
 
         Raises:
@@ -153,8 +151,8 @@ def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
     support = likelihood.support
     if support is not None and not bool(support.check(x).all()):
         raise ValueError(
-            f"x holds values from {x.min():.4g} to {x.max():.4g} that are outside the support of the "
-            f"likelihood, {getattr(support, 'base_constraint', support)}: binarise the data, or choose a likelihood for such values"
+            f"x holds values from {x.min():.4g} to {x.max():.4g}, some outside the likelihood's support, "
+            f"{getattr(support, 'base_constraint', support)}: binarise the data, or choose a likelihood for them"
         )
 
 

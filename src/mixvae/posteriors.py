@@ -27,17 +27,13 @@ class Posterior(nn.Module, ABC):
 
     log_scores: Tensor
 
-    def __init__(
-        self, components: int, weights: Sequence[float] | None = None, *, learn_weights: bool = False
-    ):
+    def __init__(self, components: int, weights: Sequence[float] | None = None, *, learn_weights: bool = False):
         super().__init__()
         if components < 1:
             raise ValueError(f"a mixture needs at least 1 component; got {components}")
         scores = torch.ones(components) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
         if scores.shape != (components,) or not bool((scores > 0).all() and scores.isfinite().all()):
-            raise ValueError(
-                f"weights must be {components} positive numbers, one per component; got {weights}"
-            )
+            raise ValueError(f"weights must be {components} positive numbers, one per component; got {weights}")
         if learn_weights:
             self.log_scores = nn.Parameter(scores.log())
         else:

@@ -47,9 +47,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False) -> RunDirect
     if resume:
         config = _same_run(run, config)
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-        raise ValueError(
-            f"{run.path} exists already: go on with it by --resume {run.path}, or choose another --out"
-        )
+        raise ValueError(f"{run.path} exists already: go on with it by --resume {run.path}, or choose another --out")
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     training = mixvae.config.settings(config.training)
@@ -121,9 +119,7 @@ def read_config(run: RunDirectory) -> Config:
 
 def open_data(config: DataConfig) -> Dataset:
     """Load the data that a configuration names."""
-    return datasets.load(
-        config.name, root=config.root, binarize=config.binarize, seed=config.seed, limit=config.limit
-    )
+    return datasets.load(config.name, root=config.root, binarize=config.binarize, seed=config.seed, limit=config.limit)
 
 
 def load(run: str | Path) -> MixtureVAE:
@@ -242,9 +238,7 @@ def reconstruct(run: str | Path, n: int = 10, *, split: SplitName = "test") -> t
     return x.cpu().numpy(), model.reconstruct(x).cpu().numpy()
 
 
-def encode_split(
-    run: str | Path, *, split: SplitName = "test", examples: int | None = None
-) -> dict[str, np.ndarray]:
+def encode_split(run: str | Path, *, split: SplitName = "test", examples: int | None = None) -> dict[str, np.ndarray]:
     """Mean and standard deviation of every component, (N, S, D) each, and labels (N,) if there are any."""
     _, model, _, part = _open(run, split)
     part = part.head(examples)

@@ -146,11 +146,7 @@ def load(
         train, validation, test = _own(Path(name), seed)
     else:
         near = difflib.get_close_matches(name, SOURCES, 1)
-        hint = (
-            f"did you mean {near[0]}?"
-            if near
-            else f"choose one of {', '.join(SOURCES)} or a path that exists"
-        )
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SOURCES)} or a path that exists"
         raise ValueError(f"unknown data set {name!r}: {hint}")
     train = train.head(limit)
     for split, part in (("training", train), ("validation", validation), ("test", test)):
@@ -183,9 +179,7 @@ def _check(name: str, splits: list[Split], binarize: Binarize) -> None:
             continue
         bad = ~split.x.isfinite()
         if bad.any():
-            raise ValueError(
-                f"{name} holds {int(bad.sum())} values that are NaN or infinite: remove or impute them"
-            )
+            raise ValueError(f"{name} holds {int(bad.sum())} values that are NaN or infinite: remove or impute them")
         low, high = float(split.x.min()), float(split.x.max())
         if binarize != "none" and not (low >= 0 and high <= 1):
             raise ValueError(
@@ -210,16 +204,12 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
     if x.ndim == 4 and x.shape[1] > 4 and x.shape[-1] in (1, 3, 4):
         raise ValueError(f"{name} has its channels last, {x.shape}: transpose it to (N, C, H, W)")
     if y is not None and y.shape != (len(x),):
-        raise ValueError(
-            f"{name} has {len(x)} examples, its labels have shape {y.shape}: give one label each"
-        )
+        raise ValueError(f"{name} has {len(x)} examples, its labels have shape {y.shape}: give one label each")
     if x.dtype.kind not in "buif":
         raise ValueError(f"{name} must hold numbers or booleans; got {x.dtype}")
     bytes_fit = x.dtype.kind in "bui" and x.size > 0 and x.min() >= 0 and x.max() <= 255
     if x.dtype.kind in "bui" and x.ndim > 2 and x.size and not bytes_fit:
-        raise ValueError(
-            f"{name} holds whole numbers from {x.min()} to {x.max()}; 8-bit images have 0 to 255"
-        )
+        raise ValueError(f"{name} holds whole numbers from {x.min()} to {x.max()}; 8-bit images have 0 to 255")
     as_bytes = bytes_fit and (x.ndim > 2 or x.dtype.kind == "b" or x.dtype == np.uint8 or x.max() <= 1)
     values = x.astype(np.uint8 if as_bytes else np.float32)
     levels = 255 if as_bytes and x.max() > 1 else 1
@@ -318,9 +308,7 @@ class CifarSource:
         batches = read_cifar(path)
         names = [name for name in batches if name.startswith("data_batch")]
         if not names or "test_batch" not in batches:
-            raise ValueError(
-                f"{path} must hold data_batch_1.bin … and test_batch.bin; it holds {sorted(batches)}"
-            )
+            raise ValueError(f"{path} must hold data_batch_1.bin … and test_batch.bin; it holds {sorted(batches)}")
         images, labels = (np.concatenate(part) for part in zip(*(batches[n] for n in names), strict=True))
         whole = as_split(images, labels, name=str(path))
         cut = len(whole) - len(whole) // 5

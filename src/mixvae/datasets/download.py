@@ -52,7 +52,7 @@ def fetch(url: str, checksum: str, name: str) -> Path:
     target = folder / url.rpartition("/")[2]
     manual = f"put {target.name} into {folder}, or name its folder with --data.root"
     bar = _Bar(target.name)
-    download = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=TIMEOUT)  # pyright: ignore
+    download: Any = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**18, timeout=TIMEOUT)  # pyright: ignore
     logger = pooch.get_logger()
     level, _ = logger.level, logger.setLevel("WARNING")
     try:

@@ -47,7 +47,7 @@ def read_idx(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise ValueError(
-            f"{path} is truncated or damaged: its header promises {math.prod(shape)} bytes, {len(content) - start} follow"
+            f"{path} is truncated or damaged: {math.prod(shape)} bytes promised, {len(content) - start} found"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 

@@ -1,4 +1,4 @@
-"""Training on Lightning Fabric: KL warm-up, early stopping, checkpoints, and resuming bit for bit."""
+"""One training: its loop, its checkpoints, and how it goes on from them."""
 
 from __future__ import annotations
 
@@ -10,63 +10,27 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from lightning_fabric import Fabric
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mixvae.bounds import Bound, elbo, log_weights, miselbo
+from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
 from mixvae.files import RunDirectory, load_state, load_tensors, load_weights, save_state, save_weights
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.training.progress import Display
 
-TESTED_STRATEGIES = ("auto", "ddp")
 VALIDATION_BATCH = 500
 VALIDATION_SEED = 0
-PLAIN_SECONDS = 10.0
-"""Seconds between progress lines where there is no terminal to draw a bar on."""
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
-DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
-
-
-def launch(
-    accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto", precision: Any = "32-true"
-) -> Fabric:
-    """Start Lightning Fabric, with one process per device.
-
-    Args:
-        accelerator: `cpu`, `cuda`, … as Fabric knows them; `auto` is a CUDA GPU if there is one, else the CPU.
-        devices: how many devices.
-        strategy: `auto` or `ddp`.
-        precision: `32-true`, `bf16-mixed`, … as Fabric knows them; densities are computed in full precision.
-
-    Raises:
-        ValueError: the strategy is not one that mixvae is tested with, or Fabric refuses a value.
-    """
-    if strategy not in TESTED_STRATEGIES:
-        raise ValueError(
-            f"strategy {strategy!r} is not tested with mixvae: use {' or '.join(TESTED_STRATEGIES)}"
-        )
-    if accelerator == "auto":
-        accelerator = default_device()
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
-    fabric.launch()
-    return fabric
-
-
-def default_device() -> str:
-    """Device that work goes to unless told otherwise: a CUDA GPU if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Objective(nn.Module):
@@ -82,9 +46,7 @@ class Objective(nn.Module):
         self.model = model
         self.bound = bound
 
-    def forward(
-        self, x: Float[Tensor, "B ..."], noise: Float[Tensor, "L S B D"], beta: float
-    ) -> Float[Tensor, " B"]:
+    def forward(self, x: Float[Tensor, "B ..."], noise: Float[Tensor, "L S B D"], beta: float) -> Float[Tensor, " B"]:
         """Return the bound of every example, its KL part scaled by beta."""
         terms = self.model(x, len(noise), noise=noise)
         return self.bound(log_weights(terms, beta), terms.weight)
@@ -158,7 +120,7 @@ class Trainer:
     @property
     def kept(self) -> MixtureVAE:
         """The model that is validated and kept: the running average if there is one."""
-        return self.ema.module if self.ema else self.model
+        return cast(MixtureVAE, self.ema.module) if self.ema else self.model
 
     @property
     def done(self) -> bool:
@@ -170,7 +132,7 @@ class Trainer:
         """Train to the end and leave the best weights in the model; returns one row per epoch."""
         self._resume()
         rows = self.directory.read_metrics() if self.directory else []
-        show = _Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
+        show = Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
         with show as display, self._signals():
             while not self.done:
                 row = self._epoch()
@@ -200,15 +162,13 @@ class Trainer:
             noise = torch.randn(shape, generator=self.noise, device=self.fabric.device)
             value = self.objective(x[rank::world], noise[:, :, rank::world], beta).sum()
             report = torch.stack([value.detach(), value.new_tensor(float(self.stop_signal))])
-            total, stop = self.fabric.all_reduce(report, reduce_op="sum").tolist()
+            total, stop = self._over_all(report).tolist()
             if not math.isfinite(total):
                 raise FloatingPointError(self._diverged("the bound", beta))
             self.optimizer.zero_grad()
             self.fabric.backward(-value * (world / len(rows)))
             if self.clip is not None:
-                self.fabric.clip_gradients(
-                    self.objective, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
-                )
+                self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
             self.optimizer.step()
             if self.ema:
                 self.ema.update_parameters(self.model)
@@ -259,7 +219,11 @@ class Trainer:
                 noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, self.latent)
                 terms = model(x, noise=noise.to(x.device))
                 total += miselbo(log_weights(terms), terms.weight).double().sum()
-        return float(self.fabric.all_reduce(total, reduce_op="sum")) / len(self.validation)
+        return float(self._over_all(total)) / len(self.validation)
+
+    def _over_all(self, value: Tensor) -> Tensor:
+        """Sum over all processes."""
+        return cast(Tensor, self.fabric.all_reduce(value, reduce_op="sum"))
 
     def _log(self, row: dict[str, Any]) -> None:
         """Append to the metrics, and to TensorBoard where that is installed."""
@@ -267,7 +231,7 @@ class Trainer:
             return
         self.directory.append_metrics(row)
         if importlib.util.find_spec("tensorboard"):
-            from lightning_fabric.loggers import TensorBoardLogger
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             if not self.fabric.loggers:
                 self.fabric.loggers.append(TensorBoardLogger(self.directory.path, "tensorboard", version=""))
@@ -286,9 +250,7 @@ class Trainer:
             return
         tensors = self.model.state_dict()
         if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
-            raise FloatingPointError(
-                self._diverged("a weight", min(1.0, (self.state.epoch + 1) / (self.warmup or 1)))
-            )
+            raise FloatingPointError(self._diverged("a weight", min(1.0, (self.state.epoch + 1) / (self.warmup or 1))))
         if self.unsaved_best and self.best_weights is not None:
             save_weights(self.directory.weights, self.best_weights)
             self.unsaved_best = False
@@ -353,115 +315,3 @@ class Trainer:
         if self.stop_signal == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
-
-
-class _Display:
-    """Progress of a training: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, epochs: int):
-        self.console = Console(stderr=True)
-        self.epochs = epochs
-        self.printed = -math.inf
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-        self.progress = Progress(*columns, console=self.console, transient=True)
-        self.task = self.progress.add_task("training", total=epochs)
-        self.started: tuple[int, float] | None = None
-
-    def __enter__(self) -> _Display:
-        if self.console.is_terminal:
-            self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-
-    def show(self, row: dict[str, Any]) -> None:
-        """Show the newest epoch."""
-        epoch = row["epoch"]
-        first, since = self.started or (epoch - 1, row["seconds"])
-        self.started = first, since
-        pace = (row["seconds"] - since) / (epoch - first - 1) if epoch > first + 1 else row["seconds"] / epoch
-        text = (
-            f"epoch {epoch}/{self.epochs}  bound {row['bound']:.2f}  validation {row['validation']:.2f}"
-            f"  best {row['best_epoch']}  β {row['beta']:.2f}  {pace:.2g} s/epoch"
-        )
-        if self.console.is_terminal:
-            self.progress.update(self.task, completed=epoch, description=text)
-        elif epoch == self.epochs or time.monotonic() - self.printed >= PLAIN_SECONDS:
-            self.printed = time.monotonic()
-            self.console.print(
-                f"{text}  {pace * (self.epochs - epoch):.0f} s left", highlight=False, soft_wrap=True
-            )
-
-
-def fit(
-    model: MixtureVAE,
-    data: Dataset,
-    *,
-    epochs: int = 100,
-    batch: int = 100,
-    draws: int = 1,
-    bound: Bound = elbo,
-    optimizer: MakeOptimizer = DEFAULT_OPTIMIZER,
-    schedule: MakeSchedule | None = None,
-    warmup: int = 0,
-    patience: int | None = None,
-    clip: float | None = None,
-    ema: float | None = None,
-    seed: int = 0,
-    directory: RunDirectory | None = None,
-    fabric: Fabric | None = None,
-    save_every: float = 30.0,
-) -> list[dict[str, Any]]:
-    """Train a model by maximising a bound, and leave it with the weights of the epoch best on validation.
-
-    With a run directory the training can be killed at any instant: calling `fit` again goes on from the last
-    checkpoint and ends with the same weights, bit for bit, at the same number of threads.
-
-    Args:
-        model: the model, as `MixtureVAE` or a module with its `forward`.
-        data: training and validation examples.
-        epochs: passes over the training examples at most.
-        batch: examples per step, over all devices together.
-        draws: draws L per component.
-        bound: what is maximised, in nats per example.
-        optimizer: makes an optimiser from parameters.
-        schedule: makes a learning-rate schedule from an optimiser; it steps once per epoch.
-        warmup: epochs over which β rises linearly to 1.
-        patience: epochs without a better validation MISELBO, after the warm-up, that end the training.
-        clip: largest norm of the gradient.
-        ema: decay of a running average of the weights, which is then what is validated and kept.
-        seed: seed of shuffling, binarisation and draws.
-        directory: where checkpoints and metrics go; nothing is written by default.
-        fabric: device, precision and processes, as `launch` gives them; this process by default.
-        save_every: seconds between checkpoints.
-
-    Returns:
-        One row per epoch: epoch, bound, validation, beta, learning_rate, best_epoch, seconds.
-
-    Raises:
-        ValueError: a number is out of range, or a checkpoint is damaged or of another architecture.
-        FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
-    """
-    for name, value, least in (
-        ("epochs", epochs, 1),
-        ("batch", batch, 1),
-        ("draws", draws, 1),
-        ("warmup", warmup, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
-    if ema is not None and not 0 < ema < 1:
-        raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {ema}")
-    if clip is not None and clip <= 0:
-        raise ValueError(f"clip must be positive; got {clip}")
-    if fabric is None:
-        fabric = launch()
-    if min(batch, len(data.train)) < fabric.world_size:
-        raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
-    return Trainer(
-        model, data, epochs=epochs, batch=batch, draws=draws, bound=bound, optimizer=optimizer, schedule=schedule,
-        warmup=warmup, patience=patience, clip=clip, ema=ema, seed=seed, directory=directory, fabric=fabric,
-        save_every=save_every,
-    ).run()  # fmt: skip

@@ -1,0 +1,46 @@
+"""Shapes and types of every call are checked while the tests run."""
+
+from jaxtyping import install_import_hook
+
+ROOMS = ("bounds", "distributions", "networks", "priors", "decoders", "posteriors", "model", "evaluation", "training")
+install_import_hook([f"mixvae.{room}" for room in ROOMS], "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from mixvae.decoders import MLP  # noqa: E402
+from mixvae.model import MixtureVAE  # noqa: E402
+from mixvae.networks import GatedEncoder  # noqa: E402
+from mixvae.posteriors import SeparateEncoders  # noqa: E402
+from mixvae.priors import StandardNormal  # noqa: E402
+
+
+def tiny_model(components=3, shape=(1, 2, 2), latent=2, prior=None, dtype=torch.float64, seed=0, **posterior):
+    """A model small enough for exact answers."""
+    torch.manual_seed(seed)
+    q = SeparateEncoders(lambda: GatedEncoder(shape, latent, (5,)), components, **posterior)
+    for encoder in q.encoders:  # apart from each other, so that their order and weights matter
+        torch.nn.init.normal_(encoder.head.weight, std=1.0)
+        torch.nn.init.normal_(encoder.head.bias, std=0.7)
+    p = StandardNormal(latent) if prior is None else prior(q, shape, latent)
+    return MixtureVAE(q, p, MLP(latent, shape, (5,))).to(dtype)
+
+
+def binary(n, shape=(1, 2, 2), seed=1, dtype=torch.float64):
+    """Random binary images."""
+    return (torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) < 0.5).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def as_users_run():
+    """No checks of shapes by annotation: what a user without test dependencies sees."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

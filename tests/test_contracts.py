@@ -1,0 +1,159 @@
+"""One contract for every posterior, prior and decoder: a new one joins by adding one line to a table."""
+
+import pytest
+import torch
+from torch import nn
+
+from mixvae.bounds import elbo, log_weights
+from mixvae.decoders import MLP, Bernoulli, ContinuousBernoulli, Decoder, Gaussian
+from mixvae.files import load_tensors
+from mixvae.model import MixtureVAE, evaluating
+from mixvae.networks import GatedEncoder
+from mixvae.posteriors import SeparateEncoders
+from mixvae.priors import GaussianMixture, StandardNormal, VampPrior
+
+SHAPE, LATENT, COMPONENTS, BATCH = (1, 2, 3), 2, 3, 4
+
+
+class UserEncoder(nn.Module):
+    """What a user may have: no base class, dropout and all."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2 * LATENT))
+
+    def forward(self, x):
+        return self.net(x).chunk(2, -1)
+
+
+POSTERIORS = {
+    "separate": lambda: SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS),
+    "separate, weighted": lambda: SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS, [3.0, 2.0, 1.0]),
+    "separate, learned weights": lambda: SeparateEncoders(UserEncoder, COMPONENTS, learn_weights=True),
+}
+PRIORS = {
+    "standard normal": lambda q: StandardNormal(LATENT),
+    "Gaussian mixture": lambda q: GaussianMixture(LATENT, 3),
+    "VampPrior": lambda q: VampPrior(q, SHAPE, 5),
+    "VampPrior from examples": lambda q: VampPrior(q, SHAPE, 5, examples=data("Bernoulli")[0].repeat(3, 1, 1, 1)),
+    "VampPrior on the real line": lambda q: VampPrior(q, SHAPE, 5, squash=nn.Identity()),
+}
+DECODERS = {
+    "Bernoulli": lambda: MLP(LATENT, SHAPE, (5,)),
+    "continuous Bernoulli": lambda: MLP(LATENT, SHAPE, (5,), ContinuousBernoulli),
+    "Gaussian": lambda: MLP(LATENT, SHAPE, (5,), Gaussian(SHAPE)),
+    "user network": lambda: Decoder(nn.Sequential(nn.Linear(LATENT, 6), nn.Unflatten(-1, SHAPE)), Bernoulli),
+}
+
+
+def data(decoder):
+    x = torch.rand(BATCH, *SHAPE)
+    return ((x < 0.5).float() if decoder in ("Bernoulli", "user network") else x), BATCH
+
+
+@pytest.fixture(params=POSTERIORS)
+def posterior(request):
+    return POSTERIORS[request.param]().double()
+
+
+@pytest.fixture(params=PRIORS)
+def prior(request, posterior):
+    return PRIORS[request.param](posterior).double()
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request):
+    return DECODERS[request.param]().double(), data(request.param)[0].double()
+
+
+def test_posterior_gives_components_that_score_their_own_draws(posterior):
+    x = torch.rand(BATCH, *SHAPE, dtype=torch.float64)
+    q = posterior(x)
+    assert q.batch_shape == (COMPONENTS, BATCH)
+    assert q.event_shape == (LATENT,)
+    assert q.log_pi.exp().sum().item() == pytest.approx(1)
+    z = q.rsample((7,))
+    assert z.shape == (7, COMPONENTS, BATCH, LATENT)
+    cross, own = q.cross_log_prob(z), q.log_prob(z)
+    for s in range(COMPONENTS):
+        torch.testing.assert_close(cross[:, s, s], own[:, s])
+        torch.testing.assert_close(cross[:, s], q.log_prob(z[:, s : s + 1]))
+    pairs = q.pairwise_log_prob(z[:, 0, 0])
+    torch.testing.assert_close(pairs[:, :, 0], cross[:, 0, :, 0])
+
+
+def test_posterior_is_a_function_of_its_noise(posterior):
+    x = torch.rand(BATCH, *SHAPE, dtype=torch.float64)
+    noise = torch.randn(2, COMPONENTS, BATCH, LATENT, dtype=torch.float64)
+    q = posterior(x)
+    assert torch.equal(q.rsample((2,), noise), q.rsample((2,), noise))
+    index = torch.tensor([2, 0])
+    torch.testing.assert_close(q.select(index).rsample((2,), noise[:, index]), q.rsample((2,), noise)[:, index])
+    torch.testing.assert_close(posterior(x, index).mean, q.mean[index])
+
+
+def test_each_component_integrates_to_one(posterior):
+    q = posterior(torch.rand(BATCH, *SHAPE, dtype=torch.float64))
+    axis = torch.linspace(-15, 15, 401, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    total = q.pairwise_log_prob(points).logsumexp(0).exp() * (30 / 400) ** 2
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0)
+
+
+def test_prior_is_one_normalised_distribution_that_draws_what_it_scores(prior):
+    p = prior()
+    assert p.batch_shape == ()
+    assert p.event_shape == (LATENT,)
+    axis = torch.linspace(-12, 12, 401, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    density = p.log_prob(points).exp() * (24 / 400) ** 2
+    assert density.sum().item() == pytest.approx(1, abs=1e-4)
+    n = 4000
+    draws = p.sample((n,))
+    assert draws.shape == (n, LATENT)
+    assert ((draws.mean(0) - density @ points).abs() < 5 * draws.std(0) / n**0.5).all()
+    assert p.log_prob(draws.reshape(10, 20, -1, LATENT)).shape == (10, 20, n // 200)
+
+
+def test_decoder_describes_observations_for_any_batch_of_latents(decoder):
+    module, x = decoder
+    z = torch.randn(3, 2, BATCH, LATENT, dtype=torch.float64)
+    p = module(z)
+    assert p.batch_shape == (3, 2, BATCH)
+    assert p.event_shape == SHAPE
+    assert p.mean.shape == (3, 2, BATCH, *SHAPE)
+    whole = p.log_prob(x)
+    torch.testing.assert_close(module(z[1, 0, 2]).log_prob(x[2]), whole[1, 0, 2])
+
+
+def test_every_parameter_learns_and_is_saved(posterior, prior, decoder, tmp_path):
+    module, x = decoder
+    model = MixtureVAE(posterior, prior, module)
+    terms = model(x, 2)
+    elbo(log_weights(terms), terms.weight).mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+    names = list(model.state_dict())
+    assert len(set(names)) == len(names)
+    shared = [t.data_ptr() for t in model.state_dict().values()]
+    assert len(set(shared)) == len(shared), "safetensors refuses shared tensors"
+    noise = torch.randn(2, COMPONENTS, BATCH, LATENT, dtype=torch.float64)
+    with evaluating(model):
+        before = log_weights(model(x, 2, noise=noise))
+        saved = {name: t.clone() for name, t in model.state_dict().items()}
+        for p in model.parameters():
+            p.data.normal_()
+        load_tensors(model, saved, "memory")
+        torch.testing.assert_close(log_weights(model(x, 2, noise=noise)), before)
+
+
+def test_examples_of_a_batch_do_not_influence_each_other(posterior, prior, decoder):
+    module, x = decoder
+    model = MixtureVAE(posterior, prior, module)
+    noise = torch.randn(2, COMPONENTS, BATCH, LATENT, dtype=torch.float64)
+    with torch.no_grad():
+        for mode in (True, False):
+            model.train(mode)
+            whole = log_weights(model(x, 2, noise=noise))
+            alone = log_weights(model(x[1:2], 2, noise=noise[:, :, 1:2]))
+            torch.testing.assert_close(alone[..., 0], whole[..., 1])

@@ -1,0 +1,39 @@
+"""Likelihoods are normalised and learn what they should."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+
+from mixvae.decoders import MLP, ContinuousBernoulli, Decoder, Gaussian
+
+
+def test_gaussian_variance_is_learned_and_has_a_floor():
+    likelihood = Gaussian((3,), minimum=0.1).double()
+    assert likelihood(torch.zeros(3, dtype=torch.float64)).scale.tolist() == pytest.approx([1.1] * 3)
+    data = torch.randn(2000, 3, dtype=torch.float64) * torch.tensor([0.5, 2.0, 0.0])
+    optimizer = torch.optim.Adam(likelihood.parameters(), 0.05)
+    for _ in range(600):
+        optimizer.zero_grad()
+        (-likelihood(torch.zeros(3, dtype=torch.float64)).log_prob(data).mean()).backward()
+        optimizer.step()
+    scale = likelihood(torch.zeros(3, dtype=torch.float64)).scale
+    torch.testing.assert_close(scale[:2].double(), data.square().mean(0).sqrt()[:2], rtol=0.02, atol=0)
+    assert 0.1 <= scale[2] < 0.12
+
+
+def test_gaussian_likelihood_is_the_normal_density():
+    decoder = MLP(2, (3,), (4,), Gaussian((3,)))
+    z, x = torch.randn(5, 2), torch.randn(5, 3)
+    expected = Normal(decoder.network(z), decoder.likelihood(torch.zeros(3)).scale).log_prob(x).sum(-1)
+    torch.testing.assert_close(decoder(z).log_prob(x), expected)
+
+
+def test_any_callable_that_gives_a_distribution_is_a_likelihood():
+    decoder = Decoder(nn.Linear(2, 3), lambda rate: torch.distributions.Poisson(rate.exp()))
+    assert decoder(torch.zeros(4, 2)).log_prob(torch.ones(4, 3)).shape == (4,)
+
+
+def test_half_precision_logits_do_not_cost_the_likelihood_its_digits():
+    p = ContinuousBernoulli(torch.ones(3, dtype=torch.bfloat16))
+    assert p.log_prob(torch.rand(3)).dtype == torch.float32

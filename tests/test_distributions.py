@@ -1,0 +1,176 @@
+"""Densities against explicit loops, quadrature and enumeration."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Normal
+
+from mixvae.distributions import (
+    DRAW_BLOCK,
+    Bernoulli,
+    Components,
+    ContinuousBernoulli,
+    DiagonalGaussian,
+    Pooled,
+    keyed_normal,
+)
+
+
+def gaussians(components=3, batch=4, latent=5, spread=2.0, low=-6.0, high=2.0, dtype=torch.float64, weighted=True):
+    log_var = torch.rand(components, batch, latent, dtype=dtype) * (high - low) + low
+    log_pi = torch.randn(components, dtype=dtype).log_softmax(0) if weighted else None
+    return DiagonalGaussian(torch.randn(components, batch, latent, dtype=dtype) * spread, log_var, log_pi)
+
+
+def test_log_prob_follows_the_rule_of_the_component_axis():
+    q = gaussians()
+    z = q.rsample((6,))
+    own, every = q.log_prob(z), q.log_prob(z[:, :1])
+    for l, s, b in itertools.product(range(6), range(3), range(4)):  # noqa: E741
+        normal = Normal(q.mean[s, b], q.scale[s, b])
+        torch.testing.assert_close(own[l, s, b], normal.log_prob(z[l, s, b]).sum())
+        torch.testing.assert_close(every[l, s, b], normal.log_prob(z[l, 0, b]).sum())
+
+
+def test_cross_density_scores_every_component_of_the_same_example_at_every_draw():
+    q = gaussians()
+    z = q.rsample((2,))
+    cross = q.cross_log_prob(z)
+    for l, s, j, b in itertools.product(range(2), range(3), range(3), range(4)):  # noqa: E741
+        expected = Normal(q.mean[j, b], q.scale[j, b]).log_prob(z[l, s, b]).sum()
+        torch.testing.assert_close(cross[l, s, j, b], expected)
+
+
+def test_pairwise_density_scores_every_point_under_every_component_of_every_example():
+    q, points = gaussians(), torch.randn(7, 5, dtype=torch.float64)
+    torch.testing.assert_close(q.pairwise_log_prob(points), Components.pairwise_log_prob(q, points))
+
+
+@pytest.mark.parametrize(("spread", "log_var"), [(2.0, -6.0), (50.0, -6.0), (1e3, -12.0)])
+def test_matrix_product_keeps_float32_digits_however_narrow_or_far_the_gaussians(spread, log_var):
+    """A quadratic expanded in float32 alone is wrong by hundreds of nats for the last of these."""
+    exact = gaussians(spread=spread, low=log_var, high=log_var + 1)
+    z = exact.rsample((2,))
+    rounded = DiagonalGaussian(exact.mean.float(), exact.log_var.float(), exact.log_pi.float())
+    as_doubles = DiagonalGaussian(rounded.mean.double(), rounded.log_var.double(), rounded.log_pi.double())
+    z = rounded.rsample((2,))
+    found, expected = rounded.cross_log_prob(z).double(), as_doubles.log_prob(z.double().unsqueeze(-3))
+    near = expected > expected.amax(2, keepdim=True) - 50  # components that count in the mixture
+    assert (found - expected)[near].abs().max() < 0.01 + 1e-6 * expected[near].abs().max()
+
+
+def test_densities_stay_exact_under_autocast():
+    """A product taken in bfloat16 would be wrong by whole nats."""
+    q = gaussians(dtype=torch.float32)
+    z = q.rsample((2,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = q.cross_log_prob(z), Pooled(q).log_prob(z)
+    torch.testing.assert_close(found[0], q.cross_log_prob(z))
+    torch.testing.assert_close(found[1], Pooled(q).log_prob(z))
+
+
+def test_half_precision_parameters_are_promoted():
+    q = DiagonalGaussian(torch.zeros(1, 1, 2, dtype=torch.bfloat16), torch.zeros(1, 1, 2, dtype=torch.bfloat16))
+    assert q.log_prob(torch.zeros(1, 1, 2)).dtype == torch.float32
+
+
+def grid(low=-9.0, high=9.0, n=361):
+    axis = torch.linspace(low, high, n, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    return points, ((high - low) / (n - 1)) ** 2
+
+
+def test_weighted_mixture_integrates_to_one_in_two_dimensions():
+    q = gaussians(batch=1, latent=2, spread=1.5, low=-2.0, high=0.5)
+    points, area = grid()
+    log_mixture = (q.pairwise_log_prob(points)[:, :, 0] + q.log_pi).logsumexp(-1)
+    assert log_mixture.exp().sum().item() * area == pytest.approx(1, abs=1e-6)
+
+
+def test_pooled_density_integrates_to_one_and_weighs_components():
+    q = gaussians(batch=3, latent=2, spread=1.5, low=-2.0, high=0.5)
+    points, area = grid()
+    assert Pooled(q).log_prob(points).exp().sum().item() * area == pytest.approx(1, abs=1e-6)
+    looped = sum(
+        q.log_pi[s].exp() / 3 * Normal(q.mean[s, k], q.scale[s, k]).log_prob(points).sum(-1).exp()
+        for s in range(3)
+        for k in range(3)
+    )
+    torch.testing.assert_close(Pooled(q).log_prob(points).exp(), looped)
+
+
+def test_pooled_samples_have_the_mixtures_mean_and_variance():
+    q, n = gaussians(batch=3, latent=2), 40_000
+    pooled = Pooled(q)
+    draws = pooled.sample((n,))
+    weight = pooled.log_pi.exp()[..., None]
+    mean = (weight * q.mean).sum((0, 1))
+    second = (weight * (q.variance + q.mean.square())).sum((0, 1))
+    for found, expected in ((draws, mean), (draws.square(), second)):
+        error = found.std(0) / n**0.5
+        assert ((found.mean(0) - expected).abs() < 5 * error).all()
+
+
+def test_pooled_samples_keep_any_shape():
+    pooled = Pooled(gaussians(latent=2))
+    assert pooled.sample().shape == (2,)
+    assert pooled.sample((3, 4)).shape == (3, 4, 2)
+
+
+def test_samples_have_the_components_moments():
+    q, n = gaussians(), 20_000
+    z = q.rsample((n,))
+    assert ((z.mean(0) - q.mean).abs() < 5.5 * q.scale / n**0.5).all()
+    assert ((z.var(0) / q.variance - 1).abs() < 5.5 * (2 / n) ** 0.5).all()
+
+
+def test_selected_components_keep_the_bound_unbiased():
+    q = gaussians(components=4)
+    chosen = q.select(torch.tensor([2, 0]))
+    assert torch.equal(chosen.mean, q.mean[[2, 0]])
+    torch.testing.assert_close(chosen.log_pi.exp(), 2 * q.log_pi[[2, 0]].exp())
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_shapes_that_do_not_fit_are_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"\(S, B, D\); got \(2, 3, 4\) and \(2, 3, 5\)"):
+        DiagonalGaussian(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
+    with pytest.raises(ValueError, match=r"log_pi must have shape \(2,\); got \(3,\)"):
+        DiagonalGaussian(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4), torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("logit", [0.0, 1e-4, -0.0099, 0.0101, 2.0, -30.0, 80.0])
+def test_continuous_bernoulli_integrates_to_one_and_has_its_mean(logit, dtype):
+    """torch's own density loses its normaliser in float32 beyond logits of about 16."""
+    edges = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    x = (edges[1:] + edges[:-1]) / 2
+    p = ContinuousBernoulli(torch.tensor(logit, dtype=dtype))
+    density = p.log_prob(x.to(dtype)).double().exp()
+    assert density.mean().item() == pytest.approx(1, abs=2e-4 if dtype == torch.float32 else 1e-5)
+    assert p.mean.item() == pytest.approx((density * x).mean().item(), abs=2e-4)
+
+
+def test_bernoulli_stays_finite_for_extreme_logits():
+    """log(sigmoid(l) + ε) would be −18 here whatever l."""
+    assert Bernoulli(torch.tensor([-500.0])).log_prob(torch.tensor([1.0])).item() == -500
+
+
+def test_keyed_noise_depends_on_nothing_but_its_key():
+    whole = keyed_normal(3, [5, 9, 2], 0, 40, (2, 3))
+    assert torch.equal(keyed_normal(3, [9], 7, 33, (2, 3)), whole[7:33, :, 1:2])
+    assert torch.equal(keyed_normal(3, [2, 5], 0, 1, (2, 3)), whole[:1, :, [2, 0]])
+    other = keyed_normal(4, [5, 9, 2], 0, 40, (2, 3))
+    assert not torch.isclose(whole, other).any()
+
+
+def test_keyed_noise_is_standard_normal_across_examples_and_blocks():
+    noise = keyed_normal(0, np.arange(200), 0, 4 * DRAW_BLOCK, (2, 3)).numpy()
+    n = noise.size
+    assert abs(noise.mean()) < 5 / n**0.5
+    assert abs(noise.var() - 1) < 5 * (2 / n) ** 0.5
+    blocks = noise.reshape(4, DRAW_BLOCK, -1)
+    flat = blocks.reshape(4, -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 5 / flat.shape[1] ** 0.5

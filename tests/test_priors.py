@@ -1,0 +1,76 @@
+"""Priors: pseudo-inputs learn, are shared by nobody, and are encoded once."""
+
+import copy
+
+import pytest
+import torch
+from conftest import binary, tiny_model
+from torch.distributions import Normal
+
+from mixvae.bounds import elbo, log_weights
+from mixvae.distributions import DiagonalGaussian
+from mixvae.posteriors import SeparateEncoders
+from mixvae.priors import VampPrior
+
+
+def vamp(q, shape, latent, **options):
+    return VampPrior(q, shape, 6, **options)
+
+
+def from_examples(q, shape, latent):
+    return VampPrior(q, shape, 6, examples=binary(6, shape, dtype=torch.float32))
+
+
+def test_vamp_density_equals_a_loop_over_pseudo_inputs_and_encoders():
+    model = tiny_model(3, prior=vamp, weights=[2.0, 1.0, 1.0])
+    z = torch.randn(4, 2, dtype=torch.float64)
+    total = torch.zeros(4, dtype=torch.float64)
+    for weight, encoder in zip((0.5, 0.25, 0.25), model.posterior.encoders, strict=True):
+        for u in model.prior.inputs:
+            mean, log_var = encoder(u[None])
+            total += weight / 6 * Normal(mean[0], (0.5 * log_var[0]).exp()).log_prob(z).sum(-1).exp()
+    torch.testing.assert_close(model.prior().log_prob(z), total.log())
+
+
+@pytest.mark.parametrize("make", [vamp, from_examples])
+def test_every_pseudo_input_gets_a_gradient(make):
+    """A hard clamp has none at 0 and 1, where binary examples lie."""
+    model = tiny_model(2, prior=make)
+    terms = model(binary(50))
+    elbo(log_weights(terms), terms.weight).mean().backward()
+    assert (model.prior.unsquashed.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_pseudo_inputs_start_from_distinct_examples():
+    examples = torch.rand(10, 1, 2, 2) * 0.8 + 0.1
+    model = tiny_model(2, prior=lambda q, shape, latent: VampPrior(q, shape, 10, examples=examples))
+    found = model.prior.inputs.detach().float().flatten(1)
+    assert torch.cdist(found, examples.flatten(1)).argmin(1).unique().numel() == 10
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize("examples", [torch.zeros(5, 1, 2, 2), torch.zeros(9, 1, 2, 3)])
+def test_examples_that_do_not_fit_are_refused(examples):
+    with pytest.raises(ValueError, match="6 pseudo-inputs need as many examples of shape"):
+        VampPrior(lambda x: None, (1, 2, 2), 6, examples=examples)
+
+
+def test_the_posterior_is_encoded_once_a_step_and_the_pseudo_inputs_once(monkeypatch):
+    """The published code recomputes the prior for every component."""
+    model, calls = tiny_model(3, prior=vamp), []
+    forward = SeparateEncoders.forward
+    monkeypatch.setattr(SeparateEncoders, "forward", lambda self, *a: calls.append(1) or forward(self, *a))
+    model(binary(4), 5)
+    assert len(calls) == 2
+
+
+def test_a_copied_model_refers_to_its_own_posterior():
+    """A running average of the weights is such a copy."""
+    model = tiny_model(2, prior=vamp)
+    other = copy.deepcopy(model)
+    for p in other.posterior.parameters():
+        p.data.zero_()
+    assert isinstance(other.prior().components, DiagonalGaussian)
+    assert other.prior().components.mean.abs().max() == 0
+    assert model.prior().components.mean.abs().max() > 0
+    assert not any("posterior" in name for name in model.prior.state_dict())
