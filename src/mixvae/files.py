@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,35 +22,27 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it only when the block ends well.
 
     The file is flushed to disk before the rename, so a crash at any instant leaves either the old file or the
-    new one, never half of one.
+    new one, never half of one. What a killed process leaves beside it, the next write takes away.
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full; the old file is kept.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        yield Path(name)
-        with open(name, "rb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
         if isinstance(error, SafetensorError | RuntimeError):  # how safetensors and torch report a full disk
             raise OSError(f"cannot write {path}: {one_line(error)}") from error
         raise
-
-
-def _umask() -> int:
-    """Permissions that new files of this process do without."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def one_line(error: BaseException) -> str:
@@ -206,6 +197,7 @@ class RunDirectory:
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         """Add one line to the metrics."""
+        self.path.mkdir(parents=True, exist_ok=True)
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -112,7 +112,7 @@ class Trainer:
         self.schedule = schedule(made) if schedule else None
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
         with torch.no_grad(), evaluating(model):
-            q = model.posterior(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
+            q = model.posterior(self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device))))
         self.latent = q.batch_shape[0], q.event_shape[0]
         self.stop_signal = 0
         self.last_save = time.monotonic()
@@ -215,11 +215,15 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         with evaluating(model):
             for rows in torch.arange(len(self.validation))[rank::world].split(VALIDATION_BATCH):
-                x = self.validation.batch(rows.to(self.fabric.device))
+                x = self._cast(self.validation.batch(rows.to(self.fabric.device)))
                 noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, self.latent)
                 terms = model(x, noise=noise.to(x.device))
                 total += miselbo(log_weights(terms), terms.weight).double().sum()
         return float(self._over_all(total)) / len(self.validation)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """Give observations the dtype of the model, which precision may have changed."""
+        return x.to(next(self.model.parameters()).dtype)
 
     def _over_all(self, value: Tensor) -> Tensor:
         """Sum over all processes."""
