@@ -28,7 +28,9 @@ class UserEncoder(nn.Module):
 
 POSTERIORS = {
     "separate": lambda: SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS),
-    "separate, weighted": lambda: SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS, [3.0, 2.0, 1.0]),
+    "separate, weighted": lambda: SeparateEncoders(
+        lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS, [3.0, 2.0, 1.0]
+    ),
     "separate, learned weights": lambda: SeparateEncoders(UserEncoder, COMPONENTS, learn_weights=True),
 }
 PRIORS = {

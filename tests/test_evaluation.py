@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import binary, tiny_model
 
+from conftest import binary, tiny_model
 from mixvae.bounds import elbo, jsd, log_weights, miselbo, pooled
 from mixvae.distributions import keyed_normal
 from mixvae.evaluation import Estimate, _pareto_k, active_units, encode, log_marginal, paired_gain, standard_error

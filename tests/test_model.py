@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from conftest import binary, tiny_model
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
+from conftest import binary, tiny_model
 from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
 from mixvae.decoders import Decoder, Gaussian
 from mixvae.evaluation import log_marginal
@@ -196,7 +196,9 @@ def test_gradient_of_the_bound_equals_finite_differences(bound, prior):
     gradients = torch.autograd.grad(bound(log_weights(terms), terms.weight).mean(), list(model.parameters()))
     for gradient, index in zip(gradients, range(len(parameters)), strict=True):
         direction = torch.randn_like(parameters[index])
-        shifted = [[p + (1e-5 * sign * direction if i == index else 0) for i, p in enumerate(parameters)] for sign in (1, -1)]
+        shifted = [
+            [p + (1e-5 * sign * direction if i == index else 0) for i, p in enumerate(parameters)] for sign in (1, -1)
+        ]
         with torch.no_grad():
             numeric = (value(shifted[0]) - value(shifted[1])) / 2e-5
         torch.testing.assert_close((gradient * direction).sum(), numeric, atol=2e-7, rtol=2e-5)

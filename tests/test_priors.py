@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from conftest import binary, tiny_model
 from torch.distributions import Normal
 
+from conftest import binary, tiny_model
 from mixvae.bounds import elbo, log_weights
 from mixvae.distributions import DiagonalGaussian
 from mixvae.posteriors import SeparateEncoders

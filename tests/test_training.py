@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
 from torch import nn
 
+from conftest import tiny_model
 from mixvae import datasets
 from mixvae.bounds import elbo, pooled
 from mixvae.decoders import MLP

@@ -67,7 +67,8 @@ def evaluate(
 
     from mixvae import report, runs
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating")
         runs.evaluate(
             run,

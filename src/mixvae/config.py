@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -264,38 +266,47 @@ def construct(spec: Spec, room: str, **context: Any) -> Any:
         ValueError: the class does not exist, or an argument is unknown or missing.
     """
     kind, arguments = parse(spec, room)
-    try:
-        parameters = inspect.signature(kind).parameters
-    except ValueError:
-        parameters = {}
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for name in arguments:
-        if parameters and name not in parameters and not open_ended:
-            near = nearest(name, list(parameters))
-            hint = f"did you mean {near}?" if near else f"it takes {', '.join(parameters)}"
-            raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
+    parameters = _parameters(kind)
     given = {name: value for name, value in context.items() if name in parameters} | arguments
-    required = [
-        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    if missing := [name for name in required if name not in given]:
-        raise ValueError(f"{kind.__name__} needs the argument {missing[0]!r}: give it beside class_path")
+    for name, parameter in parameters.items():
+        optional = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if name not in given and parameter.default is parameter.empty and not optional:
+            raise ValueError(f"{kind.__name__} needs the argument {name!r}: give it beside class_path")
     return kind(**given)
 
 
+def _parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a callable; none where it does not tell them."""
+    try:
+        return inspect.signature(kind).parameters
+    except ValueError:
+        return {}
+
+
 def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Split a spec into its class and its arguments; an argument may be a class of its own."""
+    """Split a spec into its class and its arguments; an argument may be a class of its own.
+
+    Raises:
+        ValueError: the class does not exist, or has no such argument; the nearest is named.
+    """
     content: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else dict(spec)
     if not isinstance(content.get("class_path"), str):
         raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
     kind = resolve(content.pop("class_path"), room)
     arguments = {**(content.pop("init_args", None) or {}), **content}
+    parameters = _parameters(kind)
+    open_ended = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in arguments:
+        if name not in parameters and not open_ended:
+            near = nearest(name, list(parameters))
+            hint = f"did you mean {near}?" if near else f"it takes {', '.join(parameters)}"
+            raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
     nested = {n: construct(v, room) for n, v in arguments.items() if isinstance(v, dict) and "class_path" in v}
     return kind, arguments | nested
 
 
 def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Tensor | None = None) -> MixtureVAE:
-    """Build the model that a configuration describes, with random weights.
+    """Build the model that a configuration describes, with random weights, and try it on a blank example.
 
     Args:
         config: the model's configuration.
@@ -305,9 +316,10 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
     Raises:
         ValueError: a class or an argument is wrong, or its parts do not fit each other.
     """
+    import torch
     from torch import nn
 
-    from mixvae.model import MixtureVAE
+    from mixvae.model import MixtureVAE, evaluating
 
     shape = tuple(shape or config.shape or ())
     if not shape:
@@ -316,10 +328,10 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
         raise ValueError(f"latent must be at least 1; got {config.latent}")
     known = {"shape": shape, "latent": config.latent, "components": config.components}
     kind, arguments = parse(config.likelihood, "mixvae.decoders")
-    is_module = inspect.isclass(kind) and issubclass(kind, nn.Module)
-    likelihood = construct(config.likelihood, "mixvae.decoders", **known) if is_module else kind
-    if not is_module and arguments:
-        raise ValueError(f"the likelihood {kind.__name__} takes no arguments; got {sorted(arguments)}")
+    if inspect.isclass(kind) and issubclass(kind, nn.Module):
+        likelihood = construct(config.likelihood, "mixvae.decoders", **known)
+    else:
+        likelihood = partial(kind, **arguments) if arguments else kind
     posterior = construct(
         config.posterior,
         "mixvae.posteriors",
@@ -330,13 +342,25 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
     )
     prior = construct(config.prior, "mixvae.priors", posterior=posterior, examples=examples, **known)
     decoder = construct(config.decoder, "mixvae.decoders", likelihood=likelihood, **known)
-    return MixtureVAE(posterior, prior, decoder)
+    model = MixtureVAE(posterior, prior, decoder)
+    with plain_errors(f"the model's parts do not fit each other or data of shape {shape}"):
+        with torch.no_grad(), evaluating(model):  # lazy layers take their sizes here
+            model.posterior(torch.zeros(1, *shape))
+            model.decoder(model.prior().sample((1,)))
+    return model
+
+
+@contextmanager
+def plain_errors(what: str) -> Iterator[None]:
+    """Turn the errors of networks that do not fit into a `ValueError` of one line."""
+    try:
+        yield
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{what}: {str(error).strip().splitlines()[0]}") from error
 
 
 def settings(config: TrainingConfig) -> dict[str, Any]:
     """Arguments of `training.fit` that a configuration describes, with its classes imported."""
-    from functools import partial
-
     values = asdict(config)
     for name in ("accelerator", "devices", "strategy", "precision", "threads"):
         del values[name]

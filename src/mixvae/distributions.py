@@ -23,6 +23,10 @@ from torch.distributions import Distribution, constraints
 LOG_2PI = math.log(2 * math.pi)
 QUADRATIC_ERROR = 5e-3
 """Largest rounding error, in nats, that `DiagonalGaussian` accepts from a matrix product in float32."""
+NEGLIGIBLE = 60.0
+"""Nats below the largest at which a component cannot change a mixture's density in float64, e⁻⁶⁰ = 10⁻²⁶.
+
+Left in, its weight and gradient are denormal numbers, which processors multiply a hundred times more slowly."""
 DRAW_BLOCK = 16
 """Draws that share one key of the counter-based generator in `keyed_normal`."""
 
@@ -295,8 +299,9 @@ class Pooled(_OnReals):
     def log_prob(self, value: Float[Tensor, "... D"]) -> Float[Tensor, ...]:
         """Log-density of the mixture in nats."""
         points = value.reshape(-1, value.shape[-1])
-        scored = self.components.pairwise_log_prob(points) + self.log_pi
-        return scored.flatten(1).logsumexp(-1).reshape(value.shape[:-1])
+        scored = (self.components.pairwise_log_prob(points) + self.log_pi).flatten(1)
+        negligible = scored < scored.detach().amax(1, keepdim=True) - NEGLIGIBLE
+        return scored.masked_fill(negligible, -math.inf).logsumexp(1).reshape(value.shape[:-1])
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw from the mixture: choose a component, then draw from it."""

@@ -258,7 +258,7 @@ def _pareto_k(largest: np.ndarray, draws: int) -> float:
     weights = np.full(draws, largest[-1])
     weights[: len(largest)] = largest
     # `psislw` takes −log w, as of leave-one-out; `pareto_khat(log_weights=True)` of 0.8 fits log w itself
-    return float(np.asarray(array_stats.psislw(-weights, r_eff=1.0, axis=-1)[1]))
+    return float(np.asarray(array_stats.psislw(-weights, r_eff=1, axis=-1)[1]))
 
 
 @torch.no_grad()

@@ -127,13 +127,13 @@ def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
     examples, components, _ = means.shape
     plane, share = principal_plane(means.reshape(examples * components, -1))
     plane = plane.reshape(examples, components, -1)
-    names = ["by component"] + (["by label"] if labels is not None else [])
-    figure = Figure(figsize=(3.4 * len(names), 3.4), layout="constrained")
+    names = ["every component's mean"] + (["the mixture's mean"] if labels is not None else [])
+    figure = Figure(figsize=(4.3 * len(names), 3.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
     _scatter(panels[0], [(str(s + 1), plane[:, s]) for s in range(components)], "component")
     if labels is not None:
         overall = plane.mean(1)
-        _scatter(panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label (mixture mean)")
+        _scatter(panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label")
     for panel, name in zip(panels, names, strict=True):
         panel.set_title(name, fontsize=10, loc="left")
         panel.set_xlabel(f"first principal component ({share[0]:.0%})")
@@ -158,7 +158,11 @@ def _scatter(axes: Axes, groups: Sequence[tuple[str, np.ndarray]], title: str) -
         marker = MARKERS[i % len(MARKERS)]
         axes.scatter(*points.T, s=9, color=colour, marker=marker, alpha=0.55, linewidths=0, label=label)
     if len(groups) <= len(PALETTE):
-        axes.legend(title=title, fontsize=7, title_fontsize=7, markerscale=1.5, frameon=False, ncols=2)
+        legend = axes.legend(
+            title=title, fontsize=8, title_fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+        )
+        for handle in legend.legend_handles:
+            handle.set(alpha=1, sizes=[20])  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _colours(n: int) -> list[str]:

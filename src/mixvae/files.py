@@ -40,8 +40,6 @@ def atomic(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OSError(f"cannot write {path}: {error.strerror or error}") from error
-        if isinstance(error, SafetensorError | RuntimeError):  # how safetensors and torch report a full disk
-            raise OSError(f"cannot write {path}: {one_line(error)}") from error
         raise
 
 
@@ -76,8 +74,12 @@ def read_json(path: Path | str) -> Any:
 
 def save_weights(path: Path | str, tensors: dict[str, Tensor]) -> None:
     """Write tensors by name, such as a module's `state_dict`, as safetensors, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        try:
+            save_file(plain, temporary)
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(one_line(error)) from error
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -115,7 +117,10 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 def save_state(path: Path | str, state: dict[str, Any]) -> None:
     """Write nested dictionaries of tensors and plain values, atomically."""
     with atomic(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # a full disk, among others
+            raise OSError(one_line(error)) from error
 
 
 def load_state(path: Path | str) -> dict[str, Any]:

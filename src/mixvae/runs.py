@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,9 @@ from mixvae import datasets
 from mixvae.config import Config, DataConfig
 from mixvae.datasets import Dataset, Split
 from mixvae.evaluation import active_units, encode, log_marginal
-from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, one_line, write_json, write_text
+from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, write_json, write_text
 from mixvae.model import MixtureVAE, evaluating
-from mixvae.training import default_device, fit, launch
+from mixvae.training import Trainer, default_device, launch
 
 EXAMPLES = 10_000
 """Training examples that a prior may choose its pseudo-inputs from."""
@@ -55,10 +54,10 @@ def train(config: Config, out: str | Path, *, resume: bool = False) -> RunDirect
     model, config = _new_model(config, data)
     wanted = config.training
     fabric = launch(wanted.accelerator, wanted.devices, wanted.strategy, wanted.precision)
-    if fabric.is_global_zero:
+    trainer = Trainer(model, data, seed=config.seed, directory=run, fabric=fabric, **training)
+    if fabric.is_global_zero:  # all that could be refused has been
         write_text(run.config, mixvae.config.to_yaml(config))
-    fabric.barrier()
-    fit(model, data, seed=config.seed, directory=run, fabric=fabric, **training)
+    trainer.run()
     return run
 
 
@@ -88,22 +87,13 @@ def _new_model(config: Config, data: Dataset) -> tuple[MixtureVAE, Config]:
     model = mixvae.config.build(config.model, data.shape, examples)
     trial = data.train.batch(slice(0, 2), generator)
     state = torch.get_rng_state()
-    with _plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
+    with mixvae.config.plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
         model(trial)
         for part in (data.validation, data.test):
             for rows in torch.arange(len(part)).split(EXAMPLES):
                 model.check(part.batch(rows))
     torch.set_rng_state(state)
     return model, replace(config, model=replace(config.model, shape=list(data.shape)))
-
-
-@contextmanager
-def _plain_errors(what: str):
-    """Turn the errors of a network that does not fit into one line."""
-    try:
-        yield
-    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{what}: {one_line(error)}") from error
 
 
 def read_config(run: RunDirectory) -> Config:

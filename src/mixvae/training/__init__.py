@@ -96,24 +96,8 @@ def fit(
         FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
     """
-    for name, value, least in (
-        ("epochs", epochs, 1),
-        ("batch", batch, 1),
-        ("draws", draws, 1),
-        ("warmup", warmup, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
-    if ema is not None and not 0 < ema < 1:
-        raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {ema}")
-    if clip is not None and clip <= 0:
-        raise ValueError(f"clip must be positive; got {clip}")
-    if fabric is None:
-        fabric = launch()
-    if min(batch, len(data.train)) < fabric.world_size:
-        raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
     return Trainer(
         model, data, epochs=epochs, batch=batch, draws=draws, bound=bound, optimizer=optimizer, schedule=schedule,
-        warmup=warmup, patience=patience, clip=clip, ema=ema, seed=seed, directory=directory, fabric=fabric,
+        warmup=warmup, patience=patience, clip=clip, ema=ema, seed=seed, directory=directory, fabric=fabric or launch(),
         save_every=save_every,
     ).run()  # fmt: skip

@@ -41,7 +41,7 @@ class Display:
         pace = (row["seconds"] - since) / (epoch - first - 1) if epoch > first + 1 else row["seconds"] / epoch
         text = (
             f"epoch {epoch}/{self.epochs}  bound {row['bound']:.2f}  validation {row['validation']:.2f}"
-            f"  best {row['best_epoch']}  β {row['beta']:.2f}  {pace:.2g} s/epoch"
+            f"  best {row['best_epoch']}  β {row['beta']:.2f}  {pace:.3g} s/epoch"
         )
         if self.console.is_terminal:
             self.progress.update(self.task, completed=epoch, description=text)

@@ -99,6 +99,18 @@ class Trainer:
         fabric: Fabric,
         save_every: float,
     ):
+        for name, value, least in (
+            ("epochs", epochs, 1), ("batch", batch, 1), ("draws", draws, 1), ("warmup", warmup, 0),
+            ("patience", patience, 1), ("seed", seed, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}; got {value}")
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {ema}")
+        if clip is not None and clip <= 0:
+            raise ValueError(f"clip must be positive; got {clip}")
+        if min(batch, len(data.train)) < fabric.world_size:
+            raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
         self.model, self.fabric, self.directory = model, fabric, directory
         self.epochs, self.batch, self.draws, self.seed = epochs, batch, draws, seed
         self.warmup, self.patience, self.clip, self.save_every = warmup, patience, clip, save_every

@@ -1,0 +1,49 @@
+# mixvae: every command a developer needs. `make demo` and `make test` work on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install demo test test-slow lint format types bench docs clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(VENV)/installed  ## make .venv with mixvae and everything that tests need
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "mixvae needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V): name another with make PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install  ## train S = 1, 2, 4 on the embedded digits; table and runs/demo/report.html
+	rm -rf runs/demo
+	$(BIN)/mixvae demo --out runs/demo
+
+test: install  ## the test suite, under ten minutes on two cores
+	$(BIN)/pytest
+
+test-slow: install  ## the checks that take longer
+	$(BIN)/pytest -m slow
+
+lint: install  ## style of the code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: install  ## mend the style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: install  ## static types
+	$(BIN)/pyright
+
+bench: install  ## training steps against the looped baseline, as ratios
+	OMP_NUM_THREADS=2 $(BIN)/pytest benchmarks -m 'not slow'
+
+docs: install  ## the documentation as a site, in site/
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:  ## remove what was built, but no runs
+	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,151 @@
+"""Configurations are typed, complete, and name what was mistyped."""
+
+import pytest
+import torch
+from torch import nn
+
+from mixvae import config
+from mixvae.bounds import pooled
+from mixvae.config import Config, ModelConfig, TrainingConfig
+from mixvae.decoders import ContinuousBernoulli, Gaussian
+from mixvae.networks import GatedEncoder
+from mixvae.priors import VampPrior
+
+USER_MODULE = """
+from torch import nn
+
+class MyEncoder(nn.Module):
+    def __init__(self, latent, width=7):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Tanh(), nn.Linear(width, 2 * latent))
+
+    def forward(self, x):
+        return self.net(x).chunk(2, -1)
+"""
+
+
+@pytest.mark.parametrize("name", config.presets())
+def test_every_preset_is_complete_and_builds_a_model(name):
+    settings = config.read(name)
+    model = config.build(settings.model, (1, 4, 4), torch.rand(600, 1, 4, 4))
+    assert sum(p.numel() for p in model.parameters()) > 0
+    assert config.settings(settings.training)["epochs"] == settings.training.epochs
+
+
+def test_the_papers_sizes():
+    for name in ("vanilla", "vamp"):
+        settings = config.read(name, ["--model.components=4"])
+        model = config.build(settings.model, (1, 28, 28), torch.rand(500, 1, 28, 28))
+        encoder = model.posterior.encoders[0]
+        assert [layer.linear.out_features // 2 for layer in encoder.trunk] == [300, 300]
+        assert encoder.head.out_features == 2 * 40
+        assert settings.training.batch == 100
+        assert settings.training.optimizer["lr"] == 5e-4
+        assert (settings.training.epochs, settings.training.warmup, settings.training.patience) == (4000, 100, 100)
+    assert isinstance(model.prior, VampPrior)
+    assert len(model.prior.inputs) == 500
+
+
+def test_a_configuration_survives_a_round_trip(tmp_path):
+    settings = config.read("vamp", ["--model.components=3", "--seed=4", "--model.weights=[1,2,3]", "--training.clip=2"])
+    (tmp_path / "c.yaml").write_text(config.to_yaml(settings))
+    assert config.read(tmp_path / "c.yaml") == settings
+
+
+def test_flags_change_single_arguments_of_a_class():
+    settings = config.read("vamp", ["--model.prior.pseudo_inputs=7", "--training.optimizer.lr=1e-3"])
+    assert settings.model.prior == {"class_path": "VampPrior", "pseudo_inputs": 7}
+    assert settings.training.optimizer["lr"] == 1e-3
+
+
+def test_a_users_encoder_by_import_path_becomes_a_mixture(tmp_path, monkeypatch):
+    (tmp_path / "users_own.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "c.yaml").write_text(
+        "model: {components: 3, latent: 2, encoder: {class_path: users_own.MyEncoder, width: 5}}"
+    )
+    model = config.build(config.read(tmp_path / "c.yaml").model, (1, 4, 4))
+    assert len(model.posterior.encoders) == 3
+    assert model(torch.zeros(2, 1, 4, 4)).log_q.shape == (1, 3, 3, 2)
+    assert model.posterior.encoders[0].net[1].out_features == 5
+
+
+def test_an_argument_may_be_a_class_of_its_own():
+    prior = {"class_path": "VampPrior", "pseudo_inputs": 3, "squash": {"class_path": "torch.nn.Identity"}}
+    model = config.build(ModelConfig(prior=prior, latent=2), (4,))
+    assert isinstance(model.prior.squash, nn.Identity)
+
+
+def test_weights_and_likelihoods_reach_the_model():
+    model = config.build(ModelConfig(components=2, weights=[3.0, 1.0], likelihood="ContinuousBernoulli"), (4,))
+    assert model.posterior.log_pi().exp().tolist() == pytest.approx([0.75, 0.25])
+    assert model.decoder.likelihood is ContinuousBernoulli
+    wide = ModelConfig(likelihood={"class_path": "Gaussian", "minimum": 0.5})
+    likelihood = config.build(wide, (4,)).decoder.likelihood
+    assert isinstance(likelihood, Gaussian)
+    assert likelihood.minimum == 0.5
+
+
+def test_pseudo_inputs_start_from_examples_only_if_asked():
+    examples = torch.full((20, 4), 0.75)
+    for extra, near in (({}, True), ({"examples": None}, False)):
+        prior = {"class_path": "VampPrior", "pseudo_inputs": 9} | extra
+        inputs = config.build(ModelConfig(prior=prior, latent=2), (4,), examples).prior.inputs
+        assert bool(((inputs - 0.75).abs() < 1e-6).all()) == near
+
+
+def test_classes_of_the_training_are_imported():
+    training = TrainingConfig(bound="pooled", schedule={"class_path": "StepLR", "step_size": 3})
+    values = config.settings(training)
+    assert values["bound"] is pooled
+    optimizer = values["optimizer"](GatedEncoder((4,), 2, (3,)).parameters())
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert values["schedule"](optimizer).step_size == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("training: {epoch: 3}", "unknown key training.epoch: did you mean training.epochs?"),
+        ("modell: {latent: 3}", "unknown key modell: did you mean model?"),
+        ("model: {latent: large}", "model.latent.*int"),
+        ("data: {binarize: maybe}", "data.binarize"),
+        ("[1, 2]", "must hold keys such as data, model and training; it holds list"),
+        ("a: [", "is not a YAML file"),
+    ],
+)
+def test_wrong_yaml_is_told_in_one_line(tmp_path, text, told):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ValueError, match=told) as caught:
+        config.read(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"prior": "VampPriorr"}, "mixvae.priors has no 'VampPriorr': did you mean VampPrior"),
+        ({"encoder": "nowhere.Encoder"}, "cannot import 'nowhere.Encoder': there is no module 'nowhere'"),
+        ({"prior": {"class_path": "VampPrior", "pseudo_input": 3}}, "did you mean pseudo_inputs"),
+        ({"encoder": {"class_path": "torch.nn.Linear"}}, "Linear needs the argument 'in_features'"),
+        ({"encoder": {"hidden": [3]}}, "a class is given by its name or as"),
+        ({"likelihood": {"class_path": "Bernoulli", "x": 1}}, "Bernoulli has no argument 'x': it takes logits"),
+        ({"components": 0}, "at least 1 component; got 0"),
+        ({"latent": 0}, "latent must be at least 1; got 0"),
+        ({"weights": [1.0]}, "weights must be 2 positive numbers"),
+    ],
+)
+def test_wrong_classes_are_told_in_one_line(model, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        config.build(ModelConfig(**{"components": 2} | model), (4,))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_nearest_preset_is_suggested():
+    with pytest.raises(ValueError, match="did you mean vanilla"):
+        config.read("vanila")
+
+
+def test_a_model_needs_a_shape():
+    with pytest.raises(ValueError, match="shape of the data is unknown"):
+        config.build(Config().model)

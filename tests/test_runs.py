@@ -1,0 +1,302 @@
+"""A run on disk, through the command line as its user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mixvae
+from mixvae import config, datasets, report, runs
+from mixvae.cli import main
+from mixvae.evaluation import log_marginal
+from mixvae.files import RunDirectory, read_json
+
+SMALL = [
+    "--data.limit=200", "--training.epochs=3", "--model.latent=3",
+    "--model.encoder.hidden=[12]", "--model.decoder.hidden=[12]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two evaluated runs, S = 1 and S = 2."""
+    folder = tmp_path_factory.mktemp("runs")
+    for s in (1, 2):
+        main(["train", "digits", "--out", str(folder / f"S{s}"), f"--model.components={s}", *SMALL])
+        main(["evaluate", str(folder / f"S{s}"), "--draws", "20"])
+    return folder
+
+
+def refused(capsys, *words):
+    """What the command line says on standard error, when it ends with status 2 and one line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert out == ""
+    assert err.startswith("mixvae: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_a_run_holds_what_it_takes_to_run_again(two):
+    run = RunDirectory(two / "S2")
+    assert {p.name for p in run.path.iterdir()} >= {
+        "config.yaml", "metrics.jsonl", "model.safetensors", "last", "results.json", "examples.npz",
+    }  # fmt: skip
+    assert config.read(run.config).model.shape == [1, 8, 8]
+    assert config.read(run.config).model.components == 2
+
+
+def test_results_have_every_number_with_its_error_draws_and_seed(two):
+    results = read_json(two / "S2" / "results.json")
+    needed = (
+        "elbo elbo_se elbo_mc_se nll_miselbo nll_miselbo_se nll_pooled nll_pooled_se nll_pooled_mc_se jsd jsd_se "
+        "effective_components active_units draws seed components parameters data_sha256 versions split examples "
+        "ess pareto_k train_seconds best_epoch git_commit"
+    )
+    assert set(needed.split()) <= set(results)
+    assert results["draws"] == 20
+    assert results["components"] == 2
+    assert results["nll_pooled"] <= results["nll_miselbo"] <= -results["elbo"]
+
+
+def test_load_gives_the_model_back_in_one_line(two):
+    model = mixvae.load(two / "S2")
+    assert not model.training
+    data = datasets.load("digits", limit=200)
+    found = log_marginal(model, data.test.batch(slice(None)), 20)
+    with np.load(two / "S2" / "examples.npz") as saved:
+        np.testing.assert_allclose(saved["pooled"], found.pooled, atol=1e-3)
+
+
+def test_evaluate_takes_draws_per_component_splits_and_a_file(two, tmp_path, capsys):
+    file = tmp_path / "each.npz"
+    main(
+        ["evaluate", str(two / "S2"), "--draws-per-component", "3", "--split", "validation", "--examples", "7"]
+        + ["--per-example", str(file), "--seed", "5"]
+    )
+    results = read_json(two / "S2" / "results.json")
+    assert (results["draws"], results["split"], results["examples"], results["seed"]) == (6, "validation", 7, 5)
+    with np.load(file) as arrays:
+        assert arrays["pooled"].shape == (7,)
+        assert arrays["pooled"].mean() == pytest.approx(-results["nll_pooled"])
+    assert f"{results['nll_pooled']:.2f} ±" in capsys.readouterr().out
+    main(["evaluate", str(two / "S2"), "--draws", "20"])
+
+
+def test_sample_writes_a_picture_or_an_array(two, tmp_path):
+    main(["sample", str(two / "S2"), "--n", "5", "--out", str(tmp_path / "s.npy"), "--seed", "1"])
+    array = np.load(tmp_path / "s.npy")
+    assert array.shape == (5, 1, 8, 8)
+    assert array.min() >= 0
+    assert array.max() <= 1
+    main(["sample", str(two / "S2")])
+    with Image.open(two / "S2" / "figures" / "samples.png") as picture:
+        assert picture.size[0] > 100
+    assert np.array_equal(runs.sample(two / "S2", 5, seed=1), array)
+
+
+def test_reconstruct_and_encode_give_every_component(two, tmp_path):
+    main(["reconstruct", str(two / "S2"), "--n", "4", "--out", str(tmp_path / "r.npy")])
+    assert np.load(tmp_path / "r.npy").shape == (2, 4, 1, 8, 8)
+    main(["reconstruct", str(two / "S2")])
+    main(["encode", str(two / "S2"), "--out", str(tmp_path / "z.npz")])
+    with np.load(tmp_path / "z.npz") as arrays:
+        assert arrays["mean"].shape == arrays["std"].shape == (400, 2, 3)
+        assert arrays["labels"].shape == (400,)
+        assert (arrays["std"] > 0).all()
+
+
+def test_resuming_with_more_epochs_trains_on(two, tmp_path):
+    main(["train", "digits", "--out", str(tmp_path / "r"), *SMALL])
+    main(["train", "--resume", str(tmp_path / "r"), "--training.epochs", "5"])
+    assert [row["epoch"] for row in RunDirectory(tmp_path / "r").read_metrics()] == [1, 2, 3, 4, 5]
+    assert config.read(tmp_path / "r" / "config.yaml").training.epochs == 5
+
+
+def test_the_same_seed_gives_the_same_run(two, tmp_path):
+    main(["train", "digits", "--out", str(tmp_path / "r"), "--model.components=2", *SMALL])
+    assert (tmp_path / "r" / "model.safetensors").read_bytes() == (two / "S2" / "model.safetensors").read_bytes()
+
+
+def test_the_default_directory_names_preset_components_and_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["train", "digits", "--seed", "3", "--model.components", "2", *SMALL])
+    assert (tmp_path / "runs" / "digits-S2-seed3" / "model.safetensors").exists()
+
+
+def test_training_from_a_yaml_file_with_an_own_encoder_and_own_data(tmp_path, monkeypatch):
+    from test_config import USER_MODULE
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_encoder.py").write_text(USER_MODULE)
+    np.save("own.npy", np.random.default_rng(0).normal(size=(60, 5)))
+    (tmp_path / "own.yaml").write_text(
+        "data: {name: own.npy, binarize: none}\n"
+        "model: {components: 2, latent: 2, likelihood: Gaussian, encoder: {class_path: own_encoder.MyEncoder}}\n"
+        "training: {epochs: 2}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mixvae", "train", "own.yaml", "--out", "run"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    main(["evaluate", "run", "--draws", "10"])
+    assert read_json("run/results.json")["components"] == 2
+    main(["report", "run"])
+    assert "own" in (tmp_path / "run" / "report.html").read_text()
+
+
+BAD = {
+    "unknown preset": (["train", "digit"], "did you mean digits?"),
+    "unknown command": (["trian"], "unknown command 'trian': did you mean train?"),
+    "unknown option": (["train", "--training.epoch", "3"], "--training.epoch: did you mean --training.epochs?"),
+    "unknown option of evaluate": (["evaluate", "x", "--draw", "3"], "--draw: did you mean --draws?"),
+    "wrong type": (["train", "--seed", "x"], "seed: expected int; got x"),
+    "unknown data": (["train", "digits", "--data.name", "mnst"], "unknown data set 'mnst': did you mean mnist?"),
+    "grey data": (["train", "digits", "--data.binarize", "none"], "outside the likelihood's support"),
+    "unknown likelihood": (["train", "digits", "--model.likelihood", "Gausian"], "did you mean Gaussian?"),
+    "untested strategy": (["train", "digits", "--training.strategy", "fsdp"], "use auto or ddp"),
+    "unknown accelerator": (["train", "digits", "--training.accelerator", "abacus"], "abacus"),
+    "unknown precision": (["train", "digits", "--training.precision", "3"], "3"),
+    "unknown optimiser": (["train", "digits", "--training.optimizer.class_path", "torch.optim.Adm"], "Adam"),
+    "unknown bound": (["train", "digits", "--training.bound", "elbow"], "did you mean elbo?"),
+    "unknown optimiser argument": (["train", "digits", "--training.optimizer.lrr", "1"], "did you mean lr?"),
+    "negative epochs": (["train", "digits", "--training.epochs", "-1"], "epochs must be at least 1; got -1"),
+    "too many pseudo-inputs": (
+        ["train", "digits", "--model.prior.class_path", "VampPrior", "--model.prior.pseudo_inputs", "5000"],
+        "5000 pseudo-inputs need as many examples",
+    ),
+    "encoder of another size": (
+        ["train", "digits", "--model.encoder.class_path", "GatedEncoder", "--model.encoder.latent", "7"],
+        r"the posterior has latent shape (7,), the prior (16,)",
+    ),
+    "encoder that takes other data": (
+        ["train", "digits", "--model.encoder.class_path", "GatedEncoder", "--model.encoder.shape", "[5]"],
+        "do not fit each other or data of shape (1, 8, 8): mat1 and mat2 shapes cannot be multiplied (1x64 and 5x400)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_to_train_is_one_line_and_writes_nothing(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words, told = BAD[case]
+    assert told in refused(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_to_other_commands_is_one_line(two, tmp_path, capsys):
+    run = two / "S1"
+    for words, told in (
+        (["evaluate", tmp_path / "none"], "is not a run: it has no config.yaml"),
+        (["evaluate", run, "--draws", "0"], "draws must be at least 1; got 0"),
+        (["evaluate", run, "--examples", "0"], "examples must be at least 1; got 0"),
+        (["evaluate", run, "--split", "tset"], "split: expected"),
+        (["sample", run, "--out", "x.jpg"], "--out must end in .png or .npy; got x.jpg"),
+        (["sample", run, "--n", "0"], "n must be at least 1; got 0"),
+        (["train", "digits", "--out", run], f"{run} exists already: go on with it by --resume {run}"),
+        (["train", "--resume", tmp_path / "none"], "is not a run: it has no config.yaml"),
+        (["train", "digits", "--resume", run], "brings its own configuration; leave digits out"),
+        (["train", "--resume", run, "--model.components", "4"], "resume it unchanged"),
+        (["report", tmp_path], "has no results.json: run `mixvae evaluate"),
+    ):
+        assert told in refused(capsys, *words), words
+
+
+def test_damaged_files_of_a_run_are_told(two, tmp_path, capsys):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(two / "S1", run)
+    weights = run / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    assert "model.safetensors is damaged" in refused(capsys, "evaluate", run)
+    shutil.copy(two / "S2" / "model.safetensors", weights)
+    assert "is of another architecture: the model's" in refused(capsys, "sample", run)
+    state = run / "last" / "state.pt"
+    state.write_bytes(b"PK\x03\x04" + b"\0" * 50)
+    assert "state.pt is truncated or damaged" in refused(capsys, "train", "--resume", run)
+    (run / "config.yaml").write_text("model: {laten: 3}")
+    assert "did you mean model.latent?" in refused(capsys, "evaluate", run)
+
+
+def test_ctrl_c_and_divergence_have_their_own_status(tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "train", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "digits", "--out", str(tmp_path / "r")])
+    assert end.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as end:
+        main(["train", "digits", "--out", str(tmp_path / "r"), "--training.optimizer.lr", "1e20", *SMALL])
+    assert end.value.code == 1
+    assert "lower the learning rate or clip gradients" in capsys.readouterr().err
+
+
+def test_report_is_one_file_without_any_request(two, capsys):
+    main(["report", str(two / "S1"), str(two / "S2"), "--out", str(two / "both.html")])
+    page = (two / "both.html").read_text()
+    assert "http" not in page
+    assert "<script" not in page
+    assert page.count("data:image/png;base64,") == 1 + 2 * 3
+    rows = report.compare([two / "S2", two / "S1"])
+    assert [row["components"] for row in rows] == [1, 2]
+    each = [np.load(two / f"S{s}" / "examples.npz")["pooled"] for s in (1, 2)]
+    gain = each[1] - each[0]
+    assert rows[1]["gain"] == pytest.approx(gain.mean())
+    assert rows[1]["gain_se"] == pytest.approx(gain.std(ddof=1) / 20)
+    shown = report.cells(rows[1])
+    assert f"{gain.mean():.3f} ± {rows[1]['gain_se']:.3f}" in shown
+    for cell in shown:
+        assert cell in page
+    assert shown[6] in capsys.readouterr().out
+
+
+def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two, tmp_path):
+    import shutil
+
+    shutil.copytree(two / "S2", tmp_path / "other")
+    results = read_json(tmp_path / "other" / "results.json")
+    (tmp_path / "other" / "results.json").write_text(json.dumps(results | {"data_sha256": "0", "draws": 7}))
+    rows = report.compare([two / "S1", tmp_path / "other"])
+    assert "gain" not in rows[1]
+    notes = " ".join(report.warnings(rows))
+    assert "different examples" in notes
+    assert "different numbers of draws" in notes
+
+
+def test_the_demo_is_done_once(tmp_path, capsys):
+    from mixvae.experiments import demo
+
+    rows, page = demo(tmp_path, components=(1, 2), draws=4, epochs=1)
+    first = (tmp_path / "S2" / "metrics.jsonl").read_text()
+    assert page.exists()
+    assert [row["components"] for row in rows] == [1, 2]
+    demo(tmp_path, components=(1, 2), draws=4, epochs=1)
+    assert (tmp_path / "S2" / "metrics.jsonl").read_text() == first
+
+
+def test_presets_are_listed_with_what_they_are(capsys):
+    main(["presets"])
+    out = capsys.readouterr().out
+    for name in config.presets():
+        assert name in out
+    assert "VampPrior of 500 pseudo-inputs" in out
+
+
+def test_the_installed_command_runs():
+    done = subprocess.run([sys.executable, "-m", "mixvae"], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0
+    assert "reconstruct" in done.stdout
+    assert torch.__version__
