@@ -174,3 +174,16 @@ def test_keyed_noise_is_standard_normal_across_examples_and_blocks():
     blocks = noise.reshape(4, DRAW_BLOCK, -1)
     flat = blocks.reshape(4, -1)
     assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 5 / flat.shape[1] ** 0.5
+
+
+def test_components_too_far_to_count_leave_density_alone_and_no_denormal_numbers():
+    """Denormal weights and gradients made a training step with 2000 pseudo-posteriors twice as slow."""
+    mean = torch.linspace(-40, 40, 400)[None, :, None].expand(1, 400, 2).clone().requires_grad_()
+    q = DiagonalGaussian(mean, torch.full((1, 400, 2), -1.0))
+    points = torch.tensor([[0.0, 0.0], [25.0, 25.0], [39.0, 41.0]])
+    found = Pooled(q).log_prob(points)
+    exact = (q.pairwise_log_prob(points).double().flatten(1).logsumexp(1) - np.log(400)).float()
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=0)
+    found.sum().backward()
+    assert not ((mean.grad != 0) & (mean.grad.abs() < 1.2e-38)).any()
+    assert (mean.grad != 0).any()
