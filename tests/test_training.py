@@ -17,7 +17,7 @@ from conftest import tiny_model
 from mixvae import datasets
 from mixvae.bounds import elbo, pooled
 from mixvae.decoders import MLP
-from mixvae.files import RunDirectory, load_state, load_weights
+from mixvae.files import RunDirectory, load_state, load_weights, save_weights
 from mixvae.model import MixtureVAE
 from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
@@ -147,6 +147,17 @@ def test_a_killed_process_resumes_to_the_same_weights(uninterrupted, tmp_path, n
     assert_same(load_state(run.state)["model"], load_state(uninterrupted.state)["model"])
     assert [row["epoch"] for row in run.read_metrics()] == list(range(1, 41))
     assert not [p for p in run.path.rglob(".*") if p.is_file()], "temporary files are left"
+
+
+def test_a_run_killed_between_its_two_files_repairs_the_older_one(digits, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    fit(small(), digits, epochs=2, directory=run)
+    best = load_weights(run.weights)
+    fit(small(), digits, epochs=4, directory=run)
+    later = load_weights(run.weights)
+    save_weights(run.weights, best)  # as if the kill had come just before the last write
+    fit(small(), digits, epochs=4, directory=run)
+    assert_same(load_weights(run.weights), later)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(digits, tmp_path):
@@ -321,6 +332,17 @@ def test_threads_of_the_checkpoint_are_restored(digits, tmp_path):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+def test_tensorboard_gets_the_numbers_of_the_metrics(digits, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = RunDirectory(tmp_path / "run")
+    rows = fit(small(), digits, epochs=3, directory=run)
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("validation")] == [
+        (row["epoch"], row["validation"]) for row in rows
+    ]
 
 
 def test_nothing_is_written_without_a_directory(digits, tmp_path, monkeypatch):

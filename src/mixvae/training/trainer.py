@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
-from mixvae.files import RunDirectory, load_state, load_tensors, load_weights, save_state, save_weights
+from mixvae.files import RunDirectory, load_state, load_tensors, save_state, save_weights
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.training.progress import Display
 
@@ -260,21 +260,19 @@ class Trainer:
         return f"{what} became NaN or infinite at {where}{kept}: lower the learning rate or clip gradients"
 
     def _save(self) -> None:
-        """Write the best weights, then the state; a crash in between only repeats some steps."""
+        """Write the state, which is complete in itself, and then the best weights for others to read."""
         self.last_save = time.monotonic()
         if self.directory is None or not self.fabric.is_global_zero:
             return
         tensors = self.model.state_dict()
         if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
             raise FloatingPointError(self._diverged("a weight", min(1.0, (self.state.epoch + 1) / (self.warmup or 1))))
-        if self.unsaved_best and self.best_weights is not None:
-            save_weights(self.directory.weights, self.best_weights)
-            self.unsaved_best = False
         save_state(
             self.directory.state,
             {
                 "state": asdict(self.state),
                 "model": tensors,
+                "best": self.best_weights,
                 "ema": self.ema.state_dict() if self.ema else None,
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict() if self.schedule else None,
@@ -284,6 +282,12 @@ class Trainer:
                 "threads": torch.get_num_threads(),
             },
         )
+        self._save_best()
+
+    def _save_best(self) -> None:
+        if self.unsaved_best and self.best_weights is not None and self.directory is not None:
+            save_weights(self.directory.weights, self.best_weights)
+            self.unsaved_best = False
 
     def _resume(self) -> None:
         """Go back to the last checkpoint, and drop the metrics of later epochs."""
@@ -303,21 +307,25 @@ class Trainer:
             torch.set_rng_state(saved["rng"])
             if saved["cuda_rng"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state_all(saved["cuda_rng"])
-            if self.state.best_epoch:
-                self.best_weights = load_weights(self.directory.weights)
-        if self.fabric.is_global_zero and self.directory.metrics.exists():
-            self.directory.keep_metrics(lambda row: row["epoch"] <= self.state.epoch)
+            self.best_weights = saved["best"]
+            self.unsaved_best = True  # the process may have died between the two files
+        if self.fabric.is_global_zero:
+            self._save_best()
+            if self.directory.metrics.exists():
+                self.directory.keep_metrics(lambda row: row["epoch"] <= self.state.epoch)
         self.fabric.barrier()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a stop after the current step."""
+        """Turn Ctrl-C and SIGTERM into a stop after the current step; a second Ctrl-C stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(number: int, frame: object) -> None:
             del frame
+            if self.stop_signal == number == signal.SIGINT:
+                raise KeyboardInterrupt  # pressed twice: do not wait for the step to end
             self.stop_signal = number
 
         old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
