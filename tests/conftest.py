@@ -2,7 +2,18 @@
 
 from jaxtyping import install_import_hook
 
-ROOMS = ("bounds", "distributions", "networks", "priors", "decoders", "posteriors", "model", "evaluation", "training")
+ROOMS = (
+    "bounds",
+    "distributions",
+    "networks",
+    "priors",
+    "decoders",
+    "posteriors",
+    "flows",
+    "model",
+    "evaluation",
+    "training",
+)
 install_import_hook([f"mixvae.{room}" for room in ROOMS], "beartype.beartype")
 
 import pytest  # noqa: E402

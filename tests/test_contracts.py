@@ -5,14 +5,25 @@ import torch
 from torch import nn
 
 from mixvae.bounds import elbo, log_weights
-from mixvae.decoders import MLP, Bernoulli, ContinuousBernoulli, Decoder, Gaussian
+from mixvae.decoders import (
+    MLP,
+    Bernoulli,
+    ContinuousBernoulli,
+    Conv,
+    Decoder,
+    Gaussian,
+    LogisticMixture,
+    PixelCNNDecoder,
+)  # fmt: skip
 from mixvae.files import load_tensors
+from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow
 from mixvae.model import MixtureVAE, evaluating
-from mixvae.networks import GatedEncoder
-from mixvae.posteriors import SeparateEncoders
-from mixvae.priors import GaussianMixture, StandardNormal, VampPrior
+from mixvae.networks import GatedConvEncoder, GatedEncoder, GaussianNetwork, TwoLevelConv, TwoLevelDense
+from mixvae.posteriors import FlowPosterior, SeparateEncoders, TwoLevelPosterior
+from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
 
-SHAPE, LATENT, COMPONENTS, BATCH = (1, 2, 3), 2, 3, 4
+SHAPE, LATENT, COMPONENTS, BATCH = (1, 4, 4), 2, 3, 4
+LAYERS = ((3, 3, 1), (2, 3, 2))
 
 
 class UserEncoder(nn.Module):
@@ -20,10 +31,18 @@ class UserEncoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2 * LATENT))
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2 * LATENT))
 
     def forward(self, x):
         return self.net(x).chunk(2, -1)
+
+
+def separate():
+    return SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS, [3.0, 2.0, 1.0])
+
+
+def two_level(latent=LATENT // 2):
+    return TwoLevelPosterior(lambda: TwoLevelDense(SHAPE, latent, (5,)), COMPONENTS)
 
 
 POSTERIORS = {
@@ -32,6 +51,17 @@ POSTERIORS = {
         lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS, [3.0, 2.0, 1.0]
     ),
     "separate, learned weights": lambda: SeparateEncoders(UserEncoder, COMPONENTS, learn_weights=True),
+    "convolutional": lambda: SeparateEncoders(lambda: GatedConvEncoder(SHAPE, LATENT, LAYERS), COMPONENTS),
+    "shared autoregressive flow": lambda: FlowPosterior(
+        separate(), lambda: InverseAutoregressiveFlow(LATENT, 2, (6,)), LATENT
+    ),
+    "flow per component": lambda: FlowPosterior(
+        separate(), lambda: CouplingFlow(LATENT, 2, (6,)), LATENT, per_component=True
+    ),
+    "two levels": two_level,
+    "two levels, flow on the lower": lambda: FlowPosterior(
+        TwoLevelPosterior(lambda: TwoLevelConv(SHAPE, 1, LAYERS, 5), COMPONENTS), lambda: CouplingLike(), 1
+    ),
 }
 PRIORS = {
     "standard normal": lambda q: StandardNormal(LATENT),
@@ -40,17 +70,45 @@ PRIORS = {
     "VampPrior from examples": lambda q: VampPrior(q, SHAPE, 5, examples=data("Bernoulli")[0].repeat(3, 1, 1, 1)),
     "VampPrior on the real line": lambda q: VampPrior(q, SHAPE, 5, squash=nn.Identity()),
 }
+TWO_LEVEL_PRIORS = {
+    "chain": lambda q: ChainPrior(StandardNormal(1), GaussianNetwork(1, 1, (5,)), 1),
+    "chain with VampPrior": lambda q: ChainPrior(
+        VampPrior(two_level().double().top, SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1
+    ),
+}
 DECODERS = {
     "Bernoulli": lambda: MLP(LATENT, SHAPE, (5,)),
     "continuous Bernoulli": lambda: MLP(LATENT, SHAPE, (5,), ContinuousBernoulli),
     "Gaussian": lambda: MLP(LATENT, SHAPE, (5,), Gaussian(SHAPE)),
-    "user network": lambda: Decoder(nn.Sequential(nn.Linear(LATENT, 6), nn.Unflatten(-1, SHAPE)), Bernoulli),
+    "convolutional": lambda: Conv(LATENT, SHAPE, 3),
+    "discretised logistics": lambda: MLP(LATENT, SHAPE, (5,), LogisticMixture(SHAPE)),
+    "PixelCNN": lambda: PixelCNNDecoder(LATENT, SHAPE, 3, 4),
+    "PixelCNN of discretised logistics": lambda: PixelCNNDecoder(
+        LATENT, SHAPE, 2, 4, likelihood=LogisticMixture(SHAPE)
+    ),
+    "user network": lambda: Decoder(nn.Sequential(nn.Linear(LATENT, 16), nn.Unflatten(-1, SHAPE)), Bernoulli),
 }
+
+
+BINARY = ("Bernoulli", "user network", "convolutional", "PixelCNN")
+
+
+class CouplingLike(nn.Module):
+    """A flow on one coordinate, with torch's own transforms."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.3]))
+
+    def forward(self):
+        return torch.distributions.transforms.IndependentTransform(
+            torch.distributions.transforms.AffineTransform(0.2, self.scale), 1
+        )
 
 
 def data(decoder):
     x = torch.rand(BATCH, *SHAPE)
-    return ((x < 0.5).float() if decoder in ("Bernoulli", "user network") else x), BATCH
+    return ((x < 0.5).float() if decoder in BINARY else (x * 255).round() / 255), BATCH
 
 
 @pytest.fixture(params=POSTERIORS)
@@ -58,9 +116,9 @@ def posterior(request):
     return POSTERIORS[request.param]().double()
 
 
-@pytest.fixture(params=PRIORS)
-def prior(request, posterior):
-    return PRIORS[request.param](posterior).double()
+@pytest.fixture(params=PRIORS | TWO_LEVEL_PRIORS)
+def prior(request):
+    return (PRIORS | TWO_LEVEL_PRIORS)[request.param](separate().double()).double()
 
 
 @pytest.fixture(params=DECODERS)
@@ -91,15 +149,18 @@ def test_posterior_is_a_function_of_its_noise(posterior):
     assert torch.equal(q.rsample((2,), noise), q.rsample((2,), noise))
     index = torch.tensor([2, 0])
     torch.testing.assert_close(q.select(index).rsample((2,), noise[:, index]), q.rsample((2,), noise)[:, index])
-    torch.testing.assert_close(posterior(x, index).mean, q.mean[index])
+    torch.testing.assert_close(posterior(x, index).rsample((2,), noise[:, index]), q.rsample((2,), noise)[:, index])
+    z, cross = q.rsample_and_cross_log_prob((2,), index, noise[:, index])
+    torch.testing.assert_close(z, q.rsample((2,), noise)[:, index])
+    torch.testing.assert_close(cross, q.cross_log_prob(z))
 
 
 def test_each_component_integrates_to_one(posterior):
     q = posterior(torch.rand(BATCH, *SHAPE, dtype=torch.float64))
-    axis = torch.linspace(-15, 15, 401, dtype=torch.float64)
+    axis = torch.linspace(-30, 30, 801, dtype=torch.float64)  # flows widen the tails
     points = torch.cartesian_prod(axis, axis)
-    total = q.pairwise_log_prob(points).logsumexp(0).exp() * (30 / 400) ** 2
-    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-4, rtol=0)
+    total = sum(q.pairwise_log_prob(part).exp().sum(0) for part in points.split(50_000)) * (60 / 800) ** 2
+    torch.testing.assert_close(total, torch.ones_like(total), atol=5e-4, rtol=0)
 
 
 def test_prior_is_one_normalised_distribution_that_draws_what_it_scores(prior):
@@ -128,9 +189,23 @@ def test_decoder_describes_observations_for_any_batch_of_latents(decoder):
     torch.testing.assert_close(module(z[1, 0, 2]).log_prob(x[2]), whole[1, 0, 2])
 
 
-def test_every_parameter_learns_and_is_saved(posterior, prior, decoder, tmp_path):
-    module, x = decoder
-    model = MixtureVAE(posterior, prior, module)
+def models():
+    """Every posterior, every prior and every decoder at least once, without their whole product."""
+    first_q, first_p, first_d = (next(iter(table)) for table in (POSTERIORS, PRIORS, DECODERS))
+    yield from ((q, first_p, first_d) for q in POSTERIORS)
+    yield from ((first_q, p, first_d) for p in PRIORS | TWO_LEVEL_PRIORS)
+    yield from ((first_q, first_p, d) for d in DECODERS)
+
+
+@pytest.fixture(params=models(), ids=" · ".join)
+def model_and_data(request):
+    q, p, d = request.param
+    posterior = POSTERIORS[q]()
+    return MixtureVAE(posterior, (PRIORS | TWO_LEVEL_PRIORS)[p](posterior), DECODERS[d]()).double(), data(d)[0].double()
+
+
+def test_every_parameter_learns_and_is_saved(model_and_data):
+    model, x = model_and_data
     terms = model(x, 2)
     elbo(log_weights(terms), terms.weight).mean().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -149,9 +224,8 @@ def test_every_parameter_learns_and_is_saved(posterior, prior, decoder, tmp_path
         torch.testing.assert_close(log_weights(model(x, 2, noise=noise)), before)
 
 
-def test_examples_of_a_batch_do_not_influence_each_other(posterior, prior, decoder):
-    module, x = decoder
-    model = MixtureVAE(posterior, prior, module)
+def test_examples_of_a_batch_do_not_influence_each_other(model_and_data):
+    model, x = model_and_data
     noise = torch.randn(2, COMPONENTS, BATCH, LATENT, dtype=torch.float64)
     with torch.no_grad():
         for mode in (True, False):

@@ -12,7 +12,7 @@ import mixvae
 SOURCE = Path(mixvae.__file__).parent
 LEVELS = {
     0: ("bounds", "distributions", "networks", "datasets", "files"),
-    1: ("figures", "priors", "decoders"),
+    1: ("figures", "flows", "priors", "decoders"),
     2: ("posteriors", "model"),
     3: ("training", "evaluation"),
     4: ("config",),

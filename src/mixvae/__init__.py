@@ -10,25 +10,45 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mixvae.bounds import Terms, elbo, iwelbo, jsd, log_weights, miselbo, pooled
-    from mixvae.decoders import MLP, Bernoulli, ContinuousBernoulli, Decoder, Gaussian
-    from mixvae.distributions import Components, DiagonalGaussian, Pooled
+    from mixvae.decoders import (
+        MLP,
+        Bernoulli,
+        ContinuousBernoulli,
+        Conv,
+        Decoder,
+        Gaussian,
+        LogisticMixture,
+        PixelCNNDecoder,
+    )
+    from mixvae.distributions import Components, DiagonalGaussian, Flowed, Pooled
     from mixvae.evaluation import active_units, encode, log_marginal, paired_gain
+    from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
     from mixvae.model import MixtureVAE
-    from mixvae.networks import GatedEncoder
-    from mixvae.posteriors import Posterior, SeparateEncoders
-    from mixvae.priors import GaussianMixture, StandardNormal, VampPrior
+    from mixvae.networks import GatedConvEncoder, GatedEncoder, GaussianNetwork, TwoLevelConv, TwoLevelDense
+    from mixvae.posteriors import FlowPosterior, Posterior, SeparateEncoders, TwoLevelPosterior
+    from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
     from mixvae.runs import load
     from mixvae.training import fit
 
 _ROOMS = {
     "bounds": ("Terms", "elbo", "iwelbo", "jsd", "log_weights", "miselbo", "pooled"),
-    "decoders": ("MLP", "Bernoulli", "ContinuousBernoulli", "Decoder", "Gaussian"),
-    "distributions": ("Components", "DiagonalGaussian", "Pooled"),
+    "decoders": (
+        "MLP",
+        "Bernoulli",
+        "ContinuousBernoulli",
+        "Conv",
+        "Decoder",
+        "Gaussian",
+        "LogisticMixture",
+        "PixelCNNDecoder",
+    ),
+    "distributions": ("Components", "DiagonalGaussian", "Flowed", "Pooled"),
     "evaluation": ("active_units", "encode", "log_marginal", "paired_gain"),
+    "flows": ("CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"),
     "model": ("MixtureVAE",),
-    "networks": ("GatedEncoder",),
-    "posteriors": ("Posterior", "SeparateEncoders"),
-    "priors": ("GaussianMixture", "StandardNormal", "VampPrior"),
+    "networks": ("GatedConvEncoder", "GatedEncoder", "GaussianNetwork", "TwoLevelConv", "TwoLevelDense"),
+    "posteriors": ("FlowPosterior", "Posterior", "SeparateEncoders", "TwoLevelPosterior"),
+    "priors": ("ChainPrior", "GaussianMixture", "StandardNormal", "VampPrior"),
     "runs": ("load",),
     "training": ("fit",),
 }
@@ -37,20 +57,34 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = [
     "MLP",
     "Bernoulli",
+    "ChainPrior",
     "Components",
     "ContinuousBernoulli",
+    "Conv",
+    "CouplingFlow",
     "Decoder",
     "DiagonalGaussian",
+    "FlowPosterior",
+    "Flowed",
+    "GatedConvEncoder",
     "GatedEncoder",
     "Gaussian",
     "GaussianMixture",
+    "GaussianNetwork",
+    "InverseAutoregressiveFlow",
+    "LogisticMixture",
     "MixtureVAE",
+    "PixelCNNDecoder",
     "Pooled",
     "Posterior",
     "SeparateEncoders",
     "StandardNormal",
     "Terms",
+    "TwoLevelConv",
+    "TwoLevelDense",
+    "TwoLevelPosterior",
     "VampPrior",
+    "ZukoFlow",
     "active_units",
     "elbo",
     "encode",

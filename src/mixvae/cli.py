@@ -46,7 +46,7 @@ def evaluate(
     draws_per_component: int | None = None,
     split: Split = "test",
     examples: int | None = None,
-    chunk: int = 4096,
+    chunk: int = 1024,
     seed: int = 0,
     per_example: str | None = None,
 ) -> None:
@@ -165,6 +165,26 @@ def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
     _print(f"wrote {path}")
 
 
+def sweep(grid: str, jobs: int = 1) -> None:
+    """Train and evaluate every cell of a grid, skip what is done, resume what was cut off, and write one report.
+
+    Args:
+        grid: a YAML file, or the name of a grid that comes with mixvae: ablation or ablation_digits.
+        jobs: cells at the same time.
+    """
+    from mixvae import experiments
+    from mixvae import report as pages
+
+    cells = experiments.read_grid(grid)
+    result = experiments.sweep(cells, jobs=jobs, say=_print)
+    if result.done:
+        _print_comparison(pages.compare(result.done))
+        _print(f"wrote {cells.out / 'report.html'}")
+    if result.failed:
+        names = "; ".join(f"{name}: {error}" for name, error in result.failed.items())
+        _fail(f"{len(result.failed)} of {len(cells.cells)} cells failed: {names}", 1)
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "presets": presets,
     "train": train,
@@ -174,6 +194,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "encode": encode,
     "report": report,
     "demo": demo,
+    "sweep": sweep,
 }
 
 

@@ -22,6 +22,8 @@ from mixvae.model import MixtureVAE, evaluating
 LARGEST_BATCH = 256
 ACTIVE_VARIANCE = 0.01
 """A latent unit is active if its posterior mean varies more than this over the data (Burda et al., 2015)."""
+MOMENT_DRAWS = 128
+"""Draws that the moments of components without closed ones are measured on."""
 UNRELIABLE_K = 0.7
 """Pareto k̂ above which importance sampling is not to be trusted (Vehtari et al., 2024)."""
 
@@ -123,7 +125,7 @@ def log_marginal(
     draws: int = 5000,
     *,
     draws_per_component: int | None = None,
-    chunk: int = 4096,
+    chunk: int = 1024,
     seed: int = 0,
     examples: Sequence[int] | np.ndarray | None = None,
     progress: Callable[[int], object] | None = None,
@@ -263,16 +265,27 @@ def _pareto_k(largest: np.ndarray, draws: int) -> float:
 
 @torch.no_grad()
 def encode(model: MixtureVAE, x: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S D"]]:
-    """Mean and standard deviation of every component of q(z|x), on the CPU."""
+    """Mean and standard deviation of every component of q(z|x), on the CPU.
+
+    Components without closed moments, such as flows and chains, are measured on `MOMENT_DRAWS` keyed draws.
+    """
     with evaluating(model):
-        parts = [_moments(model.posterior(batch)) for batch in x.split(LARGEST_BATCH)]
+        parts = [
+            _moments(model.posterior(batch), range(first, first + len(batch)))
+            for first, batch in zip(range(0, len(x), LARGEST_BATCH), x.split(LARGEST_BATCH), strict=True)
+        ]
     mean, std = (torch.cat(part, 1).transpose(0, 1) for part in zip(*parts, strict=True))
     return mean, std
 
 
-def _moments(q: Components) -> tuple[Tensor, Tensor]:
+def _moments(q: Components, examples: range) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, (S, B, D)."""
-    return q.mean.cpu(), q.variance.sqrt().cpu()
+    try:
+        mean, variance = q.mean, q.variance
+    except NotImplementedError:
+        noise = keyed_normal(0, examples, 0, MOMENT_DRAWS, (q.batch_shape[0], q.event_shape[0]))
+        variance, mean = torch.var_mean(q.rsample((MOMENT_DRAWS,), noise.to(q.log_pi)), 0)
+    return mean.cpu(), variance.sqrt().cpu()
 
 
 def active_units(mean: Float[Tensor, "N S D"], weight: Float[Tensor, " S"] | None = None) -> int:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mixvae import config, report, runs
+from mixvae.files import RunDirectory, write_text
 
 
 def demo(
@@ -42,3 +51,130 @@ def demo(
         say(f"evaluating S = {s} with {draws} draws")
         runs.evaluate(path, draws)
     return report.compare(paths), report.write(paths, folder / "report.html")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Configurations that differ along some axes.
+
+    Args:
+        out: folder of the cells' run directories.
+        cells: the configuration of every cell, by its name.
+        draws: total draws per test example.
+        examples: evaluate only so many test examples.
+    """
+
+    out: Path
+    cells: dict[str, config.Config]
+    draws: int = 1000
+    examples: int | None = None
+
+
+@dataclass
+class Sweep:
+    """What a sweep has done.
+
+    Args:
+        done: run directories that are trained and evaluated.
+        failed: what each failing cell said, by its name.
+    """
+
+    done: list[Path] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def read_grid(name: str | Path) -> Grid:
+    """Read a grid from a YAML file, or one that comes with mixvae.
+
+    The file names a `base` (preset or file), options to `set`, and `axes`: each maps the names of its values to the
+    options that they set, in dotted form. Every combination is a cell.
+
+    Raises:
+        ValueError: the file is not such a grid, or a cell's options are wrong; nothing is run then.
+    """
+    path = config.locate(name, "grids")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    known = {"base", "set", "axes", "out", "draws", "examples"}
+    if not isinstance(content, dict) or not content.keys() <= known or not isinstance(content.get("axes"), dict):
+        raise ValueError(f"{path} must hold axes, and may hold {', '.join(sorted(known - {'axes'}))}; got {content}")
+    cells = {}
+    for values in itertools.product(*(axis.items() for axis in content["axes"].values())):
+        options = dict(content.get("set") or {})
+        for _, more in values:
+            options |= more or {}
+        flags = [
+            f"--{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for key, value in options.items()
+        ]
+        flags = [flag.removesuffix("\n").removesuffix("\n...") for flag in flags]
+        cells["-".join(str(value) for value, _ in values)] = config.read(content.get("base", "digits"), flags)
+    return Grid(
+        Path(content.get("out", f"runs/{path.stem}")), cells, content.get("draws", 1000), content.get("examples")
+    )
+
+
+def sweep(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print) -> Sweep:
+    """Train and evaluate every cell of a grid, each in a process of its own, and write one report.
+
+    What is done is skipped, what was cut off is resumed, and a cell that fails is reported while the rest goes on.
+
+    Args:
+        grid: the cells.
+        jobs: cells at the same time, which share the processor's cores.
+        say: takes a line on what happens now.
+
+    Raises:
+        ValueError: jobs is not positive.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1; got {jobs}")
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else None
+    result = Sweep()
+
+    def run(name: str) -> tuple[str, str]:
+        run_directory = RunDirectory(grid.out / name)
+        if _is_done(run_directory, grid):
+            say(f"{name}: done already")
+            return name, ""
+        file = grid.out / "cells" / f"{name}.yaml"
+        write_text(file, config.to_yaml(grid.cells[name]))
+        say(f"{name}: {'resuming' if run_directory.config.exists() else 'training'}")
+        examples = "" if grid.examples is None else str(grid.examples)
+        words = [str(file), str(run_directory.path), str(grid.draws), examples]
+        script = "import sys; from mixvae.experiments import run_cell; run_cell(*sys.argv[1:])"
+        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment)
+        error = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        say(f"{name}: {'done' if done.returncode == 0 else 'failed: ' + error}")
+        return name, "" if done.returncode == 0 else error
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for name, error in pool.map(run, grid.cells):
+            if error:
+                result.failed[name] = error
+            else:
+                result.done.append(grid.out / name)
+    if result.done:
+        report.write(result.done, grid.out / "report.html")
+    return result
+
+
+def _is_done(run: RunDirectory, grid: Grid) -> bool:
+    """Whether a cell is trained to its end and evaluated."""
+    metrics = run.read_metrics()
+    wanted = grid.cells[run.path.name].training
+    if not (run.results.exists() and metrics):
+        return False
+    last = metrics[-1]
+    waited = last["epoch"] - max(last["best_epoch"], wanted.warmup)
+    return last["epoch"] >= wanted.epochs or (wanted.patience is not None and waited >= wanted.patience)
+
+
+def run_cell(file: str, out: str, draws: str, examples: str) -> None:
+    """Train and evaluate one cell of a sweep, from the beginning or from where it stands."""
+    try:
+        runs.train(config.read(file), out, resume=RunDirectory(Path(out)).config.exists())
+        runs.evaluate(out, int(draws), examples=int(examples) if examples else None)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(" ".join(str(error).split()))

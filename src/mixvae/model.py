@@ -136,9 +136,10 @@ class MixtureVAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "S B ..."]:
-        """Mean of p(x|z) at the mean of every component of q(z|x)."""
+        """Mean of p(x|z) at the centre of every component of q(z|x), where its noise is zero: a Gaussian's mean."""
         with evaluating(self):
-            return self.decoder(self.posterior(x).mean).mean
+            q = self.posterior(x)
+            return self.decoder(q.rsample((), x.new_zeros(*q.batch_shape, *q.event_shape))).mean
 
 
 def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:

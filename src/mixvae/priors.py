@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from mixvae.distributions import Components, DiagonalGaussian, Pooled
+from mixvae.distributions import Chain, Components, DiagonalGaussian, Pooled
 
 EXAMPLE_RANGE = (0.05, 0.95)
 """Where pseudo-inputs start that copy examples: off the sigmoid's flat ends, so that they still learn."""
@@ -109,3 +109,21 @@ class VampPrior(nn.Module):
     def forward(self) -> Pooled:
         """Encode the pseudo-inputs, once, and return their mixture."""
         return Pooled(self._posterior[0](self.inputs))
+
+
+class ChainPrior(nn.Module):
+    """Prior of two levels, p(z2) p(z1|z2), with z = [z2, z1] and a Gaussian p(z1|z2).
+
+    Args:
+        top: prior of z2, such as a `VampPrior(posterior.top, …)`.
+        lower: maps z2 to mean and log-variance of z1, such as a `GaussianNetwork`.
+        latent: size of z1.
+    """
+
+    def __init__(self, top: nn.Module, lower: nn.Module, latent: int):
+        super().__init__()
+        self.top, self.lower, self.latent = top, lower, latent
+
+    def forward(self) -> Chain:
+        """Return the distribution."""
+        return Chain(self.top(), self.lower, self.latent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,8 +137,8 @@ def _open(run: str | Path, split: str) -> tuple[RunDirectory, MixtureVAE, Datase
 
 
 def _prepared(split: Split, seed: int = 0) -> Tensor:
-    """All examples of a split; training examples are binarised from a fixed seed."""
-    return split.batch(slice(None), torch.Generator(split.x.device).manual_seed(seed))
+    """All examples of a split; training examples are binarised from a fixed seed, and not mirrored."""
+    return replace(split, flip=False).batch(slice(None), torch.Generator(split.x.device).manual_seed(seed))
 
 
 def evaluate(
@@ -147,7 +148,7 @@ def evaluate(
     draws_per_component: int | None = None,
     split: SplitName = "test",
     examples: int | None = None,
-    chunk: int = 4096,
+    chunk: int = 1024,
     seed: int = 0,
     per_example: str | Path | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -187,6 +188,7 @@ def evaluate(
     metrics = directory.read_metrics()
     results = estimate.summary() | {
         "active_units": active_units(means, model.posterior(x[:1]).log_pi.exp()) if len(means) > 1 else None,
+        "bits_per_dim": _bits_per_dim(model, x, estimate.pooled),
         "parameters": sum(p.numel() for p in model.parameters()),
         "split": split,
         "data": data.name,
@@ -201,6 +203,13 @@ def evaluate(
         save_arrays(path, estimate.arrays())
     write_json(directory.results, results)
     return results
+
+
+def _bits_per_dim(model: MixtureVAE, x: Tensor, pooled: np.ndarray) -> float | None:
+    """−log₂ p(x) per value, where p(x) is a probability and not a density."""
+    with torch.no_grad(), evaluating(model):
+        support = model.decoder(model.prior().sample((1,))).support
+    return float(-pooled.mean() / math.log(2) / x[0].numel()) if support.is_discrete else None
 
 
 def _git_commit() -> str | None:

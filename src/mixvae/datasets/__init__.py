@@ -34,12 +34,14 @@ class Split:
         y: class labels (N,), if there are any.
         levels: what a byte is divided by to give an intensity in [0, 1].
         resample: whether a batch is binarised anew each time, with its intensities as probabilities.
+        flip: whether each image of a batch is mirrored with probability ½.
     """
 
     x: Tensor
     y: Int[Tensor, " N"] | None = None
     levels: int = 1
     resample: bool = False
+    flip: bool = False
 
     def __len__(self) -> int:
         return len(self.x)
@@ -60,9 +62,12 @@ class Split:
 
         Args:
             index: which examples.
-            generator: source of the binarisation's noise, on the examples' device.
+            generator: source of the noise of binarising and mirroring, on the examples' device.
         """
         x = self.x[index].float() / self.levels
+        if self.flip:
+            mirrored = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
+            x = torch.where(mirrored, x.flip(-1), x)
         if self.resample:
             noise = torch.rand(x.shape, generator=generator, device=x.device)
             x = (noise < x).float()
@@ -120,6 +125,7 @@ def load(
     binarize: Binarize = "stochastic",
     seed: int = 0,
     limit: int | None = None,
+    flip: bool = False,
 ) -> Dataset:
     """Load a data set.
 
@@ -131,6 +137,7 @@ def load(
             `fixed` all of them once; `threshold` at ½; `none` keeps the values.
         seed: seed of the split and of the binarisation; not of the training.
         limit: use only so many training examples.
+        flip: mirror training images left to right with probability ½, anew at every step; never the others.
 
     Raises:
         ValueError: the name is unknown, or the data are damaged, not finite or of a wrong shape or range.
@@ -153,9 +160,13 @@ def load(
         if not len(part):
             raise ValueError(f"the {split} split of {name} is empty: it needs more examples")
     _check(name, [train, validation, test], binarize)
+    if flip and len(train.shape) != 3:
+        raise ValueError(f"only images can be mirrored; {name} has examples of shape {train.shape}")
     return Dataset(
         Path(name).stem if name not in SOURCES else name,
-        replace(train, resample=True) if binarize == "stochastic" else _binarized(train, binarize, seed),
+        replace(train, resample=True, flip=flip)
+        if binarize == "stochastic"
+        else replace(_binarized(train, binarize, seed), flip=flip),
         _binarized(validation, binarize, seed + 1),
         _binarized(test, binarize, seed + 2),
     )

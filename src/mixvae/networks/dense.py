@@ -13,6 +13,12 @@ LOG_VAR_RANGE = (-6.0, 2.0)
 """Range of an encoder's log σ²: narrower posteriors gain nothing on 8-bit images and cost float32 its digits."""
 
 
+def mean_and_log_var(head: Float[Tensor, "... P"]) -> tuple[Float[Tensor, "... D"], Float[Tensor, "... D"]]:
+    """Split a network's output in two: a mean, and a log-variance clamped to `LOG_VAR_RANGE`."""
+    mean, log_var = head.chunk(2, -1)
+    return mean, log_var.clamp(*LOG_VAR_RANGE)
+
+
 class GatedLinear(nn.Module):
     """Gated dense layer, (W x + b) ⊙ σ(V x + c), as one matrix product.
 
@@ -62,5 +68,4 @@ class GatedEncoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "B ..."]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
         """Return mean and log-variance, the latter clamped to `LOG_VAR_RANGE`."""
-        mean, log_var = self.head(self.trunk(x.flatten(1))).chunk(2, -1)
-        return mean, log_var.clamp(*LOG_VAR_RANGE)
+        return mean_and_log_var(self.head(self.trunk(x.flatten(1))))

@@ -1,4 +1,4 @@
-"""Decoders p(x|z): modules whose `forward` maps z to a distribution over x, and likelihoods for them."""
+"""Decoders that give every value of x a distribution of its own, and likelihoods for them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from mixvae.distributions import Bernoulli, ContinuousBernoulli, full_precision
-from mixvae.networks import gated_mlp
-
-__all__ = ["MLP", "Bernoulli", "ContinuousBernoulli", "Decoder", "Gaussian", "Likelihood"]
+from mixvae.distributions import Bernoulli, DiscretizedLogisticMixture, full_precision
+from mixvae.networks import GatedDeconv, gated_mlp
+from mixvae.networks.conv import image_shape
 
 Likelihood = Callable[[Tensor], Distribution]
 """Maps a network's output to one distribution per value of x: a distribution's class, or a module."""
@@ -42,6 +41,38 @@ class Gaussian(nn.Module):
         return Normal(mean, scale.to(mean).expand_as(mean), validate_args=False)
 
 
+class LogisticMixture(nn.Module):
+    """Discretised mixture of logistics for 8-bit grey or RGB images, channels autoregressive.
+
+    Args:
+        shape: (C, H, W) of x.
+        mixtures: number of logistics per pixel.
+        levels: number of levels less one, 255 for 8 bits.
+
+    Raises:
+        ValueError: the data are not images.
+
+    References:
+        Salimans et al., PixelCNN++ (2017), https://arxiv.org/abs/1701.05517
+    """
+
+    def __init__(self, shape: Sequence[int], mixtures: int = 3, levels: int = 255):
+        super().__init__()
+        self.channels, height, width = image_shape(shape, "a mixture of logistics")
+        self.levels = levels
+        per_mixture = 1 + 2 * self.channels + self.channels * (self.channels - 1) // 2
+        self.output_shape = (mixtures * per_mixture, height, width)
+
+    def forward(self, parameters: Tensor) -> DiscretizedLogisticMixture:
+        """Return the distribution of the image."""
+        return DiscretizedLogisticMixture(parameters, self.channels, self.levels)
+
+
+def output_shape(likelihood: Likelihood, shape: Sequence[int]) -> tuple[int, ...]:
+    """Shape of what a network must give a likelihood: one parameter per value of x unless it says otherwise."""
+    return tuple(getattr(likelihood, "output_shape", shape))
+
+
 class Decoder(nn.Module):
     """Any network with a likelihood: p(x|z) = Π_d p(x_d | network(z)_d).
 
@@ -61,7 +92,9 @@ class Decoder(nn.Module):
         batch = z.shape[:-1]
         output = self.network(z.reshape(-1, z.shape[-1]))
         output = output.reshape(*batch, *output.shape[1:])
-        return Independent(self.likelihood(output), output.dim() - len(batch), validate_args=False)
+        p = self.likelihood(output)
+        single = len(p.batch_shape) - len(batch)  # axes of x that the likelihood treats one by one
+        return Independent(p, single, validate_args=False) if single else p
 
 
 class MLP(Decoder):
@@ -81,7 +114,25 @@ class MLP(Decoder):
         hidden: Sequence[int] = (300, 300),
         likelihood: Likelihood = Bernoulli,
     ):
+        wanted = output_shape(likelihood, shape)
         network = nn.Sequential(
-            gated_mlp(latent, hidden), nn.Linear(hidden[-1], math.prod(shape)), nn.Unflatten(-1, tuple(shape))
+            gated_mlp(latent, hidden), nn.Linear(hidden[-1], math.prod(wanted)), nn.Unflatten(-1, wanted)
         )
         super().__init__(network, likelihood)
+
+
+class Conv(Decoder):
+    """Gated convolutional decoder.
+
+    Args:
+        latent: latent size D.
+        shape: (C, H, W) of x, H and W divisible by 4.
+        width: channels of the layers.
+        likelihood: distribution of a value given the network's output.
+
+    Raises:
+        ValueError: the data are not images, or of a height or width that does not divide by 4.
+    """
+
+    def __init__(self, latent: int, shape: Sequence[int], width: int = 64, likelihood: Likelihood = Bernoulli):
+        super().__init__(GatedDeconv(latent, output_shape(likelihood, shape), width), likelihood)

@@ -1,0 +1,38 @@
+"""Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
+
+from mixvae.config.building import build, construct, parse, plain_errors, resolve, settings
+from mixvae.config.reading import (
+    add_arguments,
+    check_keys,
+    from_namespace,
+    locate,
+    nearest,
+    presets,
+    read,
+    shipped,
+    to_yaml,
+)
+from mixvae.config.schema import Config, DataConfig, ModelConfig, Spec, TrainingConfig
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "Spec",
+    "TrainingConfig",
+    "add_arguments",
+    "build",
+    "check_keys",
+    "construct",
+    "from_namespace",
+    "locate",
+    "nearest",
+    "parse",
+    "plain_errors",
+    "presets",
+    "read",
+    "resolve",
+    "settings",
+    "shipped",
+    "to_yaml",
+]

@@ -1,0 +1,189 @@
+"""Models and trainings from configurations: classes by import path. Imports torch only when it builds."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mixvae.config.reading import nearest
+from mixvae.config.schema import ModelConfig, Spec, TrainingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mixvae.model import MixtureVAE
+
+
+def resolve(name: str, room: str) -> Any:
+    """Object by import path, or by bare name within one module.
+
+    Args:
+        name: `package.module.Class`, or a bare name.
+        room: module that bare names are looked up in.
+
+    Raises:
+        ValueError: there is no such module or name; the nearest is named.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    module_name = module_name or room
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"cannot import {name!r}: there is no module {error.name!r}") from None
+    if not hasattr(module, attribute):
+        near = nearest(attribute, [n for n in vars(module) if not n.startswith("_")])
+        raise ValueError(f"{module_name} has no {attribute!r}" + (f": did you mean {near}?" if near else ""))
+    return getattr(module, attribute)
+
+
+def construct(spec: Spec, room: str, **context: Any) -> Any:
+    """Call what a spec names with its own arguments, and with those of the context that it has parameters for.
+
+    Args:
+        spec: the class and its arguments.
+        room: module that bare names are looked up in.
+        context: what every class may ask for by a parameter's name, such as `shape` and `latent`.
+
+    Raises:
+        ValueError: the class does not exist, or an argument is unknown or missing.
+    """
+    kind, arguments = parse(spec, room)
+    parameters = _parameters(kind)
+    given = {name: value for name, value in context.items() if name in parameters} | arguments
+    for name, parameter in parameters.items():
+        optional = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if name not in given and parameter.default is parameter.empty and not optional:
+            raise ValueError(f"{kind.__name__} needs the argument {name!r}: give it beside class_path")
+    return kind(**given)
+
+
+def _parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Parameters of a callable; none where it does not tell them."""
+    try:
+        return inspect.signature(kind).parameters
+    except ValueError:
+        return {}
+
+
+def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Split a spec into its class and its arguments; an argument may be a class of its own.
+
+    Raises:
+        ValueError: the class does not exist, or has no such argument; the nearest is named.
+    """
+    content: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else dict(spec)
+    if not isinstance(content.get("class_path"), str):
+        raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
+    kind = resolve(content.pop("class_path"), room)
+    arguments = {**(content.pop("init_args", None) or {}), **content}
+    parameters = _parameters(kind)
+    open_ended = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in arguments:
+        if name not in parameters and not open_ended:
+            near = nearest(name, list(parameters))
+            hint = f"did you mean {near}?" if near else f"it takes {', '.join(parameters)}"
+            raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
+    resolved: dict[str, Any] = {}
+    for name, value in arguments.items():
+        wants_class = name in parameters and str(parameters[name].annotation).startswith("Callable")
+        if isinstance(value, dict) and "class_path" in value:
+            resolved[name] = construct(value, room)
+        elif isinstance(value, str) and wants_class:
+            resolved[name] = resolve(value, room)
+    return kind, arguments | resolved
+
+
+def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Tensor | None = None) -> MixtureVAE:
+    """Build the model that a configuration describes, with random weights, and try it on a blank example.
+
+    Args:
+        config: the model's configuration.
+        shape: event shape of the data; `config.shape` by default.
+        examples: training examples, for priors that start from some.
+
+    Raises:
+        ValueError: a class or an argument is wrong, or its parts do not fit each other.
+    """
+    import torch
+    from torch import nn
+
+    from mixvae.model import MixtureVAE, evaluating
+    from mixvae.posteriors import FlowPosterior
+    from mixvae.priors import ChainPrior
+
+    shape = tuple(shape or config.shape or ())
+    if not shape:
+        raise ValueError("the shape of the data is unknown: give model.shape, such as [1, 28, 28]")
+    if config.latent < 1:
+        raise ValueError(f"latent must be at least 1; got {config.latent}")
+    known = {"shape": shape, "latent": config.latent, "components": config.components}
+    kind, arguments = parse(config.likelihood, "mixvae.decoders")
+    if inspect.isclass(kind) and issubclass(kind, nn.Module):
+        likelihood = construct(config.likelihood, "mixvae.decoders", **known)
+    else:
+        likelihood = partial(kind, **arguments) if arguments else kind
+    posterior = construct(
+        config.posterior,
+        "mixvae.posteriors",
+        build=lambda: construct(config.encoder, "mixvae.networks", **known),
+        weights=config.weights,
+        learn_weights=config.learn_weights,
+        **known,
+    )
+    if config.flow is not None:
+        spec = config.flow
+        posterior = FlowPosterior(
+            posterior,
+            lambda: construct(spec, "mixvae.flows", **known),
+            config.latent,
+            per_component=config.flow_per_component,
+        )
+    two_levels = config.lower is not None
+    if two_levels != hasattr(posterior, "top"):
+        raise ValueError(
+            f"model.lower goes with a posterior of two levels; got {config.lower} with {type(posterior).__name__}: "
+            "give both, such as GaussianNetwork and TwoLevelPosterior, or neither"
+        )
+    prior = construct(
+        config.prior, "mixvae.priors", posterior=getattr(posterior, "top", posterior), examples=examples, **known
+    )
+    if config.lower is not None:
+        lower = construct(config.lower, "mixvae.networks", inputs=config.latent, **known)
+        prior = ChainPrior(prior, lower, config.latent)
+    blank = torch.zeros(1, *shape)
+    fit_together = plain_errors(f"the model's parts do not fit each other or data of shape {shape}")
+    with fit_together, torch.no_grad():  # lazy layers take their sizes here
+        with evaluating(posterior):
+            event = posterior(blank).event_shape[0]  # two levels have more latents than `latent`
+        decoder = construct(config.decoder, "mixvae.decoders", likelihood=likelihood, **known | {"latent": event})
+        with evaluating(decoder):
+            decoder(torch.zeros(1, event))
+    return MixtureVAE(posterior, prior, decoder)
+
+
+@contextmanager
+def plain_errors(what: str) -> Iterator[None]:
+    """Turn the errors of networks that do not fit into a `ValueError` of one line."""
+    try:
+        yield
+    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{what}: {str(error).strip().splitlines()[0]}") from error
+
+
+def settings(config: TrainingConfig) -> dict[str, Any]:
+    """Arguments of `training.fit` that a configuration describes, with its classes imported."""
+    values = asdict(config)
+    for name in ("accelerator", "devices", "strategy", "precision", "threads"):
+        del values[name]
+    values["bound"] = resolve(config.bound, "mixvae.bounds")
+    kind, arguments = parse(config.optimizer, "torch.optim")
+    values["optimizer"] = partial(kind, **arguments)
+    if config.schedule is not None:
+        kind, arguments = parse(config.schedule, "torch.optim.lr_scheduler")
+        values["schedule"] = partial(kind, **arguments)
+    return values

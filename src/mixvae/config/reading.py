@@ -1,0 +1,122 @@
+"""Configurations from presets, YAML files and flags. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import jsonargparse
+import yaml
+
+from mixvae.config.schema import Config, DataConfig, ModelConfig, TrainingConfig
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """YAML files of one folder that come with mixvae, by name."""
+    path = Path(str(files("mixvae") / folder))
+    return {file.stem: file for file in sorted(path.glob("*.yaml"))}
+
+
+def presets() -> dict[str, Path]:
+    """Configurations that come with mixvae, by name."""
+    return shipped("presets")
+
+
+def locate(name: str | Path, folder: str = "presets") -> Path:
+    """File by the name of one that comes with mixvae, or by its path.
+
+    Raises:
+        ValueError: there is no such file; the nearest name is suggested.
+    """
+    known = shipped(folder)
+    if str(name) in known:
+        return known[str(name)]
+    if Path(name).is_file():
+        return Path(name)
+    what = folder.removesuffix("s")
+    hint = f"did you mean {near}?" if (near := nearest(str(name), known)) else f"{folder} are {', '.join(known)}"
+    raise ValueError(f"there is no {what} or file {str(name)!r}: {hint}")
+
+
+def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str | None:
+    """Return the known name that is most like a mistyped one."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
+
+
+def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
+    """Add every field of `Config` to a parser."""
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_class_arguments(Config)
+
+
+def read(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration from a preset or YAML file, with flags such as `--seed=3` on top.
+
+    Raises:
+        ValueError: there is no such file, it is not YAML, or a key or a value is wrong.
+    """
+    path = locate(name)
+    check_keys(path)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    add_arguments(parser)
+    try:
+        return from_namespace(parser.parse_args([f"--config={path}", *overrides]))
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def from_namespace(namespace: jsonargparse.Namespace) -> Config:
+    """Make the typed configuration from parsed arguments."""
+    values = namespace.as_dict() if isinstance(namespace, jsonargparse.Namespace) else dict(namespace)
+    return Config(
+        DataConfig(**values["data"]),
+        ModelConfig(**values["model"]),
+        TrainingConfig(**values["training"]),
+        values["seed"],
+    )
+
+
+def check_keys(path: Path) -> None:
+    """Refuse a YAML file with keys that do not exist.
+
+    Raises:
+        ValueError: the file is not YAML, or a key is unknown; the nearest one is named.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys such as data, model and training; it holds {type(content).__name__}")
+    known = set(_keys(Config))
+    for key in _given(content, known):
+        if key not in known:
+            near = nearest(key, sorted(known))
+            raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
+
+
+def _keys(kind: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all fields of a configuration."""
+    hints = get_type_hints(kind)
+    for entry in fields(kind):
+        yield prefix + entry.name
+        if is_dataclass(hints[entry.name]):
+            yield from _keys(hints[entry.name], f"{prefix}{entry.name}.")  # pyright: ignore[reportArgumentType]
+
+
+def _given(content: dict[str, Any], known: set[str], prefix: str = "") -> Iterator[str]:
+    """Dotted names in a YAML file, down to where a class's own arguments begin."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        yield name
+        if isinstance(value, dict) and any(other.startswith(f"{name}.") for other in known):
+            yield from _given(value, known, f"{name}.")
+
+
+def to_yaml(config: Config) -> str:
+    """Return the complete configuration as YAML, enough to run again."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)

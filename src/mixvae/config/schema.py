@@ -1,0 +1,124 @@
+"""What a configuration holds. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Spec = str | dict[str, Any]
+"""A class by name or import path, or `{class_path: …, argument: value, …}`."""
+
+
+@dataclass
+class DataConfig:
+    """Which data.
+
+    Args:
+        name: digits, mnist, fashion_mnist, cifar10, or the path of your own array file or folder of images.
+        root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
+        binarize: stochastic (training anew at every step, the rest once), fixed (once), threshold, or none.
+        seed: seed of the split and of the binarisation, not of the training.
+        limit: use only so many training examples.
+        flip: mirror training images left to right with probability one half.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    binarize: Literal["stochastic", "fixed", "threshold", "none"] = "stochastic"
+    seed: int = 0
+    limit: int | None = None
+    flip: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """Which model. Classes are named by import path, or by bare name within mixvae.
+
+    Args:
+        components: number of mixture components S.
+        latent: latent size D.
+        posterior: class of the posterior.
+        encoder: class of an encoder; any module that returns mean and log-variance.
+        flow: class of a flow on the latents (on z1 of two levels), such as InverseAutoregressiveFlow; none by default.
+        flow_per_component: give every component a flow of its own; use one with a fast inverse, as CouplingFlow.
+        prior: class of the prior, such as StandardNormal, GaussianMixture or VampPrior;
+            of z2 where there are two levels.
+        lower: class of the network from z2 to z1, such as GaussianNetwork, for a posterior of two levels.
+        decoder: class of the decoder.
+        likelihood: Bernoulli, ContinuousBernoulli, Gaussian or LogisticMixture.
+        weights: mixture weights, one per component; uniform by default.
+        learn_weights: train the mixture weights.
+        shape: event shape of the data; filled in by training.
+    """
+
+    components: int = 1
+    latent: int = 40
+    posterior: Spec = "SeparateEncoders"
+    encoder: Spec = "GatedEncoder"
+    flow: Spec | None = None
+    flow_per_component: bool = False
+    prior: Spec = "StandardNormal"
+    lower: Spec | None = None
+    decoder: Spec = "MLP"
+    likelihood: Spec = "Bernoulli"
+    weights: list[float] | None = None
+    learn_weights: bool = False
+    shape: list[int] | None = None
+
+
+@dataclass
+class TrainingConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over the training examples at most.
+        batch: examples per step, over all devices together.
+        draws: draws per component and example.
+        bound: bound to maximise: elbo, miselbo, pooled or iwelbo, or an import path.
+        optimizer: class of the optimiser.
+        schedule: class of the learning-rate schedule, which steps once per epoch.
+        warmup: epochs over which the KL part's weight β rises linearly to 1.
+        patience: epochs without a better validation MISELBO that end the training.
+        clip: largest norm of the gradient.
+        ema: decay of a running average of the weights, which is then validated and kept.
+        save_every: seconds between checkpoints.
+        accelerator: auto, cpu, cuda, … as Lightning Fabric knows them.
+        devices: number of devices.
+        strategy: auto or ddp.
+        precision: 32-true, bf16-mixed, … as Lightning Fabric knows them.
+        threads: CPU threads; torch's own choice by default.
+    """
+
+    epochs: int = 100
+    batch: int = 100
+    draws: int = 1
+    bound: str = "elbo"
+    optimizer: Spec = field(default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True})
+    schedule: Spec | None = None
+    warmup: int = 0
+    patience: int | None = None
+    clip: float | None = None
+    ema: float | None = None
+    save_every: float = 30.0
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    threads: int | None = None
+
+
+@dataclass
+class Config:
+    """Everything that a run is made from.
+
+    Args:
+        data: which data.
+        model: which model.
+        training: how to train.
+        seed: seed of initial weights, shuffling and draws.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0

@@ -1,0 +1,23 @@
+"""Neural networks: gated dense and convolutional layers, masked convolutions, and the encoders made of them."""
+
+from mixvae.networks.conv import CausalNorm, GatedConvEncoder, GatedDeconv, MaskedConv2d, PixelCNN
+from mixvae.networks.dense import LOG_VAR_RANGE, GatedEncoder, GatedLinear, gated_mlp, mean_and_log_var
+from mixvae.networks.two_level import GaussianNetwork, TwoLevelConv, TwoLevelDense, TwoLevelEncoder, stack_components
+
+__all__ = [
+    "LOG_VAR_RANGE",
+    "CausalNorm",
+    "GatedConvEncoder",
+    "GatedDeconv",
+    "GatedEncoder",
+    "GatedLinear",
+    "GaussianNetwork",
+    "MaskedConv2d",
+    "PixelCNN",
+    "TwoLevelConv",
+    "TwoLevelDense",
+    "TwoLevelEncoder",
+    "gated_mlp",
+    "mean_and_log_var",
+    "stack_components",
+]

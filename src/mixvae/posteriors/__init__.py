@@ -1,0 +1,8 @@
+"""Variational posteriors q(z|x): mixtures whose components are computed from x."""
+
+from mixvae.posteriors.base import Posterior
+from mixvae.posteriors.flow import FlowPosterior
+from mixvae.posteriors.separate import SeparateEncoders
+from mixvae.posteriors.two_level import TwoLevelPosterior
+
+__all__ = ["FlowPosterior", "Posterior", "SeparateEncoders", "TwoLevelPosterior"]

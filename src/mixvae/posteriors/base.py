@@ -1,0 +1,61 @@
+"""What every posterior has: components and their weights."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixvae.distributions import Components
+
+
+class Posterior(nn.Module, ABC):
+    """A mixture of A components given x: `forward` returns its `Components`.
+
+    Args:
+        components: number of components A.
+        weights: mixture weights π, positive, of any scale; uniform by default.
+        learn_weights: whether the weights are trained, starting from `weights`.
+
+    Raises:
+        ValueError: the number of components is not positive, or the weights do not fit it.
+    """
+
+    log_scores: Tensor
+
+    def __init__(self, components: int, weights: Sequence[float] | None = None, *, learn_weights: bool = False):
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"a mixture needs at least 1 component; got {components}")
+        scores = torch.ones(components) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
+        if scores.shape != (components,) or not bool((scores > 0).all() and scores.isfinite().all()):
+            raise ValueError(f"weights must be {components} positive numbers, one per component; got {weights}")
+        if learn_weights:
+            self.log_scores = nn.Parameter(scores.log())
+        else:
+            self.register_buffer("log_scores", scores.log())
+
+    @property
+    def components(self) -> int:
+        """Number of components A."""
+        return len(self.log_scores)
+
+    def log_pi(self, index: Int[Tensor, " J"] | None = None) -> Float[Tensor, " J"]:
+        """Log mixture weights; of J active components log(A/J · π_j), which keeps the bound unbiased below."""
+        log_pi = self.log_scores.log_softmax(0)
+        if index is None:
+            return log_pi
+        return log_pi[index] + math.log(self.components / len(index))
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> Components:
+        """Encode x.
+
+        Args:
+            x: a batch of observations.
+            index: which components to compute; all by default.
+        """

@@ -1,0 +1,92 @@
+"""A mixture pushed through normalising flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.distributions import Transform
+
+from mixvae.distributions import Flowed
+from mixvae.posteriors.base import Posterior
+
+
+class FlowPosterior(nn.Module):
+    """A posterior whose components are transformed by a flow, shared or one per component.
+
+    With one flow per component the density of the mixture at a draw takes every flow's inverse, so choose a flow
+    whose inverse is fast, such as `CouplingFlow`. A shared flow is never inverted while training, so an inverse
+    autoregressive one serves. On two levels the flow acts on z1.
+
+    Args:
+        base: the posterior before the flow.
+        build: makes one flow: a module whose `forward` returns a torch Transform over `latent` coordinates.
+        latent: how many of the last coordinates the flow acts on; the rest stays.
+        per_component: whether every component has a flow of its own.
+
+    Raises:
+        ValueError: a flow per component has no inverse.
+
+    References:
+        Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+    """
+
+    def __init__(self, base: Posterior, build: Callable[[], nn.Module], latent: int, *, per_component: bool = False):
+        super().__init__()
+        self.base = base
+        if hasattr(base, "top"):  # two levels: the flow leaves z2 alone
+            self.top = base.top
+        self.flows = nn.ModuleList(build() for _ in range(base.components if per_component else 1))
+        self.latent = latent
+        if per_component:
+            _check_inverse(self.flows[0], latent)
+
+    @property
+    def components(self) -> int:
+        """Number of components A."""
+        return self.base.components
+
+    def log_pi(self, index: Int[Tensor, " J"] | None = None) -> Float[Tensor, " J"]:
+        """Log mixture weights, as those of the base."""
+        return self.base.log_pi(index)
+
+    def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> Flowed:
+        """Encode x and push the components through their flows."""
+        q = self.base(x) if index is None else self.base(x, index)
+        chosen = [0] if len(self.flows) == 1 else range(self.components) if index is None else index.tolist()
+        start = q.event_shape[0] - self.latent
+        return Flowed(q, [_OnTail(self.flows[i](), start) if start else self.flows[i]() for i in chosen])
+
+
+class _OnTail(Transform):
+    """A transform of the last coordinates that leaves the first ones as they are."""
+
+    def __init__(self, inner: Transform, start: int):
+        super().__init__()
+        self.inner, self.start = inner, start
+        self.domain, self.codomain, self.bijective = inner.domain, inner.codomain, inner.bijective
+
+    def _call(self, x: Tensor) -> Tensor:
+        return torch.cat([x[..., : self.start], cast(Tensor, self.inner(x[..., self.start :]))], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return torch.cat([y[..., : self.start], cast(Tensor, self.inner.inv(y[..., self.start :]))], -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.inner.log_abs_det_jacobian(x[..., self.start :], y[..., self.start :])
+
+
+def _check_inverse(flow: nn.Module, latent: int) -> None:
+    """Refuse a flow that cannot be inverted."""
+    with torch.no_grad():
+        transform = flow()
+        try:
+            transform.inv(transform(torch.zeros(1, latent)))
+        except NotImplementedError:
+            raise ValueError(
+                f"{type(flow).__name__} has no inverse, which a flow per component needs: share it among the "
+                "components, or choose one that has, such as CouplingFlow"
+            ) from None

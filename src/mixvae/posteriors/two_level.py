@@ -1,0 +1,66 @@
+"""A mixture of two-level posteriors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixvae.distributions import ChainComponents, DiagonalGaussian
+from mixvae.networks import TwoLevelEncoder, stack_components
+from mixvae.posteriors.base import Posterior
+from mixvae.posteriors.separate import distinct_modules
+
+
+class _Below:
+    """Lower level of some components, each with its own function of z2."""
+
+    def __init__(self, functions: Sequence[Callable[[Tensor], tuple[Tensor, Tensor]]]):
+        self.functions = functions
+
+    def __call__(self, z2: Tensor) -> tuple[Tensor, Tensor]:
+        return stack_components(self.functions, z2)
+
+    def select(self, index: Int[Tensor, " K"]) -> _Below:
+        return _Below([self.functions[i] for i in index.tolist()])
+
+
+class TwoLevelPosterior(Posterior):
+    """A mixture over two levels of latents, Σ_s π_s q_s(z2|x) q_s(z1|z2, x), with z = [z2, z1].
+
+    Args:
+        build: makes one encoder, a module that maps x to mean and log-variance of z2 and a function from z2
+            (…, B, D) to mean and log-variance of z1, as `TwoLevelEncoder` does; called once per component.
+        components: number of components A.
+        weights: mixture weights π, positive, of any scale; uniform by default.
+        learn_weights: whether the weights are trained.
+
+    References:
+        Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], TwoLevelEncoder],
+        components: int,
+        weights: Sequence[float] | None = None,
+        *,
+        learn_weights: bool = False,
+    ):
+        super().__init__(components, weights, learn_weights=learn_weights)
+        self.encoders: nn.ModuleList = distinct_modules(build, components)
+
+    def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> ChainComponents:
+        """Encode x by every encoder, or by those of `index`."""
+        chosen = range(self.components) if index is None else index.tolist()
+        mean, log_var, below = zip(*(self.encoders[i](x) for i in chosen), strict=True)
+        top = DiagonalGaussian(torch.stack(mean), torch.stack(log_var), self.log_pi(index))
+        return ChainComponents(top, _Below(below), top.event_shape[0])
+
+    def top(self, x: Float[Tensor, "B ..."]) -> DiagonalGaussian:
+        """Components over z2 alone, which a VampPrior on z2 pools."""
+        encoders = [encoder for encoder in self.encoders if isinstance(encoder, TwoLevelEncoder)]
+        mean, log_var = zip(*(encoder.encode_top(x) for encoder in encoders), strict=True)
+        return DiagonalGaussian(torch.stack(mean), torch.stack(log_var), self.log_pi())
