@@ -21,7 +21,7 @@ from mixvae.datasets import Dataset, Split
 from mixvae.evaluation import active_units, encode, log_marginal
 from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, write_json, write_text
 from mixvae.model import MixtureVAE, evaluating
-from mixvae.training import Trainer, default_device, launch
+from mixvae.training import Trainer, default_device, keep_freed_memory, launch
 
 EXAMPLES = 10_000
 """Training examples that a prior may choose its pseudo-inputs from."""
@@ -50,6 +50,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False) -> RunDirect
         raise ValueError(f"{run.path} exists already: go on with it by --resume {run.path}, or choose another --out")
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
+    keep_freed_memory()
     training = mixvae.config.settings(config.training)
     data = open_data(config.data)
     model, config = _new_model(config, data)
@@ -130,6 +131,7 @@ def load(run: str | Path) -> MixtureVAE:
 
 def _open(run: str | Path, split: str) -> tuple[RunDirectory, MixtureVAE, Dataset, Split]:
     """Load a run's model and one split of its data."""
+    keep_freed_memory()
     directory = RunDirectory(Path(run))
     model = load(run).to(default_device())
     data = open_data(read_config(directory).data)

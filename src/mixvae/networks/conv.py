@@ -204,9 +204,9 @@ class PixelCNN(nn.Module):
         return out.reshape(*batch, *out.shape[1:])
 
     def _after(self, layer: int, convolved: Tensor, before: Tensor | None) -> Tensor:
-        """Normalise, activate, and add the layer's input: the same at one pixel as at all."""
-        h = F.elu(self.norms[layer](convolved))
-        return h if before is None else h + before
+        """Normalise, add the layer's input, and activate: the same at one pixel as at all."""
+        h = self.norms[layer](convolved)
+        return F.relu_(h if before is None else h.add_(before))  # in place: maps are large, and memory is slow
 
     def sample(self, context: Tensor, likelihood: Any, channels: int, uniforms: Tensor | None) -> Tensor:
         """Draw images pixel by pixel, computing at each pixel only what is new there.
