@@ -1,7 +1,8 @@
 """A plain Mixture VAE, as published code writes it: Python loops over components, and the same maths.
 
 One encoder call per component, one decoder call per component, S² densities one by one, the VampPrior computed
-anew for every component with broadcast Normals, and Adam as it comes.
+anew for every component with broadcast Normals, the Bernoulli likelihood by probabilities, log(sigmoid(l) + 1e-8), and
+Adam as it comes.
 """
 
 import math
@@ -81,8 +82,8 @@ class PlainMixtureVAE(nn.Module):
         total = torch.zeros(len(x))
         for s, (mean, log_var) in enumerate(parameters):
             z = mean + (0.5 * log_var).exp() * noise[s]
-            logits = self.unflatten(self.last(self.decoder(z)))
-            log_px = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(1).sum(1)
+            p = torch.sigmoid(self.unflatten(self.last(self.decoder(z))))
+            log_px = (x * torch.log(p + 1e-8) + (1 - x) * torch.log(1 - p + 1e-8)).flatten(1).sum(1)
             log_q = [Normal(m, (0.5 * v).exp()).log_prob(z).sum(-1) for m, v in parameters]
             log_mixture = torch.logsumexp(torch.stack(log_q), 0) - math.log(len(log_q))
             total = total + log_px + self.log_prior(z) - log_mixture

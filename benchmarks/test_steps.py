@@ -11,7 +11,17 @@ import torch
 from baseline import PlainMixtureVAE
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixvae import MLP, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, VampPrior, elbo, log_weights
+from mixvae import (
+    MLP,
+    GatedEncoder,
+    MixtureVAE,
+    SeparateEncoders,
+    StandardNormal,
+    VampPrior,
+    datasets,
+    elbo,
+    log_weights,
+)  # fmt: skip
 
 SHAPE, LATENT, BATCH, PSEUDO = (1, 28, 28), 40, 100, 500
 
@@ -27,15 +37,31 @@ def peak_gflops():
     return 2 * 2048**3 / min(seconds) / 1e9
 
 
+def digits():
+    """Real binary images of 28×28 pixels: scikit-learn's digits, three and a half times as large."""
+    data = datasets.load("digits")
+    return torch.nn.functional.interpolate(data.train.batch(slice(None)), size=SHAPE[1:])
+
+
+@pytest.mark.parametrize("stage", ["start", "trained"])
 @pytest.mark.parametrize("prior", ["normal", "vamp"])
 @pytest.mark.parametrize("components", [1, 2, 4, 8])
-def test_training_step(benchmark, components, prior):
+def test_training_step(benchmark, components, prior, stage):
+    """From random weights, and after 300 steps: components that moved apart underflow to slow denormal numbers."""
     torch.manual_seed(0)
     posterior = SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT), components)
     p = VampPrior(posterior, SHAPE, PSEUDO) if prior == "vamp" else StandardNormal(LATENT)
     model = MixtureVAE(posterior, p, MLP(LATENT, SHAPE))
+    images = digits()
+    x = images[:BATCH]
+    if stage == "trained":
+        optimizer = torch.optim.Adam(model.parameters(), 5e-4, fused=True)
+        for _ in range(300):
+            terms = model(images[torch.randint(len(images), (BATCH,))])
+            optimizer.zero_grad()
+            (-elbo(log_weights(terms), terms.weight).mean()).backward()
+            optimizer.step()
     plain = PlainMixtureVAE(model)
-    x = (torch.rand(BATCH, *SHAPE) < 0.3).float()
     noise = torch.randn(1, components, BATCH, LATENT)
 
     def bound():
