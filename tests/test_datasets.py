@@ -299,6 +299,30 @@ def test_an_unknown_split_is_refused():
         datasets.load("digits").split("valid")
 
 
+def test_an_empty_split_is_refused(tmp_path):
+    for part, n in (("train", 5), ("t10k", 5)):  # a sixth of five images is none
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(np.full((n, 2, 2), 9, np.uint8)))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.zeros(n, np.uint8)))
+    with pytest.raises(ValueError, match="the validation split of mnist is empty"):
+        datasets.load("mnist", root=tmp_path)
+
+
+def test_only_training_images_are_mirrored():
+    plain, mirrored = (datasets.load("digits", binarize="none", flip=flip) for flip in (False, True))
+    x, y = plain.train.batch(slice(0, 400)), mirrored.train.batch(slice(0, 400))
+    same, flipped = (x == y).flatten(1).all(1), (x.flip(-1) == y).flatten(1).all(1)
+    assert (same | flipped).all()
+    assert abs((flipped & ~same).float().mean() - 0.5) < 5 * 0.5 / 20
+    assert torch.equal(plain.test.batch(slice(None)), mirrored.test.batch(slice(None)))
+    assert torch.equal(plain.validation.batch(slice(None)), mirrored.validation.batch(slice(None)))
+
+
+def test_vectors_cannot_be_mirrored(tmp_path):
+    np.save(tmp_path / "x.npy", RNG.random((20, 3)))
+    with pytest.raises(ValueError, match="only images can be mirrored"):
+        datasets.load(str(tmp_path / "x.npy"), flip=True)
+
+
 class Files(BaseHTTPRequestHandler):
     content = gzip.compress(idx(np.arange(12, dtype=np.uint8).reshape(3, 2, 2)))
 

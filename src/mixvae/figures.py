@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 PALETTE = (
     "#0072B2",
@@ -66,6 +67,7 @@ def learning_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
         axes.set_ylim(low - 0.08 * (high - low + 1e-6), high + 0.05 * (high - low + 1e-6))
         _spread_labels(axes)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("validation −MISELBO (nats)")
     axes.margins(x=0.02)
     return figure

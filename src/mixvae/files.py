@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 
@@ -75,11 +76,13 @@ def read_json(path: Path | str) -> Any:
 def save_weights(path: Path | str, tensors: dict[str, Tensor]) -> None:
     """Write tensors by name, such as a module's `state_dict`, as safetensors, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _write_bytes(path, save(plain))
+
+
+def _write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file atomically from memory, so that a full disk is told by the system's own words."""
     with atomic(path) as temporary:
-        try:
-            save_file(plain, temporary)
-        except SafetensorError as error:  # a full disk, among others
-            raise OSError(one_line(error)) from error
+        temporary.write_bytes(content)
 
 
 def load_weights(path: Path | str) -> dict[str, Tensor]:
@@ -116,11 +119,9 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
 
 def save_state(path: Path | str, state: dict[str, Any]) -> None:
     """Write nested dictionaries of tensors and plain values, atomically."""
-    with atomic(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # a full disk, among others
-            raise OSError(one_line(error)) from error
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    _write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: Path | str) -> dict[str, Any]:
