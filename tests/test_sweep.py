@@ -1,0 +1,151 @@
+"""Sweeps skip what is done, resume what was cut off, go on past what fails; CIFAR-10 from file to bits/dim."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mixvae import config, experiments
+from mixvae.cli import main
+from mixvae.files import RunDirectory, read_json
+
+GRID = """
+base: digits
+out: {out}
+set: {{training.epochs: 2, data.limit: 100, model.latent: 2, model.encoder.hidden: [6], model.decoder.hidden: [6]}}
+draws: 4
+examples: 20
+axes:
+  components: {{S1: {{model.components: 1}}, S2: {{model.components: 2}}}}
+  rate: {{ok: {{}}, wild: {{training.optimizer.lr: 1.0e+20}}}}
+"""
+
+
+@pytest.fixture
+def grid(tmp_path):
+    (tmp_path / "grid.yaml").write_text(GRID.format(out=tmp_path / "cells"))
+    return tmp_path / "grid.yaml"
+
+
+def test_a_grid_is_every_combination_of_its_axes(grid):
+    cells = experiments.read_grid(grid).cells
+    assert list(cells) == ["S1-ok", "S1-wild", "S2-ok", "S2-wild"]
+    assert cells["S2-wild"].model.components == 2
+    assert cells["S2-wild"].training.optimizer["lr"] == 1e20
+    assert cells["S1-ok"].training.optimizer["lr"] == 1e-3
+    assert cells["S1-ok"].model.encoder["hidden"] == [6]
+
+
+def test_the_ablation_has_all_eight_architectures():
+    cells = experiments.read_grid("ablation").cells
+    assert len(cells) == 4 * 8
+    model = config.build(cells["S2-two-flow-vamp"].model, (1, 28, 28), torch.rand(500, 1, 28, 28))
+    kinds = [type(part).__name__ for part in (model.posterior, model.posterior.base, model.prior, model.prior.top)]
+    assert kinds == ["FlowPosterior", "TwoLevelPosterior", "ChainPrior", "VampPrior"]
+
+
+def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["sweep", str(grid), "--jobs", "2"])
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert "2 of 4 cells failed: S1-wild: " in err
+    assert "lower the learning rate" in err
+    assert (tmp_path / "cells" / "report.html").exists()
+    rows = {p.name for p in (tmp_path / "cells").glob("S*") if (p / "results.json").exists()}
+    assert rows == {"S1-ok", "S2-ok"}
+    # cut one cell off before its last epoch, and run again: it is resumed, the other left alone
+    run, other = (RunDirectory(tmp_path / "cells" / name) for name in ("S1-ok", "S2-ok"))
+    before = other.state.stat().st_mtime_ns, run.weights.read_bytes()
+    run.keep_metrics(lambda row: row["epoch"] < 2)
+    run.state.unlink()
+    with pytest.raises(SystemExit):
+        main(["sweep", str(grid)])
+    out, err = capsys.readouterr()
+    assert "S1-ok: resuming" in out
+    assert "S2-ok: done already" in out
+    assert (other.state.stat().st_mtime_ns, run.weights.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base: digits", "must hold axes"),
+        ("axes: {a: {b: {model.component: 2}}}", "model.component"),
+        ("nonsense: [", "is not a YAML file"),
+    ],
+)
+def test_wrong_grids_are_told_in_one_line(tmp_path, capsys, text, told):
+    (tmp_path / "g.yaml").write_text(text)
+    with pytest.raises(SystemExit) as end:
+        main(["sweep", str(tmp_path / "g.yaml")])
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert told in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_grid_suggests_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        main(["sweep", "ablatoin"])
+    assert "did you mean ablation?" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """CIFAR-10's binary files, of 32×32 crops of scikit-learn's two colour photographs."""
+    from sklearn.datasets import load_sample_images
+
+    crops = np.stack(
+        [
+            picture[i : i + 32, j : j + 32].transpose(2, 0, 1)
+            for picture in load_sample_images().images
+            for i in range(0, 384, 32)
+            for j in range(0, 608, 32)
+        ]
+    )
+    order = np.random.default_rng(0).permutation(len(crops))
+    records = np.concatenate([(order % 10).astype(np.uint8)[:, None], crops[order].reshape(len(crops), -1)], 1)
+    folder = tmp_path_factory.mktemp("cifar") / "cifar-10-batches-bin"
+    folder.mkdir()
+    for i, part in enumerate(np.split(records[:400], 5), 1):
+        (folder / f"data_batch_{i}.bin").write_bytes(part.tobytes())
+    (folder / "test_batch.bin").write_bytes(records[400:456].tobytes())
+    return folder.parent
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "cifar10_pixelcnn"])
+def test_cifar_from_its_files_to_bits_per_dimension(photographs, tmp_path, preset):
+    run = tmp_path / "run"
+    small = ["--model.decoder.width=8", "--model.latent=8", "--training.batch=40"]
+    if preset == "cifar10_pixelcnn":
+        small += ["--model.decoder.layers=2", "--model.decoder.maps=2"]
+    layers = "[[8,3,1],[8,3,2],[4,3,2]]"
+    main(
+        ["train", preset, "--data.root", str(photographs), "--training.epochs=3", "--training.warmup=1", *small]
+        + ["--model.encoder.class_path=GatedConvEncoder", f"--model.encoder.layers={layers}", "--out", str(run)]
+        + ["--model.components=2", "--training.optimizer.lr=3e-3"]
+    )
+    main(["evaluate", str(run), "--draws", "8", "--examples", "12"])
+    results = read_json(run / "results.json")
+    assert results["bits_per_dim"] == pytest.approx(results["nll_pooled"] / 3072 / math.log(2))
+    assert 3 < results["bits_per_dim"] < 9, "8 bits is what a uniform distribution takes"
+    rows = RunDirectory(run).read_metrics()
+    assert rows[-1]["validation"] > rows[0]["validation"]
+    main(["sample", str(run), "--n", "2", "--out", str(tmp_path / "s.npy")])
+    samples = np.load(tmp_path / "s.npy")
+    assert samples.shape == (2, 3, 32, 32)
+    assert samples.min() >= 0
+    assert samples.max() <= 1
+    main(["reconstruct", str(run), "--n", "2"])
+
+
+def test_colour_with_a_bernoulli_likelihood_is_refused(photographs, tmp_path, capsys):
+    words = ["train", "cifar10_pixelcnn", "--data.root", str(photographs), "--model.likelihood", "Bernoulli"]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--out", str(tmp_path / "run")])
+    assert end.value.code == 2
+    assert "got 3 channels: use LogisticMixture" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
