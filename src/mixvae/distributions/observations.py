@@ -156,14 +156,9 @@ class DiscretizedLogisticMixture(Distribution):
     def _means(self, x: Tensor) -> Tensor:
         """Means of every channel given the channels of x before it, (*, M, C, H, W)."""
         _, mean, _, coefficients = self.logistics
-        channels, k = [mean[..., 0, :, :]], 0
-        for c in range(1, self.channels):
-            shifted = mean[..., c, :, :]
-            for earlier in range(c):
-                shifted = shifted + coefficients[..., k, :, :] * x[..., earlier, :, :]
-                k += 1
-            channels.append(shifted.expand(torch.broadcast_shapes(shifted.shape, channels[0].shape)))
-        return torch.stack(torch.broadcast_tensors(*channels), -3)
+        given = x.unbind(-3)
+        shifted = [_shifted(mean, coefficients, given[:c]) for c in range(self.channels)]
+        return torch.stack(torch.broadcast_tensors(*shifted), -3)
 
     @property
     def uniforms(self) -> torch.Size:
@@ -184,12 +179,8 @@ class DiscretizedLogisticMixture(Distribution):
         mean, scale, coefficients = pick(mean), pick(log_scale).exp(), pick(coefficients)
         noise = u[..., 1:, :, :].clamp(1e-7, 1 - 1e-7).logit()
         channels: list[Tensor] = []
-        k = 0
         for c in range(self.channels):
-            value = mean[..., c, :, :] + scale[..., c, :, :] * noise[..., c, :, :]
-            for earlier in range(c):
-                value = value + coefficients[..., k, :, :] * channels[earlier]
-                k += 1
+            value = _shifted(mean, coefficients, channels) + scale[..., c, :, :] * noise[..., c, :, :]
             steps = ((value + 1) / 2 * self.levels).round().clamp(0, self.levels)
             channels.append(2 * steps / self.levels - 1)
         return (torch.stack(channels, -3) + 1) / 2
@@ -205,12 +196,17 @@ class DiscretizedLogisticMixture(Distribution):
         """Mean image, up to what the first and the last level cut off the logistics' tails."""
         log_weight, mean, _, coefficients = self.logistics
         channels: list[Tensor] = []
-        k = 0
-        for c in range(self.channels):
-            value = mean[..., c, :, :]
-            for earlier in range(c):
-                value = value + coefficients[..., k, :, :] * channels[earlier]
-                k += 1
-            channels.append(value.clamp(-1, 1))
+        for _ in range(self.channels):
+            channels.append(_shifted(mean, coefficients, channels).clamp(-1, 1))
         overall = (torch.stack(channels, -3) * log_weight.exp().unsqueeze(-3)).sum(-4)
         return (overall + 1) / 2
+
+
+def _shifted(mean: Tensor, coefficients: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+    """Mean of the next channel, (…, H, W), given the channels before it."""
+    c = len(earlier)
+    first = c * (c - 1) // 2
+    shifted = mean[..., c, :, :]
+    for k, channel in enumerate(earlier):
+        shifted = shifted + coefficients[..., first + k, :, :] * channel
+    return shifted
