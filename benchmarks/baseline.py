@@ -144,7 +144,7 @@ class PlainPixelCNN(nn.Module):
         told, before = self.told(z), None
         h = torch.cat([2 * x - 1, told], 1)
         for weight, mask, norm in zip(self.weights, self.masks, self.norms, strict=True):
-            convolved = norm(F.conv2d(h, weight * mask, padding=1))
+            convolved = norm(F.conv2d(h, weight * mask, padding=1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             h = F.relu(convolved if before is None else convolved + before)
             before = h
         return self.out(h)

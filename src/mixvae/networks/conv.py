@@ -120,10 +120,9 @@ class CausalNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
-        """Apply the layer."""
-        last = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias)
-        return last.permute(0, 3, 1, 2)
+    def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
+        """Apply the layer over the last axis."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
 
 class MaskedConv2d(nn.Module):
@@ -205,8 +204,8 @@ class PixelCNN(nn.Module):
 
     def _after(self, layer: int, convolved: Tensor, before: Tensor | None) -> Tensor:
         """Normalise, add the layer's input, and activate: the same at one pixel as at all."""
-        h = self.norms[layer](convolved)
-        return F.relu_(h if before is None else h.add_(before))  # in place: maps are large, and memory is slow
+        h = self.norms[layer](convolved.permute(0, 2, 3, 1))  # channels last, where in-place operations need no copy
+        return F.relu_(h if before is None else h.add_(before.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
     def sample(self, context: Tensor, likelihood: Any, channels: int, uniforms: Tensor | None) -> Tensor:
         """Draw images pixel by pixel, computing at each pixel only what is new there.
