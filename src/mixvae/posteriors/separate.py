@@ -29,7 +29,7 @@ class SeparateEncoders(Posterior):
 
     Any module that maps x to mean and log-variance becomes a mixture in one line:
 
-        posterior = SeparateEncoders(lambda: MyEncoder(784, 40), components=4)
+        posterior = SeparateEncoders(MyEncoder, components=4)
 
     Args:
         build: makes one encoder; called once per component, so that each starts from its own random weights.
