@@ -165,6 +165,17 @@ def test_sampling_takes_a_tenth_of_the_work_of_full_passes():
     assert fast.get_total_flops() < one.get_total_flops() * 784 / 10
 
 
+def test_recomputing_layers_gives_the_same_gradients():
+    plain = decoder()
+    lean = PixelCNNDecoder(2, (1, 4, 5), 3, 6, checkpoint=True).double()
+    lean.load_state_dict(plain.state_dict())
+    x, z = (torch.rand(5, 1, 4, 5) < 0.5).double(), torch.randn(3, 5, 2, dtype=torch.float64)
+    for module in (plain, lean):
+        module(z).log_prob(x).sum().backward()
+    for one, other in zip(plain.parameters(), lean.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 def test_the_papers_masked_layers_have_the_papers_weights():
     """8 masked layers of 64 without bias, an affine norm each, one output: 260,224 + 65."""
     assert sum(p.numel() for p in PixelCNN(1, 1, 1).parameters()) == 9 * 2 * 64 + 7 * 9 * 64 * 64 + 8 * 128 + 65

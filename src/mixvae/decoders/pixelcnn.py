@@ -26,6 +26,7 @@ class PixelCNNDecoder(nn.Module):
         width: channels of each.
         maps: feature maps that z becomes.
         likelihood: `Bernoulli` for binary images, or a `LogisticMixture` for 8-bit ones.
+        checkpoint: compute the layers again in the backward pass instead of keeping their maps: slower, smaller.
 
     Raises:
         ValueError: the data are not images, or have colour with a Bernoulli likelihood, or the likelihood cannot be
@@ -44,6 +45,8 @@ class PixelCNNDecoder(nn.Module):
         width: int = 64,
         maps: int = 1,
         likelihood: Likelihood = Bernoulli,
+        *,
+        checkpoint: bool = False,
     ):
         super().__init__()
         channels, height, columns = image_shape(shape, "a PixelCNN decoder")
@@ -61,7 +64,7 @@ class PixelCNNDecoder(nn.Module):
         self.told = nn.Sequential(
             GatedLinear(latent, maps * height * columns), nn.Unflatten(-1, (maps, height, columns))
         )
-        self.network = PixelCNN(channels, maps, wanted[0], layers, width)
+        self.network = PixelCNN(channels, maps, wanted[0], layers, width, checkpoint=checkpoint)
 
     def forward(self, z: Float[Tensor, "... D"]) -> Autoregressive:
         """Return p(x|z) with batch shape z.shape[:-1] and event shape (C, H, W)."""

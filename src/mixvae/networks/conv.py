@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from mixvae.networks.dense import GatedLinear, mean_and_log_var
 
@@ -179,10 +180,22 @@ class PixelCNN(nn.Module):
         layers: number of masked layers.
         width: channels of each.
         kernel: size of the kernels.
+        checkpoint: compute the layers again in the backward pass instead of keeping their maps.
     """
 
-    def __init__(self, channels: int, context: int, outputs: int, layers: int = 8, width: int = 64, kernel: int = 3):
+    def __init__(
+        self,
+        channels: int,
+        context: int,
+        outputs: int,
+        layers: int = 8,
+        width: int = 64,
+        kernel: int = 3,
+        *,
+        checkpoint: bool = False,
+    ):
         super().__init__()
+        self.checkpoint = checkpoint
         self.image = MaskedConv2d(channels, width, kernel, sees_itself=False)
         self.context = nn.Conv2d(context, width, kernel, padding=kernel // 2, bias=False)
         self.hidden = nn.ModuleList(MaskedConv2d(width, width, kernel, sees_itself=True) for _ in range(layers - 1))
@@ -197,10 +210,14 @@ class PixelCNN(nn.Module):
         first = told.reshape(*batch, *told.shape[1:]) + seen.reshape(*x.shape[:-3], *seen.shape[1:])
         h = first.reshape(-1, *first.shape[-3:]).contiguous(memory_format=torch.channels_last)
         h = self._after(0, h, None)
-        for i, layer in enumerate(self.hidden, 1):
-            h = self._after(i, layer(h), h)
+        for i in range(1, len(self.norms)):
+            h = recomputed(self._hidden, i, h, use_reentrant=False) if self.checkpoint else self._hidden(i, h)
         out = self.out(h)
         return out.reshape(*batch, *out.shape[1:])
+
+    def _hidden(self, layer: int, h: Tensor) -> Tensor:
+        """One hidden layer on whole maps."""
+        return self._after(layer, self.hidden[layer - 1](h), h)
 
     def _after(self, layer: int, convolved: Tensor, before: Tensor | None) -> Tensor:
         """Normalise, add the layer's input, and activate: the same at one pixel as at all."""
