@@ -16,6 +16,7 @@ import yaml
 
 from mixvae import config, report, runs
 from mixvae.files import RunDirectory, write_text
+from mixvae.training import is_over
 
 
 def demo(
@@ -93,10 +94,7 @@ def read_grid(name: str | Path) -> Grid:
         ValueError: the file is not such a grid, or a cell's options are wrong; nothing is run then.
     """
     path = config.locate(name, "grids")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    content = config.read_yaml(path)
     known = {"base", "set", "axes", "out", "draws", "examples"}
     if not isinstance(content, dict) or not content.keys() <= known or not isinstance(content.get("axes"), dict):
         raise ValueError(f"{path} must hold axes, and may hold {', '.join(sorted(known - {'axes'}))}; got {content}")
@@ -167,8 +165,7 @@ def _is_done(run: RunDirectory, grid: Grid) -> bool:
     if not (run.results.exists() and metrics):
         return False
     last = metrics[-1]
-    waited = last["epoch"] - max(last["best_epoch"], wanted.warmup)
-    return last["epoch"] >= wanted.epochs or (wanted.patience is not None and waited >= wanted.patience)
+    return is_over(last["epoch"], last["best_epoch"], wanted.epochs, wanted.warmup, wanted.patience)
 
 
 def run_cell(file: str, out: str, draws: str, examples: str) -> None:

@@ -9,6 +9,7 @@ from mixvae.config.reading import (
     nearest,
     presets,
     read,
+    read_yaml,
     shipped,
     to_yaml,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "plain_errors",
     "presets",
     "read",
+    "read_yaml",
     "resolve",
     "settings",
     "shipped",

@@ -80,16 +80,25 @@ def from_namespace(namespace: jsonargparse.Namespace) -> Config:
     )
 
 
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file.
+
+    Raises:
+        ValueError: the file is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+
+
 def check_keys(path: Path) -> None:
     """Refuse a YAML file with keys that do not exist.
 
     Raises:
         ValueError: the file is not YAML, or a key is unknown; the nearest one is named.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys such as data, model and training; it holds {type(content).__name__}")
     known = set(_keys(Config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -61,6 +62,6 @@ class TwoLevelPosterior(Posterior):
 
     def top(self, x: Float[Tensor, "B ..."]) -> DiagonalGaussian:
         """Components over z2 alone, which a VampPrior on z2 pools."""
-        encoders = [encoder for encoder in self.encoders if isinstance(encoder, TwoLevelEncoder)]
+        encoders = cast(Sequence[TwoLevelEncoder], self.encoders)
         mean, log_var = zip(*(encoder.encode_top(x) for encoder in encoders), strict=True)
         return DiagonalGaussian(torch.stack(mean), torch.stack(log_var), self.log_pi())

@@ -13,9 +13,9 @@ from mixvae.datasets import Dataset
 from mixvae.files import RunDirectory
 from mixvae.model import MixtureVAE
 from mixvae.training.memory import keep_freed_memory
-from mixvae.training.trainer import MakeOptimizer, MakeSchedule, Trainer
+from mixvae.training.trainer import MakeOptimizer, MakeSchedule, Trainer, is_over
 
-__all__ = ["Trainer", "default_device", "fit", "keep_freed_memory", "launch"]
+__all__ = ["Trainer", "default_device", "fit", "is_over", "keep_freed_memory", "launch"]
 
 TESTED_STRATEGIES = ("auto", "ddp")
 DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)

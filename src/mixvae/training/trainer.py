@@ -73,6 +73,12 @@ class State:
     seconds: float = 0.0
 
 
+def is_over(epoch: int, best_epoch: int, epochs: int, warmup: int, patience: int | None) -> bool:
+    """Whether a training ends after so many epochs: all are done, or patience since warm-up and best epoch is out."""
+    waited = epoch - max(best_epoch, warmup)
+    return epoch >= epochs or (patience is not None and waited >= patience)
+
+
 class Trainer:
     """One training: `run` goes on from wherever the run directory's last checkpoint stands.
 
@@ -137,8 +143,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether all epochs are over, or validation has not improved for too long after the warm-up."""
-        waited = self.state.epoch - max(self.state.best_epoch, self.warmup)
-        return self.state.epoch >= self.epochs or (self.patience is not None and waited >= self.patience)
+        return is_over(self.state.epoch, self.state.best_epoch, self.epochs, self.warmup, self.patience)
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end and leave the best weights in the model; returns one row per epoch."""
