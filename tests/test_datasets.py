@@ -124,6 +124,7 @@ def test_checksum_tells_data_apart():
     assert data.sha256() != datasets.load("digits", seed=1).sha256()
     assert data.sha256() != datasets.load("digits", limit=100).sha256()
     assert len(datasets.load("digits", limit=100).train) == 100
+    assert len(datasets.load("digits", limit_validation=50).validation) == 50
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -287,6 +288,7 @@ def test_damaged_and_unequal_images_are_told_in_one_line(tmp_path):
         ({"name": "digit"}, "did you mean digits"),
         ({"name": "digits", "binarize": "yes"}, "choose stochastic, fixed, threshold or none"),
         ({"name": "digits", "limit": 0}, "at least 1 training example; got 0"),
+        ({"name": "digits", "limit_validation": 0}, "at least 1 validation example; got 0"),
     ],
 )
 def test_bad_options_are_told_in_one_line(options, told):

@@ -1,9 +1,11 @@
 """A run on disk, through the command line as its user meets it."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image
 import mixvae
 from mixvae import config, datasets, report, runs
 from mixvae.cli import main
+from mixvae.config import DataConfig
 from mixvae.evaluation import log_marginal
 from mixvae.files import RunDirectory, read_json
 
@@ -300,3 +303,11 @@ def test_the_installed_command_runs():
     assert done.returncode == 0
     assert "reconstruct" in done.stdout
     assert torch.__version__
+
+
+def test_every_option_of_the_data_reaches_them():
+    """Catches an option that the configuration takes and the loading forgets, as flips once were."""
+    data = runs.open_data(DataConfig("digits", binarize="fixed", seed=3, limit=100, limit_validation=50, flip=True))
+    assert (len(data.train), len(data.validation), data.train.flip) == (100, 50, True)
+    assert data.sha256() == datasets.load("digits", binarize="fixed", seed=3, limit=100, limit_validation=50).sha256()
+    assert set(inspect.signature(datasets.load).parameters) == {field.name for field in fields(DataConfig)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ def read_config(run: RunDirectory) -> Config:
 
 def open_data(config: DataConfig) -> Dataset:
     """Load the data that a configuration names."""
-    return datasets.load(config.name, root=config.root, binarize=config.binarize, seed=config.seed, limit=config.limit)
+    return datasets.load(**asdict(config))
 
 
 def load(run: str | Path) -> MixtureVAE:

@@ -19,6 +19,7 @@ class DataConfig:
         binarize: stochastic (training anew at every step, the rest once), fixed (once), threshold, or none.
         seed: seed of the split and of the binarisation, not of the training.
         limit: use only so many training examples.
+        limit_validation: use only so many validation examples, where validating all would take too long.
         flip: mirror training images left to right with probability one half.
     """
 
@@ -27,6 +28,7 @@ class DataConfig:
     binarize: Literal["stochastic", "fixed", "threshold", "none"] = "stochastic"
     seed: int = 0
     limit: int | None = None
+    limit_validation: int | None = None
     flip: bool = False
 
 

@@ -125,6 +125,7 @@ def load(
     binarize: Binarize = "stochastic",
     seed: int = 0,
     limit: int | None = None,
+    limit_validation: int | None = None,
     flip: bool = False,
 ) -> Dataset:
     """Load a data set.
@@ -137,6 +138,7 @@ def load(
             `fixed` all of them once; `threshold` at ½; `none` keeps the values.
         seed: seed of the split and of the binarisation; not of the training.
         limit: use only so many training examples.
+        limit_validation: use only so many validation examples.
         flip: mirror training images left to right with probability ½, anew at every step; never the others.
 
     Raises:
@@ -145,8 +147,9 @@ def load(
     """
     if binarize not in ("stochastic", "fixed", "threshold", "none"):
         raise ValueError(f"unknown binarize {binarize!r}: choose stochastic, fixed, threshold or none")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 training example; got {limit}")
+    for which, most, what in (("limit", limit, "training"), ("limit_validation", limit_validation, "validation")):
+        if most is not None and most < 1:
+            raise ValueError(f"{which} must be at least 1 {what} example; got {most}")
     if name in SOURCES:
         train, validation, test = SOURCES[name](root, seed)
     elif Path(name).exists():
@@ -155,7 +158,7 @@ def load(
         near = difflib.get_close_matches(name, SOURCES, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SOURCES)} or a path that exists"
         raise ValueError(f"unknown data set {name!r}: {hint}")
-    train = train.head(limit)
+    train, validation = train.head(limit), validation.head(limit_validation)
     for split, part in (("training", train), ("validation", validation), ("test", test)):
         if not len(part):
             raise ValueError(f"the {split} split of {name} is empty: it needs more examples")
