@@ -11,6 +11,7 @@ ROOMS = (
     "posteriors",
     "flows",
     "model",
+    "gradients",
     "evaluation",
     "training",
 )

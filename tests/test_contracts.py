@@ -18,8 +18,16 @@ from mixvae.decoders import (
 from mixvae.files import load_tensors
 from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow
 from mixvae.model import MixtureVAE, evaluating
-from mixvae.networks import GatedConvEncoder, GatedEncoder, GaussianNetwork, TwoLevelConv, TwoLevelDense
-from mixvae.posteriors import FlowPosterior, SeparateEncoders, TwoLevelPosterior
+from mixvae.networks import (
+    GatedConvEncoder,
+    GatedConvTrunk,
+    GatedEncoder,
+    GatedTrunk,
+    GaussianNetwork,
+    TwoLevelConv,
+    TwoLevelDense,
+)  # fmt: skip
+from mixvae.posteriors import FlowPosterior, OneHotEncoder, SeparateEncoders, TwoLevelPosterior
 from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
 
 SHAPE, LATENT, COMPONENTS, BATCH = (1, 4, 4), 2, 3, 4
@@ -57,6 +65,10 @@ POSTERIORS = {
     ),
     "flow per component": lambda: FlowPosterior(
         separate(), lambda: CouplingFlow(LATENT, 2, (6,)), LATENT, per_component=True
+    ),
+    "one-hot": lambda: OneHotEncoder(lambda: GatedTrunk(SHAPE, (5,)), SHAPE, LATENT, COMPONENTS),
+    "one-hot, convolutional, weighted": lambda: OneHotEncoder(
+        lambda: GatedConvTrunk(SHAPE, LAYERS), SHAPE, LATENT, COMPONENTS, [3.0, 2.0, 1.0]
     ),
     "two levels": two_level,
     "two levels, flow on the lower": lambda: FlowPosterior(

@@ -14,13 +14,14 @@ LEVELS = {
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
     2: ("posteriors", "model"),
-    3: ("training", "evaluation"),
-    4: ("config",),
-    5: ("runs",),
-    6: ("report",),
-    7: ("experiments",),
-    8: ("cli",),
-    9: ("__main__", "__init__"),
+    3: ("gradients", "evaluation"),
+    4: ("training",),
+    5: ("config",),
+    6: ("runs",),
+    7: ("report",),
+    8: ("experiments",),
+    9: ("cli",),
+    10: ("__main__", "__init__"),
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 

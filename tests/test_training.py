@@ -15,9 +15,10 @@ from torch import nn
 
 from conftest import tiny_model
 from mixvae import datasets
-from mixvae.bounds import elbo, pooled
+from mixvae.bounds import elbo, iwelbo, pooled
 from mixvae.decoders import MLP
 from mixvae.files import RunDirectory, load_state, load_weights, save_weights
+from mixvae.gradients import doubly_reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
 from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
@@ -77,6 +78,8 @@ OPTIONS = {
         "warmup": 3,
         "draws": 2,
     },
+    "one component at a time, scored under all": {"active": 1, "validation_components": 1},
+    "one component at a time, alone": {"active": 1, "score_all": False},
     "plateau": {"schedule": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0)},
 }
 
@@ -103,6 +106,32 @@ def test_ctrl_c_at_any_step_and_resuming_gives_the_same_weights(digits, tmp_path
     assert [r["epoch"] for r in again] == [1, 2, 3, 4, 5]
     for row, wanted in zip(again, rows, strict=True):
         assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in wanted.items() if k != "seconds"}
+
+
+def test_every_component_learns_when_each_step_draws_from_one(digits):
+    model = small()
+    before = weights(model)
+    rows = fit(model, digits, epochs=6, active=1, optimizer=ADAM)
+    assert rows[-1]["validation"] > rows[0]["validation"] + 1
+    changed = {name for name, t in weights(model).items() if not torch.equal(t, before[name])}
+    assert all(any(name.startswith(f"posterior.encoders.{s}.") for name in changed) for s in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"active": 3}, "active must be at most the number of components, 2; got 3"),
+        ({"active": 0}, "active must be at least 1; got 0"),
+        ({"validation_components": 3}, "validation_components must be at most the number of components, 2; got 3"),
+        ({"bound": iwelbo}, "got 2: use `pooled`"),
+        ({"bound": pooled, "gradient": sticking_the_landing}, "for the elbo only; got pooled"),
+        ({"bound": pooled, "gradient": doubly_reparameterised, "active": 1}, "got a subset of components"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(digits, tmp_path, options, told):
+    with pytest.raises(ValueError, match=told):
+        fit(small(), digits, directory=RunDirectory(tmp_path / "run"), **options)
+    assert not (tmp_path / "run").exists()
 
 
 def command(run, *more):
@@ -253,10 +282,10 @@ def test_other_precisions_train(digits, precision):
 def test_divergence_stops_with_a_clear_message_and_keeps_the_last_good_checkpoint(digits, tmp_path):
     run = RunDirectory(tmp_path / "run")
 
-    class Poisoned(SignalAt):
+    class Poisoned(SignalAt):  # a trial before the first step is one call more
         def __call__(self, log_w, weight):
             self.calls += 1
-            return elbo(log_w, weight) * (float("nan") if self.calls > 7 else 1)
+            return elbo(log_w, weight) * (float("nan") if self.calls > 8 else 1)
 
     with pytest.raises(FloatingPointError, match=r"NaN or infinite at epoch 3, step 2 \(β = 0.60\).*last good") as told:
         fit(small(), digits, epochs=9, warmup=5, directory=run, bound=Poisoned(0), save_every=0.0)

@@ -23,9 +23,18 @@ if TYPE_CHECKING:
     from mixvae.distributions import Components, DiagonalGaussian, Flowed, Pooled
     from mixvae.evaluation import active_units, encode, log_marginal, paired_gain
     from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
+    from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
     from mixvae.model import MixtureVAE
-    from mixvae.networks import GatedConvEncoder, GatedEncoder, GaussianNetwork, TwoLevelConv, TwoLevelDense
-    from mixvae.posteriors import FlowPosterior, Posterior, SeparateEncoders, TwoLevelPosterior
+    from mixvae.networks import (
+        GatedConvEncoder,
+        GatedConvTrunk,
+        GatedEncoder,
+        GatedTrunk,
+        GaussianNetwork,
+        TwoLevelConv,
+        TwoLevelDense,
+    )
+    from mixvae.posteriors import FlowPosterior, OneHotEncoder, Posterior, SeparateEncoders, TwoLevelPosterior
     from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
     from mixvae.runs import load
     from mixvae.training import fit
@@ -45,9 +54,18 @@ _ROOMS = {
     "distributions": ("Components", "DiagonalGaussian", "Flowed", "Pooled"),
     "evaluation": ("active_units", "encode", "log_marginal", "paired_gain"),
     "flows": ("CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"),
+    "gradients": ("doubly_reparameterised", "reparameterised", "sticking_the_landing"),
     "model": ("MixtureVAE",),
-    "networks": ("GatedConvEncoder", "GatedEncoder", "GaussianNetwork", "TwoLevelConv", "TwoLevelDense"),
-    "posteriors": ("FlowPosterior", "Posterior", "SeparateEncoders", "TwoLevelPosterior"),
+    "networks": (
+        "GatedConvEncoder",
+        "GatedConvTrunk",
+        "GatedEncoder",
+        "GatedTrunk",
+        "GaussianNetwork",
+        "TwoLevelConv",
+        "TwoLevelDense",
+    ),
+    "posteriors": ("FlowPosterior", "OneHotEncoder", "Posterior", "SeparateEncoders", "TwoLevelPosterior"),
     "priors": ("ChainPrior", "GaussianMixture", "StandardNormal", "VampPrior"),
     "runs": ("load",),
     "training": ("fit",),
@@ -67,13 +85,16 @@ __all__ = [
     "FlowPosterior",
     "Flowed",
     "GatedConvEncoder",
+    "GatedConvTrunk",
     "GatedEncoder",
+    "GatedTrunk",
     "Gaussian",
     "GaussianMixture",
     "GaussianNetwork",
     "InverseAutoregressiveFlow",
     "LogisticMixture",
     "MixtureVAE",
+    "OneHotEncoder",
     "PixelCNNDecoder",
     "Pooled",
     "Posterior",
@@ -86,6 +107,7 @@ __all__ = [
     "VampPrior",
     "ZukoFlow",
     "active_units",
+    "doubly_reparameterised",
     "elbo",
     "encode",
     "fit",
@@ -97,6 +119,8 @@ __all__ = [
     "miselbo",
     "paired_gain",
     "pooled",
+    "reparameterised",
+    "sticking_the_landing",
 ]
 
 

@@ -181,6 +181,8 @@ def settings(config: TrainingConfig) -> dict[str, Any]:
     for name in ("accelerator", "devices", "strategy", "precision", "threads"):
         del values[name]
     values["bound"] = resolve(config.bound, "mixvae.bounds")
+    values["gradient"] = resolve(config.gradient, "mixvae.gradients")
+    values["score_all"] = values.pop("scored") == "all"
     kind, arguments = parse(config.optimizer, "torch.optim")
     values["optimizer"] = partial(kind, **arguments)
     if config.schedule is not None:

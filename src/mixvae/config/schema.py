@@ -77,6 +77,11 @@ class TrainingConfig:
         batch: examples per step, over all devices together.
         draws: draws per component and example.
         bound: bound to maximise: elbo, miselbo, pooled or iwelbo, or an import path.
+        gradient: how it is differentiated: reparameterised, sticking_the_landing (for the elbo) or
+            doubly_reparameterised (for pooled and iwelbo), or an import path.
+        active: components to draw from at each step, chosen at random; all by default.
+        scored: components that score every draw, all (S2A) or only the active ones (S2S).
+        validation_components: components to draw from in validation; all by default.
         optimizer: class of the optimiser.
         schedule: class of the learning-rate schedule, which steps once per epoch.
         warmup: epochs over which the KL part's weight β rises linearly to 1.
@@ -95,6 +100,10 @@ class TrainingConfig:
     batch: int = 100
     draws: int = 1
     bound: str = "elbo"
+    gradient: str = "reparameterised"
+    active: int | None = None
+    scored: Literal["all", "active"] = "all"
+    validation_components: int | None = None
     optimizer: Spec = field(default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True})
     schedule: Spec | None = None
     warmup: int = 0

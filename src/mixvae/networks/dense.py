@@ -52,6 +52,23 @@ def gated_mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*(GatedLinear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)))
 
 
+class GatedTrunk(nn.Module):
+    """Gated dense layers on x: the features that a `OneHotEncoder` shares among its components.
+
+    Args:
+        shape: event shape of x, such as (1, 28, 28) or (64,).
+        hidden: widths of the gated layers.
+    """
+
+    def __init__(self, shape: Sequence[int], hidden: Sequence[int] = (300, 300)):
+        super().__init__()
+        self.layers = gated_mlp(math.prod(shape), hidden)
+
+    def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B F"]:
+        """Return the features."""
+        return self.layers(x.flatten(1))
+
+
 class GatedEncoder(nn.Module):
     """Gated fully connected encoder of the paper: x ↦ mean and log-variance of one Gaussian.
 

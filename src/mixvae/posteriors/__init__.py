@@ -2,7 +2,8 @@
 
 from mixvae.posteriors.base import Posterior
 from mixvae.posteriors.flow import FlowPosterior
+from mixvae.posteriors.one_hot import OneHotEncoder
 from mixvae.posteriors.separate import SeparateEncoders
 from mixvae.posteriors.two_level import TwoLevelPosterior
 
-__all__ = ["FlowPosterior", "Posterior", "SeparateEncoders", "TwoLevelPosterior"]
+__all__ = ["FlowPosterior", "OneHotEncoder", "Posterior", "SeparateEncoders", "TwoLevelPosterior"]

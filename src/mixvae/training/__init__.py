@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from mixvae.bounds import Bound, elbo
 from mixvae.datasets import Dataset
 from mixvae.files import RunDirectory
+from mixvae.gradients import Estimator, reparameterised
 from mixvae.model import MixtureVAE
 from mixvae.training.memory import keep_freed_memory
 from mixvae.training.trainer import MakeOptimizer, MakeSchedule, Trainer, is_over
@@ -39,6 +40,8 @@ def launch(
         raise ValueError(f"strategy {strategy!r} is not tested with mixvae: use {' or '.join(TESTED_STRATEGIES)}")
     if accelerator == "auto":
         accelerator = default_device()
+    if strategy == "ddp":
+        strategy = "ddp_find_unused_parameters_true"  # a step on some components leaves the others' encoders alone
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
     fabric.launch()
     return fabric
@@ -57,6 +60,10 @@ def fit(
     batch: int = 100,
     draws: int = 1,
     bound: Bound = elbo,
+    gradient: Estimator = reparameterised,
+    active: int | None = None,
+    score_all: bool = True,
+    validation_components: int | None = None,
     optimizer: MakeOptimizer = DEFAULT_OPTIMIZER,
     schedule: MakeSchedule | None = None,
     warmup: int = 0,
@@ -80,6 +87,11 @@ def fit(
         batch: examples per step, over all devices together.
         draws: draws L per component.
         bound: what is maximised, in nats per example.
+        gradient: how it is differentiated: `reparameterised`, `sticking_the_landing` or `doubly_reparameterised`.
+        active: components S to draw from at each step, chosen at random; all by default.
+        score_all: score every draw under all components (S2A, unbiased for the bound of the whole mixture), or
+            only under the active ones (S2S: cheaper, and a lower bound of it).
+        validation_components: components to draw from in validation, the same at every epoch; all by default.
         optimizer: makes an optimiser from parameters.
         schedule: makes a learning-rate schedule from an optimiser; it steps once per epoch.
         warmup: epochs over which β rises linearly to 1.
@@ -100,7 +112,8 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
     """
     return Trainer(
-        model, data, epochs=epochs, batch=batch, draws=draws, bound=bound, optimizer=optimizer, schedule=schedule,
+        model, data, epochs=epochs, batch=batch, draws=draws, bound=bound, gradient=gradient, active=active,
+        score_all=score_all, validation_components=validation_components, optimizer=optimizer, schedule=schedule,
         warmup=warmup, patience=patience, clip=clip, ema=ema, seed=seed, directory=directory, fabric=fabric or launch(),
         save_every=save_every,
     ).run()  # fmt: skip

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -23,6 +23,7 @@ from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
 from mixvae.files import RunDirectory, load_state, load_tensors, save_state, save_weights
+from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.training.progress import Display
 
@@ -39,17 +40,26 @@ class Objective(nn.Module):
     Args:
         model: the model to train.
         bound: which bound.
+        gradient: how it is differentiated.
+        score_all: score every draw under all components, not only under the active ones.
     """
 
-    def __init__(self, model: MixtureVAE, bound: Bound):
+    def __init__(self, model: MixtureVAE, bound: Bound, gradient: Estimator, *, score_all: bool):
         super().__init__()
-        self.model = model
-        self.bound = bound
+        self.model, self.bound, self.gradient, self.score_all = model, bound, gradient, score_all
 
-    def forward(self, x: Float[Tensor, "B ..."], noise: Float[Tensor, "L S B D"], beta: float) -> Float[Tensor, " B"]:
+    def forward(
+        self,
+        x: Float[Tensor, "B ..."],
+        noise: Float[Tensor, "L S B D"],
+        beta: float,
+        active: Int[Tensor, " S"] | None = None,
+    ) -> Float[Tensor, " B"]:
         """Return the bound of every example, its KL part scaled by beta."""
-        terms = self.model(x, len(noise), noise=noise)
-        return self.bound(log_weights(terms, beta), terms.weight)
+        scored = None if self.score_all else active
+        return self.gradient(
+            self.model, x, self.bound, len(noise), beta=beta, active=active, scored=scored, noise=noise
+        )
 
 
 @dataclass
@@ -94,6 +104,10 @@ class Trainer:
         batch: int,
         draws: int,
         bound: Bound,
+        gradient: Estimator,
+        active: int | None,
+        score_all: bool,
+        validation_components: int | None,
         optimizer: MakeOptimizer,
         schedule: MakeSchedule | None,
         warmup: int,
@@ -107,7 +121,8 @@ class Trainer:
     ):
         for name, value, least in (
             ("epochs", epochs, 1), ("batch", batch, 1), ("draws", draws, 1), ("warmup", warmup, 0),
-            ("patience", patience, 1), ("seed", seed, 0),
+            ("patience", patience, 1), ("seed", seed, 0), ("active", active, 1),
+            ("validation_components", validation_components, 1),
         ):  # fmt: skip
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
@@ -125,13 +140,24 @@ class Trainer:
         self.best_weights: dict[str, Tensor] | None = None
         self.unsaved_best = False
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
-        made = optimizer(model.parameters())
-        self.objective, self.optimizer = fabric.setup(Objective(model, bound), made)
+        made = optimizer([p for p in model.parameters() if p.requires_grad])
+        objective = Objective(model, bound, gradient, score_all=score_all)
+        self.objective, self.optimizer = fabric.setup(objective, made)
         self.schedule = schedule(made) if schedule else None
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        trial = self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
         with torch.no_grad(), evaluating(model):
-            q = model.posterior(self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device))))
-        self.latent = q.batch_shape[0], q.event_shape[0]
+            q = model.posterior(trial)
+        self.components, self.latent = q.batch_shape[0], q.event_shape[0]
+        for name, value in (("active", active), ("validation_components", validation_components)):
+            if value is not None and value > self.components:
+                raise ValueError(f"{name} must be at most the number of components, {self.components}; got {value}")
+        self.active = active
+        with torch.no_grad(), torch.random.fork_rng():  # what bound and gradient refuse, they refuse now
+            chosen = self._choose(torch.Generator(fabric.device))
+            objective(trial, torch.zeros(draws, active or self.components, 1, self.latent).to(trial), 1.0, chosen)
+        validated = torch.randperm(self.components, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+        self.validated = validated[: validation_components or self.components].sort().values
         self.stop_signal = 0
         self.last_save = time.monotonic()
 
@@ -175,9 +201,10 @@ class Trainer:
         for rows in batches[state.step :]:
             # every process draws the noise of the whole batch, so that results do not depend on their number
             x = self.train.batch(rows, self.noise)
-            shape = self.draws, self.latent[0], len(rows), self.latent[1]
+            chosen = self._choose(self.noise)
+            shape = self.draws, self.active or self.components, len(rows), self.latent
             noise = torch.randn(shape, generator=self.noise, device=self.fabric.device)
-            value = self.objective(x[rank::world], noise[:, :, rank::world], beta).sum()
+            value = self.objective(x[rank::world], noise[:, :, rank::world], beta, chosen).sum()
             report = torch.stack([value.detach(), value.new_tensor(float(self.stop_signal))])
             total, stop = self._over_all(report).tolist()
             if not math.isfinite(total):
@@ -197,6 +224,12 @@ class Trainer:
             if time.monotonic() - self.last_save >= self.save_every:
                 self._save()
         return self._end_of_epoch(beta, before, started)
+
+    def _choose(self, generator: torch.Generator) -> Tensor | None:
+        """Components that a step draws from: so many at random, without replacement, or all."""
+        if self.active is None:
+            return None
+        return torch.randperm(self.components, generator=generator, device=generator.device)[: self.active]
 
     def _end_of_epoch(self, beta: float, before: float, started: float) -> dict[str, Any]:
         state = self.state
@@ -233,8 +266,8 @@ class Trainer:
         with evaluating(model):
             for rows in torch.arange(len(self.validation))[rank::world].split(VALIDATION_BATCH):
                 x = self._cast(self.validation.batch(rows.to(self.fabric.device)))
-                noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, self.latent)
-                terms = model(x, noise=noise.to(x.device))
+                noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, (len(self.validated), self.latent))
+                terms = model(x, noise=noise.to(x.device), active=self.validated)
                 total += miselbo(log_weights(terms), terms.weight).double().sum()
         return float(self._over_all(total)) / len(self.validation)
 

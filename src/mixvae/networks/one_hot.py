@@ -1,0 +1,62 @@
+"""A head that gives hundreds of components their parameters for a few weights each."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mixvae.networks.dense import LOG_VAR_RANGE
+
+HEADS, LAYERS = 2, 3
+"""One head for the mean and one for the log-variance, of three layers each."""
+
+
+class OneHotHead(nn.Module):
+    """Mean and log-variance of A components from features h(x) shared by all of them.
+
+    Each head has three residual layers that are fed [h, one-hot(a), previous layer]:
+
+        r₁ = relu(H₁ h + e₁(a) + b₁),  r₂ = r₁ + relu(H₂ h + e₂(a) + P₂ r₁ + b₂),  out = r₂ + H₃ h + e₃(a) + P₃ r₂ + b₃
+
+    The product with a one-hot vector is a column e(a) of the weight matrix, and the products with h are taken once
+    for all components. A component costs 2 · 3 · D weights.
+
+    Args:
+        features: number of features of h.
+        latent: latent size D, the width of every layer.
+        components: number of components A.
+
+    References:
+        Hotti et al., Efficient Mixture Learning in Black-Box Variational Inference (2024),
+        https://arxiv.org/abs/2406.07083
+    """
+
+    def __init__(self, features: int, latent: int, components: int):
+        super().__init__()
+        self.told = nn.Linear(features, HEADS * LAYERS * latent)
+        self.component = nn.Parameter(torch.empty(components, HEADS, LAYERS, latent))
+        self.previous = nn.Parameter(torch.empty(HEADS, LAYERS - 1, latent, latent))
+        self.latent = latent
+        spread = 1 / math.sqrt(features + components + latent)  # as one linear layer over [h, one-hot, previous]
+        for weight in (self.told.weight, self.told.bias, self.component, self.previous):
+            nn.init.uniform_(weight, -spread, spread)
+
+    def forward(
+        self, h: Float[Tensor, "B F"], index: Int[Tensor, " J"] | None = None
+    ) -> tuple[Float[Tensor, "J B D"], Float[Tensor, "J B D"]]:
+        """Return mean and log-variance of the chosen components, all by default."""
+        shared = self.told(h).unflatten(-1, (HEADS, LAYERS, 1, self.latent)).permute(1, 2, 3, 0, 4)  # (2, 3, 1, B, D)
+        own = self.component if index is None else self.component[index]
+        own = own.permute(1, 2, 0, 3).unsqueeze(-2)  # (2, 3, J, 1, D)
+
+        def fed(layer: int) -> Float[Tensor, "2 N D"]:
+            return (shared[:, layer] + own[:, layer]).flatten(1, 2)
+
+        r = fed(0).relu_()
+        r = r + torch.baddbmm(fed(1), r, self.previous[:, 0]).relu_()
+        r = r + torch.baddbmm(fed(2), r, self.previous[:, 1])
+        mean, log_var = r.unflatten(1, (-1, len(h))).unbind()
+        return mean, log_var.clamp(*LOG_VAR_RANGE)
