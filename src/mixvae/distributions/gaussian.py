@@ -13,6 +13,8 @@ from torch import Tensor
 from mixvae.distributions.components import Components
 from mixvae.distributions.observations import full_precision
 
+FEW_DRAWS = 2
+"""Draws per example up to which `DiagonalGaussian` scores them one by one under more components than that."""
 LOG_2PI = math.log(2 * math.pi)
 QUADRATIC_ERROR = 5e-3
 """Largest rounding error, in nats, that `DiagonalGaussian` accepts from a matrix product in float32."""
@@ -102,8 +104,13 @@ class DiagonalGaussian(Components):
         return DiagonalGaussian(self.loc[index], self.log_var[index], log_pi)
 
     def cross_log_prob(self, z: Float[Tensor, "L S B D"]) -> Float[Tensor, "L S J B"]:
-        """Log-density of every draw under every component of its own example, as one batched product."""
+        """Log-density of every draw under every component of its own example, as one batched product.
+
+        A few draws under many components are scored directly: making the product's weights would cost more.
+        """
         draws, drawn, batch, latent = z.shape
+        if draws * drawn <= FEW_DRAWS < self.batch_shape[0]:
+            return self.log_prob(z.unsqueeze(-3))
         points = z.permute(2, 0, 1, 3).reshape(batch, draws * drawn, latent)  # one group of points per example
         scored = _quadratic(points, *self._quadratic_by_example)  # (B, L·S, J)
         return scored.reshape(batch, draws, drawn, -1).permute(1, 2, 3, 0)

@@ -48,15 +48,18 @@ class OneHotHead(nn.Module):
         self, h: Float[Tensor, "B F"], index: Int[Tensor, " J"] | None = None
     ) -> tuple[Float[Tensor, "J B D"], Float[Tensor, "J B D"]]:
         """Return mean and log-variance of the chosen components, all by default."""
-        shared = self.told(h).unflatten(-1, (HEADS, LAYERS, 1, self.latent)).permute(1, 2, 3, 0, 4)  # (2, 3, 1, B, D)
+        told = self.told(h).unflatten(-1, (HEADS, LAYERS, 1, self.latent))
         own = self.component if index is None else self.component[index]
-        own = own.permute(1, 2, 0, 3).unsqueeze(-2)  # (2, 3, J, 1, D)
+        # contiguous while they are small: their broadcast sums then are too, and need no copies
+        shared = told.permute(1, 2, 3, 0, 4).contiguous()  # (2, 3, 1, B, D)
+        own = own.permute(1, 2, 0, 3).contiguous().unsqueeze(-2)  # (2, 3, J, 1, D)
 
         def fed(layer: int) -> Float[Tensor, "2 N D"]:
-            return (shared[:, layer] + own[:, layer]).flatten(1, 2)
+            return (shared[:, layer] + own[:, layer]).flatten(1, 2)  # a view, on which in-place steps would cost copies
 
-        r = fed(0).relu_()
+        r = fed(0).relu()
         r = r + torch.baddbmm(fed(1), r, self.previous[:, 0]).relu_()
-        r = r + torch.baddbmm(fed(2), r, self.previous[:, 1])
+        identity = torch.eye(self.latent, dtype=h.dtype, device=h.device)
+        r = torch.baddbmm(fed(2), r, self.previous[:, 1] + identity)  # the residual sum is part of the product
         mean, log_var = r.unflatten(1, (-1, len(h))).unbind()
         return mean, log_var.clamp(*LOG_VAR_RANGE)
