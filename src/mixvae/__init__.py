@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         LogisticMixture,
         PixelCNNDecoder,
     )
-    from mixvae.distributions import Components, DiagonalGaussian, Flowed, Pooled
+    from mixvae.distributions import Components, DiagonalGaussian, Flowed, Mixture, Pooled
     from mixvae.evaluation import active_units, encode, log_marginal, paired_gain
     from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
     from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
@@ -51,7 +51,7 @@ _ROOMS = {
         "LogisticMixture",
         "PixelCNNDecoder",
     ),
-    "distributions": ("Components", "DiagonalGaussian", "Flowed", "Pooled"),
+    "distributions": ("Components", "DiagonalGaussian", "Flowed", "Mixture", "Pooled"),
     "evaluation": ("active_units", "encode", "log_marginal", "paired_gain"),
     "flows": ("CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"),
     "gradients": ("doubly_reparameterised", "reparameterised", "sticking_the_landing"),
@@ -93,6 +93,7 @@ __all__ = [
     "GaussianNetwork",
     "InverseAutoregressiveFlow",
     "LogisticMixture",
+    "Mixture",
     "MixtureVAE",
     "OneHotEncoder",
     "PixelCNNDecoder",

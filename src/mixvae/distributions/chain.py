@@ -100,6 +100,20 @@ class ChainComponents(Components):
         z2, z1 = value[..., : self.split], value[..., self.split :]
         return self.top.log_prob(z2) + normal_log_prob(z1, *self.lower(z2))
 
+    def noise_of(
+        self,
+        value: Float[
+            Tensor,
+            (
+                ...  # S #B D
+            ),
+        ],
+    ) -> Float[Tensor, "... S B D"]:
+        """Noise of a pair: that of z2, and that of z1 given it."""
+        z2, z1 = value[..., : self.split], value[..., self.split :]
+        mean, log_var = self.lower(z2)
+        return torch.cat([self.top.noise_of(z2), (z1 - mean) * (-0.5 * log_var).exp()], -1)
+
     def select(self, index: Int[Tensor, " K"]) -> ChainComponents:
         """Return the components with these positions."""
         return ChainComponents(self.top.select(index), self.lower.select(index), self.latent)

@@ -80,6 +80,26 @@ class Components(OnReals):
     def select(self, index: Int[Tensor, " K"]) -> Components:
         """Return the components with these positions, in this order."""
 
+    def noise_of(
+        self,
+        value: Float[
+            Tensor,
+            (
+                ...  # S #B D
+            ),
+        ],
+    ) -> Float[Tensor, "... S B D"]:
+        """Noise that each component would draw a value from: `rsample` with it gives the value back.
+
+        Raises:
+            NotImplementedError: this kind of component cannot be turned back.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell the noise of a draw")
+
+    def mixture(self) -> Mixture:
+        """All components as one distribution with batch shape (B,) and event shape (D,)."""
+        return Mixture(self)
+
     def cross_log_prob(self, z: Float[Tensor, "L S B D"]) -> Float[Tensor, "L S J B"]:
         """Log-density of every draw under every component j of its own example."""
         return self.log_prob(z.unsqueeze(-3))
@@ -97,3 +117,98 @@ class Components(OnReals):
         """
         z = self.select(own).rsample(sample_shape, noise)
         return z, self.cross_log_prob(z)
+
+
+class Mixture(OnReals):
+    """q(z|x_b) = Σ_s π_s q_s(z|x_b) as one distribution for each of B examples: batch shape (B,), event shape (D,).
+
+        q = model.posterior(x).mixture()
+        q.rsample((5,)), q.log_prob(z), q.kl(model.prior(), draws=100)
+
+    Args:
+        components: the components and their weights.
+    """
+
+    has_rsample = True
+
+    def __init__(self, components: Components):
+        self.components = components
+        super().__init__(components.batch_shape[1:], components.event_shape, validate_args=False)
+
+    def log_prob(self, value: Float[Tensor, "*L B D"]) -> Float[Tensor, "*L B"]:
+        """Log-density in nats."""
+        return self._joint(value).logsumexp(-2)
+
+    def responsibilities(self, value: Float[Tensor, "*L B D"]) -> Float[Tensor, "*L S B"]:
+        """Probability r_s(z) = π_s q_s(z) / q(z) that z came from each component."""
+        return self._joint(value).softmax(-2)
+
+    def _joint(self, value: Tensor) -> Tensor:
+        """Log π_s q_s(z), (*L, S, B)."""
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        points = value.expand(shape).reshape(-1, 1, *shape[-2:])
+        scored = self.components.cross_log_prob(points)[:, 0] + self.components.log_pi[:, None]
+        return scored.reshape(*shape[:-2], *self.components.batch_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw from the mixture, with the implicit gradient dz = Σ_s r_s(z) dT_s.
+
+        T_s moves a draw of component s when its parameters change, at fixed noise. The field Σ_s r_s dT_s moves the
+        whole mixture, Gaussians, flows and chains alike, as each π_s q_s is carried along by its own dT_s.
+
+        Raises:
+            ValueError: the weights are learned, which this gradient does not reach.
+
+        References:
+            Figurnov et al., Implicit Reparameterization Gradients (2018), https://arxiv.org/abs/1805.08498
+        """
+        if torch.is_grad_enabled() and self.components.log_pi.requires_grad:
+            raise ValueError(
+                "draws of a mixture have no gradient in its weights, which are learned here: draw from every component "
+                "by components.rsample and weigh the draws, or fix the weights"
+            )
+        z = self.sample(sample_shape)
+        if not torch.is_grad_enabled():
+            return z
+        flat = z.reshape(-1, 1, *z.shape[-2:])  # (L, 1, B, D): the same point for every component
+        with torch.no_grad():
+            noise = self.components.noise_of(flat)
+            share = self.responsibilities(flat[:, 0]).unsqueeze(-1)  # (L, S, B, 1)
+        moved = self.components.rsample(flat.shape[:1], noise)  # every row is z again, by its own component's path
+        return z + (share * (moved - moved.detach())).sum(-3).reshape(z.shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw from the mixture: choose a component for every draw and example, then draw from it."""
+        shape, batch = torch.Size(sample_shape), self.batch_shape[0]
+        with torch.no_grad():
+            n = shape.numel()
+            chosen = torch.multinomial(self.components.log_pi.exp(), n * batch, replacement=True).reshape(
+                n, 1, batch, 1
+            )
+            draws = self.components.rsample((n,))  # (n, S, B, D)
+            return draws.take_along_dim(chosen, 1)[:, 0].reshape(*shape, *self.batch_shape, *self.event_shape)
+
+    def kl(self, other: Distribution, draws: int = 1) -> Float[Tensor, " B"]:
+        """Kullback–Leibler divergence KL(q ‖ other) in nats, by so many draws from every component.
+
+        Σ_s π_s 1/L Σ_l [log q(z_sl) − log other(z_sl)], with gradients; a single estimate may be negative.
+
+        Args:
+            other: a distribution with event shape (D,) and batch shape () or (B,).
+            draws: draws L per component.
+        """
+        z = self.components.rsample((draws,))
+        log_ratio = self.log_prob(z) - other.log_prob(z)  # (L, S, B)
+        return self.components.log_pi.exp() @ log_ratio.mean(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean, Σ_s π_s E_s[z], where the components have one in closed form."""
+        return torch.einsum("s,sbd->bd", self.components.log_pi.exp(), self.components.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every coordinate: within the components and between them."""
+        pi, mean = self.components.log_pi.exp(), self.components.mean
+        second = torch.einsum("s,sbd->bd", pi, self.components.variance + mean.square())
+        return second - self.mean.square()

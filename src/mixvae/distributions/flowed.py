@@ -63,6 +63,18 @@ class Flowed(Components):
         start, log_volume = self._inverse(value)
         return self.base.log_prob(start) + log_volume
 
+    def noise_of(
+        self,
+        value: Float[
+            Tensor,
+            (
+                ...  # S #B D
+            ),
+        ],
+    ) -> Float[Tensor, "... S B D"]:
+        """Noise of a value: that of f_j⁻¹(value) under the base."""
+        return self.base.noise_of(self._inverse(value)[0])
+
     def select(self, index: Int[Tensor, " K"]) -> Flowed:
         """Return the components with these positions, each with its own flow."""
         flows = self.flows if self.shared else [self.flows[i] for i in index.tolist()]

@@ -96,6 +96,18 @@ class DiagonalGaussian(Components):
         """Log-density in nats, evaluated directly, difference by difference."""
         return normal_log_prob(value, self.loc, self.log_var)
 
+    def noise_of(
+        self,
+        value: Float[
+            Tensor,
+            (
+                ...  # S #B D
+            ),
+        ],
+    ) -> Float[Tensor, "... S B D"]:
+        """Noise of a value, (z − μ) / σ."""
+        return (value - self.loc) / self.scale
+
     def select(self, index: Int[Tensor, " K"]) -> DiagonalGaussian:
         """Return the components with these positions; their weights rise by (S/K) to stay unbiased."""
         if len(index) == self.batch_shape[0] and torch.equal(index, torch.arange(len(index), device=index.device)):
