@@ -13,6 +13,7 @@ ROOMS = (
     "model",
     "gradients",
     "evaluation",
+    "diagnostics",
     "training",
 )
 install_import_hook([f"mixvae.{room}" for room in ROOMS], "beartype.beartype")

@@ -1,5 +1,7 @@
 """One contract for every posterior, prior and decoder: a new one joins by adding one line to a table."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -165,6 +167,24 @@ def test_posterior_is_a_function_of_its_noise(posterior):
     z, cross = q.rsample_and_cross_log_prob((2,), index, noise[:, index])
     torch.testing.assert_close(z, q.rsample((2,), noise)[:, index])
     torch.testing.assert_close(cross, q.cross_log_prob(z))
+
+
+def test_a_posterior_extended_by_exact_copies_is_the_same_mixture(posterior):
+    x, z = torch.rand(BATCH, *SHAPE, dtype=torch.float64), torch.randn(5, 1, BATCH, LATENT, dtype=torch.float64)
+    q = posterior(x)
+    before, weights = q.mixture().log_prob(z), q.log_pi
+    posterior.extend(2 * COMPONENTS, noise=0.0)
+    q = posterior(x)
+    assert posterior.components == q.batch_shape[0] == 2 * COMPONENTS
+    torch.testing.assert_close(q.log_pi, weights.repeat(2) - math.log(2))
+    torch.testing.assert_close(q.mixture().log_prob(z), before)
+    posterior.extend(2 * COMPONENTS + 1, noise=0.1)
+    apart = posterior(x).cross_log_prob(z)[:, 0]
+    assert not torch.allclose(apart[:, -1], apart[:, 0]), "a noisy copy differs from what it was copied from"
+    posterior.extend(2 * COMPONENTS + 2, fresh=True)
+    assert posterior(x).cross_log_prob(z)[:, 0, -1].isfinite().all()
+    with pytest.raises(ValueError, match=f"has {2 * COMPONENTS + 2} components already; got components = 1"):
+        posterior.extend(1)
 
 
 def test_each_component_integrates_to_one(posterior):

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from mixvae import config, report, runs
-from mixvae.files import RunDirectory, write_text
+from mixvae.files import RunDirectory, atomic, write_json, write_text
 from mixvae.training import is_over
 
 
@@ -52,6 +52,64 @@ def demo(
         say(f"evaluating S = {s} with {draws} draws")
         runs.evaluate(path, draws)
     return report.compare(paths), report.write(paths, folder / "report.html")
+
+
+def grow(
+    run: str | Path,
+    out: str | Path,
+    *,
+    errors: float = 2.0,
+    most: int = 16,
+    epochs: int | None = None,
+    draws: int = 1000,
+    examples: int | None = None,
+    freeze: Sequence[str] = (),
+    say: Callable[[str], object] = print,
+) -> list[dict[str, Any]]:
+    """Add components to a trained run one by one, until one gains too little on held-out data.
+
+    Each step trains the model on twice, with one component more and with the same ones, for as many epochs: the gain
+    is the paired difference of their pooled bounds on the validation split, at the same number of draws, so that it is
+    the component's and not the further training's. Every training is a run directory; what is done is not done again.
+
+    Args:
+        run: the trained run.
+        out: folder of the runs, of `growth.json` and of `growth.png`.
+        errors: a component stays if it gains more than so many standard errors.
+        most: stop at so many components.
+        epochs: epochs of each training; as many as the run's by default.
+        draws: total draws per example.
+        examples: only so many validation examples.
+        freeze: parts held fixed, such as decoder and prior.
+        say: takes a line on what happens now.
+
+    Returns:
+        One row per step: components, gain, gain_se, accepted, nll_pooled, jsd, effective_components, path.
+    """
+    from mixvae import figures
+
+    folder, base, rows = Path(out), Path(run), list[dict[str, Any]]()
+    size = config.read(RunDirectory(base).config).model.components
+    while size < most and (not rows or rows[-1]["accepted"]):
+        size += 1
+        more, same = folder / f"S{size}", folder / f"S{size - 1}-on"
+        for path, components in ((more, size), (same, size - 1)):
+            say(f"training {components} components on from {base} in {path}")
+            if (path / "config.yaml").exists():
+                runs.train(runs.read_config(RunDirectory(path)), path, resume=True)
+            else:
+                runs.train(runs.extension(base, components, freeze=freeze, epochs=epochs), path)
+            runs.evaluate(path, draws, split="validation", examples=examples)
+        result = report.compare([same, more])[1]
+        kept = ("components", "gain", "gain_se", "nll_pooled", "jsd", "effective_components", "path")
+        accepted = result["gain"] > errors * result["gain_se"]
+        rows.append({name: result[name] for name in kept} | {"accepted": accepted})
+        write_json(folder / "growth.json", rows)
+        say(f"S = {size}: gain {result['gain']:.3f} ± {result['gain_se']:.3f} nats")
+        base = more
+    with atomic(folder / "growth.png") as temporary:
+        temporary.write_bytes(figures.png(figures.growth(rows)))
+    return rows
 
 
 @dataclass(frozen=True)

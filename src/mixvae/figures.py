@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,66 @@ def learning_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("validation −MISELBO (nats)")
     axes.margins(x=0.02)
+    return figure
+
+
+def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) -> Figure:
+    """Pairwise KL of components as a matrix, and the share of the posterior that each covers beside it.
+
+    Args:
+        kl: KL(q_i ‖ q_j) in nats, (S, S).
+        share: share of each component, (S,).
+        redundant: components to mark.
+    """
+    s = len(share)
+    side = min(7.0, 2.4 + 0.35 * s)
+    figure = Figure(figsize=(side + 3.2, side), layout="constrained")
+    matrix, bars = figure.subplots(1, 2, width_ratios=(side, 2.4), sharey=True)
+    shown = matrix.imshow(np.log10(kl.clip(1e-3)), cmap="cividis", aspect="auto")
+    matrix.set(xlabel="component j", ylabel="component i")
+    matrix.set_title("KL(i ‖ j) in nats", fontsize=10, loc="left")
+    if s <= 12:
+        light = np.log10(kl.clip(1e-3)) > np.log10(kl.clip(1e-3)).mean()
+        for i, j in np.ndindex(s, s):
+            if i != j:
+                ink = "black" if light[i, j] else "white"
+                matrix.text(j, i, f"{kl[i, j]:.3g}", ha="center", va="center", fontsize=8, color=ink)
+        matrix.set_xticks(range(s))
+        matrix.set_yticks(range(s))
+    else:
+        bar = figure.colorbar(shown, ax=matrix, location="top", shrink=0.5)
+        ticks = [t for t in bar.get_ticks() if t == round(t)]
+        bar.set_ticks(ticks, labels=[f"{10.0**t:g}" for t in ticks])
+        bar.set_label("KL (nats)")
+    colours = [PALETTE[1] if j in redundant else PALETTE[0] for j in range(s)]
+    bars.barh(range(s), 100 * share, color=colours, height=0.8)
+    bars.axvline(100 / s, color="#888888", linewidth=1, linestyle="--")
+    bars.set_xlabel("share of the posterior (%)\ndashed: equal shares")
+    if redundant:
+        bars.set_title("orange: redundant", fontsize=10, loc="left", color=PALETTE[1])
+    bars.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Gain of each added component over training on without it, with its standard error.
+
+    Args:
+        rows: one per step, with components, gain and gain_se in nats, and accepted.
+    """
+    figure, axes = _figure(6.4, 3.2)
+    for row in rows:
+        colour = PALETTE[0] if row["accepted"] else PALETTE[1]
+        axes.errorbar(row["components"], row["gain"], row["gain_se"], fmt="o", color=colour, capsize=4)
+        note = f"{row['gain']:+.3f}" + ("" if row["accepted"] else "  stop")
+        axes.annotate(
+            note, (row["components"], row["gain"]), xytext=(8, 0), textcoords="offset points", va="center", color=colour
+        )
+    axes.axhline(0, color="#888888", linewidth=1)
+    axes.set_xlabel("components S")
+    axes.set_ylabel("gain over S − 1 trained on (nats)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.15)
     return figure
 
 

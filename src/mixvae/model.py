@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -127,6 +128,39 @@ class MixtureVAE(nn.Module):
         """
         z = self.prior().sample((1,))
         _check_support(self.decoder(z), x)
+
+    def extended(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> MixtureVAE:
+        """A copy of this model with more components; a VampPrior of the copy goes through all of them.
+
+        Args:
+            components: number of components in all.
+            noise: noise on the copied components, relative to each tensor's own standard deviation.
+            fresh: start the new components from random weights instead of copies.
+
+        Raises:
+            ValueError: the model has more components already.
+        """
+        model = copy.deepcopy(self)
+        model.posterior.extend(components, noise=noise, fresh=fresh)  # pyright: ignore[reportCallIssue]
+        return model
+
+    def freeze(self, *parts: str) -> None:
+        """Hold parts of the model fixed in training; a prior that follows the encoders becomes one that does not.
+
+        Args:
+            parts: names among `posterior`, `prior` and `decoder`.
+
+        Raises:
+            ValueError: there is no such part, or it cannot be frozen.
+        """
+        for name in parts:
+            if name not in ("posterior", "prior", "decoder"):
+                raise ValueError(f"there is no part {name!r} to freeze: choose among posterior, prior and decoder")
+            part = getattr(self, name)
+            if hasattr(part, "frozen"):
+                part = part.frozen()
+                setattr(self, name, part)
+            part.requires_grad_(requires_grad=False)
 
     @torch.no_grad()
     def sample(self, n: int) -> Float[Tensor, "N ..."]:

@@ -110,6 +110,25 @@ class VampPrior(nn.Module):
         """Encode the pseudo-inputs, once, and return their mixture."""
         return Pooled(self._posterior[0](self.inputs))
 
+    @torch.no_grad()
+    def frozen(self) -> GaussianMixture:
+        """The same density as K·S Gaussians of its own, which stays while the encoders go on learning.
+
+        Raises:
+            ValueError: the components are not Gaussians, as those of a flow.
+        """
+        q = self._posterior[0](self.inputs)
+        if not isinstance(q, DiagonalGaussian):
+            raise ValueError(
+                f"a VampPrior of {type(q).__name__} components is not a mixture of Gaussians and cannot be frozen: "
+                "leave the prior free"
+            )
+        mixture = GaussianMixture(q.event_shape[0], q.batch_shape.numel()).to(q.loc)
+        mixture.mean.copy_(q.loc.flatten(0, 1))
+        mixture.log_var.copy_(q.log_var.flatten(0, 1))
+        mixture.scores.copy_(q.log_pi[:, None].expand(q.batch_shape).flatten())
+        return mixture
+
 
 class ChainPrior(nn.Module):
     """Prior of two levels, p(z2) p(z1|z2), with z = [z2, z1] and a Gaussian p(z1|z2).
@@ -123,6 +142,11 @@ class ChainPrior(nn.Module):
     def __init__(self, top: nn.Module, lower: nn.Module, latent: int):
         super().__init__()
         self.top, self.lower, self.latent = top, lower, latent
+
+    def frozen(self) -> ChainPrior:
+        """The same prior, its upper one frozen where that follows the encoders."""
+        frozen: Callable[[], nn.Module] | None = getattr(self.top, "frozen", None)
+        return self if frozen is None else ChainPrior(frozen(), self.lower, self.latent)
 
     def forward(self) -> Chain:
         """Return the distribution."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +16,9 @@ from torch import Tensor
 
 import mixvae.config
 from mixvae import datasets
-from mixvae.config import Config, DataConfig
+from mixvae.config import Config, DataConfig, StartConfig
 from mixvae.datasets import Dataset, Split
+from mixvae.diagnostics import Overlap, overlap
 from mixvae.evaluation import active_units, encode, log_marginal
 from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, write_json, write_text
 from mixvae.model import MixtureVAE, evaluating
@@ -53,7 +54,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False) -> RunDirect
     keep_freed_memory()
     training = mixvae.config.settings(config.training)
     data = open_data(config.data)
-    model, config = _new_model(config, data)
+    model, config = _new_model(config, data, started=run.state.exists())
     wanted = config.training
     fabric = launch(wanted.accelerator, wanted.devices, wanted.strategy, wanted.precision)
     trainer = Trainer(model, data, seed=config.seed, directory=run, fabric=fabric, **training)
@@ -80,13 +81,20 @@ def _same_run(run: RunDirectory, config: Config) -> Config:
     return config
 
 
-def _new_model(config: Config, data: Dataset) -> tuple[MixtureVAE, Config]:
-    """Build a model from its seed and try it on two examples, before anything is written."""
+def _new_model(config: Config, data: Dataset, *, started: bool = False) -> tuple[MixtureVAE, Config]:
+    """Build a model from its seed or its start, and try it on two examples, before anything is written."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(data.train), generator=generator)[:EXAMPLES]
     examples = data.train.batch(chosen, generator)
     model = mixvae.config.build(config.model, data.shape, examples)
+    if config.start.run is not None and not started:
+        start = _extended(config)
+        load_tensors(model, start.state_dict(), f"the start {config.start.run}")
+    prior = model.prior
+    model.freeze(*config.training.freeze)
+    if model.prior is not prior:
+        raise ValueError("a prior that follows the encoders is frozen by `mixvae extend RUN --freeze prior` only")
     trial = data.train.batch(slice(0, 2), generator)
     state = torch.get_rng_state()
     with mixvae.config.plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
@@ -96,6 +104,55 @@ def _new_model(config: Config, data: Dataset) -> tuple[MixtureVAE, Config]:
                 model.check(part.batch(rows))
     torch.set_rng_state(state)
     return model, replace(config, model=replace(config.model, shape=list(data.shape)))
+
+
+def _extended(config: Config) -> MixtureVAE:
+    """Model that a configuration starts from, with its components added and what it freezes frozen."""
+    start = load(str(config.start.run))
+    start.freeze(*config.training.freeze)  # first, so that a prior stays as the old components made it
+    return start.extended(config.model.components, noise=config.start.noise, fresh=config.start.fresh)
+
+
+def extension(
+    run: str | Path,
+    components: int | None = None,
+    *,
+    freeze: Sequence[str] = (),
+    noise: float = 0.01,
+    fresh: bool = False,
+    epochs: int | None = None,
+) -> Config:
+    """Configuration of a run that goes on from a trained one with more components.
+
+    Args:
+        run: the trained run.
+        components: number of components in all, one more by default; as many as the run has to train it on.
+        freeze: parts held fixed, such as decoder and prior; a VampPrior becomes the Gaussians that it is now.
+        noise: noise on the copied components, relative to each tensor's own standard deviation.
+        fresh: start the added components from random weights instead of copies.
+        epochs: epochs to train; as many as the run's by default. There is no warm-up.
+
+    Raises:
+        ValueError: the run has more components already, or a part cannot be frozen.
+    """
+    old = read_config(RunDirectory(Path(run)))
+    if components is None:
+        components = old.model.components + 1
+    weights = old.model.weights
+    if weights is not None:
+        weights = [weights[i % len(weights)] for i in range(components)]
+    config = replace(
+        old,
+        model=replace(old.model, components=components, weights=weights),
+        training=replace(old.training, freeze=list(freeze), warmup=0, epochs=epochs or old.training.epochs),
+        start=StartConfig(str(Path(run).absolute()), noise, fresh),
+    )
+    prior: Any = load(run).prior
+    frozen: Any = _extended(config).prior
+    prior, frozen = getattr(prior, "top", prior), getattr(frozen, "top", frozen)
+    if type(prior) is not type(frozen):  # a prior that followed the encoders became Gaussians of its own
+        config.model.prior = {"class_path": type(frozen).__name__, "clusters": len(frozen.mean)}
+    return config
 
 
 def read_config(run: RunDirectory) -> Config:
@@ -221,6 +278,12 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def components(run: str | Path, *, draws: int = 16, split: SplitName = "test", examples: int | None = 500) -> Overlap:
+    """How the components of a run lie to each other, on examples of a split."""
+    _, model, _, part = _open(run, split)
+    return overlap(model, _prepared(part.head(examples)), draws)
 
 
 def sample(run: str | Path, n: int = 64, *, seed: int = 0) -> np.ndarray:

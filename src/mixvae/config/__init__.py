@@ -13,13 +13,14 @@ from mixvae.config.reading import (
     shipped,
     to_yaml,
 )
-from mixvae.config.schema import Config, DataConfig, ModelConfig, Spec, TrainingConfig
+from mixvae.config.schema import Config, DataConfig, ModelConfig, Spec, StartConfig, TrainingConfig
 
 __all__ = [
     "Config",
     "DataConfig",
     "ModelConfig",
     "Spec",
+    "StartConfig",
     "TrainingConfig",
     "add_arguments",
     "build",

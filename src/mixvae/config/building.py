@@ -178,7 +178,7 @@ def plain_errors(what: str) -> Iterator[None]:
 def settings(config: TrainingConfig) -> dict[str, Any]:
     """Arguments of `training.fit` that a configuration describes, with its classes imported."""
     values = asdict(config)
-    for name in ("accelerator", "devices", "strategy", "precision", "threads"):
+    for name in ("accelerator", "devices", "strategy", "precision", "threads", "freeze"):
         del values[name]
     values["bound"] = resolve(config.bound, "mixvae.bounds")
     values["gradient"] = resolve(config.gradient, "mixvae.gradients")

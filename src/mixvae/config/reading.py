@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 import jsonargparse
 import yaml
 
-from mixvae.config.schema import Config, DataConfig, ModelConfig, TrainingConfig
+from mixvae.config.schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig
 
 
 def shipped(folder: str) -> dict[str, Path]:
@@ -77,6 +77,7 @@ def from_namespace(namespace: jsonargparse.Namespace) -> Config:
         ModelConfig(**values["model"]),
         TrainingConfig(**values["training"]),
         values["seed"],
+        StartConfig(**values["start"]),
     )
 
 

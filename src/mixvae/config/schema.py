@@ -82,6 +82,7 @@ class TrainingConfig:
         active: components to draw from at each step, chosen at random; all by default.
         scored: components that score every draw, all (S2A) or only the active ones (S2S).
         validation_components: components to draw from in validation; all by default.
+        freeze: parts of the model that are held fixed, among decoder, prior and posterior.
         optimizer: class of the optimiser.
         schedule: class of the learning-rate schedule, which steps once per epoch.
         warmup: epochs over which the KL part's weight β rises linearly to 1.
@@ -104,6 +105,7 @@ class TrainingConfig:
     active: int | None = None
     scored: Literal["all", "active"] = "all"
     validation_components: int | None = None
+    freeze: list[str] = field(default_factory=list)
     optimizer: Spec = field(default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True})
     schedule: Spec | None = None
     warmup: int = 0
@@ -119,6 +121,21 @@ class TrainingConfig:
 
 
 @dataclass
+class StartConfig:
+    """What a training starts from instead of random weights.
+
+    Args:
+        run: a trained run of the same model with as many components or fewer; random weights by default.
+        noise: noise on the components that are copied, relative to each tensor's own standard deviation.
+        fresh: start the added components from random weights instead of copies.
+    """
+
+    run: str | None = None
+    noise: float = 0.01
+    fresh: bool = False
+
+
+@dataclass
 class Config:
     """Everything that a run is made from.
 
@@ -127,9 +144,11 @@ class Config:
         model: which model.
         training: how to train.
         seed: seed of initial weights, shuffling and draws.
+        start: what to start from.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
+    start: StartConfig = field(default_factory=StartConfig)

@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from mixvae.distributions import Components
 
 
+@torch.no_grad()
+def add_noise(tensor: Tensor, noise: float) -> None:
+    """Add normal noise in place, relative to the tensor's own standard deviation."""
+    spread = tensor.std() if tensor.numel() > 1 else tensor.abs()
+    tensor += noise * spread * torch.randn_like(tensor)
+
+
 class Posterior(nn.Module, ABC):
     """A mixture of A components given x: `forward` returns its `Components`.
 
@@ -50,6 +57,34 @@ class Posterior(nn.Module, ABC):
         if index is None:
             return log_pi
         return log_pi[index] + math.log(self.components / len(index))
+
+    def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:
+        """Add components in place until there are so many.
+
+        Component a > A starts from component a mod A, its weight included, so that without noise a whole multiple
+        of A leaves the mixture as it was.
+
+        Args:
+            components: number of components afterwards.
+            noise: standard deviation of what is added to the copied weights, relative to each tensor's own.
+            fresh: start from random weights instead of copies.
+
+        Raises:
+            ValueError: there are more components already.
+        """
+        old = self.components
+        if components < old:
+            raise ValueError(f"the posterior has {old} components already; got components = {components}: give more")
+        sources = [i % old for i in range(old, components)]
+        scores = torch.cat([self.log_scores.detach(), self.log_scores.detach()[sources]])
+        self._add(sources, noise, fresh)
+        if isinstance(self.log_scores, nn.Parameter):
+            scores = nn.Parameter(scores, requires_grad=self.log_scores.requires_grad)
+        self.log_scores = scores
+
+    @abstractmethod
+    def _add(self, sources: Sequence[int], noise: float, fresh: bool) -> None:  # noqa: FBT001
+        """Add one component for each source, as a noisy copy of it or fresh."""
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> Components:

@@ -12,6 +12,7 @@ from torch.distributions import Transform
 
 from mixvae.distributions import Flowed
 from mixvae.posteriors.base import Posterior
+from mixvae.posteriors.separate import extend_modules
 
 
 class FlowPosterior(nn.Module):
@@ -39,6 +40,7 @@ class FlowPosterior(nn.Module):
         self.base = base
         if hasattr(base, "top"):  # two levels: the flow leaves z2 alone
             self.top = base.top
+        self.build, self.per_component = build, per_component
         self.flows = nn.ModuleList(build() for _ in range(base.components if per_component else 1))
         self.latent = latent
         if per_component:
@@ -53,10 +55,18 @@ class FlowPosterior(nn.Module):
         """Log mixture weights, as those of the base."""
         return self.base.log_pi(index)
 
+    def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:
+        """Add components in place, as `Posterior.extend`, each with a flow of its own unless one is shared."""
+        old = self.components
+        self.base.extend(components, noise=noise, fresh=fresh)
+        if self.per_component:
+            sources = [i % old for i in range(old, components)]
+            extend_modules(self.flows, sources, self.build, noise, fresh=fresh)
+
     def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> Flowed:
         """Encode x and push the components through their flows."""
         q = self.base(x) if index is None else self.base(x, index)
-        chosen = [0] if len(self.flows) == 1 else range(self.components) if index is None else index.tolist()
+        chosen = [0] if not self.per_component else range(self.components) if index is None else index.tolist()
         start = q.event_shape[0] - self.latent
         return Flowed(q, [_OnTail(self.flows[i](), start) if start else self.flows[i]() for i in chosen])
 

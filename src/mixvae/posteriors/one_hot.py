@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
 from mixvae.networks import OneHotHead
-from mixvae.posteriors.base import Posterior
+from mixvae.posteriors.base import Posterior, add_noise
 
 
 class OneHotEncoder(Posterior):
@@ -58,6 +58,16 @@ class OneHotEncoder(Posterior):
                 f"for B = 2 it gave {got}"
             )
         self.head = OneHotHead(features.shape[1], latent, components)
+
+    def _add(self, sources: Sequence[int], noise: float, fresh: bool) -> None:  # noqa: FBT001
+        old = self.head.component
+        added = old.detach()[list(sources)].clone()
+        if fresh:
+            low, high = old.detach().aminmax()
+            nn.init.uniform_(added, float(low), float(high))
+        else:
+            add_noise(added, noise)
+        self.head.component = nn.Parameter(torch.cat([old.detach(), added]), requires_grad=old.requires_grad)
 
     def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> DiagonalGaussian:
         """Encode x by every component, or by those of `index`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
-from mixvae.posteriors.base import Posterior
+from mixvae.posteriors.base import Posterior, add_noise
 
 
 def distinct_modules(build: Callable[[], nn.Module], n: int) -> nn.ModuleList:
@@ -22,6 +23,19 @@ def distinct_modules(build: Callable[[], nn.Module], n: int) -> nn.ModuleList:
     if len({id(module) for module in built}) < n:
         raise ValueError("build must make a new encoder at every call; it returned the same module twice")
     return nn.ModuleList(built)
+
+
+def extend_modules(
+    modules: nn.ModuleList, sources: Sequence[int], build: Callable[[], nn.Module], noise: float, *, fresh: bool
+) -> None:
+    """Append one module for each source: a noisy copy of it, or a fresh one."""
+    for source in sources:
+        like = next(modules[source].parameters())
+        added = (build() if fresh else copy.deepcopy(modules[source])).to(like).train(modules[source].training)
+        if not fresh:
+            for p in added.parameters():
+                add_noise(p, noise)
+        modules.append(added)
 
 
 class SeparateEncoders(Posterior):
@@ -54,7 +68,11 @@ class SeparateEncoders(Posterior):
         learn_weights: bool = False,
     ):
         super().__init__(components, weights, learn_weights=learn_weights)
+        self.build = build
         self.encoders = distinct_modules(build, components)
+
+    def _add(self, sources: Sequence[int], noise: float, fresh: bool) -> None:  # noqa: FBT001
+        extend_modules(self.encoders, sources, self.build, noise, fresh=fresh)
 
     def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> DiagonalGaussian:
         """Encode x by every encoder, or by those of `index`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixvae.distributions import ChainComponents, DiagonalGaussian
 from mixvae.networks import TwoLevelEncoder, stack_components
 from mixvae.posteriors.base import Posterior
-from mixvae.posteriors.separate import distinct_modules
+from mixvae.posteriors.separate import distinct_modules, extend_modules
 
 
 class _Below:
@@ -51,7 +51,11 @@ class TwoLevelPosterior(Posterior):
         learn_weights: bool = False,
     ):
         super().__init__(components, weights, learn_weights=learn_weights)
+        self.build = build
         self.encoders: nn.ModuleList = distinct_modules(build, components)
+
+    def _add(self, sources: Sequence[int], noise: float, fresh: bool) -> None:  # noqa: FBT001
+        extend_modules(self.encoders, sources, self.build, noise, fresh=fresh)
 
     def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> ChainComponents:
         """Encode x by every encoder, or by those of `index`."""

@@ -1,15 +1,11 @@
-"""The command line: nothing but arguments and calls. Imports no torch until a command runs."""
+"""The commands: nothing but arguments and calls. Imports no torch until one runs."""
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-import jsonargparse
 
 from mixvae import config
 
@@ -182,157 +178,114 @@ def sweep(grid: str, jobs: int = 1) -> None:
         _print(f"wrote {cells.out / 'report.html'}")
     if result.failed:
         names = "; ".join(f"{name}: {error}" for name, error in result.failed.items())
-        _fail(f"{len(result.failed)} of {len(cells.cells)} cells failed: {names}", 1)
+        fail(f"{len(result.failed)} of {len(cells.cells)} cells failed: {names}", 1)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "presets": presets,
-    "train": train,
-    "evaluate": evaluate,
-    "sample": sample,
-    "reconstruct": reconstruct,
-    "encode": encode,
-    "report": report,
-    "demo": demo,
-    "sweep": sweep,
-}
+def extend(
+    run: str,
+    components: int | None = None,
+    out: str | None = None,
+    freeze: str = "",
+    epochs: int | None = None,
+    noise: float = 0.01,
+    *,
+    fresh: bool = False,
+) -> None:
+    """Add components to a trained run and go on training, in a run directory of its own.
+
+    Args:
+        run: the trained run.
+        components: number of components in all; one more than the run has by default.
+        out: the new run directory; RUN-S… by default.
+        freeze: parts held fixed, such as decoder,prior.
+        epochs: epochs to train; as many as the run's by default.
+        noise: noise on the copied components, relative to each tensor's own standard deviation.
+        fresh: start the added components from random weights instead of copies.
+    """
+    from mixvae import runs
+
+    settings = runs.extension(run, components, freeze=_names(freeze), epochs=epochs, noise=noise, fresh=fresh)
+    train(settings, out or f"{Path(run)}-S{settings.model.components}", resume=False)
 
 
-class Parser(jsonargparse.ArgumentParser):
-    """A parser that raises its errors, and shows options as they are usually written, with dashes."""
+def grow(
+    run: str,
+    out: str | None = None,
+    errors: float = 2.0,
+    most: int = 16,
+    epochs: int | None = None,
+    draws: int = 1000,
+    examples: int | None = None,
+    freeze: str = "",
+) -> None:
+    """Add components to a trained run until one gains less than so many standard errors on validation data.
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
+    Args:
+        run: the trained run.
+        out: folder of the runs that are trained, of growth.json and growth.png; RUN-grown by default.
+        errors: a component stays if it gains more than so many standard errors.
+        most: stop at so many components.
+        epochs: epochs of each training; as many as the run's by default.
+        draws: total draws per example.
+        examples: only so many validation examples.
+        freeze: parts held fixed, such as decoder,prior.
+    """
+    from rich.table import Table
 
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """Return the help text."""
-        return re.sub(r"--\w+(?![\w.])", lambda m: m[0].replace("_", "-"), super().format_help(*args, **kwargs))
+    from mixvae import experiments
 
-
-def parser(chosen: str | None = None) -> Parser:
-    """Make the parser of the command line, with the arguments of the chosen command only: all would take a second."""
-    top = Parser(prog="mixvae", description="Mixture VAEs with likelihoods that can be trusted.")
-    top.add_argument("--version", action="version", version=_version())
-    commands = top.add_subcommands(title="commands", dest="command")
-    for name, function in COMMANDS.items():
-        summary = (function.__doc__ or "").strip().splitlines()[0]
-        sub = Parser(description=summary)
-        if name == chosen:
-            _add_arguments(sub, function)
-        commands.add_subcommand(name, sub, help=summary)
-    return top
-
-
-def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
-    """Add a command's arguments: its function's parameters, unless they need words of their own."""
-    if function is train:
-        sub.usage = "mixvae train [PRESET_OR_YAML] [--model.components S] [--out RUN] … | --resume RUN"
-        sub.add_argument("--out", type=str | None, help="run directory; runs/PRESET-S…-seed… by default")
-        sub.add_argument("--resume", type=str | None, help="go on with this run; only training options may change")
-        config.add_arguments(sub)
-    elif function is report:
-        sub.add_argument("runs", nargs="+", help="the run directories")
-        sub.add_argument("--out", type=str | None, help="the page; report.html in the first run by default")
-    else:
-        sub.add_function_arguments(function, as_positional=True)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
-    sys.path.append(os.getcwd())  # so that classes of the user's own are found by import path
-    words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
-    try:
-        _run(words)
-    except FloatingPointError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted; `mixvae train --resume RUN` goes on from the last checkpoint", 130)
-    except (jsonargparse.ArgumentError, ValueError, OSError) as error:
-        _fail(_explain(error, words), 2)
+    folder = Path(out or f"{Path(run)}-grown")
+    rows = experiments.grow(
+        run, folder, errors=errors, most=most, epochs=epochs, draws=draws, examples=examples, freeze=_names(freeze),
+        say=_print,
+    )  # fmt: skip
+    table = Table("S", "gain (nats)", "NLL, pooled", "JSD", "effective S", "", title="validation examples")
+    for row in rows:
+        numbers = [f"{row['nll_pooled']:.3f}", f"{row['jsd']:.3f}", f"{row['effective_components']:.2f}"]
+        gain = f"{row['gain']:.3f} ± {row['gain_se']:.3f}"
+        table.add_row(str(row["components"]), gain, *numbers, "stays" if row["accepted"] else "gains too little")
+    _print(table)
+    _print(f"wrote {folder / 'growth.json'} and {folder / 'growth.png'}")
 
 
-def _run(words: list[str]) -> None:
-    """Parse the words and call the command."""
-    if not words:
-        parser().print_help()
-        return
-    words, preset = _train_words(words) if words[0] == "train" else (words, "")
-    arguments = parser(words[0]).parse_args(words)
-    command = arguments.command
-    given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
-    if command != "train":
-        COMMANDS[command](**given)
-        return
-    settings = config.from_namespace(arguments[command])
-    resume = given["resume"]
-    if resume and given["out"]:
-        raise ValueError("give either --out for a new run or --resume for an old one, not both")
-    name = f"{Path(preset).stem}-S{settings.model.components}-seed{settings.seed}"
-    train(settings, resume or given["out"] or str(Path("runs") / name), resume=bool(resume))
+def components(run: str, draws: int = 16, split: Split = "test", examples: int = 500, out: str | None = None) -> None:
+    """Tell and draw how components lie to each other, and which ones are redundant.
+
+    Args:
+        run: the run directory.
+        draws: draws per component and example.
+        split: which examples.
+        examples: how many of them.
+        out: a .png file; RUN/figures/components.png by default.
+    """
+    from rich.table import Table
+
+    from mixvae import figures, runs
+    from mixvae.files import atomic
+
+    path = Path(out or Path(run) / "figures" / "components.png")
+    _suffix(path, ".png")
+    found = runs.components(run, draws=draws, split=split, examples=examples)
+    redundant = found.redundant()
+    table = Table("component", "share", "nearest", "KL both ways (nats)", "redundant?")
+    for j, (other, distance) in enumerate(found.nearest()):
+        table.add_row(str(j), f"{found.share[j]:.2%}", str(other), f"{distance:.3g}", redundant.get(j, ""))
+    _print(table)
+    _print(f"{len(redundant)} of {len(found.share)} components are redundant")
+    with atomic(path) as temporary:
+        temporary.write_bytes(figures.png(figures.overlap(found.kl, found.share, redundant)))
+    _print(f"wrote {path}")
 
 
-def _train_words(words: list[str]) -> tuple[list[str], str]:
-    """Turn a preset, a file or a run to resume into the configuration that the other options change."""
-    rest = words[1:]
-    preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    resumed = next((_value(rest, i) for i, word in enumerate(rest) if word.split("=")[0] == "--resume"), None)
-    if preset and resumed:
-        raise ValueError(f"--resume {resumed} brings its own configuration; leave {preset} out")
-    if {"-h", "--help"} & set(rest):
-        return ["train", *rest], ""
-    if resumed and not (Path(resumed) / "config.yaml").exists():
-        raise ValueError(f"{resumed} is not a run: it has no config.yaml")
-    path = Path(resumed) / "config.yaml" if resumed else config.locate(preset or "digits")
-    config.check_keys(path)
-    return ["train", f"--config={path}", *rest], str(path)
+def _names(words: str) -> list[str]:
+    """Names that are separated by commas."""
+    return [word.strip() for word in words.split(",") if word.strip()]
 
 
-def _value(words: list[str], index: int) -> str | None:
-    """Value of the option at this place."""
-    option, equals, value = words[index].partition("=")
-    del option
-    return value if equals else next(iter(words[index + 1 : index + 2]), None)
-
-
-def _underscored(word: str) -> str:
-    """Accept dashes for underscores in an option's name."""
-    if not word.startswith("--"):
-        return word
-    option, equals, value = word.partition("=")
-    return "--" + option[2:].replace("-", "_") + equals + value
-
-
-def _explain(error: Exception, words: Sequence[str]) -> str:
-    """One line on what was wrong, with the nearest option or command where one was mistyped."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
-        near = config.nearest(unknown[1], _options(words[0]))
-        return f"unknown option --{unknown[1]}" + (f": did you mean --{near}?" if near else "")
-    if choice := re.search(r"invalid choice: '(.*?)'", text):
-        near = config.nearest(choice[1], COMMANDS)
-        hint = f"did you mean {near}?" if near else f"choose {', '.join(COMMANDS)}"
-        return f"unknown command {choice[1]!r}: {hint}"
-    text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
-    text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m[1] or ''}", text)
-    return text.replace(". Got value:", "; got")
-
-
-def _options(command: str) -> list[str]:
-    """Names of a command's options."""
-    sub = Parser()
-    _add_arguments(sub, COMMANDS[command])
-    return [option.lstrip("-") for action in sub._actions for option in action.option_strings]
-
-
-def _fail(message: str, status: int) -> None:
+def fail(message: str, status: int) -> None:
+    """End the process with a line on standard error."""
     print(f"mixvae: error: {message}" if status != 130 else f"mixvae: {message}", file=sys.stderr)
     raise SystemExit(status)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return f"mixvae {version('mixvae')}"
 
 
 def _suffix(path: Path, *allowed: str) -> str:
@@ -383,3 +336,19 @@ def _print_comparison(rows: Sequence[dict[str, Any]]) -> None:
     _print(table)
     for note in warnings(rows):
         _print(f"note: {note}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "presets": presets,
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+    "reconstruct": reconstruct,
+    "encode": encode,
+    "report": report,
+    "demo": demo,
+    "sweep": sweep,
+    "extend": extend,
+    "grow": grow,
+    "components": components,
+}

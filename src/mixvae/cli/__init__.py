@@ -1,0 +1,149 @@
+"""The command line: parses words and calls a command. Imports no torch until a command runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from mixvae import config
+from mixvae.cli.commands import COMMANDS, fail, report, train
+
+__all__ = ["COMMANDS", "Parser", "main", "parser"]
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that raises its errors, and shows options as they are usually written, with dashes."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Return the help text."""
+        return re.sub(r"--\w+(?![\w.])", lambda m: m[0].replace("_", "-"), super().format_help(*args, **kwargs))
+
+
+def parser(chosen: str | None = None) -> Parser:
+    """Make the parser of the command line, with the arguments of the chosen command only: all would take a second."""
+    top = Parser(prog="mixvae", description="Mixture VAEs with likelihoods that can be trusted.")
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subcommands(title="commands", dest="command")
+    for name, function in COMMANDS.items():
+        summary = (function.__doc__ or "").strip().splitlines()[0]
+        sub = Parser(description=summary)
+        if name == chosen:
+            _add_arguments(sub, function)
+        commands.add_subcommand(name, sub, help=summary)
+    return top
+
+
+def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
+    """Add a command's arguments: its function's parameters, unless they need words of their own."""
+    if function is train:
+        sub.usage = "mixvae train [PRESET_OR_YAML] [--model.components S] [--out RUN] … | --resume RUN"
+        sub.add_argument("--out", type=str | None, help="run directory; runs/PRESET-S…-seed… by default")
+        sub.add_argument("--resume", type=str | None, help="go on with this run; only training options may change")
+        config.add_arguments(sub)
+    elif function is report:
+        sub.add_argument("runs", nargs="+", help="the run directories")
+        sub.add_argument("--out", type=str | None, help="the page; report.html in the first run by default")
+    else:
+        sub.add_function_arguments(function, as_positional=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
+    sys.path.append(os.getcwd())  # so that classes of the user's own are found by import path
+    words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    try:
+        _run(words)
+    except FloatingPointError as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted; `mixvae train --resume RUN` goes on from the last checkpoint", 130)
+    except (jsonargparse.ArgumentError, ValueError, OSError) as error:
+        fail(_explain(error, words), 2)
+
+
+def _run(words: list[str]) -> None:
+    """Parse the words and call the command."""
+    if not words:
+        parser().print_help()
+        return
+    words, preset = _train_words(words) if words[0] == "train" else (words, "")
+    arguments = parser(words[0]).parse_args(words)
+    command = arguments.command
+    given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
+    if command != "train":
+        COMMANDS[command](**given)
+        return
+    settings = config.from_namespace(arguments[command])
+    resume = given["resume"]
+    if resume and given["out"]:
+        raise ValueError("give either --out for a new run or --resume for an old one, not both")
+    name = f"{Path(preset).stem}-S{settings.model.components}-seed{settings.seed}"
+    train(settings, resume or given["out"] or str(Path("runs") / name), resume=bool(resume))
+
+
+def _train_words(words: list[str]) -> tuple[list[str], str]:
+    """Turn a preset, a file or a run to resume into the configuration that the other options change."""
+    rest = words[1:]
+    preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    resumed = next((_value(rest, i) for i, word in enumerate(rest) if word.split("=")[0] == "--resume"), None)
+    if preset and resumed:
+        raise ValueError(f"--resume {resumed} brings its own configuration; leave {preset} out")
+    if {"-h", "--help"} & set(rest):
+        return ["train", *rest], ""
+    if resumed and not (Path(resumed) / "config.yaml").exists():
+        raise ValueError(f"{resumed} is not a run: it has no config.yaml")
+    path = Path(resumed) / "config.yaml" if resumed else config.locate(preset or "digits")
+    config.check_keys(path)
+    return ["train", f"--config={path}", *rest], str(path)
+
+
+def _value(words: list[str], index: int) -> str | None:
+    """Value of the option at this place."""
+    option, equals, value = words[index].partition("=")
+    del option
+    return value if equals else next(iter(words[index + 1 : index + 2]), None)
+
+
+def _underscored(word: str) -> str:
+    """Accept dashes for underscores in an option's name."""
+    if not word.startswith("--"):
+        return word
+    option, equals, value = word.partition("=")
+    return "--" + option[2:].replace("-", "_") + equals + value
+
+
+def _explain(error: Exception, words: Sequence[str]) -> str:
+    """One line on what was wrong, with the nearest option or command where one was mistyped."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
+        near = config.nearest(unknown[1], _options(words[0]))
+        return f"unknown option --{unknown[1]}" + (f": did you mean --{near}?" if near else "")
+    if choice := re.search(r"invalid choice: '(.*?)'", text):
+        near = config.nearest(choice[1], COMMANDS)
+        hint = f"did you mean {near}?" if near else f"choose {', '.join(COMMANDS)}"
+        return f"unknown command {choice[1]!r}: {hint}"
+    text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m[1] or ''}", text)
+    return text.replace(". Got value:", "; got")
+
+
+def _options(command: str) -> list[str]:
+    """Names of a command's options."""
+    sub = Parser()
+    _add_arguments(sub, COMMANDS[command])
+    return [option.lstrip("-") for action in sub._actions for option in action.option_strings]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"mixvae {version('mixvae')}"

@@ -1,0 +1,106 @@
+"""What each component of a mixture is for: how far apart components are, and how much of the posterior each covers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mixvae.bounds import log_weights
+from mixvae.distributions import keyed_normal
+from mixvae.model import MixtureVAE, evaluating
+
+DENSITIES = 2**22
+"""Cross densities computed at once."""
+SAME = 0.1
+"""Symmetrised KL in nats below which two components count as one."""
+IDLE = 0.01
+"""Share of the posterior, relative to 1/S, below which a component counts as idle."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How the components of a mixture lie to each other, on average over examples.
+
+    Args:
+        kl: KL(q_i ‖ q_j) in nats, (S, S).
+        share: share of the exact posterior p(z|x) that each component is responsible for, (S,); sums to one.
+    """
+
+    kl: np.ndarray
+    share: np.ndarray
+
+    def nearest(self) -> list[tuple[int, float]]:
+        """For each component, the one nearest to it and their symmetrised KL in nats; itself if it is alone."""
+        both = self.kl + self.kl.T
+        np.fill_diagonal(both, np.inf)
+        return [(int(row.argmin()), float(row.min())) if len(row) > 1 else (0, np.inf) for row in both]
+
+    def redundant(self, same: float = SAME, idle: float = IDLE) -> dict[int, str]:
+        """Components that could be left out, each with the reason.
+
+        From the smallest share to the largest, a component is redundant if it is idle, or if one that stays is the
+        same as it.
+
+        Args:
+            same: symmetrised KL in nats below which two components are one.
+            idle: share, relative to 1/S, below which a component is idle.
+        """
+        both, reasons = self.kl + self.kl.T, dict[int, str]()
+        for j in np.argsort(self.share):
+            others = [i for i in range(len(self.share)) if i != j and i not in reasons]
+            if self.share[j] < idle / len(self.share):
+                reasons[int(j)] = f"covers {self.share[j]:.2%} of the posterior"
+            elif others and both[j, others].min() < same:
+                twin = others[int(both[j, others].argmin())]
+                reasons[int(j)] = f"is the same as component {twin} within {both[j, twin]:.2g} nats"
+        return dict(sorted(reasons.items()))
+
+
+def overlap(
+    model: MixtureVAE,
+    x: Float[Tensor, "N ..."],
+    draws: int = 16,
+    *,
+    seed: int = 0,
+    examples: Sequence[int] | None = None,
+) -> Overlap:
+    """Measure how far components lie from each other, and what share of p(z|x) each one covers.
+
+    KL(q_i ‖ q_j) = E_{q_i}[log q_i(z) − log q_j(z)] by draws of every component, flows and chains included. The share
+    of component j is E_{p(z|x)}[π_j q_j(z) / q(z)], its responsibility under importance weights.
+
+    Args:
+        model: the model.
+        x: observations on the model's device, in its dtype.
+        draws: draws per component.
+        seed: seed of the draws.
+        examples: numbers of the examples, which key their noise; by default their positions in x.
+
+    Raises:
+        ValueError: there are no examples or no draws.
+    """
+    if len(x) == 0 or draws < 1:
+        raise ValueError(f"the overlap needs at least one example and one draw; got {len(x)} and {draws}")
+    keys = np.arange(len(x)) if examples is None else np.asarray(examples)
+    with torch.no_grad(), evaluating(model):
+        prior = model.prior()
+        components = model.posterior(x[:1]).batch_shape[0]
+        size = max(1, DENSITIES // (draws * components**2))
+        kl = x.new_zeros(components, components, dtype=torch.float64)
+        share = x.new_zeros(components, dtype=torch.float64)
+        for batch, numbers in zip(x.split(size), np.split(keys, range(size, len(keys), size)), strict=True):
+            q = model.posterior(batch)
+            noise = keyed_normal(seed, numbers, 0, draws, (components, q.event_shape[0]))
+            terms = model.terms(batch, q, prior, draws, noise=noise.to(batch.device))
+            log_q = terms.log_q.double()
+            kl += (terms.log_own().double().unsqueeze(2) - log_q).mean(0).sum(-1)
+            log_w = log_weights(terms).double() + terms.weight.double().log()[:, None]
+            normalised = log_w.flatten(0, 1).softmax(0).view_as(log_w)
+            responsibility = (log_q + terms.log_pi.double()[:, None]).softmax(2)
+            share += torch.einsum("lsb,lsjb->j", normalised, responsibility)
+    return Overlap((kl / len(x)).cpu().numpy(), (share / len(x)).cpu().numpy())

@@ -1,0 +1,170 @@
+"""Mixtures over a model that is trained already: more components, parts held fixed, and how many are worth it."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import binary, tiny_model
+from mixvae import runs
+from mixvae.bounds import elbo, log_weights
+from mixvae.cli import main
+from mixvae.diagnostics import Overlap, overlap
+from mixvae.files import RunDirectory, load_weights, read_json
+from mixvae.model import evaluating
+from mixvae.priors import GaussianMixture, VampPrior
+
+TINY = [
+    "--data.limit=200", "--training.epochs=2", "--model.latent=2",
+    "--model.encoder.hidden=[8]", "--model.decoder.hidden=[8]",
+]  # fmt: skip
+
+
+def vamp(q, shape, latent):
+    return VampPrior(q, shape, 3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with one component and a VampPrior."""
+    path = tmp_path_factory.mktemp("extending") / "S1"
+    prior = "--model.prior={class_path: VampPrior, pseudo_inputs: 20}"
+    main(["train", "digits", "--out", str(path), "--model.components=1", prior, *TINY])
+    return path
+
+
+def value(model, x, noise):
+    with torch.no_grad():
+        terms = model(x, noise=noise)
+        return elbo(log_weights(terms), terms.weight)
+
+
+def test_a_vampprior_of_an_extended_model_goes_through_the_new_components():
+    model, x = tiny_model(2, prior=vamp), binary(4)
+    more = model.extended(4, noise=0.0)
+    noise = torch.randn(1, 2, 4, 2, dtype=torch.float64)
+    torch.testing.assert_close(value(more, x, noise.repeat(1, 2, 1, 1)), value(model, x, noise))
+    assert more.prior().components.batch_shape[0] == 4
+    assert model.posterior.components == 2, "the old model stays as it was"
+    with torch.no_grad():
+        more.posterior.encoders[3].head.bias += 1
+    z = torch.zeros(2, dtype=torch.float64)
+    assert not torch.allclose(more.prior().log_prob(z), model.prior().log_prob(z))
+
+
+def test_a_frozen_vampprior_keeps_its_density_while_encoders_move():
+    model = tiny_model(2, prior=vamp, weights=[3.0, 1.0])
+    z = torch.randn(50, 2, dtype=torch.float64)
+    before = model.prior().log_prob(z)
+    model.freeze("prior", "decoder")
+    assert isinstance(model.prior, GaussianMixture)
+    torch.testing.assert_close(model.prior().log_prob(z), before)
+    with torch.no_grad():
+        model.posterior.encoders[0].head.bias += 1
+    torch.testing.assert_close(model.prior().log_prob(z), before)
+    learning = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {"posterior"}
+    with pytest.raises(ValueError, match="no part 'encoder' to freeze: choose among posterior, prior and decoder"):
+        model.freeze("encoder")
+
+
+def test_extending_a_run_trains_encoders_and_leaves_frozen_parts_alone(trained, tmp_path, capsys):
+    out = tmp_path / "S3"
+    main(["extend", str(trained), "--components", "3", "--out", str(out), "--freeze", "decoder,prior", "--epochs", "3"])
+    assert "3 epochs" in capsys.readouterr().out
+    old, new = runs.load(trained), runs.load(out)
+    assert new.posterior.components == 3
+    for name, tensor in old.decoder.state_dict().items():
+        assert torch.equal(new.decoder.state_dict()[name], tensor)
+    z = torch.randn(20, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(new.prior().log_prob(z), old.prior().log_prob(z))
+    first = new.posterior.encoders[0].state_dict()
+    assert any(not torch.equal(first[name], t) for name, t in old.posterior.encoders[0].state_dict().items())
+    main(["evaluate", str(out), "--draws", "20"])
+    again = tmp_path / "again"
+    main(["extend", str(out), "--components=4", f"--out={again}", "--epochs=1", "--fresh=true"])
+    assert runs.load(again).posterior.components == 4
+
+
+def test_an_extension_that_was_cut_off_resumes_to_the_same_weights(trained, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    runs.train(runs.extension(trained, 2, epochs=3), whole)
+    runs.train(runs.extension(trained, 2, epochs=1), broken)
+    main(["train", "--resume", str(broken), "--training.epochs=3"])
+    one, other = load_weights(whole / "model.safetensors"), load_weights(broken / "model.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["extend", "{run}", "--components=0"], "has 1 components already; got components = 0"),
+        (["extend", "{run}", "--components=2", "--freeze=head"], "no part 'head' to freeze"),
+        (["extend", "{run}/none", "--components=2"], "is not a run"),
+        (["components", "{run}", "--out=a.pdf"], "must end in .png"),
+        (["components", "{run}", "--draws=0"], "at least one example and one draw"),
+        (["train", "digits", "--out={run}2", "--training.freeze=[prior]", *TINY,
+          "--model.prior={{class_path: VampPrior, pseudo_inputs: 5}}"], "frozen by `mixvae extend"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line(trained, capsys, words, told):
+    with pytest.raises(SystemExit) as end:
+        main([word.format(run=trained) for word in words])
+    assert end.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert told in error[-1]
+    assert not any("Traceback" in line for line in error)
+
+
+def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice(trained, tmp_path, capsys):
+    out = tmp_path / "grown"
+    words = ["grow", str(trained), f"--out={out}", "--epochs=1", "--draws=20", "--examples=50", "--most=3"]
+    main(words)
+    rows = read_json(out / "growth.json")
+    assert [row["components"] for row in rows] == list(range(2, 2 + len(rows)))
+    for row in rows:
+        assert row["accepted"] == (row["gain"] > 2 * row["gain_se"])
+        paths = (out / f"S{row['components']}", out / f"S{row['components'] - 1}-on")
+        more, same = (np.load(RunDirectory(path).examples)["pooled"] for path in paths)
+        assert row["gain"] == pytest.approx((more - same).mean())
+    assert all(row["accepted"] for row in rows[:-1])
+    assert (out / "growth.png").stat().st_size > 5000
+    trained_once = RunDirectory(out / "S2").read_metrics()
+    capsys.readouterr()
+    main(words)
+    assert read_json(out / "growth.json") == rows
+    assert RunDirectory(out / "S2").read_metrics() == trained_once
+
+
+def test_the_overlap_is_that_of_explicit_sums():
+    model, x = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(4)
+    found = overlap(model, x, 4000)
+    with torch.no_grad(), evaluating(model):
+        q = model.posterior(x)
+        for i in range(3):
+            for j in range(3):
+                a, b = (torch.distributions.Normal(q.loc[k], q.scale[k]) for k in (i, j))
+                exact = torch.distributions.kl_divergence(a, b).sum(-1).mean()
+                assert found.kl[i, j] == pytest.approx(float(exact), abs=0.02 + 0.05 * float(exact))
+        axis = torch.linspace(-6, 6, 161, dtype=torch.float64)
+        points = torch.cartesian_prod(axis, axis)[:, None].expand(-1, 4, -1)
+        log_p = model.log_likelihood(x, points) + model.prior().log_prob(points)
+        share = torch.einsum("nb,nsb->s", log_p.softmax(0), q.mixture().responsibilities(points)) / 4
+    np.testing.assert_allclose(found.share, share, atol=0.02)
+    assert found.share.sum() == pytest.approx(1)
+
+
+def test_redundant_components_are_named_with_the_reason():
+    kl = np.array([[0, 0.01, 3, 3], [0.02, 0, 3, 3], [3, 3, 0, 3], [3, 3, 3, 0.0]])
+    found = Overlap(kl, np.array([0.5, 0.299, 0.2, 0.001])).redundant()
+    assert list(found) == [1, 3]
+    assert "same as component 0 within 0.03 nats" in found[1]
+    assert "covers 0.10%" in found[3]
+
+
+def test_copies_are_found_out(tmp_path):
+    model = tiny_model(2).extended(3, noise=0.0)
+    found = overlap(model, binary(8), 200)
+    assert len(found.redundant()) == 1
+    assert set(found.redundant()) <= {0, 2}
+    assert found.nearest()[0][0] == 2
