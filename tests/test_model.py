@@ -155,6 +155,25 @@ def test_s2a_is_unbiased_and_s2s_lies_below_it(weights):
     assert c < b - 4 * (db**2 + dc**2).sqrt()
 
 
+@pytest.mark.parametrize("outer", ["weights of the subset, renormalised", "equal weights"])
+def test_the_obvious_weights_of_a_subset_are_biased(outer):
+    """Why the outer weights are (A/S) π_s: each of these is off by many standard errors where the weights differ."""
+    model, x, n = tiny_model(4, weights=WEIGHTS), binary(3), 4000
+    with torch.no_grad():
+        model.posterior.encoders[0].head.bias += 1  # a heavy component that is worse than the others
+        full = bound_of(model, x, n)
+        values = []
+        for phi in itertools.combinations(range(4), 2):
+            terms = model(x, n, active=list(phi))
+            weight = (
+                terms.weight / terms.weight.sum() if "renormalised" in outer else torch.full_like(terms.weight, 0.5)
+            )
+            values.append(torch.einsum("lsb,s->l", log_weights(terms), weight))
+    obvious = torch.stack(values)
+    error = (full.var() / n + (obvious.var(1) / n).sum() / len(obvious) ** 2).sqrt()
+    assert abs(full.mean() - obvious.mean()) > 8 * error
+
+
 def test_all_components_active_is_the_full_bound():
     model, x = tiny_model(4, weights=WEIGHTS), binary(3)
     noise = torch.randn(2, 4, 3, 2, dtype=torch.float64)

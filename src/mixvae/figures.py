@@ -85,11 +85,12 @@ def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) 
     side = min(7.0, 2.4 + 0.35 * s)
     figure = Figure(figsize=(side + 3.2, side), layout="constrained")
     matrix, bars = figure.subplots(1, 2, width_ratios=(side, 2.4), sharey=True)
-    shown = matrix.imshow(np.log10(kl.clip(1e-3)), cmap="cividis", aspect="auto")
+    apart = np.ma.masked_array(np.log10(kl.clip(1e-3)), np.eye(s, dtype=bool))  # no component is apart from itself
+    shown = matrix.imshow(apart, cmap="cividis", aspect="auto")
     matrix.set(xlabel="component j", ylabel="component i")
     matrix.set_title("KL(i ‖ j) in nats", fontsize=10, loc="left")
     if s <= 12:
-        light = np.log10(kl.clip(1e-3)) > np.log10(kl.clip(1e-3)).mean()
+        light = apart > (apart.min() + apart.max()) / 2
         for i, j in np.ndindex(s, s):
             if i != j:
                 ink = "black" if light[i, j] else "white"
@@ -128,8 +129,8 @@ def growth(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.axhline(0, color="#888888", linewidth=1)
     axes.set_xlabel("components S")
     axes.set_ylabel("gain over S − 1 trained on (nats)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.15)
+    axes.set_xticks([row["components"] for row in rows])
+    axes.set_xlim(rows[0]["components"] - 0.5, rows[-1]["components"] + 0.9)
     return figure
 
 
