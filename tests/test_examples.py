@@ -44,3 +44,14 @@ def test_the_tabular_example_learns():
     nll = main(epochs=8, draws=50)
     assert set(nll) == {1, 4}
     assert all(0 < value < 42.6 for value in nll.values()), "better than 30 independent standard normals"
+
+
+def test_an_ordinary_vae_becomes_a_mixture_unchanged(monkeypatch):
+    folder = ROOT / "examples"
+    monkeypatch.syspath_prepend(folder)
+    plain = (folder / "plain_vae.py").read_text()
+    assert "mixvae" not in plain.split('"""')[2]
+    assert len(plain.splitlines()) <= 66
+    nll = runpy.run_path(str(folder / "mixture_of_a_plain_vae.py"))["main"](epochs=6, draws=50)
+    assert set(nll) == {1, 4}
+    assert all(15 < value < 64 * 0.6931 for value in nll.values()), "better than coins"

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mixvae.networks import LOG_VAR_RANGE, GatedEncoder, gated_mlp
-from mixvae.posteriors import SeparateEncoders
+from mixvae.decoders import PixelCNNDecoder
+from mixvae.networks import LOG_VAR_RANGE, GatedConvTrunk, GatedEncoder, OneHotHead, gated_mlp
+from mixvae.posteriors import OneHotEncoder, SeparateEncoders
 
 
 def encoder(output):
@@ -80,3 +81,48 @@ def test_a_gated_layer_is_a_product_of_its_halves():
 def test_a_network_without_layers_is_refused():
     with pytest.raises(ValueError, match="at least one layer"):
         gated_mlp(4, [])
+
+
+def test_the_one_hot_head_is_layers_fed_with_one_hot_vectors():
+    """Against the formula as written: every layer a matrix product with [h, one-hot(a), previous]."""
+    head = OneHotHead(3, 2, 4).double()
+    h = torch.randn(5, 3, dtype=torch.float64)
+    mean, log_var = head(h)
+    weight, bias = head.told.weight.unflatten(0, (2, 3, 2)), head.told.bias.unflatten(0, (2, 3, 2))
+    for a in range(4):
+        one_hot = torch.zeros(4, dtype=torch.float64)
+        one_hot[a] = 1
+        for k, found in enumerate((mean, log_var)):
+
+            def layer(i, previous, k=k, one_hot=one_hot):
+                matrices = [weight[k, i], head.component[:, k, i].T]
+                inputs = [h, one_hot.expand(5, 4)]
+                if previous is not None:
+                    matrices, inputs = [*matrices, head.previous[k, i - 1].T], [*inputs, previous]
+                return torch.cat(inputs, 1) @ torch.cat(matrices, 1).T + bias[k, i]
+
+            r = layer(0, None).relu()
+            r = r + layer(1, r).relu()
+            r = r + layer(2, r)
+            torch.testing.assert_close(found[a], r if k == 0 else r.clamp(*LOG_VAR_RANGE))
+    torch.testing.assert_close(head(h, torch.tensor([3, 1]))[0], mean[[3, 1]])
+
+
+@pytest.mark.parametrize("components", [1, 2, 400])
+def test_a_component_of_the_paper_costs_240_weights(components):
+    shape = (1, 28, 28)
+    posterior = OneHotEncoder(lambda: GatedConvTrunk(shape), shape, 40, components)
+    decoder = PixelCNNDecoder(40, shape)
+    norms = sum(p.numel() for p in decoder.network.norms.parameters())
+    counted = sum(p.numel() for part in (posterior, decoder) for p in part.parameters())
+    assert norms == 8 * 2 * 64, "the affine causal norms are part of the count"
+    assert counted == 607_021 + 240 * (components - 1)
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize(
+    ("output", "told"), [(lambda x: x[..., None], r"gave \(2, 4, 1\)"), (lambda x: (x, x), "gave tuple")]
+)
+def test_a_trunk_without_features_is_refused(output, told):
+    with pytest.raises(ValueError, match=told):
+        OneHotEncoder(encoder(output), (4,), 2, 3)

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from conftest import binary, tiny_model
 from mixvae.bounds import elbo, log_weights
-from mixvae.distributions import DiagonalGaussian
+from mixvae.distributions import DiagonalGaussian, Fixed
+from mixvae.model import MixtureVAE
 from mixvae.posteriors import SeparateEncoders
 from mixvae.priors import VampPrior
 
@@ -74,3 +75,31 @@ def test_a_copied_model_refers_to_its_own_posterior():
     assert other.prior().components.mean.abs().max() == 0
     assert model.prior().components.mean.abs().max() > 0
     assert not any("posterior" in name for name in model.prior.state_dict())
+
+
+def test_a_bare_distribution_is_a_prior():
+    p = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    model = tiny_model(2, dtype=torch.float32)
+    noise = torch.randn(1, 2, 3, 2)
+    x = binary(3, dtype=torch.float32)
+    bare = MixtureVAE(model.posterior, p, model.decoder)
+    torch.testing.assert_close(log_weights(bare(x, noise=noise)), log_weights(model(x, noise=noise)))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "told"),
+    [
+        (lambda: Normal(torch.zeros(2), torch.ones(2)), r"got \(2,\) and \(\): Independent"),
+        (lambda: Independent(Normal(torch.zeros(2, requires_grad=True), torch.ones(2)), 1), "loc of the prior wants"),
+        (
+            lambda: MixtureSameFamily(
+                Categorical(logits=torch.zeros(3, requires_grad=True)),
+                Independent(Normal(torch.zeros(3, 2), torch.ones(3, 2)), 1),
+            ),
+            "logits of the prior wants gradients, but a bare MixtureSameFamily",
+        ),
+    ],
+)
+def test_a_bare_distribution_that_would_silently_not_learn_is_refused(distribution, told):
+    with pytest.raises(ValueError, match=told):
+        Fixed(distribution())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from mixvae.bounds import Terms
-from mixvae.distributions import Components
+from mixvae.distributions import Components, Fixed
 
 
 class MixtureVAE(nn.Module):
@@ -24,17 +24,18 @@ class MixtureVAE(nn.Module):
 
     Args:
         posterior: maps x (B, *shape), and optionally the indices of some components, to `Components`.
-        prior: returns a distribution over z with batch shape () and event shape (D,).
+        prior: a module that returns a distribution over z with batch shape () and event shape (D,), or such a
+            distribution itself, if nothing of it is trained.
         decoder: maps z (..., D) to a distribution with batch shape (...) and event shape `shape`.
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
     """
 
-    def __init__(self, posterior: nn.Module, prior: nn.Module, decoder: nn.Module):
+    def __init__(self, posterior: nn.Module, prior: nn.Module | Distribution, decoder: nn.Module):
         super().__init__()
         self.posterior = posterior
-        self.prior = prior
+        self.prior = Fixed(prior) if isinstance(prior, Distribution) else prior
         self.decoder = decoder
 
     def forward(

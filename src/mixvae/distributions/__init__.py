@@ -3,6 +3,7 @@
 from mixvae.distributions.autoregressive import Autoregressive
 from mixvae.distributions.chain import Chain, ChainComponents, ComponentLower
 from mixvae.distributions.components import Components, Mixture, OnReals
+from mixvae.distributions.fixed import Fixed
 from mixvae.distributions.flowed import Flowed
 from mixvae.distributions.gaussian import DiagonalGaussian, normal_log_prob
 from mixvae.distributions.noise import DRAW_BLOCK, keyed_normal
@@ -25,6 +26,7 @@ __all__ = [
     "ContinuousBernoulli",
     "DiagonalGaussian",
     "DiscretizedLogisticMixture",
+    "Fixed",
     "Flowed",
     "Mixture",
     "OnReals",

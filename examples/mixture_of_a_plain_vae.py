@@ -1,0 +1,55 @@
+"""Turn the ordinary VAE of `plain_vae.py`, unchanged, into a Mixture VAE, and measure both honestly.
+
+    python examples/mixture_of_a_plain_vae.py
+
+The encoder becomes a mixture in one line, the decoder gets the likelihood that its loss stood for, and the prior is a
+plain torch Distribution. Nothing of the VAE has a base class of mixvae.
+"""
+
+import torch
+from plain_vae import VAE, Encoder, images, train
+from torch.distributions import Independent, Normal
+
+from mixvae import Bernoulli, Decoder, MixtureVAE, SeparateEncoders, elbo, log_marginal, log_weights, paired_gain
+
+
+def as_mixture(vae: VAE, components: int) -> MixtureVAE:
+    """The same model as a mixture: the VAE's trained encoder, and noisy copies of it."""
+    prior = Independent(Normal(torch.zeros(8), torch.ones(8)), 1)
+    posterior = SeparateEncoders(Encoder, components=1)  # the one line: any module that gives mean and log-variance
+    posterior.encoders[0].load_state_dict(vae.encoder.state_dict())
+    return MixtureVAE(posterior, prior, Decoder(vae.decoder, Bernoulli)).extended(components)
+
+
+def train_on(model: MixtureVAE, x: torch.Tensor, epochs: int) -> None:
+    """The usual loop, with the mixture's bound as the loss."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(epochs):
+        for batch in x[torch.randperm(len(x))].split(100):
+            terms = model(batch)
+            optimizer.zero_grad()
+            (-elbo(log_weights(terms), terms.weight).mean()).backward()
+            optimizer.step()
+
+
+def main(epochs: int = 60, draws: int = 1000) -> dict[int, float]:
+    """Train the VAE, then go on for as long with one encoder and with four; NLL by number of encoders."""
+    torch.manual_seed(0)
+    x = images()
+    training, test = x[:1500], x[1500:]
+    vae = VAE()
+    train(vae, training, epochs)
+    estimates = {}
+    for components in (1, 4):
+        model = as_mixture(vae, components)
+        train_on(model, training, epochs)
+        estimates[components] = log_marginal(model, test, draws)
+        summary = estimates[components].summary()
+        print(f"S = {components}: NLL {summary['nll_pooled']:.2f} ± {summary['nll_pooled_se']:.2f} nats")
+    gain, error = paired_gain(estimates[4].pooled, estimates[1].pooled)
+    print(f"four encoders gain {gain:.2f} ± {error:.2f} nats over one")
+    return {components: -float(estimate.pooled.mean()) for components, estimate in estimates.items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""A distribution where a module is asked for."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+
+class Fixed(nn.Module):
+    """Any torch Distribution as a prior that is not trained.
+
+    Args:
+        distribution: batch shape () and event shape (D,). Its tensors stay on the device that they were made on.
+
+    Raises:
+        ValueError: the shape is another one, or a tensor of it wants gradients, which no optimiser would find here.
+    """
+
+    def __init__(self, distribution: Distribution):
+        super().__init__()
+        if len(distribution.batch_shape) or len(distribution.event_shape) != 1:
+            raise ValueError(
+                f"a prior has batch shape () and event shape (D,); got {tuple(distribution.batch_shape)} and "
+                f"{tuple(distribution.event_shape)}: Independent(…, 1) turns the last axis of a batch into an event"
+            )
+        if name := _trainable(distribution):
+            raise ValueError(
+                f"{name} of the prior wants gradients, but a bare {type(distribution).__name__} has no parameters that "
+                "an optimiser finds: give an nn.Module that holds them and returns the distribution"
+            )
+        self.distribution = distribution
+
+    def forward(self) -> Distribution:
+        """Return the distribution."""
+        return self.distribution
+
+
+def _trainable(distribution: Distribution) -> str | None:
+    """Name of a tensor within a distribution that wants gradients."""
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            return name
+        if isinstance(value, Distribution) and (inner := _trainable(value)):
+            return inner
+    return None
