@@ -112,6 +112,32 @@ def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) 
     return figure
 
 
+def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) -> Figure:
+    """Curves over a size that doubles, on logarithmic axes, each labelled at its end.
+
+    Args:
+        curves: points (size, value) by name.
+        across: label of the horizontal axis.
+        up: label of the vertical one.
+    """
+    figure, axes = _figure(6.4, 3.6)
+    for (name, points), colour, marker in zip(curves.items(), _colours(len(curves)), MARKERS, strict=False):
+        sizes, values = zip(*points, strict=True)
+        axes.loglog(sizes, values, color=colour, marker=marker, markersize=4, linewidth=1.6)
+        axes.annotate(
+            f"{name}: ×{values[-1]:.1f} at {sizes[-1]}", (sizes[-1], values[-1]), xytext=(0, 6),
+            textcoords="offset points", color=colour, ha="right", va="bottom",
+        )  # fmt: skip
+    axes.axhline(1, color="#888888", linewidth=1)
+    axes.set(xlabel=across, ylabel=up)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_yticks([1, 2, 5, 10, 20])
+    axes.minorticks_off()
+    axes.margins(y=0.15)
+    return figure
+
+
 def growth(rows: Sequence[dict[str, Any]]) -> Figure:
     """Gain of each added component over training on without it, with its standard error.
 
