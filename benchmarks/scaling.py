@@ -4,7 +4,7 @@
 
 Fully connected models of the paper's sizes (28×28, latent 40, gated 300-300, batch 100). Every round times an ordinary
 VAE (one Gaussian, an encoder of its own) and then the mixture; medians of 15 rounds, and the ratio of each pair. Also
-the share of the step that the cross densities take, forward and backward. Two threads unless OMP_NUM_THREADS says otherwise.
+the share of the step that the cross densities take, forward and backward. Set OMP_NUM_THREADS=2.
 """
 
 import sys

@@ -124,9 +124,12 @@ def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) ->
     for (name, points), colour, marker in zip(curves.items(), _colours(len(curves)), MARKERS, strict=False):
         sizes, values = zip(*points, strict=True)
         axes.loglog(sizes, values, color=colour, marker=marker, markersize=4, linewidth=1.6)
+        right = sizes[-1] ** 2 > max(
+            points[-1][0] for points in curves.values()
+        )  # in the right half: label to the left
         axes.annotate(
             f"{name}: ×{values[-1]:.1f} at {sizes[-1]}", (sizes[-1], values[-1]), xytext=(0, 6),
-            textcoords="offset points", color=colour, ha="right", va="bottom",
+            textcoords="offset points", color=colour, ha="right" if right else "left", va="bottom",
         )  # fmt: skip
     axes.axhline(1, color="#888888", linewidth=1)
     axes.set(xlabel=across, ylabel=up)
