@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from mixvae.decoders import MLP, ContinuousBernoulli, Decoder, Gaussian
+from mixvae.decoders import MLP, ContinuousBernoulli, Conv, Decoder, Gaussian, PixelCNNDecoder
 
 
 def test_gaussian_variance_is_learned_and_has_a_floor():
@@ -37,3 +37,9 @@ def test_any_callable_that_gives_a_distribution_is_a_likelihood():
 def test_half_precision_logits_do_not_cost_the_likelihood_its_digits():
     p = ContinuousBernoulli(torch.ones(3, dtype=torch.bfloat16))
     assert p.log_prob(torch.rand(3)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [MLP, Conv, PixelCNNDecoder])
+def test_colour_images_with_a_bernoulli_likelihood_are_refused(kind):
+    with pytest.raises(ValueError, match=r"got (RGB images of shape \(3, 8, 8\)|3 channels): use LogisticMixture"):
+        kind(2, (3, 8, 8))

@@ -10,7 +10,7 @@ from torch import nn
 from conftest import binary, tiny_model
 from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
 from mixvae.decoders import MLP, Decoder, Gaussian
-from mixvae.flows import CouplingFlow
+from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow
 from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
 from mixvae.networks import GaussianNetwork, TwoLevelDense
@@ -27,10 +27,10 @@ def two_level(components=2):
     return MixtureVAE(posterior, prior, MLP(2, SHAPE, (5,))).double()
 
 
-def flowed(components=2):
+def flowed(build=lambda: CouplingFlow(2, 1, (4,)), *, per_component=True):
     torch.manual_seed(0)
-    base = tiny_model(components, dtype=torch.float32).posterior
-    posterior = FlowPosterior(base, lambda: CouplingFlow(2, 1, (4,)), 2, per_component=True)
+    base = tiny_model(2, dtype=torch.float32).posterior
+    posterior = FlowPosterior(base, build, 2, per_component=per_component)
     return MixtureVAE(posterior, StandardNormal(2), MLP(2, SHAPE, (5,))).double()
 
 
@@ -40,6 +40,9 @@ MODELS = {
     "VampPrior": lambda: tiny_model(2, prior=lambda q, shape, latent: VampPrior(q, shape, 3)),
     "two levels": two_level,
     "flow per component": flowed,
+    "shared autoregressive flow": lambda: flowed(
+        build=lambda: InverseAutoregressiveFlow(2, 1, (4,)), per_component=False
+    ),
 }
 
 

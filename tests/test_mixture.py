@@ -134,3 +134,20 @@ def test_divergence_is_that_of_quadrature(batched):
     found = torch.stack([torch.autograd.grad(e, mean, retain_graph=True)[0] for e in estimates])
     assert ((found.mean(0) - gradient).abs() < 5 * found.std(0) / 60**0.5).all()
     assert COMPONENTS == len(components.log_pi)
+
+
+def test_a_guide_is_written_as_with_any_other_distribution():
+    """The loop of a probabilistic programme: one draw with gradients, the model's and the guide's log-density."""
+    components, parameters = overlapping()
+    guide = Independent(components.mixture(), 1)  # the batch as one event, as a plate does
+    assert guide.has_rsample
+    target = Independent(Normal(torch.tensor([[2.0, 1.0]], dtype=torch.float64), 0.7), 2)
+    optimizer = torch.optim.Adam(parameters, 0.05)
+    for _ in range(300):
+        z = guide.rsample((32,))
+        loss = (guide.log_prob(z) - target.log_prob(z)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        guide = Independent(DiagonalGaussian(*parameters, components.log_pi).mixture(), 1)
+    assert float(loss.detach()) < 0.15

@@ -200,14 +200,15 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(digits, tmp_path)
     assert [row["epoch"] for row in run.read_metrics()] == [1, 2]
 
 
-def test_two_processes_train_the_same_model_as_one(tmp_path):
+@pytest.mark.parametrize("subset", [[], ["--training.active=1", "--training.scored=active"]])
+def test_two_processes_train_the_same_model_as_one(tmp_path, subset):
     """Gradients are averaged over processes, and every process draws its part of the same noise."""
     runs = {}
     for devices in (1, 2):
         run = runs[devices] = RunDirectory(tmp_path / f"{devices}")
         more = [
             f"--training.devices={devices}", "--training.accelerator=cpu", "--training.epochs=3",
-            "--training.strategy=" + ("ddp" if devices == 2 else "auto"), "--data.limit=395",
+            "--training.strategy=" + ("ddp" if devices == 2 else "auto"), "--data.limit=395", *subset,
         ]  # fmt: skip
         done = subprocess.run(command(run.path, *more), capture_output=True, text=True, env=one_thread())
         assert done.returncode == 0, done.stderr

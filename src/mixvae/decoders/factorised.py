@@ -69,7 +69,16 @@ class LogisticMixture(nn.Module):
 
 
 def output_shape(likelihood: Likelihood, shape: Sequence[int]) -> tuple[int, ...]:
-    """Shape of what a network must give a likelihood: one parameter per value of x unless it says otherwise."""
+    """Shape of what a network must give a likelihood: one parameter per value of x unless it says otherwise.
+
+    Raises:
+        ValueError: the images have three colours and the likelihood is Bernoulli.
+    """
+    if likelihood is Bernoulli and len(shape) == 3 and shape[0] == 3:
+        raise ValueError(
+            f"a Bernoulli likelihood describes binary images; got RGB images of shape {tuple(shape)}: use LogisticMixture "
+            "and data.binarize none"
+        )
     return tuple(getattr(likelihood, "output_shape", shape))
 
 
