@@ -45,7 +45,7 @@ def main():
             for estimator in estimators:
                 found = variance(estimator, model, x, bound, draws)
                 plain = plain or found
-                cells = (epochs, name, draws, estimator.__name__, f"{found:.4g}", f"{found / plain:.2f}")
+                cells = (epochs, name, draws, estimator.__name__, f"{found:.4g}", f"{found / plain:.3f}")
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 

@@ -76,8 +76,8 @@ def output_shape(likelihood: Likelihood, shape: Sequence[int]) -> tuple[int, ...
     """
     if likelihood is Bernoulli and len(shape) == 3 and shape[0] == 3:
         raise ValueError(
-            f"a Bernoulli likelihood describes binary images; got RGB images of shape {tuple(shape)}: use LogisticMixture "
-            "and data.binarize none"
+            f"a Bernoulli likelihood describes binary images; got RGB images of shape {tuple(shape)}: use "
+            "LogisticMixture and data.binarize none"
         )
     return tuple(getattr(likelihood, "output_shape", shape))
 
