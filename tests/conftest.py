@@ -14,6 +14,7 @@ ROOMS = (
     "gradients",
     "evaluation",
     "diagnostics",
+    "toys",
     "training",
 )
 install_import_hook([f"mixvae.{room}" for room in ROOMS], "beartype.beartype")

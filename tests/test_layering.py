@@ -14,7 +14,7 @@ LEVELS = {
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
     2: ("posteriors", "model"),
-    3: ("gradients", "evaluation", "diagnostics"),
+    3: ("gradients", "evaluation", "diagnostics", "toys"),
     4: ("training",),
     5: ("config",),
     6: ("runs",),

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from mixvae import config, report, runs
+from mixvae import config, figures, report, runs, toys
 from mixvae.files import RunDirectory, atomic, write_json, write_text
 from mixvae.training import is_over
 
@@ -54,6 +54,47 @@ def demo(
     return report.compare(paths), report.write(paths, folder / "report.html")
 
 
+def toy(
+    target: str,
+    out: str | Path,
+    *,
+    components: Sequence[int] = (1, 2, 5, 30),
+    steps: int = 5000,
+    rival: bool = True,
+    span: float = 3.0,
+    seed: int = 0,
+    say: Callable[[str], object] = print,
+    progress: Callable[[int, int], object] | None = None,
+) -> toys.Comparison:
+    """Approximate a log-density on the plane by mixtures, and write `results.json`, `toy.png` and `toy.gif`.
+
+    Args:
+        target: `ring`, `bigaussian`, or the import path of a function from points (N, 2) to log-densities (N,).
+        out: folder of what is written.
+        components: the sizes S.
+        steps: steps of each optimisation.
+        rival: whether one component with an inverse autoregressive flow takes part.
+        span: the density is measured between −span and span.
+        seed: seed of each optimisation.
+        say: takes a line on each that is done.
+        progress: called with the number of steps done and of all.
+
+    Raises:
+        ValueError: there is no such target, or it is not a log-density on the plane.
+    """
+    measured = toys.quadrature(config.resolve(target, "mixvae.toys"), target, span)
+    result = toys.compare(
+        measured, components, steps=steps, rival=rival, seed=seed, say=say, progress=progress
+    )  # fmt: skip
+    folder = Path(out)
+    with atomic(folder / "toy.png") as temporary:
+        temporary.write_bytes(figures.png(result.figure))
+    with atomic(folder / "toy.gif") as temporary:
+        temporary.write_bytes(result.animation())
+    write_json(folder / "results.json", {"target": target, "steps": steps, "seed": seed, "rows": result.table})
+    return result
+
+
 def grow(
     run: str | Path,
     out: str | Path,
@@ -86,8 +127,6 @@ def grow(
     Returns:
         One row per step: components, gain, gain_se, accepted, nll_pooled, jsd, effective_components, path.
     """
-    from mixvae import figures
-
     folder, base, rows = Path(out), Path(run), list[dict[str, Any]]()
     size = config.read(RunDirectory(base).config).model.components
     while size < most and (not rows or rows[-1]["accepted"]):

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 PALETTE = (
     "#0072B2",
@@ -139,6 +141,61 @@ def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) ->
     axes.minorticks_off()
     axes.margins(y=0.15)
     return figure
+
+
+def plane(
+    density: np.ndarray,
+    span: float,
+    titles: Sequence[str],
+    gaussians: Sequence[tuple[np.ndarray, np.ndarray] | None],
+    draws: Sequence[np.ndarray],
+    heading: str,
+) -> Figure:
+    """A density on the plane, and over it the ellipses of Gaussians at two standard deviations, or draws.
+
+    Args:
+        density: values on a square grid, rows along the second coordinate.
+        span: the square reaches from −span to span.
+        titles: what each panel shows.
+        gaussians: mean and standard deviation (S, 2) for each panel, or None to show its draws.
+        draws: points (N, 2) for each panel.
+        heading: title of all.
+    """
+    columns = min(3, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(2.7 * columns, 2.85 * rows + 0.3), layout="constrained")
+    figure.suptitle(heading, fontsize=11, x=0.01, ha="left")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    shown = zip(titles, gaussians, draws, strict=True)
+    for axes, (title, parameters, points) in zip(panels, shown, strict=False):
+        axes.imshow(density**0.5, extent=(-span, span, -span, span), origin="lower", cmap="Greys", aspect="equal")
+        if parameters is None:
+            axes.plot(*points.T, ".", color=PALETTE[1], markersize=2.5, alpha=0.6)
+        else:
+            for j, (mean, std) in enumerate(zip(*parameters, strict=True)):
+                colour = PALETTE[j % len(PALETTE)]
+                axes.add_patch(Ellipse(mean, *(4 * std), fill=False, edgecolor=colour, linewidth=1.3))
+                axes.plot(*mean, ".", color=colour, markersize=3)
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set(xlim=(-span, span), ylim=(-span, span))
+    for axes in figure.axes[len(titles) :]:
+        axes.axis("off")
+    figure.supxlabel("z₁", fontsize=9)
+    figure.supylabel("z₂", fontsize=9)
+    return figure
+
+
+def gif(pictures: Sequence[Figure], seconds: float = 0.15, dpi: int = 80) -> bytes:
+    """Render figures as the frames of an animated GIF; the last one stays for a while."""
+    frames = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+        frames.append(Image.open(buffer).convert("P", palette=Image.Palette.ADAPTIVE))
+    out = io.BytesIO()
+    durations = [int(1000 * seconds)] * (len(frames) - 1) + [2500]
+    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    return out.getvalue()
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -12,7 +12,8 @@ from typing import Any
 import jsonargparse
 
 from mixvae import config
-from mixvae.cli.commands import COMMANDS, fail, report, train
+from mixvae.cli.commands import COMMANDS, report, train
+from mixvae.cli.output import fail
 
 __all__ = ["COMMANDS", "Parser", "main", "parser"]
 

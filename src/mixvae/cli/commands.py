@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mixvae import config
+from mixvae.cli.output import fail, names, show, show_comparison, suffix_of, write
 
 Split = Literal["train", "validation", "test"]
 
@@ -20,7 +20,7 @@ def presets() -> None:
     for name, path in config.presets().items():
         about = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         table.add_row(name, about, str(path))
-    _print(table)
+    show(table)
 
 
 def train(settings: config.Config, out: str, *, resume: bool) -> None:
@@ -30,7 +30,7 @@ def train(settings: config.Config, out: str, *, resume: bool) -> None:
     run = runs.train(settings, out, resume=resume)
     rows = run.read_metrics()
     best = next(row for row in rows if row["epoch"] == rows[-1]["best_epoch"])
-    _print(
+    show(
         f"{run.path}: {rows[-1]['epoch']} epochs in {rows[-1]['seconds']:.0f} s; best epoch {best['epoch']}, "
         f"validation MISELBO {best['validation']:.3f} nats\nnext: mixvae evaluate {run.path}"
     )
@@ -77,7 +77,7 @@ def evaluate(
             per_example=per_example,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    _print_comparison(report.compare([run]))
+    show_comparison(report.compare([run]))
 
 
 def sample(run: str, n: int = 64, out: str | None = None, seed: int = 0) -> None:
@@ -92,9 +92,9 @@ def sample(run: str, n: int = 64, out: str | None = None, seed: int = 0) -> None
     from mixvae import figures, runs
 
     path = Path(out or Path(run) / "figures" / "samples.png")
-    suffix = _suffix(path, ".png", ".npy")
+    suffix = suffix_of(path, ".png", ".npy")
     means = runs.sample(run, n, seed=seed)
-    _write(path, means, lambda: figures.images(means), as_array=suffix == ".npy")
+    write(path, means, lambda: figures.images(means), as_array=suffix == ".npy")
 
 
 def reconstruct(run: str, n: int = 10, out: str | None = None, split: Split = "test") -> None:
@@ -109,9 +109,9 @@ def reconstruct(run: str, n: int = 10, out: str | None = None, split: Split = "t
     from mixvae import figures, runs
 
     path = Path(out or Path(run) / "figures" / "reconstructions.png")
-    suffix = _suffix(path, ".png", ".npy")
+    suffix = suffix_of(path, ".png", ".npy")
     originals, rebuilt = runs.reconstruct(run, n, split=split)
-    _write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=suffix == ".npy")
+    write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=suffix == ".npy")
 
 
 def encode(run: str, out: str | None = None, split: Split = "test") -> None:
@@ -125,11 +125,11 @@ def encode(run: str, out: str | None = None, split: Split = "test") -> None:
     from mixvae import runs
 
     path = Path(out or Path(run) / "latents.npz")
-    _suffix(path, ".npz")
+    suffix_of(path, ".npz")
     features = runs.encode_split(run, split=split)
     runs.save_arrays(path, features)
     shapes = ", ".join(f"{name} {value.shape}" for name, value in features.items())
-    _print(f"wrote {path}: {shapes}")
+    show(f"wrote {path}: {shapes}")
 
 
 def report(runs: list[str], out: str | None = None) -> None:
@@ -142,8 +142,8 @@ def report(runs: list[str], out: str | None = None) -> None:
     from mixvae import report as pages
 
     path = pages.write(runs, out)
-    _print_comparison(pages.compare(runs))
-    _print(f"wrote {path}")
+    show_comparison(pages.compare(runs))
+    show(f"wrote {path}")
 
 
 def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
@@ -156,9 +156,9 @@ def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
     """
     from mixvae import experiments
 
-    rows, path = experiments.demo(out, draws=draws, seed=seed, say=_print)
-    _print_comparison(rows)
-    _print(f"wrote {path}")
+    rows, path = experiments.demo(out, draws=draws, seed=seed, say=show)
+    show_comparison(rows)
+    show(f"wrote {path}")
 
 
 def sweep(grid: str, jobs: int = 1) -> None:
@@ -172,10 +172,10 @@ def sweep(grid: str, jobs: int = 1) -> None:
     from mixvae import report as pages
 
     cells = experiments.read_grid(grid)
-    result = experiments.sweep(cells, jobs=jobs, say=_print)
+    result = experiments.sweep(cells, jobs=jobs, say=show)
     if result.done:
-        _print_comparison(pages.compare(result.done))
-        _print(f"wrote {cells.out / 'report.html'}")
+        show_comparison(pages.compare(result.done))
+        show(f"wrote {cells.out / 'report.html'}")
     if result.failed:
         names = "; ".join(f"{name}: {error}" for name, error in result.failed.items())
         fail(f"{len(result.failed)} of {len(cells.cells)} cells failed: {names}", 1)
@@ -204,7 +204,7 @@ def extend(
     """
     from mixvae import runs
 
-    settings = runs.extension(run, components, freeze=_names(freeze), epochs=epochs, noise=noise, fresh=fresh)
+    settings = runs.extension(run, components, freeze=names(freeze), epochs=epochs, noise=noise, fresh=fresh)
     train(settings, out or f"{Path(run)}-S{settings.model.components}", resume=False)
 
 
@@ -236,16 +236,16 @@ def grow(
 
     folder = Path(out or f"{Path(run)}-grown")
     rows = experiments.grow(
-        run, folder, errors=errors, most=most, epochs=epochs, draws=draws, examples=examples, freeze=_names(freeze),
-        say=_print,
+        run, folder, errors=errors, most=most, epochs=epochs, draws=draws, examples=examples, freeze=names(freeze),
+        say=show,
     )  # fmt: skip
     table = Table("S", "gain (nats)", "NLL, pooled", "JSD", "effective S", "", title="validation examples")
     for row in rows:
         numbers = [f"{row['nll_pooled']:.3f}", f"{row['jsd']:.3f}", f"{row['effective_components']:.2f}"]
         gain = f"{row['gain']:.3f} ± {row['gain_se']:.3f}"
         table.add_row(str(row["components"]), gain, *numbers, "stays" if row["accepted"] else "gains too little")
-    _print(table)
-    _print(f"wrote {folder / 'growth.json'} and {folder / 'growth.png'}")
+    show(table)
+    show(f"wrote {folder / 'growth.json'} and {folder / 'growth.png'}")
 
 
 def components(run: str, draws: int = 16, split: Split = "test", examples: int = 500, out: str | None = None) -> None:
@@ -264,78 +264,65 @@ def components(run: str, draws: int = 16, split: Split = "test", examples: int =
     from mixvae.files import atomic
 
     path = Path(out or Path(run) / "figures" / "components.png")
-    _suffix(path, ".png")
+    suffix_of(path, ".png")
     found = runs.components(run, draws=draws, split=split, examples=examples)
     redundant = found.redundant()
     table = Table("component", "share", "nearest", "KL both ways (nats)", "redundant?")
     for j, (other, distance) in enumerate(found.nearest()):
         table.add_row(str(j), f"{found.share[j]:.2%}", str(other), f"{distance:.3g}", redundant.get(j, ""))
-    _print(table)
-    _print(f"{len(redundant)} of {len(found.share)} components are redundant")
+    show(table)
+    show(f"{len(redundant)} of {len(found.share)} components are redundant")
     with atomic(path) as temporary:
         temporary.write_bytes(figures.png(figures.overlap(found.kl, found.share, redundant)))
-    _print(f"wrote {path}")
+    show(f"wrote {path}")
 
 
-def _names(words: str) -> list[str]:
-    """Names that are separated by commas."""
-    return [word.strip() for word in words.split(",") if word.strip()]
+def toy(
+    target: str,
+    components: str = "1,2,5,30",
+    steps: int = 5000,
+    span: float = 3.0,
+    seed: int = 0,
+    out: str | None = None,
+    *,
+    rival: bool = True,
+) -> None:
+    """Watch components share out a density on the plane: a table, a picture and an animation.
 
-
-def fail(message: str, status: int) -> None:
-    """End the process with a line on standard error."""
-    print(f"mixvae: error: {message}" if status != 130 else f"mixvae: {message}", file=sys.stderr)
-    raise SystemExit(status)
-
-
-def _suffix(path: Path, *allowed: str) -> str:
-    """Suffix of a file to write, if it is one that the command can write."""
-    if path.suffix not in allowed:
-        raise ValueError(f"--out must end in {' or '.join(allowed)}; got {path}")
-    return path.suffix
-
-
-def _write(path: Path, values: Any, draw: Callable[[], Any], *, as_array: bool) -> None:
-    """Write an array, or a picture of it."""
-    import numpy as np
-
-    from mixvae import figures
-    from mixvae.files import atomic
-
-    if not as_array and (values.ndim < 4 or values.shape[-3] not in (1, 3)):
-        raise ValueError(f"these data are not images but of shape {values.shape}: give --out a name that ends in .npy")
-    with atomic(path) as temporary:
-        if as_array:
-            np.save(temporary, values)
-        else:
-            temporary.write_bytes(figures.png(draw()))
-    _print(f"wrote {path}")
-
-
-def _print(what: Any) -> None:
-    """Print to the terminal, or in full width to a file."""
+    Args:
+        target: ring, bigaussian, or the import path of a log-density of your own, from points (N, 2) to (N,).
+        components: numbers of components, separated by commas.
+        steps: steps of each optimisation.
+        span: the density is measured between -span and span.
+        seed: seed of each optimisation.
+        out: folder for toy.png, toy.gif and results.json; runs/toy-TARGET by default.
+        rival: whether one component with an inverse autoregressive flow takes part.
+    """
     from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    console.print(what, highlight=False, soft_wrap=isinstance(what, str))
-
-
-def _print_comparison(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the table of one or more runs, and what makes it unfair."""
+    from rich.progress import Progress
     from rich.table import Table
 
-    from mixvae.report import COLUMNS, cells, warnings
+    from mixvae import experiments
 
-    table = Table(title=f"{rows[0]['data']}, {rows[0]['examples']} {rows[0]['split']} examples, nats")
-    for i, column in enumerate(COLUMNS):
-        table.add_column(column.title, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*cells(row))
-    _print(table)
-    for note in warnings(rows):
-        _print(f"note: {note}")
+    sizes = names(components)
+    if not sizes or not all(size.isdigit() and int(size) for size in sizes):
+        raise ValueError(f"--components takes positive numbers separated by commas, such as 1,2,5; got {components!r}")
+    folder = Path(out or f"runs/toy-{target}")
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("training")
+        result = experiments.toy(
+            target, folder, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,
+            say=lambda line: progress.console.print(line, highlight=False),
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    title = f"{target}, log Z = {result.target.log_z:.3f} nats by quadrature"
+    table = Table("approximation", "bound (nats)", "short of log Z", "mass covered", title=title)
+    for row in result.table:
+        bound = f"{row['bound']:.3f} ± {row['bound_se']:.3f}"
+        table.add_row(row["name"], bound, f"{row['gap']:.3f}", f"{row['covered']:.0%}")
+    show(table)
+    show(f"wrote {folder / 'toy.png'}, {folder / 'toy.gif'} and {folder / 'results.json'}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -351,4 +338,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "extend": extend,
     "grow": grow,
     "components": components,
+    "toy": toy,
 }

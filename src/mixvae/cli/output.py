@@ -1,0 +1,69 @@
+"""What commands print and write."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def names(words: str) -> list[str]:
+    """Names that are separated by commas."""
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def fail(message: str, status: int) -> None:
+    """End the process with a line on standard error."""
+    print(f"mixvae: error: {message}" if status != 130 else f"mixvae: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def suffix_of(path: Path, *allowed: str) -> str:
+    """Suffix of a file to write, if it is one that the command can write."""
+    if path.suffix not in allowed:
+        raise ValueError(f"--out must end in {' or '.join(allowed)}; got {path}")
+    return path.suffix
+
+
+def write(path: Path, values: Any, draw: Callable[[], Any], *, as_array: bool) -> None:
+    """Write an array, or a picture of it."""
+    import numpy as np
+
+    from mixvae import figures
+    from mixvae.files import atomic
+
+    if not as_array and (values.ndim < 4 or values.shape[-3] not in (1, 3)):
+        raise ValueError(f"these data are not images but of shape {values.shape}: give --out a name that ends in .npy")
+    with atomic(path) as temporary:
+        if as_array:
+            np.save(temporary, values)
+        else:
+            temporary.write_bytes(figures.png(draw()))
+    show(f"wrote {path}")
+
+
+def show(what: Any) -> None:
+    """Print to the terminal, or in full width to a file."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    console.print(what, highlight=False, soft_wrap=isinstance(what, str))
+
+
+def show_comparison(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of one or more runs, and what makes it unfair."""
+    from rich.table import Table
+
+    from mixvae.report import COLUMNS, cells, warnings
+
+    table = Table(title=f"{rows[0]['data']}, {rows[0]['examples']} {rows[0]['split']} examples, nats")
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column.title, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*cells(row))
+    show(table)
+    for note in warnings(rows):
+        show(f"note: {note}")
