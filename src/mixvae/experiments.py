@@ -82,6 +82,10 @@ def toy(
     Raises:
         ValueError: there is no such target, or it is not a log-density on the plane.
     """
+    if "." not in target and target not in toys.TARGETS:
+        near = config.nearest(target, toys.TARGETS)
+        hint = f"did you mean {near}?" if near else f"choose {', '.join(toys.TARGETS)}, or the import path of your own"
+        raise ValueError(f"unknown target {target!r}: {hint}")
     measured = toys.quadrature(config.resolve(target, "mixvae.toys"), target, span)
     result = toys.compare(
         measured, components, steps=steps, rival=rival, seed=seed, say=say, progress=progress

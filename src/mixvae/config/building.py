@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mixvae.model import MixtureVAE
 
 
+MOST_NAMED = 20
+"""Names of a module that an error lists where none is near."""
+
+
 def resolve(name: str, room: str) -> Any:
     """Object by import path, or by bare name within one module.
 
@@ -37,8 +41,15 @@ def resolve(name: str, room: str) -> Any:
         raise ValueError(f"cannot import {name!r}: there is no module {error.name!r}") from None
     if not hasattr(module, attribute):
         near = nearest(attribute, [n for n in vars(module) if not n.startswith("_")])
-        raise ValueError(f"{module_name} has no {attribute!r}" + (f": did you mean {near}?" if near else ""))
+        own = [n for n, v in vars(module).items() if _belongs(v, module_name) and not n.startswith("_")]
+        hint = f": did you mean {near}?" if near else f": it has {', '.join(own)}" if 0 < len(own) <= MOST_NAMED else ""
+        raise ValueError(f"{module_name} has no {attribute!r}{hint}")
     return getattr(module, attribute)
+
+
+def _belongs(value: object, module_name: str) -> bool:
+    """Whether a function or class was made in a module or below it."""
+    return callable(value) and str(getattr(value, "__module__", "")).startswith(module_name)
 
 
 def construct(spec: Spec, room: str, **context: Any) -> Any:
