@@ -56,16 +56,13 @@ def test_the_bound_is_log_z_less_the_divergence_by_quadrature(flow):
     assert found.covered == pytest.approx(1 - 0.5 * np.abs(found.density - target.density).sum() * area, abs=1e-3)
 
 
-def test_more_components_cover_more_of_a_ring(tmp_path):
+def test_more_components_cover_more_of_a_ring():
     result = compare(quadrature(ring, "ring"), (1, 8), steps=300, rival=False, say=lambda line: None)
     one, eight = result.table
     assert eight["covered"] > one["covered"] + 0.1
     assert eight["bound"] > one["bound"] + 0.5
     assert one["gap"] == pytest.approx(one["log_z"] - one["bound"])
     assert len(result.figure.axes) == 2
-    (tmp_path / "a.gif").write_bytes(result.animation())
-    with Image.open(tmp_path / "a.gif") as picture:
-        assert getattr(picture, "n_frames", 0) > 5
 
 
 def test_the_command_writes_a_table_a_picture_and_an_animation(tmp_path, capsys):
@@ -74,6 +71,7 @@ def test_the_command_writes_a_table_a_picture_and_an_animation(tmp_path, capsys)
     assert [row["components"] for row in read_json(tmp_path / "toy" / "results.json")["rows"]] == [1, 2]
     for name in ("toy.png", "toy.gif"):
         with Image.open(tmp_path / "toy" / name) as picture:
+            assert getattr(picture, "n_frames", 1) > (5 if name == "toy.gif" else 0)
             picture.verify()
 
 
