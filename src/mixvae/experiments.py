@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from mixvae import config, figures, report, runs, toys
-from mixvae.files import RunDirectory, atomic, write_json, write_text
+from mixvae.files import RunDirectory, write_bytes, write_json, write_text
 from mixvae.training import is_over
 
 
@@ -91,10 +91,8 @@ def toy(
         measured, components, steps=steps, rival=rival, seed=seed, say=say, progress=progress
     )  # fmt: skip
     folder = Path(out)
-    with atomic(folder / "toy.png") as temporary:
-        temporary.write_bytes(figures.png(result.figure))
-    with atomic(folder / "toy.gif") as temporary:
-        temporary.write_bytes(result.animation())
+    write_bytes(folder / "toy.png", figures.png(result.figure))
+    write_bytes(folder / "toy.gif", result.animation())
     write_json(folder / "results.json", {"target": target, "steps": steps, "seed": seed, "rows": result.table})
     return result
 
@@ -150,8 +148,7 @@ def grow(
         write_json(folder / "growth.json", rows)
         say(f"S = {size}: gain {result['gain']:.3f} ± {result['gain_se']:.3f} nats")
         base = more
-    with atomic(folder / "growth.png") as temporary:
-        temporary.write_bytes(figures.png(figures.growth(rows)))
+    write_bytes(folder / "growth.png", figures.png(figures.growth(rows)))
     return rows
 
 

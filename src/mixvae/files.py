@@ -76,10 +76,10 @@ def read_json(path: Path | str) -> Any:
 def save_weights(path: Path | str, tensors: dict[str, Tensor]) -> None:
     """Write tensors by name, such as a module's `state_dict`, as safetensors, atomically."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _write_bytes(path, save(plain))
+    write_bytes(path, save(plain))
 
 
-def _write_bytes(path: Path | str, content: bytes) -> None:
+def write_bytes(path: Path | str, content: bytes) -> None:
     """Write a file atomically from memory, so that a full disk is told by the system's own words."""
     with atomic(path) as temporary:
         temporary.write_bytes(content)
@@ -121,7 +121,7 @@ def save_state(path: Path | str, state: dict[str, Any]) -> None:
     """Write nested dictionaries of tensors and plain values, atomically."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    _write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def load_state(path: Path | str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mixvae.bounds import Bound, Terms, elbo, iwelbo, log_weights, pooled
+from mixvae.bounds import Bound, elbo, iwelbo, log_weights, pooled
 from mixvae.distributions import Components
 from mixvae.model import MixtureVAE
 
@@ -158,12 +157,12 @@ def doubly_reparameterised(
     held = _HeldPosterior(posterior)
     view = MixtureVAE(held, model.prior, model.decoder)
     each = None if noise is None else noise.reshape(1, n, *noise.shape[2:])
-    terms: Terms = view(x, 1, active=chosen, noise=each)
-    log_w = log_weights(replace(terms, weight=torch.full_like(terms.weight, 1 / n)), beta)
+    log_w = log_weights(view(x, 1, active=chosen, noise=each), beta)
     u = log_w.detach().softmax(1)
     held.scale_paths(1 - beta + beta * u)
     surrogate = (u * log_w).sum((0, 1))
-    return pooled(log_w, torch.full_like(terms.weight, 1 / n)).detach() + surrogate - surrogate.detach()
+    value = pooled(log_w, log_w.new_full((n,), 1 / n))  # the draws count alike, as each chose its component by weight
+    return value.detach() + surrogate - surrogate.detach()
 
 
 class _HeldPosterior(nn.Module):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from mixvae import figures, runs
 from mixvae.evaluation import paired_gain
-from mixvae.files import RunDirectory, atomic, read_json, write_text
+from mixvae.files import RunDirectory, read_json, write_bytes, write_text
 
 SHOWN = 1000
 """Examples in the latent picture."""
@@ -159,8 +159,7 @@ def write(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
         run = RunDirectory(Path(row["path"]))
         drawn = pictures(run.path)
         for name, figure in drawn.items():
-            with atomic(run.figures / f"{name.replace(' ', '_')}.png") as temporary:
-                temporary.write_bytes(figures.png(figure))
+            write_bytes(run.figures / f"{name.replace(' ', '_')}.png", figures.png(figure))
         sections.append({"row": row, "figures": {name: _embed(figure) for name, figure in drawn.items()}})
     curves = {_label(row, rows): RunDirectory(Path(row["path"])).read_metrics() for row in rows}
     template = (files("mixvae") / "templates" / "report.html").read_text(encoding="utf-8")

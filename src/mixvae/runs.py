@@ -147,10 +147,12 @@ def extension(
         training=replace(old.training, freeze=list(freeze), warmup=0, epochs=epochs or old.training.epochs),
         start=StartConfig(str(Path(run).absolute()), noise, fresh),
     )
-    prior: Any = load(run).prior
-    frozen: Any = _extended(config).prior
-    prior, frozen = getattr(prior, "top", prior), getattr(frozen, "top", frozen)
-    if type(prior) is not type(frozen):  # a prior that followed the encoders became Gaussians of its own
+    start = load(run)
+    prior: Any = start.prior
+    start.freeze(*freeze)
+    start.extended(components)  # refuses fewer than there are
+    if start.prior is not prior:  # a prior that followed the encoders became Gaussians of its own
+        frozen: Any = getattr(start.prior, "top", start.prior)
         config.model.prior = {"class_path": type(frozen).__name__, "clusters": len(frozen.mean)}
     return config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixvae import config
-from mixvae.cli.output import fail, names, show, show_comparison, suffix_of, write
+from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, suffix_of, write
 
 Split = Literal["train", "validation", "test"]
 
@@ -58,14 +58,9 @@ def evaluate(
         seed: seed of the draws.
         per_example: write the per-example values to this .npz file too.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from mixvae import report, runs
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluating")
+    with progress_bar("evaluating") as (advance, _):
         runs.evaluate(
             run,
             draws,
@@ -75,7 +70,7 @@ def evaluate(
             chunk=chunk,
             seed=seed,
             per_example=per_example,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=advance,
         )
     show_comparison(report.compare([run]))
 
@@ -177,8 +172,8 @@ def sweep(grid: str, jobs: int = 1) -> None:
         show_comparison(pages.compare(result.done))
         show(f"wrote {cells.out / 'report.html'}")
     if result.failed:
-        names = "; ".join(f"{name}: {error}" for name, error in result.failed.items())
-        fail(f"{len(result.failed)} of {len(cells.cells)} cells failed: {names}", 1)
+        errors = "; ".join(f"{name}: {error}" for name, error in result.failed.items())
+        fail(f"{len(result.failed)} of {len(cells.cells)} cells failed: {errors}", 1)
 
 
 def extend(
@@ -261,7 +256,7 @@ def components(run: str, draws: int = 16, split: Split = "test", examples: int =
     from rich.table import Table
 
     from mixvae import figures, runs
-    from mixvae.files import atomic
+    from mixvae.files import write_bytes
 
     path = Path(out or Path(run) / "figures" / "components.png")
     suffix_of(path, ".png")
@@ -272,8 +267,7 @@ def components(run: str, draws: int = 16, split: Split = "test", examples: int =
         table.add_row(str(j), f"{found.share[j]:.2%}", str(other), f"{distance:.3g}", redundant.get(j, ""))
     show(table)
     show(f"{len(redundant)} of {len(found.share)} components are redundant")
-    with atomic(path) as temporary:
-        temporary.write_bytes(figures.png(figures.overlap(found.kl, found.share, redundant)))
+    write_bytes(path, figures.png(figures.overlap(found.kl, found.share, redundant)))
     show(f"wrote {path}")
 
 
@@ -298,8 +292,6 @@ def toy(
         out: folder for toy.png, toy.gif and results.json; runs/toy-TARGET by default.
         rival: whether one component with an inverse autoregressive flow takes part.
     """
-    from rich.console import Console
-    from rich.progress import Progress
     from rich.table import Table
 
     from mixvae import experiments
@@ -308,13 +300,10 @@ def toy(
     if not sizes or not all(size.isdigit() and int(size) for size in sizes):
         raise ValueError(f"--components takes positive numbers separated by commas, such as 1,2,5; got {components!r}")
     folder = Path(out or f"runs/toy-{target}")
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training")
+    with progress_bar("training") as (advance, say):
         result = experiments.toy(
             target, folder, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,
-            say=lambda line: progress.console.print(line, highlight=False),
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            say=say, progress=advance,
         )  # fmt: skip
     title = f"{target}, log Z = {result.target.log_z:.3f} nats by quadrature"
     table = Table("approximation", "bound (nats)", "short of log Z", "mass covered", title=title)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ def write(path: Path, values: Any, draw: Callable[[], Any], *, as_array: bool) -
         else:
             temporary.write_bytes(figures.png(draw()))
     show(f"wrote {path}")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """A bar on standard error where that is a terminal: what moves it to (done, total), and what prints above it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what)
+        yield (
+            lambda done, total: progress.update(task, completed=done, total=total),
+            lambda line: console.print(line, highlight=False),
+        )
 
 
 def show(what: Any) -> None:

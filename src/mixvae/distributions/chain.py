@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution
 
-from mixvae.distributions.components import Components, OnReals
+from mixvae.distributions.components import Components, OnReals, Points
 from mixvae.distributions.gaussian import normal_log_prob, normal_noise
 
 Lower = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -48,15 +48,7 @@ class Chain(OnReals):
 class ComponentLower(Protocol):
     """Lower level of several components: component j's own network at its own or at everyone's z2."""
 
-    def __call__(
-        self,
-        z2: Float[
-            Tensor,
-            (
-                ...  # S #B D2
-            ),
-        ],
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, z2: Points) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (…, S, B, D1) each."""
         ...
 
@@ -87,28 +79,12 @@ class ChainComponents(Components):
         rest = normal_noise(None if noise is None else noise[..., self.split :], mean.shape, mean)
         return torch.cat([z2, torch.addcmul(mean, (0.5 * log_var).exp(), rest)], -1)
 
-    def log_prob(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B"]:
+    def log_prob(self, value: Points) -> Float[Tensor, "... S B"]:
         """Log-density of the pair under every component, in nats."""
         z2, z1 = value[..., : self.split], value[..., self.split :]
         return self.top.log_prob(z2) + normal_log_prob(z1, *self.lower(z2))
 
-    def noise_of(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B D"]:
+    def noise_of(self, value: Points) -> Float[Tensor, "... S B D"]:
         """Noise of a pair: that of z2, and that of z1 given it."""
         z2, z1 = value[..., : self.split], value[..., self.split :]
         mean, log_var = self.lower(z2)

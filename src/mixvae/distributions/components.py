@@ -16,6 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+Points = Float[Tensor, "... #S #B D"]
+"""Points to score: component axis −3 of size S means each component's own, of size 1 everyone's."""
+
 
 class OnReals(Distribution):
     """A distribution on all of R^D, whose parameters are checked where they are made."""
@@ -65,30 +68,14 @@ class Components(OnReals):
         """
 
     @abstractmethod
-    def log_prob(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B"]:
+    def log_prob(self, value: Points) -> Float[Tensor, "... S B"]:
         """Log-density in nats; component axis −3 of size S scores each under its own, of size 1 under all."""
 
     @abstractmethod
     def select(self, index: Int[Tensor, " K"]) -> Components:
         """Return the components with these positions, in this order."""
 
-    def noise_of(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B D"]:
+    def noise_of(self, value: Points) -> Float[Tensor, "... S B D"]:
         """Noise that each component would draw a value from: `rsample` with it gives the value back.
 
         Raises:

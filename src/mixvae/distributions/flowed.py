@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import Transform
 
-from mixvae.distributions.components import Components
+from mixvae.distributions.components import Components, Points
 
 
 class Flowed(Components):
@@ -50,28 +50,12 @@ class Flowed(Components):
         """Draw from every component and push the draw through its flow: (*sample_shape, S, B, D)."""
         return self._forward(self.base.rsample(sample_shape, noise))[0]
 
-    def log_prob(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B"]:
+    def log_prob(self, value: Points) -> Float[Tensor, "... S B"]:
         """Log-density in nats at f_j⁻¹(value) for every component j."""
         start, log_volume = self._inverse(value)
         return self.base.log_prob(start) + log_volume
 
-    def noise_of(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B D"]:
+    def noise_of(self, value: Points) -> Float[Tensor, "... S B D"]:
         """Noise of a value: that of f_j⁻¹(value) under the base."""
         return self.base.noise_of(self._inverse(value)[0])
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mixvae.distributions.components import Components
+from mixvae.distributions.components import Components, Points
 from mixvae.distributions.observations import full_precision
 
 FEW_DRAWS = 2
@@ -84,27 +84,11 @@ class DiagonalGaussian(Components):
         noise = normal_noise(noise, (*sample_shape, *self.loc.shape), self.loc)
         return torch.addcmul(self.loc, self.scale, noise)
 
-    def log_prob(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B"]:
+    def log_prob(self, value: Points) -> Float[Tensor, "... S B"]:
         """Log-density in nats, evaluated directly, difference by difference."""
         return normal_log_prob(value, self.loc, self.log_var)
 
-    def noise_of(
-        self,
-        value: Float[
-            Tensor,
-            (
-                ...  # S #B D
-            ),
-        ],
-    ) -> Float[Tensor, "... S B D"]:
+    def noise_of(self, value: Points) -> Float[Tensor, "... S B D"]:
         """Noise of a value, (z − μ) / σ."""
         return (value - self.loc) / self.scale
 

@@ -77,13 +77,13 @@ class Posterior(nn.Module, ABC):
             raise ValueError(f"the posterior has {old} components already; got components = {components}: give more")
         sources = [i % old for i in range(old, components)]
         scores = torch.cat([self.log_scores.detach(), self.log_scores.detach()[sources]])
-        self._add(sources, noise, fresh)
+        self._add(sources, noise, fresh=fresh)
         if isinstance(self.log_scores, nn.Parameter):
             scores = nn.Parameter(scores, requires_grad=self.log_scores.requires_grad)
         self.log_scores = scores
 
     @abstractmethod
-    def _add(self, sources: Sequence[int], noise: float, fresh: bool) -> None:  # noqa: FBT001
+    def _add(self, sources: Sequence[int], noise: float, *, fresh: bool) -> None:
         """Add one component for each source, as a noisy copy of it or fresh."""
 
     @abstractmethod

@@ -59,7 +59,7 @@ class OneHotEncoder(Posterior):
             )
         self.head = OneHotHead(features.shape[1], latent, components)
 
-    def _add(self, sources: Sequence[int], noise: float, fresh: bool) -> None:  # noqa: FBT001
+    def _add(self, sources: Sequence[int], noise: float, *, fresh: bool) -> None:
         old = self.head.component
         added = old.detach()[list(sources)].clone()
         if fresh:

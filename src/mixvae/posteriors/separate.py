@@ -71,7 +71,7 @@ class SeparateEncoders(Posterior):
         self.build = build
         self.encoders = distinct_modules(build, components)
 
-    def _add(self, sources: Sequence[int], noise: float, fresh: bool) -> None:  # noqa: FBT001
+    def _add(self, sources: Sequence[int], noise: float, *, fresh: bool) -> None:
         extend_modules(self.encoders, sources, self.build, noise, fresh=fresh)
 
     def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> DiagonalGaussian:
