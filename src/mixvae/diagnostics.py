@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mixvae.bounds import log_weights
+from mixvae.bounds import Terms, log_weights
 from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE, evaluating
 
@@ -61,6 +61,20 @@ class Overlap:
         return dict(sorted(reasons.items()))
 
 
+def shares(terms: Terms) -> Float[Tensor, "J B"]:
+    """Share of the exact posterior p(z|x) that each component covers, E_{p(z|x)}[π_j q_j(z) / q(z)], in float64.
+
+    Its responsibility under self-normalised importance weights, so biased in order 1/draws; sums to one over j.
+
+    Args:
+        terms: the densities of one pass.
+    """
+    log_w = log_weights(terms).double() + terms.weight.double().log()[:, None]
+    normalised = log_w.flatten(0, 1).softmax(0).view_as(log_w)
+    responsibility = (terms.log_q.double() + terms.log_pi.double()[:, None]).softmax(2)
+    return torch.einsum("lsb,lsjb->jb", normalised, responsibility)
+
+
 def overlap(
     model: MixtureVAE,
     x: Float[Tensor, "N ..."],
@@ -99,8 +113,5 @@ def overlap(
             terms = model.terms(batch, q, prior, draws, noise=noise.to(batch.device))
             log_q = terms.log_q.double()
             kl += (terms.log_own().double().unsqueeze(2) - log_q).mean(0).sum(-1)
-            log_w = log_weights(terms).double() + terms.weight.double().log()[:, None]
-            normalised = log_w.flatten(0, 1).softmax(0).view_as(log_w)
-            responsibility = (log_q + terms.log_pi.double()[:, None]).softmax(2)
-            share += torch.einsum("lsb,lsjb->j", normalised, responsibility)
+            share += shares(terms).sum(-1)
     return Overlap((kl / len(x)).cpu().numpy(), (share / len(x)).cpu().numpy())

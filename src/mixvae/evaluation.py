@@ -169,8 +169,8 @@ def log_marginal(
         for first in range(0, len(x), size):
             batch, numbers = x[first : first + size], keys[first : first + size]
             q = model.posterior(batch)
-            accumulator = _Accumulator(each)
-            for start, stop in _chunks(each, chunk // (components * len(batch))):
+            accumulator = Accumulator(each)
+            for start, stop in chunks(each, chunk // (components * len(batch))):
                 noise = keyed_normal(seed, numbers, start, stop, (components, q.event_shape[0]))
                 accumulator.add(model.terms(batch, q, prior, stop - start, noise=noise.to(batch.device)))
             done.append(accumulator.result())
@@ -180,7 +180,7 @@ def log_marginal(
     return Estimate(**arrays, components=components, draws_per_component=each, seed=seed)
 
 
-def _chunks(draws: int, most: int) -> Iterator[tuple[int, int]]:
+def chunks(draws: int, most: int) -> Iterator[tuple[int, int]]:
     """Ranges that cover all draws, at most so many at once, whole blocks where that is possible."""
     step = max(1, most)
     step -= step % DRAW_BLOCK if step > DRAW_BLOCK else 0
@@ -188,7 +188,7 @@ def _chunks(draws: int, most: int) -> Iterator[tuple[int, int]]:
         yield start, min(draws, start + step)
 
 
-class _Accumulator:
+class Accumulator:
     """Sums over draws, in float64, of what the bounds of one batch are made of."""
 
     def __init__(self, draws: int):
@@ -260,7 +260,8 @@ def _pareto_k(largest: np.ndarray, draws: int) -> float:
     weights = np.full(draws, largest[-1])
     weights[: len(largest)] = largest
     # `psislw` takes −log w, as of leave-one-out; `pareto_khat(log_weights=True)` of 0.8 fits log w itself
-    return float(np.asarray(array_stats.psislw(-weights, r_eff=1, axis=-1)[1]))
+    with np.errstate(all="ignore"):  # smoothing the weights, which is not used, overflows for a large k̂
+        return float(np.asarray(array_stats.psislw(-weights, r_eff=1, axis=-1)[1]))
 
 
 @torch.no_grad()

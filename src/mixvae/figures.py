@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -288,6 +288,23 @@ def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
         panel.set_xlabel(f"first principal component ({share[0]:.0%})")
         _bare(panel)
     panels[0].set_ylabel(f"second principal component ({share[1]:.0%})")
+    return figure
+
+
+def embedding(points: np.ndarray, labels: Mapping[str, np.ndarray], axis: str) -> Figure:
+    """Points in the plane, one panel for each way to label them.
+
+    Args:
+        points: (N, 2).
+        labels: labels of the points (N,) by what they tell.
+        axis: name of the axes, such as UMAP.
+    """
+    figure = Figure(figsize=(5.2 * len(labels), 3.8), layout="constrained")
+    for panel, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(labels))), labels.items(), strict=True):
+        _scatter(panel, [(str(value), points[values == value]) for value in np.unique(values)], "")
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set(xlabel=f"{axis} 1", ylabel=f"{axis} 2", xticks=[], yticks=[])
+        _bare(panel)
     return figure
 
 

@@ -1,0 +1,24 @@
+"""Mixture VAEs of single cells, on scvi-tools: `pip install 'mixvae[scvi]'`. Importing this room imports scvi-tools."""
+
+try:
+    import scvi  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"mixvae.single_cell needs scvi-tools: pip install 'mixvae[scvi]' ({error})") from error
+
+from mixvae.single_cell.data import cortex, pbmc68k
+from mixvae.single_cell.diagnostics import CellDiagnosis, diagnose, distinguishing_genes, integration_scores
+from mixvae.single_cell.model import MixtureSCVI
+from mixvae.single_cell.module import MixtureModule
+from mixvae.single_cell.posterior import CellPosterior
+
+__all__ = [
+    "CellDiagnosis",
+    "CellPosterior",
+    "MixtureModule",
+    "MixtureSCVI",
+    "cortex",
+    "diagnose",
+    "distinguishing_genes",
+    "integration_scores",
+    "pbmc68k",
+]

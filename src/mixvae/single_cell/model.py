@@ -1,0 +1,342 @@
+"""`MixtureSCVI`: scvi-tools' SCVI with a mixture of encoders."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data._constants import ADATA_MINIFY_TYPE
+from scvi.data._utils import _is_minified
+from scvi.model import SCVI
+
+from mixvae.posteriors.base import add_noise
+from mixvae.single_cell.data import check_counts, check_genes, check_keys, check_stored
+from mixvae.single_cell.module import MixtureModule
+from mixvae.single_cell.queries import MixtureQueries
+
+LONGEST_WARMUP = 400
+"""Epochs of KL warm-up that scvi-tools takes by default."""
+TEMPORARY = ("_mixvae_qzm", "_mixvae_qzv")
+"""Keys of `obsm` that hold posteriors while data are minified."""
+
+
+class MixtureSCVI(MixtureQueries):
+    """`scvi.model.SCVI` with `n_components` encoders, q(z|x) = 1/S Σ_s q_s(z|x); everything else is SCVI's.
+
+        MixtureSCVI.setup_anndata(adata, batch_key="batch")
+        model = MixtureSCVI(adata, n_components=4)
+        model.train()
+        adata.obsm["X_mixvae"] = model.get_latent_representation()
+
+    Args:
+        adata: set up by `setup_anndata`.
+        registry: setup of data that come by a data module, as for SCVI.
+        n_components: number of encoders S; 1 is SCVI.
+        freeze_decoder: train the encoders only; usually with `from_scvi_model`.
+        **kwargs: everything that `scvi.model.SCVI` takes, with its defaults.
+
+    Raises:
+        ValueError: there are no components; the data are no counts although the likelihood is of counts; a cell is
+            empty; the AnnData was not set up.
+
+    References:
+        Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+        Lopez et al., Deep generative modeling for single-cell transcriptomics (2018),
+        https://doi.org/10.1038/s41592-018-0229-2
+    """
+
+    _module_cls = MixtureModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        n_components: int = 4,
+        freeze_decoder: bool = False,
+        **kwargs: Any,
+    ):
+        if n_components < 1:
+            raise ValueError(f"n_components must be at least 1; got {n_components}")
+        self._checked: set[str] = set()
+        super().__init__(adata, registry, n_components=n_components, freeze_decoder=freeze_decoder, **kwargs)
+        self._model_summary_string = (
+            f"MixtureSCVI, a mixture of {n_components} encoders; otherwise {self._model_summary_string}"
+        )
+        self.init_params_ = self._get_init_params(locals())
+        if adata is not None:
+            self._check_counts(adata)
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        labels_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Tell where counts, batches, labels and covariates are, as `scvi.model.SCVI.setup_anndata` does.
+
+        Args:
+            adata: the cells.
+            layer: layer of the raw counts; `X` by default.
+            batch_key: column of `obs` with the batch.
+            labels_key: column of `obs` with labels.
+            size_factor_key: column of `obs` with size factors to use instead of library sizes.
+            categorical_covariate_keys: columns of `obs` with further categories.
+            continuous_covariate_keys: columns of `obs` with numbers.
+            **kwargs: what scvi-tools hands on when it transfers a setup.
+
+        Raises:
+            ValueError: a column or layer is missing.
+        """
+        covariates = [*(categorical_covariate_keys or []), *(continuous_covariate_keys or [])]
+        labels = [] if kwargs.get("allow_missing_labels") else [labels_key]
+        check_keys(adata, [batch_key, size_factor_key, *labels, *covariates], layer)
+        super().setup_anndata(
+            adata,
+            layer=layer,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            size_factor_key=size_factor_key,
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_scvi_model(
+        cls,
+        scvi_model: SCVI,
+        n_components: int = 4,
+        *,
+        noise: float = 0.01,
+        freeze_decoder: bool = False,
+    ) -> MixtureSCVI:
+        """Start from a trained SCVI: its decoder, and S copies of its encoder.
+
+        Args:
+            scvi_model: a trained `scvi.model.SCVI`.
+            n_components: number of encoders S.
+            noise: standard deviation of what is added to the weights of every copy but the first, relative to each
+                tensor's own.
+            freeze_decoder: train the encoders only.
+
+        Raises:
+            ValueError: the model was not trained, is a mixture already, or its data are minified.
+        """
+        if isinstance(scvi_model, cls) or not isinstance(scvi_model, SCVI):
+            raise ValueError(f"from_scvi_model takes a scvi.model.SCVI; got a {type(scvi_model).__name__}")
+        if not scvi_model.is_trained_ or scvi_model.minified_data_type is not None:
+            raise ValueError("from_scvi_model takes an SCVI that was trained, and whose data are not minified")
+        model = _rebuild(cls, scvi_model, n_components=n_components, freeze_decoder=freeze_decoder)
+        weights = {}
+        for name, tensor in scvi_model.module.state_dict().items():
+            part, _, rest = name.partition(".")
+            copies = [f"{part}.c{i}.{rest}" for i in range(n_components)] if part == "z_encoder" else [name]
+            weights |= dict.fromkeys(copies, tensor)
+        model.module.load_state_dict(weights)
+        for encoder in list(model.module.z_encoder.values())[1:]:
+            for parameter in encoder.parameters():
+                add_noise(parameter.data, noise)
+        model.is_trained_ = True
+        model.module.eval()
+        return model
+
+    def as_scvi(self, component: int = 0) -> SCVI:
+        """A plain SCVI with one of the encoders, for what takes one encoder only, such as scANVI.
+
+        Args:
+            component: which encoder.
+
+        Raises:
+            ValueError: there is no such component.
+        """
+        if not 0 <= component < self.module.n_components:
+            raise ValueError(f"component must be from 0 to {self.module.n_components - 1}; got {component}")
+        model = _rebuild(SCVI, self)
+        weights, own = {}, f"z_encoder.c{component}."
+        for name, tensor in self.module.state_dict().items():
+            if not name.startswith("z_encoder.") or name.startswith(own):
+                weights[name.replace(own, "z_encoder.")] = tensor
+        model.module.load_state_dict(weights)
+        model.is_trained_ = self.is_trained_
+        model.module.eval()
+        return model
+
+    def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as `scvi.model.SCVI.train` does.
+
+        The KL warm-up ends with the last epoch at the latest, where scvi-tools would take 400 epochs however few are
+        trained. A batch of one cell at the end of an epoch, which BatchNorm cannot take, is left out of that epoch.
+
+        Args:
+            max_epochs: most epochs; as many as scvi-tools chooses by default.
+            *args: what `scvi.model.SCVI.train` takes.
+            **kwargs: what `scvi.model.SCVI.train` takes.
+        """
+        given = inspect.signature(super().train).bind(max_epochs, *args, **kwargs)
+        options: dict[str, Any] = {**given.arguments}
+        options |= options.pop("trainer_kwargs", options.pop("kwargs", {}))
+        if options["max_epochs"] is None and self.adata is not None:
+            from scvi.model import get_max_epochs_heuristic
+
+            options["max_epochs"] = get_max_epochs_heuristic(self.adata.n_obs)
+        epochs, plan = options["max_epochs"], dict(options.get("plan_kwargs") or {})
+        warmup = plan.get("n_epochs_kl_warmup", 0 if plan.get("n_steps_kl_warmup") else None)
+        if warmup is None and epochs is not None and "plan_config" not in options:
+            plan["n_epochs_kl_warmup"] = min(LONGEST_WARMUP, epochs)
+        elif warmup and epochs is not None and warmup > epochs:
+            warnings.warn(
+                f"the KL warm-up of {warmup} epochs outlasts the {epochs} epochs of training, so that the KL weight "
+                f"ends at {epochs / warmup:.2f}: give plan_kwargs={{'n_epochs_kl_warmup': …}} at most {epochs}",
+                UserWarning,
+                stacklevel=2,
+            )
+        options["plan_kwargs"] = plan
+        if self._leaves_one_cell(options):
+            options["datasplitter_kwargs"] = {"drop_last": True, **(options.get("datasplitter_kwargs") or {})}
+        return super().train(**options)
+
+    def _leaves_one_cell(self, options: dict[str, Any]) -> bool:
+        """Whether the last batch of an epoch would be one cell."""
+        if options.get("datamodule") is not None:
+            return False
+        external = (options.get("datasplitter_kwargs") or {}).get("external_indexing")
+        if external:
+            cells = len(external[0])
+        else:
+            cells = int(np.ceil((options.get("train_size") or 0.9) * self.adata.n_obs))
+        return cells > 1 and cells % (options.get("batch_size") or 128) == 1
+
+    def minify_adata(
+        self,
+        minified_data_type: str = ADATA_MINIFY_TYPE.LATENT_POSTERIOR,
+        use_latent_qzm_key: str | None = None,
+        use_latent_qzv_key: str | None = None,
+    ) -> None:
+        """Keep the posteriors of the cells instead of their counts, as `scvi.model.SCVI.minify_adata` does.
+
+        Means and variances of all components are stored side by side, (cells, S·latent). They are computed here
+        unless keys of `obsm` that hold them are given.
+
+        Args:
+            minified_data_type: whether to keep the counts too, as for scvi-tools.
+            use_latent_qzm_key: key of `obsm` with the means.
+            use_latent_qzv_key: key of `obsm` with the variances.
+
+        Raises:
+            ValueError: one key without the other, or arrays of another shape.
+        """
+        given = [use_latent_qzm_key, use_latent_qzv_key]
+        if None not in given:
+            check_stored(self.adata, given, self.module.n_components * self.module.n_latent)
+            super().minify_adata(minified_data_type, *given)
+            return
+        if any(given):
+            raise ValueError(f"give keys of both means and variances, or of neither; got {given[0]} and {given[1]}")
+        moments = self.get_latent_representation(components=True)
+        for key, values in zip(TEMPORARY, moments, strict=True):
+            self.adata.obsm[key] = values.reshape(len(values), -1)
+        original = self.adata
+        try:
+            super().minify_adata(minified_data_type, *TEMPORARY)
+        finally:
+            for key in TEMPORARY:
+                original.obsm.pop(key, None)
+                self.adata.obsm.pop(key, None)
+
+    @classmethod
+    def load_query_data(cls, adata: AnnData | None = None, reference_model: Any = None, **kwargs: Any) -> MixtureSCVI:
+        """Map new cells onto a reference by surgery on it (scArches), as `scvi.model.SCVI.load_query_data` does.
+
+        Args:
+            adata: the new cells.
+            reference_model: a trained model, or the folder of one.
+            **kwargs: what `scvi.model.SCVI.load_query_data` takes.
+
+        Raises:
+            ValueError: the genes are not those of the reference.
+
+        References:
+            Lotfollahi et al., Mapping single-cell data to reference atlases by transfer learning (2022),
+            https://doi.org/10.1038/s41587-021-01001-7
+        """
+        if adata is not None and reference_model is not None and not kwargs.get("inplace_subset_query_vars"):
+            genes = cls.prepare_query_anndata(adata, reference_model, return_reference_var_names=True)
+            check_genes(adata.var_names, genes)
+        return super().load_query_data(adata, reference_model, **kwargs)
+
+    @classmethod
+    def load(cls, dir_path: str, adata: AnnData | None = None, *args: Any, **kwargs: Any) -> MixtureSCVI:
+        """Load a saved model, as `scvi.model.SCVI.load` does; the file is a pickle: load only what you trust.
+
+        Args:
+            dir_path: folder that `save` wrote.
+            adata: cells with the same genes; those that were saved with it by default.
+            *args: what `scvi.model.SCVI.load` takes.
+            **kwargs: what `scvi.model.SCVI.load` takes.
+
+        Raises:
+            ValueError: the genes are not those that the model was trained on.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="`var_names` for the loaded")
+            try:
+                return super().load(dir_path, adata, *args, **kwargs)
+            except UserWarning:
+                raise ValueError(
+                    f"this AnnData does not have the genes that {dir_path} was trained on, in their order: "
+                    "MixtureSCVI.prepare_query_anndata(adata, dir_path) brings them into line"
+                ) from None
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        """Check cells that come with a query, and set them up as those of the model were."""
+        if adata is not None and adata is not self._adata and not _is_minified(adata):
+            check_genes(adata.var_names, self.get_var_names())
+            arguments = self.registry["setup_args"]
+            covariates = ("categorical_covariate_keys", "continuous_covariate_keys")
+            keys = [arguments["batch_key"], arguments["size_factor_key"]]
+            check_keys(adata, [*keys, *(k for name in covariates for k in arguments[name] or [])], arguments["layer"])
+        adata = super()._validate_anndata(adata, copy_if_view)
+        self._check_counts(adata)
+        return adata
+
+    def _check_counts(self, adata: AnnData) -> None:
+        """Check the counts of an AnnData, once."""
+        manager = self.get_anndata_manager(adata, required=True)
+        if manager.adata_uuid in self._checked or self.module.gene_likelihood == "normal":
+            return
+        if not _is_minified(adata):
+            layer = self.registry["setup_args"]["layer"]
+            where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+            check_counts(adata, manager.get_from_registry(REGISTRY_KEYS.X_KEY), where)
+        self._checked.add(manager.adata_uuid)
+
+    def _check_if_trained(self, warn: bool = True, message: str | None = None) -> None:
+        """Refuse scANVI, which has one encoder and would silently leave it untrained."""
+        if message is not None and message.startswith("Passed in scvi model"):
+            raise ValueError(
+                "scANVI has one encoder and this model a mixture: hand over one of them, "
+                "SCANVI.from_scvi_model(model.as_scvi(component), …)"
+            )
+        super()._check_if_trained(warn, **({} if message is None else {"message": message}))
+
+
+def _rebuild(cls: type[SCVI], model: SCVI, **kwargs: Any) -> Any:
+    """An untrained model of another class with the settings, the data and the categories of a model."""
+    kept = dict(model.init_params_["non_kwargs"])
+    for extra in model.init_params_["kwargs"].values():
+        kept |= extra
+    for own in ("n_components", "freeze_decoder"):
+        kept.pop(own, None)
+    cls.setup_anndata(model.adata, source_registry=model.registry, **model.registry["setup_args"])
+    return cls(model.adata, **kept, **kwargs)

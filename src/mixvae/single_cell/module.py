@@ -1,0 +1,251 @@
+"""scvi-tools' VAE with S encoders: the same decoder, counts and covariates, the bounds of mixvae."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from scvi import REGISTRY_KEYS
+from scvi.module import VAE
+from scvi.module._constants import MODULE_KEYS
+from scvi.module.base import LossOutput, auto_move_data
+from scvi.utils import unsupported_if_adata_minified
+from torch import Tensor, nn
+from torch.distributions import Distribution, Normal, kl_divergence
+
+from mixvae.bounds import Terms, elbo, jsd, log_weights, pooled
+from mixvae.single_cell.likelihood import log_likelihood
+from mixvae.single_cell.posterior import CellPosterior, ComponentEncoders
+
+PER_CELL = ("batch_index", "cont_covs", "cat_covs", "size_factor", "y")
+"""Inputs of the decoder, one row per cell, that are repeated for every draw."""
+Batch = dict[str, Tensor]
+
+
+def fresh_copy(module: nn.Module) -> nn.Module:
+    """A module of the same architecture with random weights of its own."""
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        if callable(reset := getattr(part, "reset_parameters", None)):
+            reset()
+    return copied
+
+
+def _repeated(inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """Inputs of the decoder with the rows of cells repeated for every draw."""
+    return {
+        name: value.repeat(repeats, 1) if name in PER_CELL and value is not None and repeats > 1 else value
+        for name, value in inputs.items()
+    }
+
+
+class MixtureModule(VAE):
+    """`scvi.module.VAE` whose posterior is a mixture, q(z|x) = 1/S Σ_s q_s(z|x).
+
+    A pass with a loss draws from every component (stratified); one without, as for expression and samples, draws
+    from a random component. Latents that are one draw of each component are flattened to (L·S·B, D) for the decoder,
+    so that its BatchNorm sees them as one batch.
+
+    Args:
+        n_input: number of genes.
+        n_components: number of encoders S.
+        freeze_decoder: keep decoder, dispersions and the decoder's batch statistics as they are.
+        **kwargs: everything that `scvi.module.VAE` takes.
+
+    References:
+        Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+        Lopez et al., Deep generative modeling for single-cell transcriptomics (2018),
+        https://doi.org/10.1038/s41592-018-0229-2
+    """
+
+    def __init__(self, n_input: int, *, n_components: int = 4, freeze_decoder: bool = False, **kwargs: Any):
+        super().__init__(n_input, **kwargs)
+        first = self.z_encoder
+        self.z_encoder = ComponentEncoders([first, *(fresh_copy(first) for _ in range(n_components - 1))])
+        self.n_components = n_components
+        self.freeze_decoder = freeze_decoder
+        for name, parameter in self.named_parameters():
+            if freeze_decoder and "encoder" not in name.split(".")[0]:
+                parameter.requires_grad = False
+
+    def train(self, mode: bool = True) -> MixtureModule:
+        """Switch to training; a frozen decoder keeps its batch statistics."""
+        super().train(mode)
+        if self.freeze_decoder:
+            self.decoder.eval()
+        return self
+
+    @auto_move_data
+    def forward(self, tensors: Batch, *, inference_kwargs: dict | None = None, compute_loss: bool = True, **kwargs):
+        """Pass cells through: with a loss by a draw of every component, without by one of a random component."""
+        inference_kwargs = {"stratified": compute_loss, **(inference_kwargs or {})}
+        return super().forward(tensors, inference_kwargs=inference_kwargs, compute_loss=compute_loss, **kwargs)
+
+    @auto_move_data
+    def _regular_inference(
+        self,
+        x: Tensor,
+        *args: Any,
+        n_samples: int = 1,
+        stratified: bool = False,
+        noise: Float[Tensor, "L S B E"] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Encode the cells and draw."""
+        return self._draw(super()._regular_inference(x, *args, **kwargs), n_samples, noise, stratified=stratified)
+
+    @auto_move_data
+    def _cached_inference(
+        self,
+        qzm: Float[Tensor, "B SD"],
+        qzv: Float[Tensor, "B SD"],
+        observed_lib_size: Tensor,
+        n_samples: int = 1,
+        *,
+        stratified: bool = False,
+        noise: Float[Tensor, "L S B E"] | None = None,
+    ) -> dict[str, Any]:
+        """Draw from posteriors that are stored with minified data: all components, side by side."""
+        shape = (self.n_components, self.n_latent)
+        outputs = {
+            MODULE_KEYS.QZ_KEY: CellPosterior(qzm.unflatten(-1, shape), qzv.unflatten(-1, shape).sqrt()),
+            MODULE_KEYS.QL_KEY: None,
+            MODULE_KEYS.LIBRARY_KEY: observed_lib_size.log(),
+        }
+        return self._draw(outputs, n_samples, noise, stratified=stratified)
+
+    def _draw(self, outputs: dict[str, Any], draws: int, noise: Tensor | None, *, stratified: bool) -> dict[str, Any]:
+        """Add latents, and libraries to match.
+
+        Stratified draws are flattened, (L·S·B, D); draws of the mixture are (B, D), or (L, B, D) for more than one.
+        """
+        qz: CellPosterior = outputs[MODULE_KEYS.QZ_KEY]
+        ql: Normal | None = outputs[MODULE_KEYS.QL_KEY]
+        library = outputs[MODULE_KEYS.LIBRARY_KEY]
+        if stratified:
+            shape = (draws, *qz.components.batch_shape)
+            z_noise = None if noise is None else noise[..., : self.n_latent]
+            z = qz.components.rsample((draws,), z_noise).flatten(0, 2)
+            if ql is None:
+                library = library.repeat(shape[0] * shape[1], 1)
+            else:
+                l_noise = torch.randn(*shape, 1, device=z.device) if noise is None else noise[..., self.n_latent :]
+                library = (ql.loc + ql.scale * l_noise.to(ql.loc)).flatten(0, 2)
+        else:
+            sample_shape = () if draws == 1 else (draws,)
+            z = qz.sample(sample_shape)
+            library = library.expand(*sample_shape, *library.shape) if ql is None else ql.sample(sample_shape)
+        return outputs | {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.LIBRARY_KEY: library}
+
+    def _get_generative_input(self, tensors: Batch, inference_outputs: dict[str, Any]) -> dict[str, Tensor | None]:
+        """What the decoder takes, with the rows of cells repeated for stratified draws."""
+        inputs = super()._get_generative_input(tensors, inference_outputs)
+        z = inputs[MODULE_KEYS.Z_KEY]
+        repeats = z.shape[0] // len(tensors[REGISTRY_KEYS.BATCH_KEY]) if z.dim() == 2 else 1
+        return _repeated(inputs, repeats) | {MODULE_KEYS.Z_KEY: self.z_encoder.transform(z)}
+
+    @auto_move_data
+    def generative(
+        self, z: Tensor, library: Tensor, batch_index: Tensor, *, transform_batch: Any = None, **inputs: Any
+    ) -> dict[str, Any]:
+        """Decode; with embedded batches, which scvi-tools joins to (B, D) only, draws of (L, B, D) are flattened."""
+        inputs |= {"batch_index": batch_index, "transform_batch": transform_batch}
+        if z.dim() < 3 or self.batch_representation != "embedding":
+            return super().generative(z, library, **inputs)
+        repeats, cells = z.shape[:2]
+        outputs = super().generative(z.flatten(0, 1), library.flatten(0, 1), **_repeated(inputs, repeats))
+        px = outputs[MODULE_KEYS.PX_KEY]
+        for name, value in list(vars(px).items()):
+            if isinstance(value, Tensor) and value.shape[:1] == (repeats * cells,):
+                setattr(px, name, value.unflatten(0, (repeats, cells)))
+        return outputs
+
+    @auto_move_data
+    def terms(self, tensors: Batch, draws: int = 1, *, noise: Float[Tensor, "L S B E"] | None = None) -> Terms:
+        """Log-densities that every bound is made of, by draws of every component.
+
+        Where the library size is latent it is drawn with z and counts as one more latent of all components.
+
+        Args:
+            tensors: one batch of cells as scvi-tools loads it.
+            draws: draws L from each component.
+            noise: standard normal noise of the latents, and of the library size in the last place if it is latent.
+        """
+        inputs = self._get_inference_input(tensors)
+        outputs = self.inference(**inputs, n_samples=draws, stratified=True, noise=noise)
+        return self._terms(tensors, outputs, self.generative(**self._get_generative_input(tensors, outputs)))
+
+    def _terms(self, tensors: Batch, inferred: dict[str, Any], generated: dict[str, Any]) -> Terms:
+        qz: CellPosterior = inferred[MODULE_KEYS.QZ_KEY]
+        components, cells = qz.components.batch_shape
+        shape = (-1, components, cells)
+        x, px = tensors[REGISTRY_KEYS.X_KEY], generated[MODULE_KEYS.PX_KEY]
+        z = inferred[MODULE_KEYS.Z_KEY].unflatten(0, shape)
+        log_px = log_likelihood(px, x, self._dispersion(px, cells)).unflatten(0, (-1, components))
+        log_pz = Normal(0.0, 1.0).log_prob(z).sum(-1)
+        log_q = qz.components.cross_log_prob(z)
+        if (ql := inferred[MODULE_KEYS.QL_KEY]) is not None:
+            library = inferred[MODULE_KEYS.LIBRARY_KEY].unflatten(0, shape)
+            log_pz = log_pz + self._library_prior(tensors).log_prob(library).sum(-1)
+            log_q = log_q + ql.log_prob(library).sum(-1).unsqueeze(-2)
+        own = torch.arange(components, device=z.device)
+        return Terms(log_px, log_pz, log_q, qz.components.log_pi, qz.components.log_pi.exp(), own)
+
+    def _dispersion(self, px: Distribution, cells: int) -> Tensor | None:
+        """Inverse dispersions without the repeats: one row for all cells, one per cell, or one per draw."""
+        if (theta := getattr(px, "theta", None)) is None:
+            return None
+        if self.dispersion == "gene-cell":
+            return theta.unflatten(0, (-1, cells))
+        return theta[None, :1] if self.dispersion == "gene" else theta[None, :cells]
+
+    def _library_prior(self, tensors: Batch) -> Normal:
+        """Prior of the log library size in the batch of each cell."""
+        means, variances = self._compute_local_library_params(tensors[REGISTRY_KEYS.BATCH_KEY])
+        return Normal(means, variances.sqrt())
+
+    @unsupported_if_adata_minified
+    def loss(
+        self,
+        tensors: Batch,
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: Tensor | float | int = 1.0,
+    ) -> LossOutput:
+        """Negative ELBO of the mixture, with the KL of z scaled by `kl_weight`.
+
+        KL(q ‖ p) = 1/S Σ_s KL(q_s ‖ p) − JSD, the first part in closed form, the JSD by the draws at hand.
+        """
+        terms = self._terms(tensors, inference_outputs, generative_outputs)
+        qz, ql = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.QL_KEY]
+        reconstruction = -elbo(terms.log_px, terms.weight)
+        kl_z = qz.kl_to_standard_normal() - jsd(terms)
+        kl_l = torch.zeros_like(kl_z) if ql is None else kl_divergence(ql, self._library_prior(tensors)).sum(-1)
+        return LossOutput(
+            loss=(reconstruction + kl_weight * kl_z + kl_l).mean(),
+            reconstruction_loss=reconstruction,
+            kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
+        )
+
+    @torch.inference_mode()
+    @auto_move_data
+    def marginal_ll(
+        self, tensors: Batch, n_mc_samples: int, return_mean: bool = False, n_mc_samples_per_pass: int = 1
+    ) -> Float[Tensor, " B"] | float:
+        """Pooled bound of log p(x) of every cell in nats, by at least `n_mc_samples` draws in all.
+
+        Args:
+            tensors: one batch of cells.
+            n_mc_samples: draws over all components, rounded up to a multiple of S.
+            return_mean: the mean over these cells instead.
+            n_mc_samples_per_pass: draws decoded at once, rounded up likewise.
+        """
+        draws, at_once = (-(-n // self.n_components) for n in (n_mc_samples, n_mc_samples_per_pass))
+        terms = (self.terms(tensors, min(at_once, draws - start)) for start in range(0, draws, at_once))
+        sums, weight = zip(*((log_weights(t).logsumexp(0), t.weight) for t in terms), strict=True)
+        log_mean = torch.stack(sums).logsumexp(0) - math.log(draws)  # (S, B)
+        bound = pooled(log_mean[None], weight[0])
+        return bound.mean().item() if return_mean else bound.cpu()

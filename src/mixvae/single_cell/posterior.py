@@ -1,0 +1,102 @@
+"""The posterior of cells as scvi-tools reads one: a distribution with cells first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from mixvae.distributions import DiagonalGaussian
+
+
+class CellPosterior(Distribution):
+    """q(z|x_b) = 1/S Σ_s N(z; μ_bs, diag σ²_bs) for a batch of cells.
+
+    It takes the place of the Normal that scvi-tools calls `qz`: cells lead, so that batches of it are concatenated
+    and cells are picked along axis 0, and `log_prob` ends in an axis of size 1, which scvi-tools sums over.
+
+    Args:
+        means: μ.
+        scales: σ.
+    """
+
+    arg_constraints = {"means": constraints.real, "scales": constraints.positive}
+    support = constraints.real
+    has_rsample = True
+
+    def __init__(self, means: Float[Tensor, "B S D"], scales: Float[Tensor, "B S D"]):
+        self.means, self.scales = means, scales
+        self.components = DiagonalGaussian(means.transpose(0, 1), 2 * scales.transpose(0, 1).log())
+        self.mixture = self.components.mixture()
+        super().__init__(means.shape[:1] + means.shape[2:], validate_args=False)
+
+    @property
+    def loc(self) -> Float[Tensor, "B D"]:
+        """Mean of the mixture."""
+        return self.mixture.mean
+
+    mean = loc
+
+    @property
+    def scale(self) -> Float[Tensor, "B D"]:
+        """Standard deviation of the mixture, within the components and between them."""
+        return self.variance.sqrt()
+
+    stddev = scale
+
+    @property
+    def variance(self) -> Float[Tensor, "B D"]:
+        """Variance of the mixture, within the components and between them."""
+        return self.mixture.variance.clamp(min=0)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*L B D"]:
+        """Draw from the mixture: choose a component for every draw and cell, then draw from it."""
+        return self.mixture.sample(sample_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*L B D"]:
+        """Draw from the mixture with gradients, as `Mixture.rsample` does."""
+        return self.mixture.rsample(sample_shape)
+
+    def log_prob(self, value: Float[Tensor, "*L #B D"]) -> Float[Tensor, "*L B 1"]:
+        """Log-density in nats; points with a cell axis of size 1 are scored for every cell, as one product."""
+        cells = len(self.means)
+        if value.shape[-2] == cells:
+            return self.mixture.log_prob(value).unsqueeze(-1)
+        scored = self.components.pairwise_log_prob(value.reshape(-1, value.shape[-1])) + self.components.log_pi[:, None]
+        return scored.logsumexp(-2).reshape(*value.shape[:-2], cells, 1)
+
+    def kl_to_standard_normal(self) -> Float[Tensor, " B"]:
+        """Mean over components of KL(q_s ‖ N(0, I)), in closed form; minus the JSD it is the mixture's KL."""
+        square = self.means.square() + self.scales.square()
+        return 0.5 * (square - 1 - 2 * self.scales.log()).sum(-1).mean(-1)
+
+
+class ComponentEncoders(nn.ModuleDict):
+    """S encoders of scvi-tools in the place of its one.
+
+    The names c0, c1, … hold no number of their own between dots: surgery on a trained model (scArches) takes
+    layers by ".0." and ".1." in their names, and would thaw an encoder that is called 0.
+
+    Args:
+        encoders: modules that return (Normal, draw), as `scvi.nn.Encoder(return_dist=True)` does.
+    """
+
+    def __init__(self, encoders: Iterable[nn.Module]):
+        super().__init__({f"c{i}": encoder for i, encoder in enumerate(encoders)})
+
+    def transform(self, z: Tensor) -> Tensor:
+        """Turn latents into the decoder's input: softmax for the logistic normal, nothing for the normal."""
+        return self["c0"].z_transformation(z)
+
+    def z_transformation(self, z: Tensor) -> Tensor:
+        """Return z as it is: the posterior's densities are of z before `transform`."""
+        return z
+
+    def forward(self, x: Float[Tensor, "B G"], *covariates: Tensor) -> tuple[CellPosterior, None]:
+        """Return the posterior of every cell; draws are taken from it where they are needed."""
+        normals = [encoder(x, *covariates)[0] for encoder in self.values()]
+        means = torch.stack([normal.loc for normal in normals], 1)
+        return CellPosterior(means, torch.stack([normal.scale for normal in normals], 1)), None

@@ -1,0 +1,190 @@
+"""The paper's single-cell experiment: SCVI, mixtures of one to five encoders, and their rivals on CORTEX."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scvi
+import torch
+from anndata import AnnData
+from scvi.model import SCVI
+
+from mixvae.files import read_json, write_json
+from mixvae.representation import classifiers, classify, cluster
+from mixvae.single_cell.data import cortex
+from mixvae.single_cell.model import MixtureSCVI
+
+SIZES = (2400, 200, 405)
+"""Cells that are trained on, validated on and held out."""
+SCVI_NAME, RIVAL, FROZEN, MIXTURE = "scvi", "samples", "frozen", "mixture"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train: a kind, a number of components, a seed."""
+
+    kind: str
+    components: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its result file."""
+        return f"{self.kind}-S{self.components}-seed{self.seed}"
+
+
+def jobs(seeds: int = 3, more_seeds: int = 6) -> list[Job]:
+    """All models of the experiment: more seeds for SCVI and mixtures of one and three, so that they compare well."""
+    listed = []
+    for seed in range(max(seeds, more_seeds)):
+        every = seed < seeds
+        listed += [Job(SCVI_NAME, 1, seed)]
+        listed += [Job(MIXTURE, s, seed) for s in (1, 2, 3, 4, 5) if every or s in (1, 3)]
+        listed += [Job(FROZEN, s, seed) for s in (2, 3, 4, 5) if every]
+    return listed
+
+
+def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers of the cells to train on, to validate on and to hold out."""
+    order = np.random.default_rng(seed).permutation(cells)
+    first, second = SIZES[0], SIZES[0] + SIZES[1]
+    return order[:first], order[first:second], order[second:]
+
+
+def run(
+    out: str | Path,
+    listed: Sequence[Job] | None = None,
+    *,
+    epochs: int = 400,
+    warmup: int = 100,
+    patience: int = 45,
+    draws: int = 1000,
+    data: AnnData | None = None,
+    progress: Callable[[Job, dict[str, Any]], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Train and evaluate what is not there yet; one file of results per model, so that a killed run goes on.
+
+    Args:
+        out: folder of the results.
+        listed: what to train; `jobs()` by default.
+        epochs: most epochs.
+        warmup: epochs of KL warm-up.
+        patience: epochs without a better validation ELBO after which training stops.
+        draws: draws per held-out cell, over all components.
+        data: cells with `cell_type` and `precise_type`; CORTEX by default.
+        progress: called with every job and its result.
+    """
+    out = Path(out)
+    adata = cortex() if data is None else data
+    results = []
+    for job in jobs() if listed is None else listed:
+        path = out / f"{job.name}.json"
+        if not path.exists():
+            settings = {"epochs": epochs, "warmup": warmup, "patience": patience, "draws": draws}
+            write_json(path, _train_and_measure(adata, job, out, settings))
+        results.append(read_json(path))
+        if progress is not None:
+            progress(job, results[-1])
+    return results
+
+
+def _train_and_measure(adata: AnnData, job: Job, out: Path, settings: dict[str, int]) -> dict[str, Any]:
+    """Train one model; measure likelihood on held-out cells and what its latents tell about cell types."""
+    scvi.settings.seed = job.seed
+    scvi.settings.verbosity = 40
+    train, validation, test = split(adata.n_obs)
+    start = time.perf_counter()
+    model = _model(adata, job, out)
+    model.train(
+        max_epochs=settings["epochs"],
+        accelerator="cpu",
+        early_stopping=True,
+        early_stopping_patience=settings["patience"],
+        check_val_every_n_epoch=1,
+        enable_progress_bar=False,
+        datasplitter_kwargs={"external_indexing": [train, validation, test]},
+        plan_kwargs={"n_epochs_kl_warmup": settings["warmup"]},
+    )
+    seconds = time.perf_counter() - start
+    if job.kind == SCVI_NAME:
+        model.save(str(out / job.name), overwrite=True)
+    mixture = MixtureSCVI.from_scvi_model(model, 1, noise=0.0) if job.kind == SCVI_NAME else model
+    estimate = mixture.get_bounds(indices=test, n_mc_samples=settings["draws"], batch_size=128)
+    means, variances = mixture.get_latent_representation(components=True)
+    features = {job.kind: np.concatenate([means, variances], -1).reshape(adata.n_obs, -1)}
+    if job.kind == SCVI_NAME:
+        samples = [mixture.get_latent_representation(give_mean=False) for _ in range(5)]
+        features |= {f"{RIVAL}{n}": np.concatenate(samples[:n], -1) for n in (1, 2, 3, 4, 5)}
+    return {
+        "kind": job.kind,
+        "components": job.components,
+        "seed": job.seed,
+        "epochs": len(model.history["elbo_train"]),
+        "seconds": seconds,
+        "settings": settings,
+        "estimate": estimate.summary(),
+        "pooled": estimate.pooled.tolist(),
+        "representation": {name: _measure(values, adata, train, test) for name, values in features.items()},
+        "machine": {"threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine()},
+    }
+
+
+def _model(adata: AnnData, job: Job, out: Path) -> Any:
+    """Make the model of a job; those with a frozen decoder start from the SCVI of their seed."""
+    if job.kind == SCVI_NAME:
+        SCVI.setup_anndata(adata)
+        return SCVI(adata)
+    MixtureSCVI.setup_anndata(adata)
+    if job.kind == MIXTURE:
+        return MixtureSCVI(adata, n_components=job.components)
+    SCVI.setup_anndata(adata)
+    trained = SCVI.load(str(out / Job(SCVI_NAME, 1, job.seed).name), adata)
+    return MixtureSCVI.from_scvi_model(trained, job.components, freeze_decoder=True)
+
+
+def _measure(features: np.ndarray, adata: AnnData, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """Clustering of all cells, and accuracy on held-out cells of a linear SVM fitted to the training cells."""
+    svm = {"svm": classifiers()["svm"]}
+    measured = {}
+    for key, suffix in (("cell_type", ""), ("precise_type", "_precise")):
+        labels = adata.obs[key].to_numpy()
+        scores = cluster(features, labels) | classify(features[train], labels[train], features[test], labels[test], svm)
+        measured |= {name + suffix: value for name, value in scores.items()}
+    return measured
+
+
+def table(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row per model and S: means over seeds, each with its standard error, and the paired gain over SCVI."""
+    by_key: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
+    pooled: dict[tuple[str, int], dict[int, np.ndarray]] = {}
+    for result in results:
+        for name, scores in result["representation"].items():
+            key = (name.rstrip("12345"), int(name[-1]) if name[-1].isdigit() else result["components"])
+            values = dict(scores)
+            if not name.startswith(RIVAL):
+                own = result["estimate"]
+                values |= {"elbo": own["elbo"], "miselbo": -own["nll_miselbo"], "pooled": -own["nll_pooled"]}
+                values |= {"effective": own["effective_components"], "epochs": result["epochs"]}
+                pooled.setdefault(key, {})[result["seed"]] = np.array(result["pooled"])
+            by_key.setdefault(key, {})[result["seed"]] = values
+    baseline = by_key[(SCVI_NAME, 1)]
+    for key, by_seed in sorted(by_key.items()):
+        row: dict[str, Any] = {"model": key[0], "S": key[1], "seeds": len(by_seed)}
+        for metric in next(iter(by_seed.values())):
+            row[metric] = _mean_and_error([values[metric] for values in by_seed.values()])
+            paired = [values[metric] - baseline[seed][metric] for seed, values in by_seed.items() if seed in baseline]
+            row[f"{metric}_gain"] = _mean_and_error(paired)
+        yield row
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error."""
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), spread
