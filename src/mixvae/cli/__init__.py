@@ -26,7 +26,8 @@ class Parser(jsonargparse.ArgumentParser):
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help text."""
-        return re.sub(r"--\w+(?![\w.])", lambda m: m[0].replace("_", "-"), super().format_help(*args, **kwargs))
+        text = re.sub(r"--\w+(?![\w.])", lambda m: m[0].replace("_", "-"), super().format_help(*args, **kwargs))
+        return text.replace(" sc-", " sc ").replace(",sc-", ",sc ")
 
 
 def parser(chosen: str | None = None) -> Parser:
@@ -35,12 +36,17 @@ def parser(chosen: str | None = None) -> Parser:
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subcommands(title="commands", dest="command")
     for name, function in COMMANDS.items():
-        summary = (function.__doc__ or "").strip().splitlines()[0]
+        summary = _summary(function)
         sub = Parser(description=summary)
         if name == chosen:
             _add_arguments(sub, function)
         commands.add_subcommand(name, sub, help=summary)
     return top
+
+
+def _summary(function: Callable[..., None]) -> str:
+    """First line of a command's description."""
+    return (function.__doc__ or "").strip().splitlines()[0]
 
 
 def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
@@ -62,11 +68,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.path.append(os.getcwd())  # so that classes of the user's own are found by import path
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
+        words = _grouped(words)
         _run(words)
     except FloatingPointError as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        fail("interrupted; `mixvae train --resume RUN` goes on from the last checkpoint", 130)
+        fail(
+            "interrupted; `mixvae train --resume RUN`, or the same `mixvae sc train`, goes on where it was",
+            130,
+        )
     except (jsonargparse.ArgumentError, ValueError, OSError) as error:
         fail(_explain(error, words), 2)
 
@@ -89,6 +99,22 @@ def _run(words: list[str]) -> None:
         raise ValueError("give either --out for a new run or --resume for an old one, not both")
     name = f"{Path(preset).stem}-S{settings.model.components}-seed{settings.seed}"
     train(settings, resume or given["out"] or str(Path("runs") / name), resume=bool(resume))
+
+
+def _grouped(words: list[str]) -> list[str]:
+    """Make one word of a command of two, such as `sc train`."""
+    if words[:1] != ["sc"]:
+        return words
+    members = [name.removeprefix("sc-") for name in COMMANDS if name.startswith("sc-")]
+    chosen = next(iter(words[1:2]), "")
+    if chosen in ("", "-h", "--help"):
+        print("\n".join(f"mixvae sc {name}\t{_summary(COMMANDS['sc-' + name])}" for name in members).expandtabs(20))
+        raise SystemExit(0)
+    if chosen not in members:
+        near = config.nearest(chosen, members)
+        hint = f"did you mean sc {near}?" if near else f"choose {' or '.join(f'sc {name}' for name in members)}"
+        raise ValueError(f"unknown command {'sc ' + chosen!r}: {hint}")
+    return [f"sc-{chosen}", *words[2:]]
 
 
 def _train_words(words: list[str]) -> tuple[list[str], str]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mixvae import config
 from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, suffix_of, write
+from mixvae.cli.single_cell import SINGLE_CELL
 
 Split = Literal["train", "validation", "test"]
 
@@ -328,4 +329,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "grow": grow,
     "components": components,
     "toy": toy,
+    **SINGLE_CELL,
 }

@@ -1,0 +1,103 @@
+"""The commands for single cells, `mixvae sc train` and `mixvae sc embed`: nothing but arguments and calls."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mixvae.cli.output import names, progress_bar, show, suffix_of
+
+
+def _import() -> None:
+    """Import scvi-tools, or say how to install it; silence what it says about itself."""
+    import logging
+    import warnings
+
+    try:
+        import mixvae.single_cell  # noqa: F401
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    import scvi
+
+    scvi.settings.verbosity = logging.ERROR
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+
+def train(
+    file: str,
+    components: int = 4,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    layer: str | None = None,
+    categorical_covariates: str = "",
+    continuous_covariates: str = "",
+    latent: int = 10,
+    likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+    epochs: int | None = None,
+    patience: int = 45,
+    seed: int = 0,
+    out: str | None = None,
+) -> None:
+    """Train MixtureSCVI on the cells of an .h5ad file; give the same command again to resume a killed run.
+
+    Args:
+        file: the .h5ad file, with raw counts.
+        components: number of encoders S.
+        batch_key: column of obs with the batch.
+        labels_key: column of obs with labels.
+        layer: layer of the raw counts; X by default.
+        categorical_covariates: columns of obs with further categories, separated by commas.
+        continuous_covariates: columns of obs with numbers, separated by commas.
+        latent: latent size.
+        likelihood: distribution of the counts.
+        epochs: most epochs; chosen by the number of cells by default.
+        patience: epochs without a better validation ELBO after which training stops.
+        seed: seed of weights, split and draws.
+        out: run directory; runs/FILE-S… by default.
+    """
+    _import()
+    from mixvae.single_cell import runs
+
+    settings = runs.Settings(
+        components,
+        batch_key,
+        labels_key,
+        layer,
+        tuple(names(categorical_covariates)),
+        tuple(names(continuous_covariates)),
+        latent,
+        likelihood,
+        epochs,
+        patience,
+        seed,
+    )
+    run = Path(out or Path("runs") / f"{Path(file).stem}-S{components}")
+    with progress_bar("training") as (advance, _):
+        model = runs.train(file, run, settings, lambda epoch, last, _: advance(epoch, last))
+    elbo = model.history["elbo_validation"].iloc[:, 0].astype(float)
+    show(
+        f"{run}: {len(elbo)} epochs; validation ELBO {-elbo.iloc[-1]:.1f} nats per cell\n"
+        f"next: mixvae sc embed {run} {file}"
+    )
+
+
+def embed(run: str, file: str, out: str | None = None) -> None:
+    """Write a copy of an .h5ad file with latents and responsibilities in obsm.
+
+    Args:
+        run: the run directory.
+        file: an .h5ad file with the genes of the run.
+        out: the .h5ad file to write; FILE-embedded.h5ad by default.
+    """
+    path = Path(out or f"{Path(file).stem}-embedded.h5ad")
+    suffix_of(path, ".h5ad")
+    _import()
+    from mixvae.single_cell import runs
+
+    adata = runs.embed(run, file, path)
+    show(f"wrote {path}: {adata.n_obs} cells, obsm[{runs.LATENT_KEY!r}] and obsm['X_mixvae_responsibilities']")
+
+
+SINGLE_CELL = {"sc-train": train, "sc-embed": embed}
