@@ -15,7 +15,7 @@ def table() -> Dataset:
     order = np.random.default_rng(0).permutation(len(x))
     parts = np.split(order, [369, 469])
     mean, std = x[parts[0]].mean(0), x[parts[0]].std(0)
-    return Dataset("breast cancer", *(as_split((x[part] - mean) / std, y[part]) for part in parts))
+    return Dataset("breast cancer", *(as_split((x[part] - mean) / std, np.asarray(y)[part]) for part in parts))
 
 
 def main(epochs: int = 200, draws: int = 1000) -> dict[int, float]:

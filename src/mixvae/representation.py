@@ -11,6 +11,10 @@ LARGEST_SILHOUETTE = 5000
 """Examples that the silhouette is computed on at most; it needs all their distances."""
 
 
+STARTS: Any = 10
+"""Starts of k-means, of which the best counts."""
+
+
 def classifiers(seed: int = 0) -> dict[str, Callable[[], Any]]:
     """The paper's classifiers by name, each a function that makes one.
 
@@ -87,7 +91,7 @@ def cluster(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
             f"clustering needs at least 2 classes and more examples than classes; got {classes} classes and "
             f"{len(features)} examples"
         )
-    found = KMeans(classes, n_init=10, random_state=seed).fit_predict(features)
+    found = KMeans(classes, n_init=STARTS, random_state=seed).fit_predict(features)
     most = min(len(features), LARGEST_SILHOUETTE)
     return {
         "ari": float(adjusted_rand_score(labels, found)),

@@ -175,6 +175,7 @@ def test_a_frozen_decoder_does_not_move_in_training_and_stays_frozen_when_loaded
     before = {k: v.clone() for k, v in model.module.state_dict().items()}
     model.train(2, train_size=1.0, batch_size=60, **QUIET)
     after = model.module.state_dict()
+    assert len(model.history["elbo_train"]) == 4, "the history goes on from that of SCVI"
     moved = {k.split(".")[0] for k, v in after.items() if not torch.equal(v, before[k])}
     assert moved == {"z_encoder"}
     model.save(str(tmp_path / "model"))

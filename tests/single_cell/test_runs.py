@@ -139,3 +139,52 @@ main(["sc", "train", "cells.h5ad"])
     assert done.returncode == 2
     assert "pip install 'mixvae[scvi]'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_study_compares_models_seed_by_seed_and_resumes(cells, tmp_path, monkeypatch):
+    from mixvae.single_cell import study
+
+    cells.obs["cell_type"], cells.obs["precise_type"] = cells.obs["kind"], cells.obs["donor"]
+    monkeypatch.setattr(study, "SIZES", (80, 20, 20))
+    listed = [
+        study.Job(study.SCVI_NAME, 1, 0),
+        study.Job(study.MIXTURE, 2, 0),
+        study.Job(study.FROZEN, 2, 0),
+        study.Job(study.SCVI_NAME, 1, 1),
+        study.Job(study.MIXTURE, 2, 1),
+    ]
+    settings = {"epochs": 3, "warmup": 2, "draws": 20, "data": cells}
+    results = study.run(tmp_path, listed, **settings)
+    rows = {(row["model"], row["S"]): row for row in study.table(results)}
+    assert set(rows) == {("scvi", 1), ("mixture", 2), ("frozen", 2), *(("samples", s) for s in range(1, 6))}
+    gains = [results[1 + 3 * i]["estimate"]["nll_pooled"] - results[3 * i]["estimate"]["nll_pooled"] for i in (0, 1)]
+    assert rows["mixture", 2]["pooled_gain"][0] == pytest.approx(-np.mean(gains))
+    assert rows["mixture", 2]["pooled_gain"][1] == pytest.approx(np.std(gains, ddof=1) / np.sqrt(2))
+    assert rows["scvi", 1]["pooled_gain"][0] == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    assert len(before) == 5
+    assert study.run(tmp_path, listed, **settings) == results
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    train, validation, test = study.split(120)
+    assert sorted(np.concatenate([train, validation, test])) == list(range(120))
+
+
+def test_all_models_of_the_paper_are_in_the_study():
+    from mixvae.single_cell import study
+
+    names = [job.name for job in study.jobs()]
+    assert len(names) == len(set(names)) == 39
+    for s in range(1, 6):
+        assert sum(name.startswith(f"mixture-S{s}-") for name in names) == (6 if s in (1, 3) else 3)
+    assert sum(name.startswith("scvi") for name in names) == 6
+
+
+def test_cells_are_thinned_in_one_batch_only(cells):
+    from mixvae.single_cell import study
+
+    batched = study.with_batches(cells)
+    theirs = cells[batched.obs_names]
+    whole = (batched.obs["batch"] == "whole").to_numpy()
+    assert (batched.X[whole] != theirs.X[whole]).nnz == 0
+    assert (batched.X[~whole] > theirs.X[~whole]).nnz == 0
+    assert 0.3 < batched.X[~whole].sum() / theirs.X[~whole].sum() < 0.8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mixvae.cli.output import names, progress_bar, show, suffix_of
 
@@ -76,10 +76,10 @@ def train(
     run = Path(out or Path("runs") / f"{Path(file).stem}-S{components}")
     with progress_bar("training") as (advance, _):
         model = runs.train(file, run, settings, lambda epoch, last, _: advance(epoch, last))
-    elbo = model.history["elbo_validation"].iloc[:, 0].astype(float)
+    history = runs.history(model)
+    elbo = history["elbo_validation"]
     show(
-        f"{run}: {len(elbo)} epochs; validation ELBO {-elbo.iloc[-1]:.1f} nats per cell\n"
-        f"next: mixvae sc embed {run} {file}"
+        f"{run}: {len(elbo)} epochs; validation ELBO {-elbo[-1]:.1f} nats per cell\nnext: mixvae sc embed {run} {file}"
     )
 
 
@@ -100,4 +100,41 @@ def embed(run: str, file: str, out: str | None = None) -> None:
     show(f"wrote {path}: {adata.n_obs} cells, obsm[{runs.LATENT_KEY!r}] and obsm['X_mixvae_responsibilities']")
 
 
-SINGLE_CELL = {"sc-train": train, "sc-embed": embed}
+def study(out: str = "runs/cortex", seeds: int = 3, more_seeds: int = 6, integration_seeds: int = 3) -> None:
+    """Run the paper's single-cell experiment on CORTEX and print its tables; resumes where it was.
+
+    Takes hours on two cores; results of every model land in OUT as they come.
+
+    Args:
+        out: folder of the results.
+        seeds: seeds of every model.
+        more_seeds: seeds of SCVI and of mixtures of one and three.
+        integration_seeds: seeds of the comparison on data with batches.
+    """
+    _import()
+    from mixvae.single_cell import study as experiment
+
+    listed = experiment.jobs(seeds, more_seeds)
+    with progress_bar("training") as (advance, _):
+        results = []
+        for done, job in enumerate(listed):
+            advance(done, len(listed))
+            results += experiment.run(out, [job])
+        integration = experiment.integrate(out, seeds=integration_seeds)
+    _show_rows(list(experiment.table(results)))
+    _show_rows(experiment.integration_table(integration))
+
+
+def _show_rows(rows: list[dict[str, Any]]) -> None:
+    """Print rows whose values are means with standard errors."""
+    from rich.table import Table
+
+    columns = list(dict.fromkeys(key for row in rows for key in row if not key.endswith("_gain")))
+    table = Table(*columns)
+    for row in rows:
+        cells = [row.get(column, "") for column in columns]
+        table.add_row(*(f"{c[0]:.3f} ± {c[1]:.3f}" if isinstance(c, tuple) else str(c) for c in cells))
+    show(table)
+
+
+SINGLE_CELL = {"sc-train": train, "sc-embed": embed, "sc-study": study}

@@ -111,7 +111,7 @@ def check_counts(adata: AnnData, counts: np.ndarray | sp.spmatrix, where: str) -
     Raises:
         ValueError: a value is no count, or a cell is empty.
     """
-    values = counts.data if sp.issparse(counts) else np.asarray(counts)
+    values = np.asarray(counts.data if sp.issparse(counts) else counts)
     wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE) | ~np.isfinite(values)
     if wrong.any():
         raise ValueError(

@@ -148,6 +148,7 @@ class MixtureSCVI(MixtureQueries):
             for parameter in encoder.parameters():
                 add_noise(parameter.data, noise)
         model.is_trained_ = True
+        model.history_ = {name: frame.copy() for name, frame in (scvi_model.history_ or {}).items()}
         model.module.eval()
         return model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -89,7 +89,8 @@ class ComponentEncoders(nn.ModuleDict):
 
     def transform(self, z: Tensor) -> Tensor:
         """Turn latents into the decoder's input: softmax for the logistic normal, nothing for the normal."""
-        return self["c0"].z_transformation(z)
+        transformation: Callable[[Tensor], Tensor] = self["c0"].z_transformation
+        return transformation(z)
 
     def z_transformation(self, z: Tensor) -> Tensor:
         """Return z as it is: the posterior's densities are of z before `transform`."""

@@ -82,7 +82,7 @@ class MixtureQueries(SCVI):
             else:
                 parts.append((qz.loc,))
         arrays = tuple(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-        return arrays if len(arrays) > 1 else arrays[0]
+        return (arrays[0], arrays[1]) if len(arrays) == 2 else arrays[0]
 
     def get_bounds(
         self,

@@ -143,11 +143,15 @@ def train(
         callbacks=[_Resumable(checkpoint, settings.seed, progress)],
         **({"ckpt_path": str(checkpoint)} if checkpoint.exists() else {}),
     )
-    history = {name: frame.iloc[:, 0].astype(float).tolist() for name, frame in model.history.items()}
-    write_json(out / "history.json", history)
+    write_json(out / "history.json", history(model))
     save_weights(out / "model.safetensors", {k: v.contiguous() for k, v in model.module.state_dict().items()})
     checkpoint.unlink(missing_ok=True)
     return model
+
+
+def history(model: MixtureSCVI) -> dict[str, list[float]]:
+    """What was logged at every epoch, by name; losses and ELBOs are scvi-tools', so lower is better."""
+    return {name: frame.iloc[:, 0].astype(float).tolist() for name, frame in (model.history or {}).items()}
 
 
 def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
@@ -190,9 +194,10 @@ def embed(run: str | Path, file: str | Path, out: str | Path) -> AnnData:
     model = load(run, adata)
     adata.obsm[LATENT_KEY] = model.get_latent_representation()
     model.get_responsibilities()
-    for frame in (adata.obs, adata.uns):  # scvi-tools' own notes are of no use in a file
-        for key in [key for key in frame if key not in columns and str(key).startswith("_scvi")]:
-            del frame[key]
+    own = [key for key in (*adata.obs, *adata.uns) if key not in columns and str(key).startswith("_scvi")]
+    adata.obs = adata.obs.drop(columns=[key for key in own if key in adata.obs])  # of no use in a file
+    for key in set(own) & set(adata.uns):
+        del adata.uns[key]
     with atomic(out) as temporary:
         adata.write_h5ad(temporary)
     return adata

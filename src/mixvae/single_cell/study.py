@@ -6,7 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 import scvi
 import torch
 from anndata import AnnData
+from scipy.sparse import csr_matrix
 from scvi.model import SCVI
 
 from mixvae.files import read_json, write_json
 from mixvae.representation import classifiers, classify, cluster
 from mixvae.single_cell.data import cortex
+from mixvae.single_cell.diagnostics import integration_scores
 from mixvae.single_cell.model import MixtureSCVI
 
 SIZES = (2400, 200, 405)
@@ -126,7 +128,7 @@ def _train_and_measure(adata: AnnData, job: Job, out: Path, settings: dict[str, 
         "kind": job.kind,
         "components": job.components,
         "seed": job.seed,
-        "epochs": len(model.history["elbo_train"]),
+        "epochs": model.trainer.current_epoch,
         "seconds": seconds,
         "settings": settings,
         "estimate": estimate.summary(),
@@ -158,6 +160,75 @@ def _measure(features: np.ndarray, adata: AnnData, train: np.ndarray, test: np.n
         scores = cluster(features, labels) | classify(features[train], labels[train], features[test], labels[test], svm)
         measured |= {name + suffix: value for name, value in scores.items()}
     return measured
+
+
+def with_batches(adata: AnnData, seed: int = 0) -> AnnData:
+    """Real cells in two batches: a random half of them keep a part of their counts, another part for every gene.
+
+    Each count of gene g is kept with probability min(1, ½ e^{N(0, ½²)}), so the second batch has half the depth and
+    genes of its own that are caught badly. The batch effect is simulated; cells, counts and types are real.
+    """
+    rng = np.random.default_rng(seed)
+    counts = adata.X.toarray().astype(int)
+    second = rng.random(adata.n_obs) < 0.5
+    kept = np.minimum(1.0, 0.5 * np.exp(rng.normal(0, 0.5, adata.n_vars)))
+    counts[second] = rng.binomial(counts[second], kept)
+    batched = AnnData(csr_matrix(counts.astype(np.float32)), obs=adata.obs.copy(), var=adata.var.copy())
+    batched.obs["batch"] = np.where(second, "thinned", "whole")
+    return batched[counts.sum(1) > 0].copy()
+
+
+def integrate(
+    out: str | Path,
+    components: Sequence[int] = (1, 3),
+    seeds: int = 3,
+    *,
+    epochs: int = 100,
+    warmup: int = 50,
+    data: AnnData | None = None,
+    progress: Callable[[Job, dict[str, Any]], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Scores of scib-metrics of SCVI and mixtures on CORTEX in two batches (`with_batches`); resumes as `run` does.
+
+    Args:
+        out: folder of the results.
+        components: S of the mixtures beside SCVI.
+        seeds: seeds of every model.
+        epochs: epochs of training.
+        warmup: epochs of KL warm-up.
+        data: cells with `cell_type`; CORTEX by default.
+        progress: called with every job and its result.
+    """
+    adata = with_batches(cortex() if data is None else data)
+    results = []
+    for seed in range(seeds):
+        for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components)):
+            path = Path(out) / "integration" / f"{job.name}.json"
+            if not path.exists():
+                scvi.settings.seed = job.seed
+                cls, options = (SCVI, {}) if job.kind == SCVI_NAME else (MixtureSCVI, {"n_components": job.components})
+                cls.setup_anndata(adata, batch_key="batch")
+                model = cls(adata, **options)
+                plan = {"n_epochs_kl_warmup": warmup}
+                model.train(epochs, accelerator="cpu", plan_kwargs=plan, enable_progress_bar=False)
+                adata.obsm[job.name] = model.get_latent_representation()
+                scores = integration_scores(adata, [job.name], batch_key="batch", label_key="cell_type")
+                write_json(path, {**asdict(job), "epochs": epochs, "scores": scores.loc[job.name].to_dict()})
+            results.append(read_json(path))
+            if progress is not None:
+                progress(job, results[-1])
+    return results
+
+
+def integration_table(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per model and S: every score's mean over seeds with its standard error."""
+    by_key: dict[tuple[str, int], list[dict[str, float]]] = {}
+    for result in results:
+        by_key.setdefault((result["kind"], result["components"]), []).append(result["scores"])
+    return [
+        {"model": kind, "S": s, "seeds": len(rows)} | {k: _mean_and_error([r[k] for r in rows]) for k in rows[0]}
+        for (kind, s), rows in by_key.items()
+    ]
 
 
 def table(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
