@@ -20,6 +20,7 @@ scvi.settings.verbosity = logging.ERROR
 UPSTREAM = (
     "ignore::FutureWarning",
     "ignore::DeprecationWarning",
+    "ignore::PendingDeprecationWarning",
     "ignore::UserWarning",
     "ignore::ImportWarning",
     "ignore::RuntimeWarning:(scvi|scanpy|scib_metrics|sklearn|umap).*",

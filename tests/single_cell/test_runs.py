@@ -188,3 +188,22 @@ def test_cells_are_thinned_in_one_batch_only(cells):
     assert (batched.X[whole] != theirs.X[whole]).nnz == 0
     assert (batched.X[~whole] > theirs.X[~whole]).nnz == 0
     assert 0.3 < batched.X[~whole].sum() / theirs.X[~whole].sum() < 0.8
+
+
+def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, as_users_run):
+    import re
+    from pathlib import Path
+
+    import matplotlib
+
+    matplotlib.use("agg")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "single_cell.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    names: dict = {}
+    exec(code.replace("max_epochs=100", "max_epochs=10"), names)
+    assert (tmp_path / "components.png").stat().st_size > 10_000
+    assert names["adata"].obsm["X_mixvae_responsibilities"].shape == (700, 3)
+    assert names["adata"].obs["leiden"].nunique() > 1
+    commands = re.findall(r"^mixvae sc (\w+)", page, re.MULTILINE)
+    assert {f"sc-{name}" for name in commands} <= set(cli.COMMANDS)

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from mixvae.cli.output import names, progress_bar, show, suffix_of
 
+KEYS = ("model", "S", "seeds")
+"""What names a row of the study."""
+
 
 def _import() -> None:
     """Import scvi-tools, or say how to install it; silence what it says about itself."""
@@ -121,16 +124,19 @@ def study(out: str = "runs/cortex", seeds: int = 3, more_seeds: int = 6, integra
             advance(done, len(listed))
             results += experiment.run(out, [job])
         integration = experiment.integrate(out, seeds=integration_seeds)
-    _show_rows(list(experiment.table(results)))
-    _show_rows(experiment.integration_table(integration))
+    rows = list(experiment.table(results))
+    gains = [{k.removesuffix("_gain"): v for k, v in r.items() if k.endswith("_gain") or k in KEYS} for r in rows]
+    _show_rows("mean ± standard error over seeds", [{k: v for k, v in r.items() if "_gain" not in k} for r in rows])
+    _show_rows("gain over SCVI of the same seed", gains)
+    _show_rows("integration of two batches", experiment.integration_table(integration))
 
 
-def _show_rows(rows: list[dict[str, Any]]) -> None:
+def _show_rows(title: str, rows: list[dict[str, Any]]) -> None:
     """Print rows whose values are means with standard errors."""
     from rich.table import Table
 
-    columns = list(dict.fromkeys(key for row in rows for key in row if not key.endswith("_gain")))
-    table = Table(*columns)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = Table(*columns, title=title)
     for row in rows:
         cells = [row.get(column, "") for column in columns]
         table.add_row(*(f"{c[0]:.3f} ± {c[1]:.3f}" if isinstance(c, tuple) else str(c) for c in cells))

@@ -242,7 +242,7 @@ def table(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             if not name.startswith(RIVAL):
                 own = result["estimate"]
                 values |= {"elbo": own["elbo"], "miselbo": -own["nll_miselbo"], "pooled": -own["nll_pooled"]}
-                values |= {"effective": own["effective_components"], "epochs": result["epochs"]}
+                values |= {"effective": own["effective_components"], "epochs": float(result["epochs"])}
                 pooled.setdefault(key, {})[result["seed"]] = np.array(result["pooled"])
             by_key.setdefault(key, {})[result["seed"]] = values
     baseline = by_key[(SCVI_NAME, 1)]
