@@ -22,8 +22,8 @@ demo: install  ## train S = 1, 2, 4 on the embedded digits; table and runs/demo/
 	rm -rf runs/demo
 	$(BIN)/mixvae demo --out runs/demo
 
-test: install  ## the test suite, under ten minutes on two cores
-	$(BIN)/pytest
+test: install  ## the test suite, under ten minutes on two cores, in two processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -p no:benchmark
 
 test-slow: install  ## the checks that take longer
 	$(BIN)/pytest -m slow
