@@ -152,17 +152,24 @@ def test_study_compares_models_seed_by_seed_and_resumes(cells, tmp_path, monkeyp
         study.Job(study.FROZEN, 2, 0),
         study.Job(study.SCVI_NAME, 1, 1),
         study.Job(study.MIXTURE, 2, 1),
+        study.Job(study.UNNORMALISED, 2, 0),
     ]
     settings = {"epochs": 3, "warmup": 2, "draws": 20, "data": cells}
     results = study.run(tmp_path, listed, **settings)
     rows = {(row["model"], row["S"]): row for row in study.table(results)}
-    assert set(rows) == {("scvi", 1), ("mixture", 2), ("frozen", 2), *(("samples", s) for s in range(1, 6))}
+    assert set(rows) == {
+        ("scvi", 1),
+        ("mixture", 2),
+        ("frozen", 2),
+        ("nobatchnorm", 2),
+        *(("samples", s) for s in range(1, 6)),
+    }
     gains = [results[1 + 3 * i]["estimate"]["nll_pooled"] - results[3 * i]["estimate"]["nll_pooled"] for i in (0, 1)]
     assert rows["mixture", 2]["pooled_gain"][0] == pytest.approx(-np.mean(gains))
     assert rows["mixture", 2]["pooled_gain"][1] == pytest.approx(np.std(gains, ddof=1) / np.sqrt(2))
     assert rows["scvi", 1]["pooled_gain"][0] == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    assert len(before) == 5
+    assert len(before) == 6
     assert study.run(tmp_path, listed, **settings) == results
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     train, validation, test = study.split(120)
@@ -173,7 +180,7 @@ def test_all_models_of_the_paper_are_in_the_study():
     from mixvae.single_cell import study
 
     names = [job.name for job in study.jobs()]
-    assert len(names) == len(set(names)) == 39
+    assert len(names) == len(set(names)) == 45
     for s in range(1, 6):
         assert sum(name.startswith(f"mixture-S{s}-") for name in names) == (6 if s in (1, 3) else 3)
     assert sum(name.startswith("scvi") for name in names) == 6

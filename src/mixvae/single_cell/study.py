@@ -25,7 +25,7 @@ from mixvae.single_cell.model import MixtureSCVI
 
 SIZES = (2400, 200, 405)
 """Cells that are trained on, validated on and held out."""
-SCVI_NAME, RIVAL, FROZEN, MIXTURE = "scvi", "samples", "frozen", "mixture"
+SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def jobs(seeds: int = 3, more_seeds: int = 6) -> list[Job]:
         listed += [Job(SCVI_NAME, 1, seed)]
         listed += [Job(MIXTURE, s, seed) for s in (1, 2, 3, 4, 5) if every or s in (1, 3)]
         listed += [Job(FROZEN, s, seed) for s in (2, 3, 4, 5) if every]
-    return listed
+    return listed + [Job(UNNORMALISED, s, seed) for seed in range(seeds) for s in (1, 3)]
 
 
 def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -146,6 +146,8 @@ def _model(adata: AnnData, job: Job, out: Path) -> Any:
     MixtureSCVI.setup_anndata(adata)
     if job.kind == MIXTURE:
         return MixtureSCVI(adata, n_components=job.components)
+    if job.kind == UNNORMALISED:
+        return MixtureSCVI(adata, n_components=job.components, use_batch_norm="none")
     SCVI.setup_anndata(adata)
     trained = SCVI.load(str(out / Job(SCVI_NAME, 1, job.seed).name), adata)
     return MixtureSCVI.from_scvi_model(trained, job.components, freeze_decoder=True)
