@@ -58,12 +58,7 @@ def classify(
     Raises:
         ValueError: there are fewer classes than two, or fewer examples than classes.
     """
-    classes = len(np.unique(train_labels))
-    if classes < 2 or len(train) <= classes:
-        raise ValueError(
-            f"classification needs at least 2 classes and more examples than classes; got {classes} classes and "
-            f"{len(train)} examples"
-        )
+    _count_classes("classification", train_labels)
     fitted = {name: make().fit(train, train_labels) for name, make in (using or classifiers()).items()}
     return {name: float((model.predict(test) == test_labels).mean()) for name, model in fitted.items()}
 
@@ -85,12 +80,7 @@ def cluster(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
-    classes = len(np.unique(labels))
-    if classes < 2 or len(features) <= classes:
-        raise ValueError(
-            f"clustering needs at least 2 classes and more examples than classes; got {classes} classes and "
-            f"{len(features)} examples"
-        )
+    classes = _count_classes("clustering", labels)
     found = KMeans(classes, n_init=STARTS, random_state=seed).fit_predict(features)
     most = min(len(features), LARGEST_SILHOUETTE)
     return {
@@ -98,3 +88,14 @@ def cluster(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
         "nmi": float(normalized_mutual_info_score(labels, found)),
         "asw": float(silhouette_score(features, labels, sample_size=most, random_state=seed)),
     }
+
+
+def _count_classes(what: str, labels: np.ndarray) -> int:
+    """Number of classes, if there are enough of them and of examples."""
+    classes = len(np.unique(labels))
+    if classes < 2 or len(labels) <= classes:
+        raise ValueError(
+            f"{what} needs at least 2 classes and more examples than classes; got {classes} classes and "
+            f"{len(labels)} examples"
+        )
+    return classes
