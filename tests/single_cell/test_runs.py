@@ -1,5 +1,6 @@
 """`mixvae sc`: runs on disk that survive, and bad input in one line."""
 
+import shutil
 import subprocess
 import sys
 
@@ -172,6 +173,10 @@ def test_study_compares_models_seed_by_seed_and_resumes(cells, tmp_path, monkeyp
     assert len(before) == 6
     assert study.run(tmp_path, listed, **settings) == results
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
+    shutil.rmtree(tmp_path / "scvi-S1-seed0")
+    (tmp_path / "frozen-S2-seed0.json").unlink()
+    again = study.run(tmp_path, listed, **settings)[2]
+    assert again["estimate"] == results[2]["estimate"]
     train, validation, test = study.split(120)
     assert sorted(np.concatenate([train, validation, test])) == list(range(120))
 

@@ -103,7 +103,7 @@ def _train_and_measure(adata: AnnData, job: Job, out: Path, settings: dict[str, 
     scvi.settings.verbosity = 40
     train, validation, test = split(adata.n_obs)
     start = time.perf_counter()
-    model = _model(adata, job, out)
+    model = _model(adata, job, out, settings)
     model.train(
         max_epochs=settings["epochs"],
         accelerator="cpu",
@@ -138,7 +138,7 @@ def _train_and_measure(adata: AnnData, job: Job, out: Path, settings: dict[str, 
     }
 
 
-def _model(adata: AnnData, job: Job, out: Path) -> Any:
+def _model(adata: AnnData, job: Job, out: Path, settings: dict[str, int]) -> Any:
     """Make the model of a job; those with a frozen decoder start from the SCVI of their seed."""
     if job.kind == SCVI_NAME:
         SCVI.setup_anndata(adata)
@@ -149,7 +149,11 @@ def _model(adata: AnnData, job: Job, out: Path) -> Any:
     if job.kind == UNNORMALISED:
         return MixtureSCVI(adata, n_components=job.components, use_batch_norm="none")
     SCVI.setup_anndata(adata)
-    trained = SCVI.load(str(out / Job(SCVI_NAME, 1, job.seed).name), adata)
+    start = Job(SCVI_NAME, 1, job.seed)
+    if not (out / start.name / "model.pt").exists():  # its results came without its weights
+        _train_and_measure(adata, start, out, settings)
+        scvi.settings.seed = job.seed
+    trained = SCVI.load(str(out / start.name), adata)
     return MixtureSCVI.from_scvi_model(trained, job.components, freeze_decoder=True)
 
 
