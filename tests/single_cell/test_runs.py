@@ -47,6 +47,9 @@ def test_a_killed_training_goes_on_bit_for_bit(file, tmp_path, error):
     whole, cut = (load_weights(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert not list((tmp_path / "cut").glob("*.ckpt"))
+    whole, cut = (read_json(tmp_path / name / "history.json") for name in ("whole", "cut"))
+    assert whole == cut
+    assert len(cut["elbo_validation"]) == len(cut["elbo_train"]) == 4
 
 
 def test_loaded_run_gives_the_latents_that_the_trained_model_gave(file, cells, tmp_path):

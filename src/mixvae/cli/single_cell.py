@@ -61,6 +61,7 @@ def train(
         out: run directory; runs/FILE-S… by default.
     """
     _import()
+    from mixvae.files import read_json
     from mixvae.single_cell import runs
 
     settings = runs.Settings(
@@ -78,9 +79,8 @@ def train(
     )
     run = Path(out or Path("runs") / f"{Path(file).stem}-S{components}")
     with progress_bar("training") as (advance, _):
-        model = runs.train(file, run, settings, lambda epoch, last, _: advance(epoch, last))
-    history = runs.history(model)
-    elbo = history["elbo_validation"]
+        runs.train(file, run, settings, lambda epoch, last, _: advance(epoch, last))
+    elbo = read_json(run / "history.json")["elbo_validation"]
     show(
         f"{run}: {len(elbo)} epochs; validation ELBO {-elbo[-1]:.1f} nats per cell\nnext: mixvae sc embed {run} {file}"
     )

@@ -69,6 +69,15 @@ class _Resumable(Callback):
 
     def __init__(self, path: Path, seed: int, progress: Callable[[int, int, float], object] | None):
         self.path, self.seed, self.progress = path, seed, progress
+        self.history: dict[str, list[float]] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was logged so far, which the checkpoint keeps."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was logged."""
+        self.history = state_dict["history"]
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Seed the order of the epoch's cells."""
@@ -90,6 +99,8 @@ class _Resumable(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Tell how far the training is, and write the checkpoint, whole or not at all."""
         del pl_module
+        for name, value in trainer.callback_metrics.items():
+            self.history.setdefault(name, []).append(float(value))
         if self.progress is not None:
             elbo = trainer.callback_metrics.get("elbo_validation", torch.tensor(float("nan")))
             self.progress(trainer.current_epoch + 1, trainer.max_epochs, float(elbo))
@@ -132,6 +143,7 @@ def train(
     model = settings.model(adata)
     write_json(out / "settings.json", asked)
     write_json(out / "registry.json", _plain(model.registry))
+    resumable = _Resumable(checkpoint, settings.seed, progress)
     model.train(
         settings.epochs,
         accelerator="auto",
@@ -140,18 +152,13 @@ def train(
         check_val_every_n_epoch=1,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[_Resumable(checkpoint, settings.seed, progress)],
+        callbacks=[resumable],
         **({"ckpt_path": str(checkpoint)} if checkpoint.exists() else {}),
     )
-    write_json(out / "history.json", history(model))
+    write_json(out / "history.json", resumable.history)
     save_weights(out / "model.safetensors", {k: v.contiguous() for k, v in model.module.state_dict().items()})
     checkpoint.unlink(missing_ok=True)
     return model
-
-
-def history(model: MixtureSCVI) -> dict[str, list[float]]:
-    """What was logged at every epoch, by name; losses and ELBOs are scvi-tools', so lower is better."""
-    return {name: frame.iloc[:, 0].astype(float).tolist() for name, frame in (model.history or {}).items()}
 
 
 def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
