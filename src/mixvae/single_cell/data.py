@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from mixvae.config import nearest
+from mixvae.files import one_line
 
 TOLERANCE = 1e-6
 """Largest distance from an integer at which a number still counts as a count."""
@@ -90,14 +91,19 @@ def check_keys(adata: AnnData, keys: Sequence[str | None], layer: str | None) ->
         ValueError: one is missing; the message names the nearest that is there.
     """
     for key in keys:
-        if key is not None and key not in adata.obs:
-            near = nearest(key, list(map(str, adata.obs.columns)))
-            hint = f"did you mean {near!r}?" if near else f"it has {', '.join(map(str, adata.obs.columns)) or 'none'}"
-            raise ValueError(f"adata.obs has no column {key!r}: {hint}")
-    if layer is not None and layer not in adata.layers:
-        near = nearest(layer, list(adata.layers))
-        hint = f"did you mean {near!r}?" if near else f"it has {', '.join(adata.layers) or 'none'}"
-        raise ValueError(f"adata.layers has no layer {layer!r}: {hint}")
+        if key is not None:
+            _check_name(key, adata.obs.columns, "adata.obs has no column")
+    if layer is not None:
+        _check_name(layer, adata.layers, "adata.layers has no layer")
+
+
+def _check_name(name: str, known: Iterable[str], missing: str) -> None:
+    """Check that a name is known, or tell the nearest."""
+    names = list(map(str, known))
+    if name not in names:
+        near = nearest(name, names)
+        hint = f"did you mean {near!r}?" if near else f"it has {', '.join(names) or 'none'}"
+        raise ValueError(f"{missing} {name!r}: {hint}")
 
 
 def check_counts(adata: AnnData, counts: np.ndarray | sp.spmatrix, where: str) -> None:
@@ -172,4 +178,4 @@ def read_h5ad(path: str | Path) -> AnnData:
     try:
         return anndata.read_h5ad(path)
     except Exception as error:  # whatever h5py, zarr or anndata raise
-        raise ValueError(f"{path} cannot be read as AnnData (.h5ad): {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read as AnnData (.h5ad): {one_line(error)}") from error

@@ -17,6 +17,7 @@ from scvi.module._constants import MODULE_KEYS
 
 from mixvae import figures
 from mixvae.evaluation import standard_error
+from mixvae.single_cell.data import check_keys
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.queries import OBSM_KEY
 
@@ -108,10 +109,10 @@ def diagnose(
         seed: seed of the draws.
         key_added: key of `adata.obsm` for the responsibilities; None writes nothing.
     """
-    shares = model.get_responsibilities(adata, indices, n_mc_samples, seed=seed, key_added=key_added)
+    shares, jsd = model._shares_and_jsd(adata, indices, n_mc_samples, None, seed, key_added)
     cells = model.adata if adata is None else adata
     return CellDiagnosis(
-        jsd=model.get_bounds(adata, indices, n_mc_samples, seed=seed).jsd,
+        jsd=jsd,
         responsibilities=shares,
         genes=distinguishing_genes(model, adata, indices, n_genes, shares=shares),
         latent=model.get_latent_representation(adata, indices),
@@ -187,8 +188,6 @@ def integration_scores(
         https://doi.org/10.1038/s41592-021-01336-8
     """
     from scib_metrics.benchmark import BatchCorrection, Benchmarker, BioConservation
-
-    from mixvae.single_cell.data import check_keys
 
     check_keys(adata, [batch_key, label_key], None)
     if missing := [key for key in embeddings if key not in adata.obsm]:

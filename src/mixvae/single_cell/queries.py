@@ -12,7 +12,7 @@ from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 from scvi.module._constants import MODULE_KEYS
 
-from mixvae.bounds import Terms
+from mixvae.bounds import Terms, jsd
 from mixvae.diagnostics import shares
 from mixvae.distributions import keyed_normal
 from mixvae.evaluation import Accumulator, Estimate, chunks
@@ -63,11 +63,7 @@ class MixtureQueries(SCVI):
             (cells, latent), or a pair of arrays. With "ln", moments are of z before the softmax.
         """
         self._check_if_trained(warn=False)
-        if dataloader is None:
-            adata = self._validate_anndata(adata)
-            dataloader = self._make_data_loader(
-                adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
-            )
+        dataloader = self._batches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
         parts: list[tuple[torch.Tensor, ...]] = []
         for tensors in dataloader:
             qz: CellPosterior = self.module.inference(**self.module._get_inference_input(tensors))[MODULE_KEYS.QZ_KEY]
@@ -175,15 +171,41 @@ class MixtureQueries(SCVI):
             seed: seed of the draws.
             key_added: also write them to `adata.obsm[key_added]`, unless `indices` picks cells.
         """
+        return self._shares_and_jsd(adata, indices, n_mc_samples, batch_size, seed, key_added)[0]
+
+    def _shares_and_jsd(
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | np.ndarray | None,
+        n_mc_samples: int,
+        batch_size: int | None,
+        seed: int,
+        key_added: str | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Responsibilities, (cells, S), which are also written to `obsm`, and JSD, (cells,), by the same draws."""
         each = self._draws_per_component(n_mc_samples)
-        parts = [
-            shares(self._keyed_terms(tensors, numbers, 0, each, seed)).T.cpu().numpy()
-            for tensors, numbers in self._numbered(adata, indices, batch_size, None)
-        ]
-        covered = np.concatenate(parts)
+        covered, apart = [], []
+        for tensors, numbers in self._numbered(adata, indices, batch_size, None):
+            terms = self._keyed_terms(tensors, numbers, 0, each, seed)
+            covered.append(shares(terms).T.cpu().numpy())
+            apart.append(jsd(terms).cpu().numpy())
         if key_added is not None and indices is None:
-            (self.adata if adata is None else adata).obsm[key_added] = covered
-        return covered
+            (self.adata if adata is None else adata).obsm[key_added] = np.concatenate(covered)
+        return np.concatenate(covered), np.concatenate(apart)
+
+    def _batches(
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | np.ndarray | None,
+        batch_size: int | None,
+        dataloader: Iterator[dict[str, torch.Tensor]] | None,
+        **data_loader_kwargs: Any,
+    ) -> Any:
+        """Batches of cells: the given ones, or those of an AnnData."""
+        if dataloader is not None:
+            return dataloader
+        adata = self._validate_anndata(adata)
+        return self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs)
 
     def _draws_per_component(self, n_mc_samples: int) -> int:
         if n_mc_samples < 1:
@@ -251,11 +273,7 @@ class MixtureQueries(SCVI):
             return super().get_likelihood_parameters(
                 adata, indices, n_samples, give_mean, batch_size, dataloader, **data_loader_kwargs
             )
-        if dataloader is None:
-            adata = self._validate_anndata(adata)
-            dataloader = self._make_data_loader(
-                adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs
-            )
+        dataloader = self._batches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
         parts: dict[str, list[np.ndarray]] = {}
         for tensors in dataloader:
             _, generated = self.module.forward(tensors, inference_kwargs={"n_samples": n_samples}, compute_loss=False)
