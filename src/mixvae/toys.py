@@ -314,7 +314,3 @@ def compare(
         reached = f"bound {found.bound:.3f} ± {found.bound_se:.3f} nats of log Z = {target.log_z:.3f}"
         say(f"{found.name}: {reached}, {found.covered:.0%} covered")
     return Comparison(target, fits)
-
-
-TARGETS: dict[str, LogDensity] = {"ring": ring, "bigaussian": bigaussian}
-"""The paper's targets by name."""

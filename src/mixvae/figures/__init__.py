@@ -1,0 +1,23 @@
+"""Every plot, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
+
+from mixvae.figures.curves import growth, learning_curves, scaling
+from mixvae.figures.latents import embedding, latent_means, overlap, plane, principal_plane
+from mixvae.figures.pictures import images, reconstructions, tile
+from mixvae.figures.style import PALETTE, gif, png
+
+__all__ = [
+    "PALETTE",
+    "embedding",
+    "gif",
+    "growth",
+    "images",
+    "latent_means",
+    "learning_curves",
+    "overlap",
+    "plane",
+    "png",
+    "principal_plane",
+    "reconstructions",
+    "scaling",
+    "tile",
+]

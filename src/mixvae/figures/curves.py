@@ -1,0 +1,101 @@
+"""Bounds and costs as lines and points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mixvae.figures.style import MARKERS, PALETTE, blank, colours, spread_labels
+
+
+def learning_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Validation NLL bound against epochs, one line per run, its best epoch marked.
+
+    The axis starts where most of the training happens: the first epochs, far above, are cut off.
+
+    Args:
+        metrics: rows of `metrics.jsonl`, by the run's label.
+    """
+    figure, axes = blank(6.4, 3.6)
+    heights = []
+    for (label, rows), colour in zip(metrics.items(), colours(len(metrics)), strict=True):
+        if not rows:
+            continue
+        epochs, values = [row["epoch"] for row in rows], np.array([-row["validation"] for row in rows])
+        axes.plot(epochs, values, color=colour, linewidth=1.6)
+        best = int(values.argmin())
+        axes.plot(epochs[best], values[best], "o", color=colour, markersize=5)
+        axes.annotate(
+            label,
+            (epochs[-1], values[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+        )
+        heights.append(values)
+    if heights:
+        low = min(values.min() for values in heights)
+        high = max(np.quantile(values, 0.9) for values in heights)
+        axes.set_ylim(low - 0.08 * (high - low + 1e-6), high + 0.05 * (high - low + 1e-6))
+        spread_labels(axes)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("validation −MISELBO (nats)")
+    axes.margins(x=0.02)
+    return figure
+
+
+def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) -> Figure:
+    """Curves over a size that doubles, on logarithmic axes, each labelled at its end.
+
+    Args:
+        curves: points (size, value) by name.
+        across: label of the horizontal axis.
+        up: label of the vertical one.
+    """
+    figure, axes = blank(6.4, 3.6)
+    for (name, points), colour, marker in zip(curves.items(), colours(len(curves)), MARKERS, strict=False):
+        sizes, values = zip(*points, strict=True)
+        axes.loglog(sizes, values, color=colour, marker=marker, markersize=4, linewidth=1.6)
+        right = sizes[-1] ** 2 > max(
+            points[-1][0] for points in curves.values()
+        )  # in the right half: label to the left
+        axes.annotate(
+            f"{name}: ×{values[-1]:.1f} at {sizes[-1]}", (sizes[-1], values[-1]), xytext=(0, 6),
+            textcoords="offset points", color=colour, ha="right" if right else "left", va="bottom",
+        )  # fmt: skip
+    axes.axhline(1, color="#888888", linewidth=1)
+    axes.set(xlabel=across, ylabel=up)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_yticks([1, 2, 5, 10, 20])
+    axes.minorticks_off()
+    axes.margins(y=0.15)
+    return figure
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Gain of each added component over training on without it, with its standard error.
+
+    Args:
+        rows: one per step, with components, gain and gain_se in nats, and accepted.
+    """
+    figure, axes = blank(6.4, 3.2)
+    for row in rows:
+        colour = PALETTE[0] if row["accepted"] else PALETTE[1]
+        axes.errorbar(row["components"], row["gain"], row["gain_se"], fmt="o", color=colour, capsize=4)
+        note = f"{row['gain']:+.3f}" + ("" if row["accepted"] else "  stop")
+        axes.annotate(
+            note, (row["components"], row["gain"]), xytext=(8, 0), textcoords="offset points", va="center", color=colour
+        )
+    axes.axhline(0, color="#888888", linewidth=1)
+    axes.set_xlabel("components S")
+    axes.set_ylabel("gain over S − 1 trained on (nats)")
+    axes.set_xticks([row["components"] for row in rows])
+    axes.set_xlim(rows[0]["components"] - 0.5, rows[-1]["components"] + 0.9)
+    return figure

@@ -1,0 +1,145 @@
+"""Components, densities and points in the latent space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+
+from mixvae.figures.style import PALETTE, bare, scatter
+
+
+def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) -> Figure:
+    """Pairwise KL of components as a matrix, and the share of the posterior that each covers beside it.
+
+    Args:
+        kl: KL(q_i ‖ q_j) in nats, (S, S).
+        share: share of each component, (S,).
+        redundant: components to mark.
+    """
+    s = len(share)
+    side = min(7.0, 2.4 + 0.35 * s)
+    figure = Figure(figsize=(side + 3.2, side), layout="constrained")
+    matrix, bars = figure.subplots(1, 2, width_ratios=(side, 2.4), sharey=True)
+    apart = np.ma.masked_array(np.log10(kl.clip(1e-3)), np.eye(s, dtype=bool))  # no component is apart from itself
+    shown = matrix.imshow(apart, cmap="cividis", aspect="auto")
+    matrix.set(xlabel="component j", ylabel="component i")
+    matrix.set_title("KL(i ‖ j) in nats", fontsize=10, loc="left")
+    if s <= 12:
+        light = apart > (apart.min() + apart.max()) / 2
+        for i, j in np.ndindex(s, s):
+            if i != j:
+                ink = "black" if light[i, j] else "white"
+                matrix.text(j, i, f"{kl[i, j]:.3g}", ha="center", va="center", fontsize=8, color=ink)
+        matrix.set_xticks(range(s))
+        matrix.set_yticks(range(s))
+    else:
+        bar = figure.colorbar(shown, ax=matrix, location="top", shrink=0.5)
+        ticks = [t for t in bar.get_ticks() if t == round(t)]
+        bar.set_ticks(ticks, labels=[f"{10.0**t:g}" for t in ticks])
+        bar.set_label("KL (nats)")
+    colours = [PALETTE[1] if j in redundant else PALETTE[0] for j in range(s)]
+    bars.barh(range(s), 100 * share, color=colours, height=0.8)
+    bars.axvline(100 / s, color="#888888", linewidth=1, linestyle="--")
+    bars.set_xlabel("share of the posterior (%)\ndashed: equal shares")
+    if redundant:
+        bars.set_title("orange: redundant", fontsize=10, loc="left", color=PALETTE[1])
+    bars.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plane(
+    density: np.ndarray,
+    span: float,
+    titles: Sequence[str],
+    gaussians: Sequence[tuple[np.ndarray, np.ndarray] | None],
+    draws: Sequence[np.ndarray],
+    heading: str,
+) -> Figure:
+    """A density on the plane, and over it the ellipses of Gaussians at two standard deviations, or draws.
+
+    Args:
+        density: values on a square grid, rows along the second coordinate.
+        span: the square reaches from −span to span.
+        titles: what each panel shows.
+        gaussians: mean and standard deviation (S, 2) for each panel, or None to show its draws.
+        draws: points (N, 2) for each panel.
+        heading: title of all.
+    """
+    columns = min(3, len(titles))
+    rows = math.ceil(len(titles) / columns)
+    figure = Figure(figsize=(2.7 * columns, 2.85 * rows + 0.3), layout="constrained")
+    figure.suptitle(heading, fontsize=11, x=0.01, ha="left")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    shown = zip(titles, gaussians, draws, strict=True)
+    for axes, (title, parameters, points) in zip(panels, shown, strict=False):
+        axes.imshow(density**0.5, extent=(-span, span, -span, span), origin="lower", cmap="Greys", aspect="equal")
+        if parameters is None:
+            axes.plot(*points.T, ".", color=PALETTE[1], markersize=2.5, alpha=0.6)
+        else:
+            for j, (mean, std) in enumerate(zip(*parameters, strict=True)):
+                colour = PALETTE[j % len(PALETTE)]
+                axes.add_patch(Ellipse(mean, *(4 * std), fill=False, edgecolor=colour, linewidth=1.3))
+                axes.plot(*mean, ".", color=colour, markersize=3)
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.set(xlim=(-span, span), ylim=(-span, span))
+    for axes in figure.axes[len(titles) :]:
+        axes.axis("off")
+    figure.supxlabel("z₁", fontsize=9)
+    figure.supylabel("z₂", fontsize=9)
+    return figure
+
+
+def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
+    """Posterior means of all components in the plane of their two largest principal components.
+
+    Args:
+        means: mean of every component, (N, S, D).
+        labels: class of every example (N,), if there are any.
+    """
+    examples, components, _ = means.shape
+    plane, share = principal_plane(means.reshape(examples * components, -1))
+    plane = plane.reshape(examples, components, -1)
+    names = ["every component's mean"] + (["the mixture's mean"] if labels is not None else [])
+    figure = Figure(figsize=(4.3 * len(names), 3.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
+    scatter(panels[0], [(str(s + 1), plane[:, s]) for s in range(components)], "component")
+    if labels is not None:
+        overall = plane.mean(1)
+        scatter(panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label")
+    for panel, name in zip(panels, names, strict=True):
+        panel.set_title(name, fontsize=10, loc="left")
+        panel.set_xlabel(f"first principal component ({share[0]:.0%})")
+        bare(panel)
+    panels[0].set_ylabel(f"second principal component ({share[1]:.0%})")
+    return figure
+
+
+def embedding(points: np.ndarray, labels: Mapping[str, np.ndarray], axis: str) -> Figure:
+    """Points in the plane, one panel for each way to label them.
+
+    Args:
+        points: (N, 2).
+        labels: labels of the points (N,) by what they tell.
+        axis: name of the axes, such as UMAP.
+    """
+    figure = Figure(figsize=(5.2 * len(labels), 3.8), layout="constrained")
+    for panel, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(labels))), labels.items(), strict=True):
+        scatter(panel, [(str(value), points[values == value]) for value in np.unique(values)], "")
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set(xlabel=f"{axis} 1", ylabel=f"{axis} 2", xticks=[], yticks=[])
+        bare(panel)
+    return figure
+
+
+def principal_plane(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of points in the plane that holds most of their variance, and the share along each axis."""
+    centred = points - points.mean(0)
+    if centred.shape[1] == 1:
+        centred = np.concatenate([centred, np.zeros_like(centred)], 1)
+    _, scale, axes = np.linalg.svd(centred, full_matrices=False)
+    share = scale**2 / max((scale**2).sum(), 1e-12)
+    return centred @ axes[:2].T, share[:2]
