@@ -8,9 +8,7 @@ from conftest import binary, tiny_model
 from mixvae import runs
 from mixvae.bounds import elbo, log_weights
 from mixvae.cli import main
-from mixvae.diagnostics import Overlap, overlap
 from mixvae.files import RunDirectory, load_weights, read_json
-from mixvae.model import evaluating
 from mixvae.priors import GaussianMixture, VampPrior
 
 TINY = [
@@ -101,7 +99,6 @@ def test_an_extension_that_was_cut_off_resumes_to_the_same_weights(trained, tmp_
         (["extend", "{run}", "--components=0"], "has 1 components already; got components = 0"),
         (["extend", "{run}", "--components=2", "--freeze=head"], "no part 'head' to freeze"),
         (["extend", "{run}/none", "--components=2"], "is not a run"),
-        (["components", "{run}", "--out=a.pdf"], "must end in .png"),
         (["components", "{run}", "--draws=0"], "at least one example and one draw"),
         (["train", "digits", "--out={run}2", "--training.freeze=[prior]", *TINY,
           "--model.prior={{class_path: VampPrior, pseudo_inputs: 5}}"], "frozen by `mixvae extend"),
@@ -134,37 +131,3 @@ def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice
     main(words)
     assert read_json(out / "growth.json") == rows
     assert RunDirectory(out / "S2").read_metrics() == trained_once
-
-
-def test_the_overlap_is_that_of_explicit_sums():
-    model, x = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(4)
-    found = overlap(model, x, 4000)
-    with torch.no_grad(), evaluating(model):
-        q = model.posterior(x)
-        for i in range(3):
-            for j in range(3):
-                a, b = (torch.distributions.Normal(q.loc[k], q.scale[k]) for k in (i, j))
-                exact = torch.distributions.kl_divergence(a, b).sum(-1).mean()
-                assert found.kl[i, j] == pytest.approx(float(exact), abs=0.02 + 0.05 * float(exact))
-        axis = torch.linspace(-6, 6, 161, dtype=torch.float64)
-        points = torch.cartesian_prod(axis, axis)[:, None].expand(-1, 4, -1)
-        log_p = model.log_likelihood(x, points) + model.prior().log_prob(points)
-        share = torch.einsum("nb,nsb->s", log_p.softmax(0), q.mixture().responsibilities(points)) / 4
-    np.testing.assert_allclose(found.share, share, atol=0.02)
-    assert found.share.sum() == pytest.approx(1)
-
-
-def test_redundant_components_are_named_with_the_reason():
-    kl = np.array([[0, 0.01, 3, 3], [0.02, 0, 3, 3], [3, 3, 0, 3], [3, 3, 3, 0.0]])
-    found = Overlap(kl, np.array([0.5, 0.299, 0.2, 0.001])).redundant()
-    assert list(found) == [1, 3]
-    assert "same as component 0 within 0.03 nats" in found[1]
-    assert "covers 0.10%" in found[3]
-
-
-def test_copies_are_found_out(tmp_path):
-    model = tiny_model(2).extended(3, noise=0.0)
-    found = overlap(model, binary(8), 200)
-    assert len(found.redundant()) == 1
-    assert set(found.redundant()) <= {0, 2}
-    assert found.nearest()[0][0] == 2

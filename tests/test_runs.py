@@ -252,7 +252,7 @@ def test_report_is_one_file_without_any_request(two, capsys):
     page = (two / "both.html").read_text()
     assert "http" not in page
     assert "<script" not in page
-    assert page.count("data:image/png;base64,") == 1 + 2 * 3
+    assert page.count("data:image/png;base64,") == 1 + 2 * 3 + 3  # curves, each run, how two components cooperate
     rows = report.compare([two / "S2", two / "S1"])
     assert [row["components"] for row in rows] == [1, 2]
     each = [np.load(two / f"S{s}" / "examples.npz")["pooled"] for s in (1, 2)]
@@ -311,3 +311,16 @@ def test_every_option_of_the_data_reaches_them():
     assert (len(data.train), len(data.validation), data.train.flip) == (100, 50, True)
     assert data.sha256() == datasets.load("digits", binarize="fixed", seed=3, limit=100, limit_validation=50).sha256()
     assert set(inspect.signature(datasets.load).parameters) == {field.name for field in fields(DataConfig)}
+
+
+def test_components_draws_all_that_the_run_allows(two, tmp_path, capsys):
+    main(["components", str(two / "S2"), "--draws", "4", "--examples", "60", "--out", str(tmp_path)])
+    assert {path.name for path in tmp_path.iterdir()} == {"components.png", "spread.png", "classes.png"}
+    shown = capsys.readouterr().out
+    assert "KL to the prior" in shown
+    main(["train", "digits", "--out", str(tmp_path / "flat"), *SMALL, "--model.latent=2"])
+    main(["components", str(tmp_path / "flat"), "--draws", "4", "--examples", "60"])
+    assert (tmp_path / "flat" / "figures" / "posteriors.png").stat().st_size > 10_000
+    table = runs.posteriors(tmp_path / "flat", 2).table
+    assert len(table) == 2
+    assert all(row["kl"] > 0 for row in table)

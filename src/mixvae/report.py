@@ -131,7 +131,7 @@ def _cell(row: dict[str, Any], column: Column) -> str:
 
 
 def pictures(path: str | Path) -> dict[str, Figure]:
-    """Figures of one run: samples and reconstructions of images, and the latent means."""
+    """Figures of one run: samples and reconstructions of images, the latent means, and how components cooperate."""
     drawn: dict[str, Figure] = {}
     originals, rebuilt = runs.reconstruct(path)
     if originals.ndim == 4 and originals.shape[1] in (1, 3):
@@ -139,6 +139,8 @@ def pictures(path: str | Path) -> dict[str, Figure]:
         drawn["reconstructions"] = figures.reconstructions(originals, rebuilt)
     features = runs.encode_split(path, examples=SHOWN)
     drawn["latent means"] = figures.latent_means(features["mean"], features.get("labels"))
+    if features["mean"].shape[1] > 1:
+        drawn |= runs.cooperation(path)[1]
     return drawn
 
 

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import mixvae.config
 from mixvae import datasets
 from mixvae.config import Config, DataConfig, StartConfig
 from mixvae.datasets import Dataset, Split
-from mixvae.diagnostics import Overlap, overlap
+from mixvae.diagnostics import Overlap, Plane, exact_posteriors, overlap
 from mixvae.evaluation import active_units, encode, log_marginal
 from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, write_json, write_text
 from mixvae.model import MixtureVAE, evaluating
@@ -283,9 +284,33 @@ def _git_commit() -> str | None:
 
 
 def components(run: str | Path, *, draws: int = 16, split: SplitName = "test", examples: int | None = 500) -> Overlap:
-    """How the components of a run lie to each other, on examples of a split."""
+    """How the components of a run lie to each other, and what each one covers, on examples of a split."""
     _, model, _, part = _open(run, split)
-    return overlap(model, _prepared(part.head(examples)), draws)
+    part = part.head(examples)
+    return overlap(model, _prepared(part), draws, labels=None if part.y is None else part.y.cpu().numpy())
+
+
+def posteriors(run: str | Path, n: int = 6, *, split: SplitName = "test") -> Plane:
+    """The exact posteriors of some examples under a run with two latents, and the components over them."""
+    _, model, _, part = _open(run, split)
+    return exact_posteriors(model, _prepared(part.head(n)))
+
+
+def cooperation(
+    run: str | Path, *, draws: int = 16, split: SplitName = "test", examples: int | None = 500
+) -> tuple[Overlap, dict[str, Figure]]:
+    """How a run's components cooperate, with every picture of it that the run allows, by name.
+
+    `components`: pairwise KL and shares. `spread`: JSD and KL to the prior over examples. `classes`: shares by label,
+    if there are labels. `posteriors`: exact posteriors, if there are two latents.
+    """
+    found = components(run, draws=draws, split=split, examples=examples)
+    drawn = {"components": found.figure, "spread": found.spread}
+    if found.labels is not None:
+        drawn["classes"] = found.classes
+    if read_config(RunDirectory(Path(run))).model.latent == 2:
+        drawn["posteriors"] = posteriors(run, split=split).figure
+    return found, drawn
 
 
 def sample(run: str | Path, n: int = 64, *, seed: int = 0) -> np.ndarray:

@@ -265,15 +265,19 @@ class Comparison:
 
     def at(self, frame: int) -> Figure:
         """The panels as they stood at one of the frames."""
-        panels = [(fit.name, fit.frames[frame]) for fit in self.fits]
-        titles = [name for name, _ in panels]
+        titles = [fit.name for fit in self.fits]
         if frame == -1:
             titles = [f"{fit.name}: {fit.bound:.2f} nats, {fit.covered:.0%}" for fit in self.fits]
-        return figures.plane(
-            self.target.density, self.target.span, titles,
-            [None if shown.flowed else (shown.mean, shown.std) for _, shown in panels],
-            [shown.draws for _, shown in panels], f"{self.target.name}, step {panels[0][1].step}",
-        )  # fmt: skip
+        shown = [fit.frames[frame] for fit in self.fits]
+        centre = np.zeros(2)
+        panels = [
+            figures.Panel(
+                title, self.target.density, centre, self.target.span,
+                None if state.flowed else (state.mean, state.std), state.draws,
+            )
+            for title, state in zip(titles, shown, strict=True)
+        ]  # fmt: skip
+        return figures.planes(panels, f"{self.target.name}, step {shown[0].step}")
 
     def animation(self) -> bytes:
         """The training of all approximations as an animated GIF."""

@@ -245,31 +245,32 @@ def grow(
 
 
 def components(run: str, draws: int = 16, split: Split = "test", examples: int = 500, out: str | None = None) -> None:
-    """Tell and draw how components lie to each other, and which ones are redundant.
+    """Tell and draw what each component is for: how far apart they lie, what they cover, and which are redundant.
 
     Args:
         run: the run directory.
         draws: draws per component and example.
         split: which examples.
         examples: how many of them.
-        out: a .png file; RUN/figures/components.png by default.
+        out: folder of components.png, spread.png, classes.png (with labels) and posteriors.png (of 2 latents);
+            RUN/figures by default.
     """
     from rich.table import Table
 
     from mixvae import figures, runs
     from mixvae.files import write_bytes
 
-    path = Path(out or Path(run) / "figures" / "components.png")
-    suffix_of(path, ".png")
-    found = runs.components(run, draws=draws, split=split, examples=examples)
-    redundant = found.redundant()
-    table = Table("component", "share", "nearest", "KL both ways (nats)", "redundant?")
-    for j, (other, distance) in enumerate(found.nearest()):
-        table.add_row(str(j), f"{found.share[j]:.2%}", str(other), f"{distance:.3g}", redundant.get(j, ""))
+    folder = Path(out or Path(run) / "figures")
+    found, drawn = runs.cooperation(run, draws=draws, split=split, examples=examples)
+    table = Table("component", "share", "KL to the prior", "nearest", "KL both ways (nats)", "redundant?")
+    for row in found.table:
+        distances = f"{row['kl_prior']:.2f}", str(row["nearest"]), f"{row['kl_nearest']:.3g}"
+        table.add_row(str(row["component"]), f"{row['share']:.2%}", *distances, row["redundant"])
     show(table)
-    show(f"{len(redundant)} of {len(found.share)} components are redundant")
-    write_bytes(path, figures.png(figures.overlap(found.kl, found.share, redundant)))
-    show(f"wrote {path}")
+    show(f"{len(found.redundant())} of {len(found.share)} components are redundant")
+    for name, figure in drawn.items():
+        write_bytes(folder / f"{name}.png", figures.png(figure))
+    show(f"wrote {', '.join(f'{name}.png' for name in drawn)} in {folder}")
 
 
 def toy(

@@ -1,12 +1,14 @@
 """Every plot, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
 
 from mixvae.figures.curves import growth, learning_curves, scaling
-from mixvae.figures.latents import embedding, latent_means, overlap, plane, principal_plane
+from mixvae.figures.latents import Panel, classes, embedding, latent_means, overlap, planes, principal_plane, spread
 from mixvae.figures.pictures import images, reconstructions, tile
 from mixvae.figures.style import PALETTE, gif, png
 
 __all__ = [
     "PALETTE",
+    "Panel",
+    "classes",
     "embedding",
     "gif",
     "growth",
@@ -14,10 +16,11 @@ __all__ = [
     "latent_means",
     "learning_curves",
     "overlap",
-    "plane",
+    "planes",
     "png",
     "principal_plane",
     "reconstructions",
     "scaling",
+    "spread",
     "tile",
 ]

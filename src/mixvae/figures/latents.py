@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -51,45 +52,110 @@ def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) 
     return figure
 
 
-def plane(
-    density: np.ndarray,
-    span: float,
-    titles: Sequence[str],
-    gaussians: Sequence[tuple[np.ndarray, np.ndarray] | None],
-    draws: Sequence[np.ndarray],
-    heading: str,
-) -> Figure:
-    """A density on the plane, and over it the ellipses of Gaussians at two standard deviations, or draws.
+@dataclass(frozen=True)
+class Panel:
+    """A density on a square of the plane, and what lies over it.
 
     Args:
+        title: what it shows.
         density: values on a square grid, rows along the second coordinate.
-        span: the square reaches from −span to span.
-        titles: what each panel shows.
-        gaussians: mean and standard deviation (S, 2) for each panel, or None to show its draws.
-        draws: points (N, 2) for each panel.
+        centre: middle of the square, (2,).
+        span: half of its width.
+        gaussians: mean and standard deviation (S, 2) of Gaussians to draw as ellipses, or None to show the draws.
+        draws: points (N, 2).
+    """
+
+    title: str
+    density: np.ndarray
+    centre: np.ndarray
+    span: float
+    gaussians: tuple[np.ndarray, np.ndarray] | None
+    draws: np.ndarray
+
+
+def planes(panels: Sequence[Panel], heading: str) -> Figure:
+    """Densities on the plane, and over each the ellipses of Gaussians at two standard deviations, or draws.
+
+    Args:
+        panels: what each panel shows.
         heading: title of all.
     """
-    columns = min(3, len(titles))
-    rows = math.ceil(len(titles) / columns)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    same = all(panel.span == panels[0].span and (panel.centre == panels[0].centre).all() for panel in panels)
     figure = Figure(figsize=(2.7 * columns, 2.85 * rows + 0.3), layout="constrained")
     figure.suptitle(heading, fontsize=11, x=0.01, ha="left")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-    shown = zip(titles, gaussians, draws, strict=True)
-    for axes, (title, parameters, points) in zip(panels, shown, strict=False):
-        axes.imshow(density**0.5, extent=(-span, span, -span, span), origin="lower", cmap="Greys", aspect="equal")
-        if parameters is None:
-            axes.plot(*points.T, ".", color=PALETTE[1], markersize=2.5, alpha=0.6)
+    places = figure.subplots(rows, columns, squeeze=False, sharex=same, sharey=same).flat
+    for axes, panel in zip(places, panels, strict=False):
+        (left, bottom), (right, top) = panel.centre - panel.span, panel.centre + panel.span
+        axes.imshow(
+            panel.density**0.5, extent=(left, right, bottom, top), origin="lower", cmap="Greys", aspect="equal"
+        )  # fmt: skip
+        if panel.gaussians is None:
+            axes.plot(*panel.draws.T, ".", color=PALETTE[1], markersize=2.5, alpha=0.6)
         else:
-            for j, (mean, std) in enumerate(zip(*parameters, strict=True)):
+            for j, (mean, std) in enumerate(zip(*panel.gaussians, strict=True)):
                 colour = PALETTE[j % len(PALETTE)]
                 axes.add_patch(Ellipse(mean, *(4 * std), fill=False, edgecolor=colour, linewidth=1.3))
                 axes.plot(*mean, ".", color=colour, markersize=3)
-        axes.set_title(title, fontsize=9, loc="left")
-        axes.set(xlim=(-span, span), ylim=(-span, span))
-    for axes in figure.axes[len(titles) :]:
+        axes.set_title(panel.title, fontsize=9, loc="left")
+        axes.set(xlim=(left, right), ylim=(bottom, top))
+        axes.tick_params(labelsize=8)
+    for axes in figure.axes[len(panels) :]:
         axes.axis("off")
     figure.supxlabel("z₁", fontsize=9)
     figure.supylabel("z₂", fontsize=9)
+    return figure
+
+
+def spread(jsd: np.ndarray, kl_prior: np.ndarray) -> Figure:
+    """Box plots over examples: the Jensen–Shannon divergence, and every component's KL to the prior.
+
+    Args:
+        jsd: nats, (N,).
+        kl_prior: nats, (N, S).
+    """
+    s = kl_prior.shape[1]
+    figure = Figure(figsize=(min(9.0, 3.6 + 0.45 * s), 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, max(1.6, 0.4 * s)))
+    for axes, values, names in ((left, jsd[:, None], [""]), (right, kl_prior, [str(j) for j in range(s)])):
+        boxes = axes.boxplot(values, tick_labels=names, widths=0.6, patch_artist=True, showfliers=False, whis=(5, 95))
+        for box, median in zip(boxes["boxes"], boxes["medians"], strict=True):
+            box.set(facecolor="#CFE3F0", edgecolor=PALETTE[0])
+            median.set(color=PALETTE[1], linewidth=1.6)
+        bare(axes)
+    most = math.log(s)
+    left.axhline(most, color="#888888", linewidth=1, linestyle="--")
+    left.annotate(f"log {s} = {most:.2f}", (0.5, most), xytext=(2, 3), textcoords="offset points", fontsize=8)
+    left.set(ylabel="JSD of the components (nats)", ylim=(min(0.0, left.get_ylim()[0]), None))
+    right.set(xlabel="component", ylabel="KL to the prior (nats)")
+    left.set_title("box: quartiles; whiskers: 5–95 %", fontsize=8, loc="left")
+    if s > 20:
+        right.set_xticks(range(1, s + 1, math.ceil(s / 20)), [str(j) for j in range(0, s, math.ceil(s / 20))])
+    return figure
+
+
+def classes(labels: np.ndarray, shares: np.ndarray) -> Figure:
+    """Share of each class's posterior that each component covers, as a matrix.
+
+    Args:
+        labels: names of the classes, (C,).
+        shares: shares, (C, S); each row sums to one.
+    """
+    c, s = shares.shape
+    figure = Figure(figsize=(min(8.0, 2.2 + 0.5 * s), min(8.0, 1.2 + 0.32 * c)), layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(100 * shares, cmap="cividis", aspect="auto", vmin=0)
+    axes.set_yticks(range(c), [str(label) for label in labels], fontsize=8)
+    axes.set(xlabel="component", ylabel="label")
+    if s <= 12:
+        for i, j in np.ndindex(c, s):
+            ink = "black" if shares[i, j] > shares.max() / 2 else "white"
+            axes.text(j, i, f"{shares[i, j]:.0%}", ha="center", va="center", fontsize=8, color=ink)
+        axes.set_xticks(range(s))
+    else:
+        figure.colorbar(shown, ax=axes, label="share of the posterior (%)")
+    axes.set_title("share of each label's posterior", fontsize=10, loc="left")
     return figure
 
 

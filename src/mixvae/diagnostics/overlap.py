@@ -1,16 +1,19 @@
-"""What each component of a mixture is for: how far apart components are, and how much of the posterior each covers."""
+"""How far apart components are, and how much of the posterior each covers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from mixvae.bounds import Terms, log_weights
+from mixvae import figures
+from mixvae.bounds import Terms, jsd, log_weights
 from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE, evaluating
 
@@ -24,15 +27,64 @@ IDLE = 0.01
 
 @dataclass(frozen=True)
 class Overlap:
-    """How the components of a mixture lie to each other, on average over examples.
+    """How the components of a mixture lie to each other, and what each one does for each of N examples.
 
     Args:
-        kl: KL(q_i ‖ q_j) in nats, (S, S).
-        share: share of the exact posterior p(z|x) that each component is responsible for, (S,); sums to one.
+        kl: KL(q_i ‖ q_j) in nats, on average over examples, (S, S).
+        jsd: Jensen–Shannon divergence of the components in nats, (N,).
+        kl_prior: KL(q_s(z|x) ‖ p(z)) in nats, (N, S).
+        shares: share of the exact posterior p(z|x) that each component is responsible for, (N, S); sums to one over S.
+        labels: class of every example (N,), if there are any.
     """
 
     kl: np.ndarray
-    share: np.ndarray
+    jsd: np.ndarray
+    kl_prior: np.ndarray
+    shares: np.ndarray
+    labels: np.ndarray | None = None
+
+    @property
+    def share(self) -> np.ndarray:
+        """Share of the posterior that each component covers on average over examples, (S,); sums to one."""
+        return self.shares.mean(0)
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row per component: share, kl_prior, nearest, kl_nearest (both ways, in nats), redundant."""
+        redundant = self.redundant()
+        return [
+            {
+                "component": j, "share": float(self.share[j]), "kl_prior": float(self.kl_prior[:, j].mean()),
+                "nearest": other, "kl_nearest": distance, "redundant": redundant.get(j, ""),
+            }
+            for j, (other, distance) in enumerate(self.nearest())
+        ]  # fmt: skip
+
+    @property
+    def figure(self) -> Figure:
+        """Pairwise KL of the components as a matrix, with their shares beside it."""
+        return figures.overlap(self.kl, self.share, self.redundant())
+
+    @property
+    def spread(self) -> Figure:
+        """Box plots over examples of the JSD, and of every component's KL to the prior."""
+        return figures.spread(self.jsd, self.kl_prior)
+
+    def by_label(self) -> tuple[np.ndarray, np.ndarray]:
+        """Classes (C,), and the share of each class's posterior that each component covers, (C, S).
+
+        Raises:
+            ValueError: the examples have no labels.
+        """
+        if self.labels is None:
+            raise ValueError("responsibilities by label need labels; these data have none")
+        classes = np.unique(self.labels)
+        return classes, np.stack([self.shares[self.labels == c].mean(0) for c in classes])
+
+    @property
+    def classes(self) -> Figure:
+        """Which component explains which class: shares by label as a matrix."""
+        return figures.classes(*self.by_label())
 
     def nearest(self) -> list[tuple[int, float]]:
         """For each component, the one nearest to it and their symmetrised KL in nats; itself if it is alone."""
@@ -81,18 +133,21 @@ def overlap(
     draws: int = 16,
     *,
     seed: int = 0,
+    labels: np.ndarray | None = None,
     examples: Sequence[int] | None = None,
 ) -> Overlap:
-    """Measure how far components lie from each other, and what share of p(z|x) each one covers.
+    """Measure how far components lie from each other and from the prior, and what share of p(z|x) each one covers.
 
-    KL(q_i ‖ q_j) = E_{q_i}[log q_i(z) − log q_j(z)] by draws of every component, flows and chains included. The share
-    of component j is E_{p(z|x)}[π_j q_j(z) / q(z)], its responsibility under importance weights.
+    KL(q_i ‖ q_j) = E_{q_i}[log q_i(z) − log q_j(z)], likewise against the prior, by draws of every component, flows and
+    chains included. The share of component j is E_{p(z|x)}[π_j q_j(z) / q(z)], its responsibility under importance
+    weights.
 
     Args:
         model: the model.
         x: observations on the model's device, in its dtype.
         draws: draws per component.
         seed: seed of the draws.
+        labels: class of every example (N,), if there are any.
         examples: numbers of the examples, which key their noise; by default their positions in x.
 
     Raises:
@@ -106,12 +161,20 @@ def overlap(
         components = model.posterior(x[:1]).batch_shape[0]
         size = max(1, DENSITIES // (draws * components**2))
         kl = x.new_zeros(components, components, dtype=torch.float64)
-        share = x.new_zeros(components, dtype=torch.float64)
+        parts: list[dict[str, Tensor]] = []
         for batch, numbers in zip(x.split(size), np.split(keys, range(size, len(keys), size)), strict=True):
             q = model.posterior(batch)
             noise = keyed_normal(seed, numbers, 0, draws, (components, q.event_shape[0]))
             terms = model.terms(batch, q, prior, draws, noise=noise.to(batch.device))
             log_q = terms.log_q.double()
-            kl += (terms.log_own().double().unsqueeze(2) - log_q).mean(0).sum(-1)
-            share += shares(terms).sum(-1)
-    return Overlap((kl / len(x)).cpu().numpy(), (share / len(x)).cpu().numpy())
+            own = terms.log_own().double()
+            kl += (own.unsqueeze(2) - log_q).mean(0).sum(-1)
+            parts.append(
+                {
+                    "jsd": jsd(terms).double(),
+                    "kl_prior": (own - terms.log_pz.double()).mean(0).T,
+                    "shares": shares(terms).T,
+                }
+            )
+    each = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+    return Overlap((kl / len(x)).cpu().numpy(), **each, labels=labels)
