@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from mixvae.representation import classifiers, classify, cluster
+from conftest import binary, tiny_model
+from mixvae.evaluation import draw_latents, encode
+from mixvae.representation import Latents, classifiers, classify, cluster, represent
 
 
 def blobs(n, apart, seed=0):
@@ -34,3 +36,56 @@ def test_too_few_classes_or_examples_are_refused(labels):
         classify(x, labels, x, labels)
     with pytest.raises(ValueError, match="clustering needs at least 2 classes"):
         cluster(x, labels)
+
+
+def test_too_few_examples_for_the_perceptron_are_told():
+    x, labels = np.zeros((25, 2)), np.arange(25) % 3
+    with pytest.raises(ValueError, match="got 25 examples of 3 classes, the smallest of 8"):
+        classify(x, labels, x, labels)
+    assert set(classify(x, labels, x, labels, {"knn": classifiers()["knn"]})) == {"knn"}
+
+
+def latents(n, seed, components=2, samples=3):
+    """Groups in the first latent of the second component's mean; everything else is noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    mean, std, drawn = (
+        rng.normal(size=(n, components, 2)),
+        rng.random((n, components, 2)),
+        rng.normal(size=(n, samples, 2)),
+    )
+    mean[:, 1, 0] += 20 * labels
+    return Latents(mean, std, drawn, labels)
+
+
+def test_features_are_of_all_components_and_what_is_not_in_them_is_not_found():
+    found = represent(lambda seed: (latents(200, seed), latents(100, seed + 100)), seeds=(0, 1, 2))
+    rows = {row["features"]: row for row in found.table}
+    assert set(rows) == {"mean and std", "means", "3 samples"}
+    assert all(row["repetitions"] == 3 for row in found.table)
+    assert rows["means"]["knn"] > 0.99
+    assert rows["mean and std"]["svm"] > 0.99
+    assert rows["means"]["ari"] > 0.95, "clusters fitted to training latents fit the others"
+    assert abs(rows["3 samples"]["knn"] - 0.5) < 5 * np.sqrt(0.25 / 300)
+    np.testing.assert_allclose(rows["means"]["mlp_std"], np.std(found.scores["means"]["mlp"], ddof=1))
+    found.figure.canvas.draw()
+
+
+def test_clusters_are_fitted_to_other_features_than_are_scored():
+    x, labels = blobs(300, 30.0)
+    far = x + np.array([1000.0, 0])  # all of these lie nearest to one cluster of x
+    assert cluster(far, labels)["ari"] == 1
+    assert cluster(far, labels, fitted_to=x)["ari"] < 0.6
+
+
+def test_drawn_latents_are_of_each_component_in_turn_and_do_not_depend_on_the_others():
+    model, x = tiny_model(2), binary(300)
+    drawn = draw_latents(model, x, 5, seed=3)
+    assert drawn.shape == (300, 5, 2)
+    np.testing.assert_array_equal(draw_latents(model, x[:10], 5, seed=3), drawn[:10])
+    assert (draw_latents(model, x, 5, seed=4) != drawn).all()
+    mean, std = encode(model, x)
+    for k in range(5):
+        standard = (drawn[:, k] - mean[:, k % 2]) / std[:, k % 2]
+        assert abs(float(standard.mean())) < 5 / np.sqrt(600)
+        assert abs(float(standard.var()) - 1) < 5 * np.sqrt(2 / 600)

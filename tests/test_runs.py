@@ -324,3 +324,39 @@ def test_components_draws_all_that_the_run_allows(two, tmp_path, capsys):
     table = runs.posteriors(tmp_path / "flat", 2).table
     assert len(table) == 2
     assert all(row["kl"] > 0 for row in table)
+
+
+def test_evaluate_classifies_by_the_latents(two, capsys):
+    main(["evaluate", str(two / "S2"), "--draws", "20", "--representation", "--samples", "3"])
+    shown = capsys.readouterr().out
+    assert "3 samples" in shown
+    assert "mean and std" in shown
+    assert "pooled NLL" in shown
+    written = read_json(two / "S2" / "representation.json")
+    assert written["fitted_to"] == 200
+    assert set(written["scores"]["means"]) == {"knn", "svm", "mlp", "qda", "ari", "nmi", "asw"}
+    assert all(len(values) == 3 for values in written["scores"]["means"].values())
+    assert max(written["scores"]["means"]["knn"]) > 0.2, "digits are found better than by chance"
+    assert (two / "S2" / "figures" / "representation.png").stat().st_size > 5000
+
+
+def test_data_without_labels_or_with_too_few_are_not_classified(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((60, 1, 4, 4)))
+    out = tmp_path / "run"
+    main(["train", "digits", f"--data.name={tmp_path / 'x.npy'}", "--out", str(out), *SMALL[1:]])
+    error = refused(capsys, "evaluate", out, "--representation")
+    assert "classification needs labels" in error
+    assert not RunDirectory(out).results.exists()
+    few = tmp_path / "few"
+    main(["train", "digits", "--out", str(few), "--data.limit=8", *SMALL[1:]])
+    assert "got 8 examples of" in refused(capsys, "evaluate", few, "--representation")
+
+
+def test_a_flag_stands_alone_or_takes_a_value():
+    from mixvae.cli import _flags
+
+    assert _flags(["extend", "run", "--fresh"]) == ["extend", "run", "--fresh=true"]
+    assert _flags(["extend", "--fresh", "run"]) == ["extend", "--fresh=true", "run"]
+    assert _flags(["extend", "run", "--fresh", "true"]) == ["extend", "run", "--fresh", "true"]
+    assert _flags(["toy", "ring", "--no_rival"]) == ["toy", "ring", "--rival=false"]
+    assert _flags(["train", "--resume", "runs/a"]) == ["train", "--resume", "runs/a"]

@@ -279,6 +279,29 @@ def encode(model: MixtureVAE, x: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, 
     return mean, std
 
 
+@torch.no_grad()
+def draw_latents(model: MixtureVAE, x: Float[Tensor, "N ..."], draws: int, *, seed: int = 0) -> Float[Tensor, "N K D"]:
+    """Draw some latents of every example, on the CPU; draw k is of component k mod S.
+
+    Args:
+        model: the model.
+        x: observations on the model's device, in its dtype.
+        draws: draws K per example.
+        seed: seed of the noise.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1; got {draws}")
+    parts = []
+    with evaluating(model):
+        for first, batch in zip(range(0, len(x), LARGEST_BATCH), x.split(LARGEST_BATCH), strict=True):
+            q = model.posterior(batch)
+            size, numbers = q.batch_shape[0], np.arange(first, first + len(batch))
+            noise = keyed_normal(seed, numbers, 0, draws, (size, q.event_shape[0])).to(batch.device)
+            k = torch.arange(draws)
+            parts.append(q.rsample((draws,), noise.to(batch.dtype))[k, k % size].transpose(0, 1).cpu())
+    return torch.cat(parts)
+
+
 def _moments(q: Components, examples: range) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, (S, B, D)."""
     try:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+
+from mixvae import figures
 
 LARGEST_SILHOUETTE = 5000
 """Examples that the silhouette is computed on at most; it needs all their distances."""
-
-
 STARTS: Any = 10
 """Starts of k-means, of which the best counts."""
 
@@ -45,6 +47,7 @@ def classify(
     test: np.ndarray,
     test_labels: np.ndarray,
     using: Mapping[str, Callable[[], Any]] | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Accuracy on test features of classifiers fitted to training features, between 0 and 1.
 
@@ -54,16 +57,25 @@ def classify(
         test: features, (M, F).
         test_labels: labels, (M,).
         using: classifiers by name; those of the paper by default.
+        seed: seed of the default classifiers.
 
     Raises:
-        ValueError: there are fewer classes than two, or fewer examples than classes.
+        ValueError: there are fewer classes than two, or too few examples of them.
     """
-    _count_classes("classification", train_labels)
-    fitted = {name: make().fit(train, train_labels) for name, make in (using or classifiers()).items()}
+    classes = _count_classes("classification", train_labels)
+    fewest = int(np.unique(train_labels, return_counts=True)[1].min())
+    if using is None and (len(train_labels) < 10 * classes or fewest < 2):
+        raise ValueError(
+            f"the perceptron holds out a tenth of the training examples, so that it needs 10 per class on average and "
+            f"2 of each; got {len(train_labels)} examples of {classes} classes, the smallest of {fewest}: take more"
+        )
+    fitted = {name: make().fit(train, train_labels) for name, make in (using or classifiers(seed)).items()}
     return {name: float((model.predict(test) == test_labels).mean()) for name, model in fitted.items()}
 
 
-def cluster(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, float]:
+def cluster(
+    features: np.ndarray, labels: np.ndarray, seed: int = 0, *, fitted_to: np.ndarray | None = None
+) -> dict[str, float]:
     """Agreement of k-means with labels: ARI and NMI of the best of ten starts, ASW of the labels themselves.
 
     k is the number of labels. The adjusted Rand index is 0 for chance and 1 for agreement, normalised mutual
@@ -73,6 +85,7 @@ def cluster(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
         features: (N, F).
         labels: (N,).
         seed: seed of the starts.
+        fitted_to: other features (M, F) to fit the clusters to; by default those that are scored.
 
     Raises:
         ValueError: there are fewer classes than two, or fewer examples than classes.
@@ -81,7 +94,8 @@ def cluster(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
     classes = _count_classes("clustering", labels)
-    found = KMeans(classes, n_init=STARTS, random_state=seed).fit_predict(features)
+    clusters = KMeans(classes, n_init=STARTS, random_state=seed).fit(features if fitted_to is None else fitted_to)
+    found = clusters.predict(features)
     most = min(len(features), LARGEST_SILHOUETTE)
     return {
         "ari": float(adjusted_rand_score(labels, found)),
@@ -99,3 +113,84 @@ def _count_classes(what: str, labels: np.ndarray) -> int:
             f"{len(labels)} examples"
         )
     return classes
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents of N labelled examples.
+
+    Args:
+        mean: mean of every component, (N, S, D).
+        std: standard deviation of every component, (N, S, D).
+        samples: draws side by side, (N, K, D).
+        labels: class of every example, (N,).
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    samples: np.ndarray
+    labels: np.ndarray
+
+    def features(self) -> dict[str, np.ndarray]:
+        """The paper's features [mean, std] of all components, the means alone, and its rival's, the samples."""
+        kinds = {
+            "mean and std": np.concatenate([self.mean, self.std], 1),
+            "means": self.mean,
+            f"{self.samples.shape[1]} samples": self.samples,
+        }
+        return {name: values.reshape(len(values), -1) for name, values in kinds.items()}
+
+
+@dataclass(frozen=True)
+class Representation:
+    """How well labels are found from latents, over repetitions.
+
+    Args:
+        scores: values of each repetition by features and metric.
+    """
+
+    scores: dict[str, dict[str, list[float]]]
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row per kind of features: every metric's mean, and its standard deviation as `…_std`."""
+        rows = []
+        for name, metrics in self.scores.items():
+            row: dict[str, Any] = {"features": name, "repetitions": len(next(iter(metrics.values())))}
+            for metric, values in metrics.items():
+                row |= {metric: float(np.mean(values)), f"{metric}_std": float(np.std(values, ddof=len(values) > 1))}
+            rows.append(row)
+        return rows
+
+    @property
+    def figure(self) -> Figure:
+        """Every metric as points, one colour for each kind of features."""
+        return figures.scores(self.scores, "accuracy, ARI, NMI or ASW")
+
+
+def represent(latents: Callable[[int], tuple[Latents, Latents]], seeds: Sequence[int] = (0, 1, 2)) -> Representation:
+    """Classify and cluster by latents: fitted to training latents, scored on others, once for every seed.
+
+    The seed is of what is random: the training examples chosen, the samples, the perceptron and the starts of k-means.
+    What is not random, such as kNN on the means of all training examples, has no spread.
+
+    Args:
+        latents: training and held-out latents for a seed.
+        seeds: seeds of the repetitions.
+
+    Raises:
+        ValueError: there are fewer classes than two, or fewer examples than classes.
+
+    References:
+        Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+    """
+    scores: dict[str, dict[str, list[float]]] = {}
+    for seed in seeds:
+        train, test = latents(seed)
+        fitted, scored = train.features(), test.features()
+        for name in fitted:
+            found = classify(fitted[name], train.labels, scored[name], test.labels, seed=seed)
+            found |= cluster(scored[name], test.labels, seed, fitted_to=fitted[name])
+            for metric, value in found.items():
+                scores.setdefault(name, {}).setdefault(metric, []).append(value)
+    return Representation(scores)

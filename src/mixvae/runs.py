@@ -16,17 +16,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import mixvae.config
-from mixvae import datasets
+from mixvae import datasets, figures
 from mixvae.config import Config, DataConfig, StartConfig
 from mixvae.datasets import Dataset, Split
 from mixvae.diagnostics import Overlap, Plane, exact_posteriors, overlap
-from mixvae.evaluation import active_units, encode, log_marginal
-from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, write_json, write_text
+from mixvae.evaluation import active_units, draw_latents, encode, log_marginal
+from mixvae.files import RunDirectory, atomic, load_tensors, load_weights, write_bytes, write_json, write_text
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.representation import Latents, Representation, represent
 from mixvae.training import Trainer, default_device, keep_freed_memory, launch
 
 EXAMPLES = 10_000
 """Training examples that a prior may choose its pseudo-inputs from."""
+
+REPRESENTED = 10_000
+"""Training examples that classifiers are fitted to at most; the SVM's time grows with their square."""
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -336,6 +340,49 @@ def encode_split(run: str | Path, *, split: SplitName = "test", examples: int | 
     mean, std = encode(model, _prepared(part))
     features = {"mean": mean.numpy(), "std": std.numpy()}
     return features if part.y is None else features | {"labels": part.y.cpu().numpy()}
+
+
+def representation(
+    run: str | Path,
+    *,
+    split: SplitName = "test",
+    seeds: Sequence[int] = (0, 1, 2),
+    examples: int = REPRESENTED,
+    samples: int | None = None,
+) -> Representation:
+    """Classify and cluster by the latents of a run, and write `representation.json` and its figure.
+
+    Args:
+        run: the run directory.
+        split: what is scored; classifiers and clusters are fitted to training latents.
+        seeds: one repetition for each.
+        examples: at most so many training examples, chosen by the seed.
+        samples: draws side by side in the features of the paper's rival; as many as components by default.
+
+    Raises:
+        ValueError: the data have no labels, fewer classes than two, or fewer examples than classes.
+    """
+    directory, model, data, part = _open(run, split)
+    if part.y is None:
+        raise ValueError(f"{directory.path} has data without labels ({data.name}): classification needs labels")
+    train = data.split("train").to(default_device())
+    draws = samples or model.posterior(_prepared(part.head(1))).batch_shape[0]
+
+    def latents(of: Split, seed: int) -> Latents:
+        assert of.y is not None
+        x = _prepared(of)
+        mean, std = encode(model, x)
+        return Latents(mean.numpy(), std.numpy(), draw_latents(model, x, draws, seed=seed).numpy(), of.y.cpu().numpy())
+
+    def both(seed: int) -> tuple[Latents, Latents]:
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:examples]
+        return latents(train.take(chosen.sort().values), seed), latents(part, seed)
+
+    found = represent(both, seeds)
+    about = {"split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "scores": found.scores}
+    write_json(directory.path / "representation.json", about)
+    write_bytes(directory.figures / "representation.png", figures.png(found.figure))
+    return found
 
 
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:

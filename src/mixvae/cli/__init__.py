@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.path.append(os.getcwd())  # so that classes of the user's own are found by import path
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        words = _grouped(words)
+        words = _flags(_grouped(words))
         _run(words)
     except FloatingPointError as error:
         fail(str(error), 1)
@@ -115,6 +116,25 @@ def _grouped(words: list[str]) -> list[str]:
         hint = f"did you mean sc {near}?" if near else f"choose {' or '.join(f'sc {name}' for name in members)}"
         raise ValueError(f"unknown command {'sc ' + chosen!r}: {hint}")
     return [f"sc-{chosen}", *words[2:]]
+
+
+def _flags(words: list[str]) -> list[str]:
+    """Let a flag stand alone: `--fresh` for `--fresh true`, `--no-rival` for `--rival false`."""
+    if words[:1] == [] or words[0] not in COMMANDS or COMMANDS[words[0]] is train:  # whose --resume takes a run
+        return words
+    parameters = inspect.signature(COMMANDS[words[0]]).parameters.values()
+    flags = {parameter.name for parameter in parameters if parameter.annotation == "bool"}
+    whole = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name = word.removeprefix("--")
+        alone = word.startswith("--") and following.lower() not in ("true", "false", "yes", "no")
+        if alone and name in flags:
+            whole.append(f"{word}=true")
+        elif alone and name.removeprefix("no_") in flags:
+            whole.append(f"--{name.removeprefix('no_')}=false")
+        else:
+            whole.append(word)
+    return whole
 
 
 def _train_words(words: list[str]) -> tuple[list[str], str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixvae import config
-from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, suffix_of, write
+from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, show_scores, suffix_of, write
 from mixvae.cli.single_cell import SINGLE_CELL
 
 Split = Literal["train", "validation", "test"]
@@ -46,6 +46,9 @@ def evaluate(
     chunk: int = 1024,
     seed: int = 0,
     per_example: str | None = None,
+    *,
+    representation: bool = False,
+    samples: int | None = None,
 ) -> None:
     """Estimate the likelihood of held-out data, write RUN/results.json and print a table.
 
@@ -58,9 +61,13 @@ def evaluate(
         chunk: latents decoded at once; memory depends on it alone.
         seed: seed of the draws.
         per_example: write the per-example values to this .npz file too.
+        representation: classify and cluster by the latents first, fitted to training ones; RUN/representation.json.
+        samples: draws side by side in the features of the paper's rival; as many as components by default.
     """
     from mixvae import report, runs
 
+    if representation:
+        show_scores(runs.representation(run, split=split, samples=samples).table)
     with progress_bar("evaluating") as (advance, _):
         runs.evaluate(
             run,

@@ -83,3 +83,15 @@ def show_comparison(rows: Sequence[dict[str, Any]]) -> None:
     show(table)
     for note in warnings(rows):
         show(f"note: {note}")
+
+
+def show_scores(rows: Sequence[dict[str, Any]]) -> None:
+    """Print a table of means with standard deviations over repetitions."""
+    from rich.table import Table
+
+    metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
+    title = f"accuracy, and agreement of k-means: mean ± standard deviation over {rows[0]['repetitions']} repetitions"
+    table = Table("features", *(metric.upper() for metric in metrics), title=title)
+    for row in rows:
+        table.add_row(row["features"], *(f"{row[m]:.3f} ± {row[f'{m}_std']:.3f}" for m in metrics))
+    show(table)

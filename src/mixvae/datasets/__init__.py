@@ -75,7 +75,11 @@ class Split:
 
     def head(self, n: int | None) -> Split:
         """Return the first n examples, all if n is None."""
-        return replace(self, x=self.x[:n], y=None if self.y is None else self.y[:n])
+        return self.take(slice(n))
+
+    def take(self, index: Int[Tensor, " B"] | slice) -> Split:
+        """Return some examples by their numbers."""
+        return replace(self, x=self.x[index], y=None if self.y is None else self.y[index])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,4 +98,27 @@ def growth(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.set_ylabel("gain over S − 1 trained on (nats)")
     axes.set_xticks([row["components"] for row in rows])
     axes.set_xlim(rows[0]["components"] - 0.5, rows[-1]["components"] + 0.9)
+    return figure
+
+
+def scores(values: Mapping[str, Mapping[str, Sequence[float]]], up: str) -> Figure:
+    """Scores of repetitions as points: metrics along the axis, one colour and marker for each method.
+
+    Args:
+        values: every repetition's value, by method and metric.
+        up: name of the vertical axis, with its unit.
+    """
+    metrics = list(next(iter(values.values())))
+    figure, axes = blank(1.6 + 0.75 * len(metrics), 3.4)
+    for i, (method, found) in enumerate(values.items()):
+        shift = 0.6 * ((i + 0.5) / len(values) - 0.5)
+        for j, metric in enumerate(metrics):
+            axes.plot(
+                [j + shift] * len(found[metric]), found[metric], linestyle="", marker=MARKERS[i % len(MARKERS)],
+                color=PALETTE[i % len(PALETTE)], markersize=5, alpha=0.75, label=method if j == 0 else None,
+            )  # fmt: skip
+    axes.set_xticks(range(len(metrics)), [metric.upper() for metric in metrics])
+    axes.set(ylabel=up, ylim=(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1])))
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
