@@ -13,15 +13,16 @@ SOURCE = Path(mixvae.__file__).parent
 LEVELS = {
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
-    2: ("posteriors", "model"),
+    2: ("posteriors", "model", "pages"),
     3: ("gradients", "evaluation", "diagnostics", "toys", "representation"),
     4: ("training",),
     5: ("config",),
     6: ("runs", "single_cell"),
     7: ("report",),
     8: ("experiments",),
-    9: ("cli",),
-    10: ("__main__", "__init__"),
+    9: ("reproduce",),
+    10: ("cli",),
+    11: ("__main__", "__init__"),
 }
 LEVEL = {room: level for level, rooms in LEVELS.items() for room in rooms}
 

@@ -251,16 +251,15 @@ def test_report_is_one_file_without_any_request(two, capsys):
     main(["report", str(two / "S1"), str(two / "S2"), "--out", str(two / "both.html")])
     page = (two / "both.html").read_text()
     assert "http" not in page
-    assert "<script" not in page
-    assert page.count("data:image/png;base64,") == 1 + 2 * 3 + 3  # curves, each run, how two components cooperate
-    rows = report.compare([two / "S2", two / "S1"])
+    assert page.count("data:image/png;base64,") == 2 + 2 * 3 + 3  # gains and curves, each run, how components cooperate
+    rows = report.compare([two / "S2", two / "S1"]).table
     assert [row["components"] for row in rows] == [1, 2]
     each = [np.load(two / f"S{s}" / "examples.npz")["pooled"] for s in (1, 2)]
     gain = each[1] - each[0]
     assert rows[1]["gain"] == pytest.approx(gain.mean())
     assert rows[1]["gain_se"] == pytest.approx(gain.std(ddof=1) / 20)
-    shown = report.cells(rows[1])
-    assert f"{gain.mean():.3f} ± {rows[1]['gain_se']:.3f}" in shown
+    shown = [column.text(rows[1]) for column in report.COLUMNS]
+    assert f"{gain.mean():+.3f} ± {rows[1]['gain_se']:.3f}" in shown
     for cell in shown:
         assert cell in page
     assert shown[6] in capsys.readouterr().out
@@ -272,20 +271,44 @@ def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two, tmp_p
     shutil.copytree(two / "S2", tmp_path / "other")
     results = read_json(tmp_path / "other" / "results.json")
     (tmp_path / "other" / "results.json").write_text(json.dumps(results | {"data_sha256": "0", "draws": 7}))
-    rows = report.compare([two / "S1", tmp_path / "other"])
-    assert "gain" not in rows[1]
-    notes = " ".join(report.warnings(rows))
-    assert "different examples" in notes
+    comparison = report.compare([two / "S1", tmp_path / "other"])
+    assert not any("gain" in row for row in comparison.table)
+    notes = " ".join(comparison.warnings)
+    assert "different examples, by their data checksums:" in notes
     assert "different numbers of draws" in notes
+
+
+def test_runs_of_different_data_are_not_compared(two, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(two / "S2", tmp_path / "other")
+    results = read_json(tmp_path / "other" / "results.json")
+    (tmp_path / "other" / "results.json").write_text(json.dumps(results | {"data": "mnist"}))
+    error = refused(capsys, "report", two / "S1", tmp_path / "other")
+    assert "runs of different data do not compare: digits (S1), mnist (other)" in error
+
+
+def test_gains_are_over_the_first_run_on_the_same_examples(two, tmp_path):
+    import shutil
+
+    paths = [two / "S1", two / "S2"]
+    for s in (1, 2):
+        shutil.copytree(two / f"S{s}", tmp_path / f"other{s}")
+        results = read_json(two / f"S{s}" / "results.json")
+        (tmp_path / f"other{s}" / "results.json").write_text(json.dumps(results | {"data_sha256": "0"}))
+        paths.append(tmp_path / f"other{s}")
+    rows = {row["run"]: row for row in report.compare(paths).table}
+    assert "gain" not in rows["S1"] | rows["other1"]
+    assert rows["other2"]["gain"] == rows["S2"]["gain"]
 
 
 def test_the_demo_is_done_once(tmp_path, capsys):
     from mixvae.experiments import demo
 
-    rows, page = demo(tmp_path, components=(1, 2), draws=4, epochs=1)
+    comparison, page = demo(tmp_path, components=(1, 2), draws=4, epochs=1)
     first = (tmp_path / "S2" / "metrics.jsonl").read_text()
     assert page.exists()
-    assert [row["components"] for row in rows] == [1, 2]
+    assert [row["components"] for row in comparison.table] == [1, 2]
     demo(tmp_path, components=(1, 2), draws=4, epochs=1)
     assert (tmp_path / "S2" / "metrics.jsonl").read_text() == first
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mixvae import config, figures, report, runs, toys
 from mixvae.files import RunDirectory, write_bytes, write_json, write_text
@@ -27,7 +26,7 @@ def demo(
     seed: int = 0,
     epochs: int | None = None,
     say: Callable[[str], object] = print,
-) -> tuple[list[dict[str, Any]], Path]:
+) -> tuple[report.Comparison, Path]:
     """Train S = 1, 2, 4 on the embedded digits, evaluate each, and write one report. What is done is not done again.
 
     Args:
@@ -39,7 +38,7 @@ def demo(
         say: takes a line on what happens now.
 
     Returns:
-        The comparison's rows, and the report's path.
+        The comparison, and the report's path.
     """
     folder = Path(out)
     paths = [folder / f"S{s}" for s in components]
@@ -93,7 +92,8 @@ def toy(
     folder = Path(out)
     write_bytes(folder / "toy.png", figures.png(result.figure))
     write_bytes(folder / "toy.gif", result.animation())
-    write_json(folder / "results.json", {"target": target, "steps": steps, "seed": seed, "rows": result.table})
+    settings = {"target": target, "components": list(components), "steps": steps, "seed": seed}
+    write_json(folder / "results.json", settings | {"rows": result.table})
     return result
 
 
@@ -141,7 +141,7 @@ def grow(
             else:
                 runs.train(runs.extension(base, components, freeze=freeze, epochs=epochs), path)
             runs.evaluate(path, draws, split="validation", examples=examples)
-        result = report.compare([same, more])[1]
+        result = report.compare([same, more]).table[1]
         kept = ("components", "gain", "gain_se", "nll_pooled", "jsd", "effective_components", "path")
         accepted = result["gain"] > errors * result["gain_se"]
         rows.append({name: result[name] for name in kept} | {"accepted": accepted})
@@ -161,12 +161,14 @@ class Grid:
         cells: the configuration of every cell, by its name.
         draws: total draws per test example.
         examples: evaluate only so many test examples.
+        draws_per_component: draws of each component instead, the paper's protocol.
     """
 
     out: Path
     cells: dict[str, config.Config]
     draws: int = 1000
     examples: int | None = None
+    draws_per_component: int | None = None
 
 
 @dataclass
@@ -201,18 +203,24 @@ def read_grid(name: str | Path) -> Grid:
         options = dict(content.get("set") or {})
         for _, more in values:
             options |= more or {}
-        flags = [
-            f"--{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6)}" for key, value in options.items()
-        ]
-        flags = [flag.removesuffix("\n").removesuffix("\n...") for flag in flags]
-        cells["-".join(str(value) for value, _ in values)] = config.read(content.get("base", "digits"), flags)
+        cells["-".join(str(value) for value, _ in values)] = config.read(
+            content.get("base", "digits"), config.flags(options)
+        )
     return Grid(
         Path(content.get("out", f"runs/{path.stem}")), cells, content.get("draws", 1000), content.get("examples")
     )
 
 
 def sweep(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print) -> Sweep:
-    """Train and evaluate every cell of a grid, each in a process of its own, and write one report.
+    """Run every cell of a grid as `run_cells` does, and write one report."""
+    result = run_cells(grid, jobs=jobs, say=say)
+    if result.done:
+        report.write(result.done, grid.out / "report.html")
+    return result
+
+
+def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print) -> Sweep:
+    """Train and evaluate every cell of a grid, each in a process of its own.
 
     What is done is skipped, what was cut off is resumed, and a cell that fails is reported while the rest goes on.
 
@@ -237,8 +245,10 @@ def sweep(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print) ->
         file = grid.out / "cells" / f"{name}.yaml"
         write_text(file, config.to_yaml(grid.cells[name]))
         say(f"{name}: {'resuming' if run_directory.config.exists() else 'training'}")
-        examples = "" if grid.examples is None else str(grid.examples)
-        words = [str(file), str(run_directory.path), str(grid.draws), examples]
+        evaluation = {
+            "draws": grid.draws, "draws_per_component": grid.draws_per_component, "examples": grid.examples,
+        }  # fmt: skip
+        words = [str(file), str(run_directory.path), json.dumps(evaluation)]
         script = "import sys; from mixvae.experiments import run_cell; run_cell(*sys.argv[1:])"
         done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment)
         error = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
@@ -251,8 +261,6 @@ def sweep(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print) ->
                 result.failed[name] = error
             else:
                 result.done.append(grid.out / name)
-    if result.done:
-        report.write(result.done, grid.out / "report.html")
     return result
 
 
@@ -266,10 +274,10 @@ def _is_done(run: RunDirectory, grid: Grid) -> bool:
     return is_over(last["epoch"], last["best_epoch"], wanted.epochs, wanted.warmup, wanted.patience)
 
 
-def run_cell(file: str, out: str, draws: str, examples: str) -> None:
+def run_cell(file: str, out: str, evaluation: str) -> None:
     """Train and evaluate one cell of a sweep, from the beginning or from where it stands."""
     try:
         runs.train(config.read(file), out, resume=RunDirectory(Path(out)).config.exists())
-        runs.evaluate(out, int(draws), examples=int(examples) if examples else None)
+        runs.evaluate(out, **json.loads(evaluation))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(" ".join(str(error).split()))

@@ -180,6 +180,11 @@ class RunDirectory:
         return self.path / "examples.npz"
 
     @property
+    def representation(self) -> Path:
+        """What the latents tell about labels."""
+        return self.path / "representation.json"
+
+    @property
     def figures(self) -> Path:
         """Folder of pictures."""
         return self.path / "figures"

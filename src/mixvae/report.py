@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment
 from matplotlib.figure import Figure
 
-from mixvae import figures, runs
+from mixvae import figures, pages, runs
 from mixvae.evaluation import paired_gain
-from mixvae.files import RunDirectory, read_json, write_bytes, write_text
+from mixvae.files import RunDirectory, read_json, write_bytes
+from mixvae.pages import Column
+from mixvae.representation import Representation
 
 SHOWN = 1000
 """Examples in the latent picture."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the comparison.
-
-    Args:
-        title: its heading.
-        value: key of its value among the results.
-        error: key of the value's standard error, if it has one.
-        digits: decimals.
-        about: what the heading means.
-    """
-
-    title: str
-    value: str
-    error: str | None = None
-    digits: int = 2
-    about: str = ""
 
 
 COLUMNS = (
@@ -53,18 +32,63 @@ COLUMNS = (
         "nll_pooled_se",
         about="tightest bound, nats; ± standard error over examples",
     ),
-    Column("gain", "gain", "gain_se", 3, "paired gain in pooled nats over the first row; ± standard error"),
+    Column(
+        "gain", "gain", "gain_se", 3, "paired gain in pooled nats over the first row; ± standard error", signed=True
+    ),
     Column("JSD", "jsd", digits=3, about="Jensen–Shannon divergence of the components, nats"),
     Column("effective S", "effective_components", digits=2, about="exp of the mean JSD"),
     Column("seconds", "train_seconds", digits=0, about="training time"),
 )
 
 
-def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """Results of evaluated runs, fewest components first, with the paired gain over the first one.
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluated runs beside each other.
+
+    Args:
+        table: results of each run, ordered by data and number of components, with the paired gain in pooled nats over
+            the first run on the same examples as `gain` and `gain_se`.
+    """
+
+    table: list[dict[str, Any]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes the comparison unfair."""
+        rows, notes = self.table, []
+        if any(not _same_examples(row, rows[0]) for row in rows):
+            kinds = {"data checksums": "data_sha256", "splits": "split", "numbers of examples": "examples"}
+            differing = [name for name, key in kinds.items() if len({row[key] for row in rows}) > 1]
+            notes.append(
+                f"The runs were evaluated on different examples, by their {' and '.join(differing)}: their numbers do "
+                "not compare, and gains are given only within the same examples."
+            )
+        if len({row["draws"] for row in rows}) > 1:
+            drawn = ", ".join(f"{row['run']} {row['draws']}" for row in rows)
+            notes.append(f"The runs were evaluated with different numbers of draws per example ({drawn}).")
+        for row in rows:
+            if (row["pareto_k_unreliable"] or 0) > 0.05:
+                notes.append(
+                    f"{row['run']}: Pareto k̂ exceeds 0.7 for {row['pareto_k_unreliable']:.0%} of the examples; "
+                    "its pooled bound is valid but not tight. Use more draws."
+                )
+        return notes
+
+    @property
+    def figure(self) -> Figure:
+        """Paired gains with their standard errors."""
+        return figures.gains(
+            [(_label(row, self.table), row["gain"], row["gain_se"]) for row in self.table if "gain" in row],
+            "paired gain in pooled log-likelihood (nats)",
+        )
+
+
+def compare(paths: Sequence[str | Path]) -> Comparison:
+    """Put evaluated runs beside each other, aligned by data and number of components.
 
     Raises:
         FileNotFoundError: a run was not evaluated yet.
+        ValueError: the runs are of different data.
     """
     rows = []
     for path in paths:
@@ -73,12 +97,19 @@ def compare(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
             raise FileNotFoundError(f"{run.path} has no results.json: run `mixvae evaluate {run.path}` first")
         row = read_json(run.results)
         rows.append(row | {"run": run.path.name, "path": str(run.path), "nelbo": -row["elbo"]})
-    rows.sort(key=lambda row: row["components"])
-    first = _pooled(rows[0])
-    for row in rows[1:]:
-        if _same_examples(row, rows[0]):
-            row["gain"], row["gain_se"] = paired_gain(_pooled(row), first)
-    return rows
+    by_data = {row["data"]: row["run"] for row in rows}
+    if len(by_data) > 1:
+        named = ", ".join(f"{data} ({run})" for data, run in by_data.items())
+        raise ValueError(f"runs of different data do not compare: {named}; report those of each data set by themselves")
+    rows.sort(key=lambda row: (*_examples(row), row["components"]))
+    firsts: dict[tuple[Any, ...], np.ndarray] = {}
+    for row in rows:
+        examples = _examples(row)
+        if examples in firsts:
+            row["gain"], row["gain_se"] = paired_gain(_pooled(row), firsts[examples])
+        else:
+            firsts[examples] = _pooled(row)
+    return Comparison(rows)
 
 
 def _pooled(row: dict[str, Any]) -> np.ndarray:
@@ -90,44 +121,14 @@ def _pooled(row: dict[str, Any]) -> np.ndarray:
         return arrays["pooled"]
 
 
+def _examples(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Which examples an evaluation is of."""
+    return row["data_sha256"], row["split"], row["examples"]
+
+
 def _same_examples(row: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two evaluations are of the same examples, so that their difference is paired."""
-    return all(row[key] == other[key] for key in ("data_sha256", "split", "examples"))
-
-
-def warnings(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What makes a comparison unfair."""
-    notes = []
-    if any(not _same_examples(row, rows[0]) for row in rows):
-        notes.append(
-            "The runs were evaluated on different examples: their numbers do not compare, and no gain is given."
-        )
-    if len({row["draws"] for row in rows}) > 1:
-        drawn = ", ".join(f"{row['run']} {row['draws']}" for row in rows)
-        notes.append(f"The runs were evaluated with different numbers of draws per example ({drawn}).")
-    for row in rows:
-        if (row["pareto_k_unreliable"] or 0) > 0.05:
-            notes.append(
-                f"{row['run']}: Pareto k̂ exceeds 0.7 for {row['pareto_k_unreliable']:.0%} of the examples; "
-                "its pooled bound is valid but not tight. Use more draws."
-            )
-    return notes
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the comparison as text."""
-    return [_cell(row, column) for column in COLUMNS]
-
-
-def _cell(row: dict[str, Any], column: Column) -> str:
-    value = row.get(column.value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, str):
-        return value
-    text = f"{value:,.{column.digits}f}"
-    error = row.get(column.error) if column.error else None
-    return text if error is None else f"{text} ± {error:.{column.digits}f}"
+    return _examples(row) == _examples(other)
 
 
 def pictures(path: str | Path) -> dict[str, Figure]:
@@ -154,36 +155,43 @@ def write(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
     Returns:
         The file written.
     """
-    rows = compare(paths)
+    comparison = compare(paths)
+    rows = comparison.table
     target = Path(out) if out is not None else RunDirectory(Path(paths[0])).report
     sections = []
     for row in rows:
         run = RunDirectory(Path(row["path"]))
-        drawn = pictures(run.path)
-        for name, figure in drawn.items():
-            write_bytes(run.figures / f"{name.replace(' ', '_')}.png", figures.png(figure))
-        sections.append({"row": row, "figures": {name: _embed(figure) for name, figure in drawn.items()}})
+        drawn = {name: figures.png(figure) for name, figure in pictures(run.path).items()}
+        for name, picture in drawn.items():
+            write_bytes(run.figures / f"{name.replace(' ', '_')}.png", picture)
+        embedded = {name: pages.embed(picture) for name, picture in drawn.items()}
+        sections.append({"row": row, "figures": embedded, "representation": _representation(run)})
     curves = {_label(row, rows): RunDirectory(Path(row["path"])).read_metrics() for row in rows}
-    template = (files("mixvae") / "templates" / "report.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    html = page.render(
+    return pages.render(
+        "report.html",
+        target,
         columns=COLUMNS,
-        rows=[cells(row) for row in rows],
+        rows=pages.table(COLUMNS, rows),
         first=rows[0],
-        warnings=warnings(rows),
-        curves=_embed(figures.learning_curves(curves)),
+        warnings=comparison.warnings,
+        gains=pages.embed(comparison.figure) if any("gain" in row for row in rows) else "",
+        curves=pages.embed(figures.learning_curves(curves)),
         sections=sections,
     )
-    write_text(target, html)
-    return target
+
+
+def _representation(run: RunDirectory) -> dict[str, Any] | None:
+    """Table of what the latents of a run tell about labels, if that was measured."""
+    if not run.representation.exists():
+        return None
+    measured = read_json(run.representation)
+    rows = Representation(measured["scores"]).table
+    metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
+    columns = [Column("features", "features"), *(Column(m.upper(), m, f"{m}_std", 3) for m in metrics)]
+    return {"columns": columns, "rows": pages.table(columns, rows), "split": measured["split"]}
 
 
 def _label(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Shortest label that tells a run from the others."""
     alone = sum(other["components"] == row["components"] for other in rows) == 1
     return f"S = {row['components']}" if alone else row["run"]
-
-
-def _embed(figure: Figure) -> str:
-    """Return a figure as the address of an image within the page."""
-    return "data:image/png;base64," + base64.b64encode(figures.png(figure)).decode()

@@ -380,7 +380,7 @@ def representation(
 
     found = represent(both, seeds)
     about = {"split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "scores": found.scores}
-    write_json(directory.path / "representation.json", about)
+    write_json(directory.representation, about)
     write_bytes(directory.figures / "representation.png", figures.png(found.figure))
     return found
 

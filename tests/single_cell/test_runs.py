@@ -145,11 +145,10 @@ main(["sc", "train", "cells.h5ad"])
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_study_compares_models_seed_by_seed_and_resumes(cells, tmp_path, monkeypatch):
+def test_study_compares_models_seed_by_seed_and_resumes(cells, tmp_path):
     from mixvae.single_cell import study
 
     cells.obs["cell_type"], cells.obs["precise_type"] = cells.obs["kind"], cells.obs["donor"]
-    monkeypatch.setattr(study, "SIZES", (80, 20, 20))
     listed = [
         study.Job(study.SCVI_NAME, 1, 0),
         study.Job(study.MIXTURE, 2, 0),
@@ -180,8 +179,19 @@ def test_study_compares_models_seed_by_seed_and_resumes(cells, tmp_path, monkeyp
     (tmp_path / "frozen-S2-seed0.json").unlink()
     again = study.run(tmp_path, listed, **settings)[2]
     assert again["estimate"] == results[2]["estimate"]
-    train, validation, test = study.split(120)
-    assert sorted(np.concatenate([train, validation, test])) == list(range(120))
+    assert [len(part) for part in study.split(3005)] == [2400, 200, 405]
+    assert sorted(np.concatenate(study.split(120))) == list(range(120))
+
+
+def test_the_experiment_is_reproduced_by_name_on_real_cells(tmp_path):
+    from mixvae.files import read_json
+    from mixvae.reproduce import reproduce
+
+    found = reproduce("single_cell", "smoke", tmp_path, say=lambda line: None)
+    rows = {(row["model"], row["size"]) for row in found.table}
+    assert rows == {("scvi", 1), ("mixture", 1), ("mixture", 2), ("frozen", 2), *(("samples", s) for s in range(1, 6))}
+    assert all(verdict.holds is None for verdict in found.verdicts)
+    assert len(read_json(tmp_path / "results.json")["table"]) == len(rows)
 
 
 def test_all_models_of_the_paper_are_in_the_study():

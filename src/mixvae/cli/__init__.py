@@ -13,7 +13,7 @@ from typing import Any
 import jsonargparse
 
 from mixvae import config
-from mixvae.cli.commands import COMMANDS, report, train
+from mixvae.cli.commands import COMMANDS, report, reproduce, train
 from mixvae.cli.output import fail
 
 __all__ = ["COMMANDS", "Parser", "main", "parser"]
@@ -60,6 +60,9 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
     elif function is report:
         sub.add_argument("runs", nargs="+", help="the run directories")
         sub.add_argument("--out", type=str | None, help="the page; report.html in the first run by default")
+    elif function is reproduce:
+        sub.add_argument("name", type=str | None, nargs="?", help="the experiment; --list shows all")
+        sub.add_function_arguments(function, as_positional=True, skip={"name"})
     else:
         sub.add_function_arguments(function, as_positional=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixvae import config
-from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, show_scores, suffix_of, write
+from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, show_rows, show_scores, suffix_of, write
 from mixvae.cli.single_cell import SINGLE_CELL
 
 Split = Literal["train", "validation", "test"]
@@ -159,8 +159,8 @@ def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
     """
     from mixvae import experiments
 
-    rows, path = experiments.demo(out, draws=draws, seed=seed, say=show)
-    show_comparison(rows)
+    comparison, path = experiments.demo(out, draws=draws, seed=seed, say=show)
+    show_comparison(comparison)
     show(f"wrote {path}")
 
 
@@ -323,6 +323,54 @@ def toy(
     show(f"wrote {folder / 'toy.png'}, {folder / 'toy.gif'} and {folder / 'results.json'}")
 
 
+def reproduce(
+    name: str | None = None,
+    scale: Literal["smoke", "small", "paper"] = "small",
+    out: str | None = None,
+    seeds: str | None = None,
+    epochs: int | None = None,
+    warmup: int | None = None,
+    jobs: int = 1,
+    *,
+    list: bool = False,
+) -> None:
+    """Carry out an experiment of the paper by name; the same command again resumes it.
+
+    Args:
+        name: the experiment; --list shows all.
+        scale: smoke on digits in minutes, small on two cores in an hour or two, or paper on a GPU.
+        out: folder of runs, results.json, figures and report.html; runs/reproduce/NAME-SCALE by default.
+        seeds: seeds of every training, separated by commas, instead of the scale's.
+        epochs: epochs of every training, instead of the scale's.
+        warmup: epochs of warm-up, instead of the scale's.
+        jobs: trainings at the same time.
+        list: show the experiments, and what each scale takes.
+    """
+    from rich.table import Table
+
+    from mixvae import reproduce as experiments
+
+    if list or name is None:
+        table = Table("experiment", "what it is", *(f"{scale}" for scale in ("smoke", "small", "paper")))
+        for experiment in experiments.EXPERIMENTS.values():
+            costs = [plan.cost for plan in experiment.scales.values()]
+            table.add_row(experiment.name, experiment.title, *costs)
+        show(table)
+        return
+    if seeds is not None and not all(seed.isdigit() for seed in names(seeds)):
+        raise ValueError(f"--seeds takes numbers separated by commas, such as 0,1,2; got {seeds!r}")
+    numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
+    found = experiments.reproduce(
+        name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup, jobs=jobs, say=show
+    )  # fmt: skip
+    show_rows(found.columns, found.table, experiments.find(name).title)
+    for verdict in found.verdicts:
+        show(f"{verdict.word}: {verdict.claim} ({verdict.evidence})")
+    for note in found.notes:
+        show(f"note: {note}")
+    show(f"wrote {Path(out or f'runs/reproduce/{name}-{scale}') / 'report.html'}")
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "presets": presets,
     "train": train,
@@ -337,5 +385,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "grow": grow,
     "components": components,
     "toy": toy,
+    "reproduce": reproduce,
     **SINGLE_CELL,
 }

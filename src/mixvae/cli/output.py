@@ -6,7 +6,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixvae.pages import Column
+    from mixvae.report import Comparison
 
 
 def names(words: str) -> list[str]:
@@ -69,20 +73,26 @@ def show(what: Any) -> None:
     console.print(what, highlight=False, soft_wrap=isinstance(what, str))
 
 
-def show_comparison(rows: Sequence[dict[str, Any]]) -> None:
+def show_comparison(comparison: Comparison) -> None:
     """Print the table of one or more runs, and what makes it unfair."""
+    from mixvae.report import COLUMNS
+
+    first = comparison.table[0]
+    show_rows(COLUMNS, comparison.table, f"{first['data']}, {first['examples']} {first['split']} examples, nats")
+    for note in comparison.warnings:
+        show(f"note: {note}")
+
+
+def show_rows(columns: Sequence[Column], rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print rows as a table."""
     from rich.table import Table
 
-    from mixvae.report import COLUMNS, cells, warnings
-
-    table = Table(title=f"{rows[0]['data']}, {rows[0]['examples']} {rows[0]['split']} examples, nats")
-    for i, column in enumerate(COLUMNS):
+    table = Table(title=title)
+    for i, column in enumerate(columns):
         table.add_column(column.title, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*cells(row))
+        table.add_row(*(column.text(row) for column in columns))
     show(table)
-    for note in warnings(rows):
-        show(f"note: {note}")
 
 
 def show_scores(rows: Sequence[dict[str, Any]]) -> None:

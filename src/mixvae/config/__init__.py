@@ -4,6 +4,7 @@ from mixvae.config.building import build, construct, parse, plain_errors, resolv
 from mixvae.config.reading import (
     add_arguments,
     check_keys,
+    flags,
     from_namespace,
     locate,
     nearest,
@@ -26,6 +27,7 @@ __all__ = [
     "build",
     "check_keys",
     "construct",
+    "flags",
     "from_namespace",
     "locate",
     "nearest",

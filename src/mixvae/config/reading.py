@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -51,6 +51,12 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """Add every field of `Config` to a parser."""
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_class_arguments(Config)
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Flags for options in dotted form, such as `{"model.components": 3}`."""
+    texts = {key: yaml.safe_dump(value, default_flow_style=True, width=10**6) for key, value in options.items()}
+    return [f"--{key}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}" for key, text in texts.items()]
 
 
 def read(name: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -122,3 +122,27 @@ def scores(values: Mapping[str, Mapping[str, Sequence[float]]], up: str) -> Figu
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def gains(rows: Sequence[tuple[str, float, float]], across: str) -> Figure:
+    """Gains as points with two standard errors, one row each, the best in blue and losses in orange.
+
+    Args:
+        rows: name, gain and standard error of each.
+        across: name of the axis, with its unit.
+    """
+    figure, axes = blank(6.4, 0.9 + 0.34 * len(rows))
+    for i, (_, gain, error) in enumerate(rows):
+        sure = abs(gain) > 2 * error
+        colour = (PALETTE[0] if gain > 0 else PALETTE[1]) if sure else "#777777"
+        axes.errorbar(gain, i, xerr=2 * error, fmt="o", color=colour, capsize=3, markersize=5)
+        axes.annotate(
+            f"{gain:+.3f} ± {error:.3f}", (gain, i), xytext=(0, 6), textcoords="offset points", ha="center",
+            fontsize=8, color=colour,
+        )  # fmt: skip
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.8)
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"{across}; bars: two standard errors\nblue: gains, orange: loses, grey: not decided", fontsize=9)
+    return figure

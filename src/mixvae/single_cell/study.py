@@ -24,7 +24,7 @@ from mixvae.single_cell.diagnostics import integration_scores
 from mixvae.single_cell.model import MixtureSCVI
 
 SIZES = (2400, 200, 405)
-"""Cells that are trained on, validated on and held out."""
+"""Cells of CORTEX that are trained on, validated on and held out."""
 SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
 
 
@@ -54,9 +54,9 @@ def jobs(seeds: int = 3, more_seeds: int = 6) -> list[Job]:
 
 
 def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of the cells to train on, to validate on and to hold out."""
+    """Numbers of the cells to train on, to validate on and to hold out; `SIZES`, in proportion for other cells."""
     order = np.random.default_rng(seed).permutation(cells)
-    first, second = SIZES[0], SIZES[0] + SIZES[1]
+    first, second = (cells * part // sum(SIZES) for part in (SIZES[0], SIZES[0] + SIZES[1]))
     return order[:first], order[first:second], order[second:]
 
 
@@ -68,6 +68,7 @@ def run(
     warmup: int = 100,
     patience: int = 45,
     draws: int = 1000,
+    batch: int = 128,
     data: AnnData | None = None,
     progress: Callable[[Job, dict[str, Any]], object] | None = None,
 ) -> list[dict[str, Any]]:
@@ -80,6 +81,7 @@ def run(
         warmup: epochs of KL warm-up.
         patience: epochs without a better validation ELBO after which training stops.
         draws: draws per held-out cell, over all components.
+        batch: cells per step.
         data: cells with `cell_type` and `precise_type`; CORTEX by default.
         progress: called with every job and its result.
     """
@@ -89,7 +91,7 @@ def run(
     for job in jobs() if listed is None else listed:
         path = out / f"{job.name}.json"
         if not path.exists():
-            settings = {"epochs": epochs, "warmup": warmup, "patience": patience, "draws": draws}
+            settings = {"epochs": epochs, "warmup": warmup, "patience": patience, "draws": draws, "batch": batch}
             write_json(path, _train_and_measure(adata, job, out, settings))
         results.append(read_json(path))
         if progress is not None:
@@ -106,6 +108,7 @@ def _train_and_measure(adata: AnnData, job: Job, out: Path, settings: dict[str, 
     model = _model(adata, job, out, settings)
     model.train(
         max_epochs=settings["epochs"],
+        batch_size=settings["batch"],
         accelerator="cpu",
         early_stopping=True,
         early_stopping_patience=settings["patience"],

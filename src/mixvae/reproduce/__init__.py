@@ -1,0 +1,136 @@
+"""Every experiment of the paper by name: models, numbers, pictures, and whether the claim holds."""
+
+from __future__ import annotations
+
+import math
+import platform
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mixvae import config, figures, pages
+from mixvae.files import read_json, write_bytes, write_json
+from mixvae.reproduce.catalogue import EXPERIMENTS
+from mixvae.reproduce.findings import Experiment, Findings, Gap, Say, Verdict, judge
+from mixvae.reproduce.trainings import Trainings
+
+__all__ = ["EXPERIMENTS", "Experiment", "Findings", "Gap", "Scale", "Verdict", "find", "judge", "reproduce"]
+
+Scale = Literal["smoke", "small", "paper"]
+
+
+def find(name: str) -> Experiment:
+    """The experiment of this name.
+
+    Raises:
+        ValueError: there is none; the nearest name is suggested.
+    """
+    if name not in EXPERIMENTS:
+        near = config.nearest(name, EXPERIMENTS)
+        hint = f"did you mean {near}?" if near else f"choose {', '.join(EXPERIMENTS)}"
+        raise ValueError(f"unknown experiment {name!r}: {hint}")
+    return EXPERIMENTS[name]
+
+
+def reproduce(
+    name: str,
+    scale: Scale = "small",
+    out: str | Path | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    epochs: int | None = None,
+    warmup: int | None = None,
+    jobs: int = 1,
+    say: Say = print,
+) -> Findings:
+    """Carry out an experiment of the paper; write results.json, figures and a report page. Resumes where it was.
+
+    Args:
+        name: the experiment, as `EXPERIMENTS` has it.
+        scale: smoke (minutes, digits), small (two cores, an hour or two) or paper (the paper's sizes, a GPU).
+        out: folder of everything; `runs/reproduce/NAME-SCALE` by default.
+        seeds: seeds of every training, instead of the scale's.
+        epochs: epochs of every training, instead of the scale's.
+        warmup: epochs of warm-up, instead of the scale's.
+        jobs: trainings at the same time, which share the processor's cores.
+        say: takes a line on what happens now.
+
+    Raises:
+        ValueError: there is no such experiment, or a training failed; what is done stays.
+
+    References:
+        Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+    """
+    experiment = find(name)
+    plan = experiment.scales[scale]
+    if any(value is not None for value in (seeds, epochs, warmup)):
+        if not isinstance(plan, Trainings):
+            raise ValueError(f"{name} trains no image models: leave out seeds, epochs and warm-up")
+        plan = plan.changed(seeds, epochs, warmup)
+    folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
+    start, before = time.perf_counter(), _seconds(folder)
+    found = plan.carry_out(folder, jobs=jobs, say=say)
+    if scale == "smoke":
+        undecided = [replace(verdict, holds=None) for verdict in found.verdicts]
+        notes = ["A smoke run: it shows that everything works, and says nothing about the claims.", *found.notes]
+        found = replace(found, verdicts=undecided, notes=notes)
+    pictures = {
+        title: picture if isinstance(picture, bytes) else figures.png(picture)
+        for title, picture in found.figures.items()
+    }
+    for title, picture in pictures.items():
+        write_bytes(folder / "figures" / f"{re.sub(r'[^a-zA-Z0-9=]+', '_', title)}.png", picture)
+    options = "".join(
+        f" --{flag} {value}"
+        for flag, value in (
+            ("seeds", None if seeds is None else ",".join(map(str, seeds))), ("epochs", epochs), ("warmup", warmup),
+        )
+        if value is not None
+    )  # fmt: skip
+    command = f"mixvae reproduce {name} --scale {scale}{options} --out {folder}"
+    results: dict[str, Any] = {
+        "experiment": name,
+        "scale": scale,
+        "claim": experiment.claim,
+        "verdicts": [{"claim": v.claim, "verdict": v.word, "evidence": v.evidence} for v in found.verdicts],
+        "table": found.table,
+        "notes": found.notes,
+        "command": command,
+        "commands": found.commands,
+        "seconds": before + time.perf_counter() - start,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.platform()}",
+        "versions": {package: version(package) for package in ("mixvae", "torch", "numpy")},
+    }
+    write_json(folder / "results.json", _finite(results))
+    pages.render(
+        "experiment.html",
+        folder / "report.html",
+        experiment=experiment,
+        results=results,
+        columns=found.columns,
+        rows=pages.table(found.columns, found.table),
+        verdicts=found.verdicts,
+        pictures={title: pages.embed(picture) for title, picture in pictures.items()},
+    )
+    return found
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _seconds(folder: Path) -> float:
+    """Seconds that earlier calls took."""
+    path = folder / "results.json"
+    return float(read_json(path)["seconds"]) if path.exists() else 0.0

@@ -1,0 +1,133 @@
+"""What an experiment found: numbers, pictures, and whether the paper's claims hold on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
+
+from mixvae.pages import Column
+
+Say = Callable[[str], object]
+
+
+def margin(errors: float, count: int) -> float:
+    """Half width of the 95 % interval of a mean of so many values with this standard error, by Student's t."""
+    from scipy.stats import t
+
+    return float(errors * t.ppf(0.975, count - 1)) if count > 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One difference that a claim says is positive.
+
+    Args:
+        name: what is compared with what.
+        gain: the difference.
+        margin: half width of its 95 % interval; NaN where it is not known.
+        agreed: whether every seed's difference has the sign of the mean.
+    """
+
+    name: str
+    gain: float
+    margin: float
+    agreed: bool = True
+
+    def __str__(self) -> str:
+        split = "" if self.agreed else ", seeds disagree"
+        unknown = math.isnan(self.margin)
+        return f"{self.name}: {self.gain:+.3g}" + (" (margin unknown)" if unknown else f" ± {self.margin:.2g}") + split
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claim holds on our numbers.
+
+    Args:
+        claim: the claim.
+        holds: True or False, or None where the numbers do not decide.
+        evidence: the differences that tell.
+    """
+
+    claim: str
+    holds: bool | None
+    evidence: str
+
+    @property
+    def word(self) -> str:
+        """The verdict in words."""
+        return {True: "holds", False: "does not hold", None: "not decided"}[self.holds]
+
+
+def judge(claim: str, gaps: Sequence[Gap]) -> Verdict:
+    """Judge a claim by the differences that it says are positive.
+
+    It holds if every difference exceeds its margin, with every seed of one sign, and does not if one lies below zero by
+    more than that. Anything else, a difference of unknown margin among it, decides nothing.
+    """
+    if any(gap.agreed and gap.gain < -gap.margin for gap in gaps):
+        holds = False
+    else:
+        holds = True if gaps and all(gap.agreed and gap.gain > gap.margin for gap in gaps) else None
+    return Verdict(claim, holds, "; ".join(map(str, gaps)) or "nothing was measured")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment found.
+
+    Args:
+        columns: columns of the table.
+        table: its rows.
+        verdicts: the paper's claims, judged.
+        figures: pictures by name, as figures or PNG.
+        commands: commands that did it, one by one.
+        notes: what makes the numbers weak.
+    """
+
+    columns: Sequence[Column]
+    table: list[dict[str, Any]]
+    verdicts: list[Verdict]
+    figures: dict[str, Figure | bytes] = field(default_factory=dict, repr=False)
+    commands: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def figure(self) -> Figure | bytes:
+        """The first picture."""
+        return next(iter(self.figures.values()))
+
+
+class Plan(Protocol):
+    """How one scale of an experiment is carried out."""
+
+    @property
+    def cost(self) -> str:
+        """How long it takes, in words."""
+        ...
+
+    def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
+        """Do what is not done yet in a folder, and say what was found."""
+        ...
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the paper's table of experiments.
+
+    Args:
+        name: its name on the command line.
+        title: its heading.
+        claim: what the paper claims.
+        scales: how it is carried out, by scale.
+    """
+
+    name: str
+    title: str
+    claim: str
+    scales: dict[str, Plan]

@@ -1,0 +1,323 @@
+"""Experiments that train models and compare them pair by pair on the same test examples."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from mixvae import config, experiments, figures, runs
+from mixvae.evaluation import standard_error
+from mixvae.files import RunDirectory, read_json, write_bytes
+from mixvae.pages import Column
+from mixvae.representation import Representation
+from mixvae.reproduce.findings import Findings, Gap, Say, judge, margin
+
+LIKELIHOODS = (
+    Column("model", "model"),
+    Column("S", "size", digits=0, about="mixture components, or the size compared with them"),
+    Column("seeds", "seeds", digits=0),
+    Column("parameters", "parameters", digits=0),
+    Column("−ELBO", "nelbo", about="negative evidence lower bound, nats"),
+    Column("MISELBO NLL", "nll_miselbo", about="nats"),
+    Column("pooled NLL", "nll_pooled", "nll_pooled_se", about="nats; ± standard error over test examples"),
+    Column("gain", "gain", "gain_se", 3, "paired gain in pooled nats over the row's baseline", signed=True),
+    Column("between seeds", "gain_seed_se", digits=3, about="standard error of the gain over seeds, nats"),
+    Column("JSD", "jsd", digits=3, about="nats"),
+    Column("effective S", "effective_components"),
+    Column("k̂ > 0.7 (%)", "unreliable", digits=0, about="share of test examples whose pooled bound is not tight"),
+    Column("hours", "hours", digits=2, about="training time of one model"),
+)
+BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the pooled bound")
+ALL = "mean and std"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model of an experiment.
+
+    Args:
+        model: what it is called.
+        size: number of components S, or the size that it is compared with.
+        preset: the configuration that it starts from.
+        options: what it changes there.
+        against: model and size of its baseline; the same model at the experiment's first size by default.
+    """
+
+    model: str
+    size: int
+    preset: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    against: tuple[str, int] | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Model and size."""
+        return self.model, self.size
+
+    @property
+    def name(self) -> str:
+        """Name in a file system."""
+        return f"{self.model}-S{self.size}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim about pairs of variants.
+
+    Args:
+        claim: the claim.
+        pairs: (better, worse) by model and size.
+        metric: what is compared: a bound (pooled, miselbo, elbo), or a score of `mixvae.representation` on [mean, std].
+    """
+
+    claim: str
+    pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]]
+    metric: str = "pooled"
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Train and evaluate variants with several seeds, and compare them.
+
+    Args:
+        variants: the models.
+        questions: what is claimed of them.
+        options: what all of them change in their presets.
+        seeds: seeds of every model.
+        draws_per_component: draws of each component in the evaluation.
+        draws: draws in all instead, if `draws_per_component` is None.
+        examples: only so many test examples.
+        represent: classify and cluster by the latents too.
+        cost: how long it takes, in words.
+    """
+
+    variants: Sequence[Variant]
+    questions: Sequence[Question]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = (0,)
+    draws_per_component: int | None = None
+    draws: int = 1000
+    examples: int | None = None
+    represent: bool = False
+    cost: str = ""
+
+    def changed(self, seeds: Sequence[int] | None, epochs: int | None, warmup: int | None) -> Trainings:
+        """The same with other seeds, epochs or epochs of warm-up."""
+        options = dict(self.options)
+        options |= {} if epochs is None else {"training.epochs": epochs}
+        options |= {} if warmup is None else {"training.warmup": warmup}
+        return replace(self, options=options, seeds=self.seeds if seeds is None else seeds)
+
+    def grid(self, out: Path) -> experiments.Grid:
+        """Configuration of every training."""
+        cells = {}
+        for seed in self.seeds:
+            for variant in self.variants:
+                options = {**self.options, **variant.options, "seed": seed}
+                cells[f"{variant.name}-seed{seed}"] = config.read(variant.preset, config.flags(options))
+        return experiments.Grid(out, cells, self.draws, self.examples, self.draws_per_component)
+
+    def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
+        """Train and evaluate what is not done yet, and compare.
+
+        Raises:
+            ValueError: a training failed; what was done before stays.
+        """
+        grid = self.grid(out)
+        result = experiments.run_cells(grid, jobs=jobs, say=say)
+        if result.failed:
+            raise ValueError("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
+        if self.represent:
+            for path in result.done:
+                if not RunDirectory(path).representation.exists():
+                    say(f"{path.name}: classifying by the latents")
+                    runs.representation(path, split="test")
+        measured = {v.key: [_Cell(out / f"{v.name}-seed{seed}") for seed in self.seeds] for v in self.variants}
+        rows = [self._row(variant, measured) for variant in self.variants]
+        verdicts = [judge(question.claim, self._gaps(question, measured)) for question in self.questions]
+        discrete = all(cell.data.binarize == "none" for cell in grid.cells.values())
+        scores = self._scores(measured) if self.represent else {}
+        columns = [*LIKELIHOODS[:7], *([BITS] if discrete else []), *LIKELIHOODS[7:]]
+        for row in rows if scores else []:
+            found = Representation({ALL: scores[f"{row['model']}, S = {row['size']}"]}).table[0]
+            row |= {key: value for key, value in found.items() if key not in ("features", "repetitions")}
+            row |= {key: None for key in row if key.endswith("_std") and len(self.seeds) == 1}
+        if scores:
+            metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
+            columns += [
+                Column(m.upper(), m, f"{m}_std", 3, "on [mean, std] of all components; ± standard deviation over runs")
+                for m in metrics
+            ]  # fmt: skip
+        return Findings(
+            columns, rows, verdicts, self._figures(out, rows, scores, say), self._commands(grid, out), self._notes(rows)
+        )
+
+    def baseline(self, variant: Variant) -> tuple[str, int]:
+        """Model and size that a variant's gain is over."""
+        return variant.against or next(v.key for v in self.variants if v.model == variant.model)
+
+    def _row(self, variant: Variant, measured: Measured) -> dict[str, Any]:
+        """Means over seeds, and the paired gain over the baseline."""
+        cells = measured[variant.key]
+        results = [cell.results for cell in cells]
+        bits = [result["bits_per_dim"] for result in results]
+        row: dict[str, Any] = {
+            "model": variant.model, "size": variant.size, "seeds": len(cells),
+            "nelbo": -_mean(results, "elbo"), "nll_miselbo": _mean(results, "nll_miselbo"),
+            "nll_pooled": _mean(results, "nll_pooled"),
+            "nll_pooled_se": standard_error(np.mean([cell.each("pooled") for cell in cells], 0)),
+            "jsd": _mean(results, "jsd"), "effective_components": _mean(results, "effective_components"),
+            "parameters": results[0]["parameters"], "hours": _mean(results, "train_seconds") / 3600,
+            "bits_per_dim": None if None in bits else float(np.mean(bits)),
+            "unreliable": 100 * float(np.mean([result["pareto_k_unreliable"] or 0.0 for result in results])),
+            "each": [{name: r[name] for name in ("elbo", "nll_miselbo", "nll_pooled", "jsd")} for r in results],
+            "draws": results[0]["draws"], "examples": results[0]["examples"], "data_sha256": results[0]["data_sha256"],
+        }  # fmt: skip
+        baseline = self.baseline(variant)
+        if baseline != variant.key:
+            gain = _gain(measured[variant.key], measured[baseline], "pooled")
+            row |= {"gain": gain.mean, "gain_se": gain.se, "gain_seed_se": gain.seed_se}
+            row |= {"gain_by_seed": gain.by_seed.tolist(), "over": f"{baseline[0]} S = {baseline[1]}"}
+        return row
+
+    def _gaps(self, question: Question, measured: Measured) -> list[Gap]:
+        """The differences of a claim, with margins over test examples, or over seeds where scores have none."""
+        gaps = []
+        for better, worse in question.pairs:
+            gain = _gain(measured[better], measured[worse], question.metric)
+            name = f"{better[0]} S = {better[1]} over {worse[0]} S = {worse[1]} ({question.metric})"
+            half = margin(gain.seed_se, len(self.seeds)) if math.isnan(gain.se) else 1.96 * gain.se
+            gaps.append(Gap(name, gain.mean, half, bool((np.sign(gain.by_seed) == np.sign(gain.mean)).all())))
+        return gaps
+
+    def _scores(self, measured: Measured) -> dict[str, dict[str, list[float]]]:
+        """Scores on [mean, std] of every variant, over seeds and repetitions."""
+        scores: dict[str, dict[str, list[float]]] = {}
+        for (model, size), cells in measured.items():
+            for cell in cells:
+                for metric, values in cell.representation[ALL].items():
+                    scores.setdefault(f"{model}, S = {size}", {}).setdefault(metric, []).append(float(np.mean(values)))
+        return scores
+
+    def _figures(
+        self, out: Path, rows: list[dict[str, Any]], scores: dict[str, dict[str, list[float]]], say: Say
+    ) -> dict[str, Figure | bytes]:
+        """Gains, scores, learning curves, and of latents the components and maps."""
+        named = [
+            (f"{row['model']} S = {row['size']} over {row['over']}", row["gain"], row["gain_se"])
+            for row in rows if "gain" in row
+        ]  # fmt: skip
+        drawn: dict[str, Figure | bytes] = {}
+        if named:
+            drawn["gains"] = figures.gains(named, "paired gain over the baseline (nats)")
+        if scores:
+            drawn["scores"] = figures.scores(scores, "accuracy, ARI, NMI or ASW")
+        first = {f"{v.model}, S = {v.size}": RunDirectory(out / f"{v.name}-seed{self.seeds[0]}") for v in self.variants}
+        drawn["learning curves"] = figures.learning_curves({name: run.read_metrics() for name, run in first.items()})
+        if self.represent:
+            for name, run in first.items():
+                drawn |= {f"{name}: {what}": picture for what, picture in _latent_pictures(run, say).items()}
+        return drawn
+
+    def _commands(self, grid: experiments.Grid, out: Path) -> list[str]:
+        """What trains and evaluates each model by itself."""
+        lines = []
+        each = self.draws_per_component
+        draws = f"--draws {self.draws}" if each is None else f"--draws-per-component {each}"
+        limit = f" --examples {self.examples}" if self.examples else ""
+        for seed in self.seeds:
+            for variant in self.variants:
+                path = out / f"{variant.name}-seed{seed}"
+                words = config.flags({**self.options, **variant.options, "seed": seed})
+                lines.append(f"mixvae train {variant.preset} {shlex.join(words)} --out {path}")
+                lines.append(f"mixvae evaluate {path} {draws}{limit}{' --representation' if self.represent else ''}")
+        return lines
+
+    def _notes(self, rows: list[dict[str, Any]]) -> list[str]:
+        """What makes the numbers weak."""
+        notes = []
+        if len(self.seeds) < 3:
+            notes.append(f"Seeds: {len(self.seeds)}. What another training would give is hardly known.")
+        if (worst := max(row["unreliable"] for row in rows)) > 5:
+            notes.append(
+                f"Pareto k̂ exceeds 0.7 for up to {worst:.0f} % of the test examples: the pooled bound is valid but not "
+                "tight there."
+            )
+        return notes
+
+
+Measured = dict[tuple[str, int], list["_Cell"]]
+
+
+class _Cell:
+    """What was measured of one training."""
+
+    def __init__(self, path: Path):
+        self.run = RunDirectory(path)
+        self.results = read_json(self.run.results)
+
+    @property
+    def representation(self) -> dict[str, dict[str, list[float]]]:
+        """Scores by features and metric."""
+        return read_json(self.run.representation)["scores"]
+
+    def each(self, bound: str) -> np.ndarray:
+        """A bound of every test example."""
+        with np.load(self.run.examples, allow_pickle=False) as arrays:
+            return arrays[bound].astype(float)
+
+
+@dataclass(frozen=True)
+class _Gain:
+    """Mean paired difference, by seed, its standard error over test examples, and over seeds; NaN where not known."""
+
+    mean: float
+    by_seed: np.ndarray
+    se: float
+    seed_se: float
+
+
+def _gain(new: list[_Cell], old: list[_Cell], metric: str) -> _Gain:
+    """Paired difference of a bound on the same test examples, or of a score, of trainings of the same seeds."""
+    if metric in ("pooled", "miselbo", "elbo"):
+        each = np.array([a.each(metric) - b.each(metric) for a, b in zip(new, old, strict=True)])
+        return _Gain(float(each.mean()), each.mean(1), standard_error(each.mean(0)), standard_error(each.mean(1)))
+    pairs = [(a.representation[ALL][metric], b.representation[ALL][metric]) for a, b in zip(new, old, strict=True)]
+    gains = np.array([np.mean(a) - np.mean(b) for a, b in pairs])
+    return _Gain(float(gains.mean()), gains, math.nan, standard_error(gains))
+
+
+def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float:
+    return float(np.mean([result[key] for result in results]))
+
+
+def _latent_pictures(run: RunDirectory, say: Say) -> dict[str, bytes]:
+    """Pictures of one run's latents, drawn once: principal components, t-SNE, and how components cooperate."""
+    names = ("latent means", "t-SNE", "components", "spread", "classes")
+    paths = {name: run.figures / f"{name.replace(' ', '_')}.png" for name in names}
+    if not any(path.exists() for path in paths.values()) and run.weights.exists():
+        say(f"{run.path.name}: drawing latents")
+        for name, figure in _draw_latents(run).items():
+            write_bytes(paths[name], figures.png(figure))
+    return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
+
+
+def _draw_latents(run: RunDirectory) -> dict[str, Figure]:
+    """Pictures of one run's latents."""
+    from sklearn.manifold import TSNE
+
+    features = runs.encode_split(run.path, examples=1000)
+    mean, labels = features["mean"], features["labels"]
+    drawn = {"latent means": figures.latent_means(mean, labels)}
+    points = TSNE(2, random_state=0).fit_transform(mean.reshape(len(mean), -1))
+    drawn["t-SNE"] = figures.embedding(points, {"means of all components, by label": labels}, "t-SNE")
+    if mean.shape[1] > 1:
+        drawn |= runs.cooperation(run.path)[1]
+    return drawn
