@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install demo test test-slow lint format types bench docs clean
+.PHONY: help install demo test test-slow smoke lint format types bench docs clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -27,6 +27,11 @@ test: install  ## the test suite, under ten minutes on two cores, in two process
 
 test-slow: install  ## the checks that take longer
 	$(BIN)/pytest -m slow
+
+smoke: install  ## every experiment of the paper at its smallest scale, into runs/smoke
+	rm -rf runs/smoke
+	@set -e; for name in $$($(BIN)/python -c 'from mixvae.reproduce import EXPERIMENTS; print(*EXPERIMENTS)'); do \
+		$(BIN)/mixvae reproduce $$name --scale smoke --out runs/smoke/$$name; done
 
 lint: install  ## style of the code
 	$(BIN)/ruff check

@@ -2,6 +2,8 @@
 
 import re
 import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,32 @@ def test_the_readmes_library_example_runs(tmp_path, monkeypatch, capsys):
     nll, effective = re.findall(r"[\d.]+", capsys.readouterr().out)[:3:2]
     assert 22 < float(nll) < 40
     assert 1 <= float(effective) <= 4
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_the_tutorial_runs_from_its_first_line_to_the_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    space: dict = {}
+    for language, block in re.findall(r"```(python|sh)\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), re.DOTALL):
+        if language == "python":
+            exec(block, space)
+        else:
+            for line in block.splitlines():
+                program, *words = shlex.split(line)
+                assert program in ("mixvae", "pip")
+                if program == "mixvae":
+                    cli.main(words)
+    out = capsys.readouterr().out
+    gain, error = (float(value) for value in re.search(r"gain (-?[\d.]+) ± ([\d.]+) nats", out).groups())
+    assert error < 1
+    assert gain > -1, "four encoders are not much worse than one"
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {f"{n}.png" for n in "likelihood components spread classes posteriors gains".split()}
+    assert (tmp_path / "report.html").read_text().count("data:image/png") > 10
+    (first, second) = space["comparison"].table
+    assert (first["run"], second["run"]) == ("S1", "S4")
+    assert second["gain_se"] > 0
 
 
 def test_the_readmes_commands_exist(capsys):

@@ -84,9 +84,9 @@ def test_a_table_sorts_by_numbers_and_names_and_back_with_gaps_last(page, tmp_pa
     names, values = seen["orders"][:3], seen["orders"][3:]
     assert names == [["a <b>&", "b9", "b10", "c"], ["c", "b10", "b9", "a <b>&"], ["b10", "b9", "a <b>&", "c"]]
     assert values == [
-        ["-2.5", "9.0 ± 0.5", "10.0", "–"],
-        ["10.0", "9.0 ± 0.5", "-2.5", "–"],
-        ["9.0 ± 0.5", "10.0", "–", "-2.5"],
+        ["−2.5", "9.0 ± 0.5", "10.0", "–"],
+        ["10.0", "9.0 ± 0.5", "−2.5", "–"],
+        ["9.0 ± 0.5", "10.0", "–", "−2.5"],
     ]
 
 
@@ -118,6 +118,6 @@ def test_what_a_user_wrote_stays_text(page):
 def test_a_value_has_its_error_sign_and_digits():
     column = Column("gain", "gain", "se", 3, signed=True)
     assert column.text({"gain": 0.5, "se": 0.25}) == "+0.500 ± 0.250"
-    assert column.text({"gain": -1234.5, "se": None}) == "-1,234.500"
+    assert column.text({"gain": -1234.5, "se": None}) == "−1,234.500"
     assert column.text({"gain": math.nan}) == column.text({}) == "–"
     assert column.key({"gain": np.float64(2)}) == "2.0"

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from mixvae import figures
 from mixvae.bounds import Terms, jsd, log_weights
 from mixvae.distributions import DRAW_BLOCK, Components, keyed_normal
 from mixvae.model import MixtureVAE, evaluating
@@ -95,6 +98,21 @@ class Estimate:
             "examples": len(self.elbo),
             "seed": self.seed,
         }
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row per bound as negative log-likelihood: its mean, and errors of sampling examples and of drawing."""
+        summary = self.summary()
+        rows = []
+        for bound, name, sign in (("ELBO", "elbo", -1), ("MISELBO", "nll_miselbo", 1), ("pooled", "nll_pooled", 1)):
+            value, se, mc_se = (summary[f"{name}{suffix}"] for suffix in ("", "_se", "_mc_se"))
+            rows.append({"bound": bound, "nats": sign * cast("float", value), "se": se, "mc_se": mc_se})
+        return rows
+
+    @property
+    def figure(self) -> Figure:
+        """Pooled NLL of every example, and where it is not tight."""
+        return figures.likelihoods(self.pooled, self.pareto_k, UNRELIABLE_K)
 
 
 def _finite(value: float) -> float | None:

@@ -46,7 +46,7 @@ class Column:
             return MISSING
         if isinstance(value, str):
             return value
-        text = f"{value:{'+' if self.signed else ''},.{self.digits}f}"
+        text = f"{value:{'+' if self.signed else ''},.{self.digits}f}".replace("-", "−")
         error = row.get(self.error) if self.error else None
         return text if error is None or math.isnan(error) else f"{text} ± {error:.{self.digits}f}"
 

@@ -1,6 +1,6 @@
 """Every plot, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
 
-from mixvae.figures.curves import gains, growth, learning_curves, scaling, scores
+from mixvae.figures.curves import gains, growth, learning_curves, likelihoods, scaling, scores
 from mixvae.figures.latents import Panel, classes, embedding, latent_means, overlap, planes, principal_plane, spread
 from mixvae.figures.pictures import images, reconstructions, tile
 from mixvae.figures.style import PALETTE, gif, png
@@ -16,6 +16,7 @@ __all__ = [
     "images",
     "latent_means",
     "learning_curves",
+    "likelihoods",
     "overlap",
     "planes",
     "png",

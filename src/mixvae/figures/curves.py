@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mixvae.figures.style import MARKERS, PALETTE, blank, colours, spread_labels
+from mixvae.figures.style import MARKERS, PALETTE, bare, blank, colours, spread_labels
 
 
 def learning_curves(metrics: dict[str, list[dict[str, Any]]]) -> Figure:
@@ -124,6 +124,37 @@ def scores(values: Mapping[str, Mapping[str, Sequence[float]]], up: str) -> Figu
     return figure
 
 
+def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> Figure:
+    """Pooled bound of every example as a histogram, and Pareto k̂ against it where there is any.
+
+    Args:
+        bound: log-likelihood bound of every example, in nats.
+        pareto_k: Pareto k̂ of every example, NaN where it is not known.
+        unreliable: k̂ above which a bound is not tight.
+    """
+    known = np.isfinite(pareto_k)
+    figure = Figure(figsize=(6.4, 4.6 if known.any() else 2.6), layout="constrained")
+    axes = figure.subplots(2 if known.any() else 1, sharex=True, squeeze=False)[:, 0]
+    for each in axes:
+        bare(each)
+    axes[0].hist(-bound, bins=min(40, 5 + len(bound) // 10), color=PALETTE[0])
+    axes[0].axvline(-bound.mean(), color="#222222", linewidth=1)
+    axes[0].annotate(
+        f"mean {-bound.mean():.2f}", (-bound.mean(), 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
+        textcoords="offset points", va="top", fontsize=9,
+    )  # fmt: skip
+    axes[0].set_ylabel("examples")
+    axes[-1].set_xlabel("pooled NLL of an example (nats)")
+    if known.any():
+        high = pareto_k[known] > unreliable
+        for chosen, colour in ((~high, PALETTE[0]), (high, PALETTE[1])):
+            axes[1].plot(-bound[known][chosen], pareto_k[known][chosen], ".", color=colour, markersize=4, alpha=0.6)
+        axes[1].axhline(unreliable, color="#888888", linewidth=1)
+        axes[1].set_ylabel("Pareto k̂")
+        axes[1].set_title(f"{high.mean():.0%} above {unreliable:g}: valid, but not tight", fontsize=9, loc="left")
+    return figure
+
+
 def gains(rows: Sequence[tuple[str, float, float]], across: str) -> Figure:
     """Gains as points with two standard errors, one row each, the best in blue and losses in orange.
 
@@ -137,8 +168,8 @@ def gains(rows: Sequence[tuple[str, float, float]], across: str) -> Figure:
         colour = (PALETTE[0] if gain > 0 else PALETTE[1]) if sure else "#777777"
         axes.errorbar(gain, i, xerr=2 * error, fmt="o", color=colour, capsize=3, markersize=5)
         axes.annotate(
-            f"{gain:+.3f} ± {error:.3f}", (gain, i), xytext=(0, 6), textcoords="offset points", ha="center",
-            fontsize=8, color=colour,
+            f"{gain:+.3f} ± {error:.3f}".replace("-", "−"), (gain, i), xytext=(0, 6), textcoords="offset points",
+            ha="center", fontsize=8, color=colour,
         )  # fmt: skip
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
