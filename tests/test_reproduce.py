@@ -61,12 +61,12 @@ def test_big_iwae_has_the_mixtures_parameters_and_is_a_true_iwae(tmp_path):
     }
     for s in (1, 2, 3):
         mixture = count[f"mixture-S{s}-seed0"]
-        assert count[f"wide IWAE-S{s}-seed0"] == pytest.approx(mixture, rel=0.01)
-        assert count[f"deep IWAE-S{s}-seed0"] == pytest.approx(mixture, rel=0.06)
+        assert count[f"wide-IWAE-S{s}-seed0"] == pytest.approx(mixture, rel=0.01)
+        assert count[f"deep-IWAE-S{s}-seed0"] == pytest.approx(mixture, rel=0.06)
         for rival in ("wide", "deep"):
-            training = cells[f"{rival} IWAE-S{s}-seed0"].training
+            training = cells[f"{rival}-IWAE-S{s}-seed0"].training
             assert (training.bound, training.draws) == ("iwelbo", s)
-            assert cells[f"{rival} IWAE-S{s}-seed0"].model.components == 1
+            assert cells[f"{rival}-IWAE-S{s}-seed0"].model.components == 1
 
 
 def test_a_claim_holds_only_if_all_differences_do():

@@ -172,7 +172,7 @@ def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
     names = ["every component's mean"] + (["the mixture's mean"] if labels is not None else [])
     figure = Figure(figsize=(4.3 * len(names), 3.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
-    scatter(panels[0], [(str(s + 1), plane[:, s]) for s in range(components)], "component")
+    scatter(panels[0], [(str(s), plane[:, s]) for s in range(components)], "component")
     if labels is not None:
         overall = plane.mean(1)
         scatter(panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label")

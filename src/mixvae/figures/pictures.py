@@ -48,7 +48,7 @@ def reconstructions(originals: np.ndarray, by_component: np.ndarray) -> Figure:
         by_component: (S, B, C, H, W).
     """
     rows = [originals, *by_component]
-    labels = ["data", *(f"component {s + 1}" for s in range(len(by_component)))]
+    labels = ["data", *(f"component {s}" for s in range(len(by_component)))]
     figure, axes = blank(6.4, 6.4 / len(originals) * len(rows))
     _picture(axes, tile(np.concatenate(rows), len(originals)))
     height = originals.shape[2] + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,7 +65,7 @@ class Variant:
     @property
     def name(self) -> str:
         """Name in a file system."""
-        return f"{self.model}-S{self.size}"
+        return f"{re.sub(r'[^a-zA-Z0-9_]+', '-', self.model)}-S{self.size}"
 
 
 @dataclass(frozen=True)
