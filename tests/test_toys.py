@@ -25,6 +25,10 @@ def nan(z):
     return z[:, 0].where(z[:, 0] < 0, torch.nan)
 
 
+def failing(z):
+    raise RuntimeError("two\nlines")
+
+
 def test_normalisers_are_exact():
     radius = torch.linspace(0, 3, 300_001, dtype=torch.float64)
     exact = torch.trapezoid(2 * math.pi * radius * (-(radius - 0.9).square() / 0.001).exp(), radius).log()
@@ -81,6 +85,7 @@ def test_the_command_writes_a_table_a_picture_and_an_animation(tmp_path, capsys)
     [
         (["rings"], "did you mean ring?"),
         (["test_toys.nan"], "is NaN or infinite at z = ["),
+        (["test_toys.failing"], "test_toys.failing fails at points (361201, 2): RuntimeError two lines"),
         (["torch.abs"], "must map points (N, 2) to log-densities (N,); for N = 361201 it gave (361201, 2)"),
         (["ring", "--components=1,0"], "positive numbers separated by commas, such as 1,2,5; got '1,0'"),
         (["ring", "--steps=0"], "components and steps must be at least 1; got 1 and 0"),

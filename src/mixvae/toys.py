@@ -120,12 +120,16 @@ def quadrature(log_density: LogDensity, name: str = "target", span: float = 3.0)
     """Measure a target on a grid.
 
     Raises:
-        ValueError: the log-density returns another shape, NaN or plus infinity, or has no mass on the square or much at
-            its edge.
+        ValueError: the log-density fails, returns another shape, NaN or plus infinity, or has no mass on the square or
+            much at its edge.
     """
     points = _grid(span)
-    with torch.no_grad():
-        values = log_density(points)
+    try:
+        with torch.no_grad():
+            values = log_density(points)
+    except Exception as error:  # it is the user's, and may raise anything
+        what = " ".join(f"{type(error).__name__} {error}".split())
+        raise ValueError(f"{name} fails at points {tuple(points.shape)}: {what}") from error
     if not isinstance(values, Tensor) or values.shape != points.shape[:1]:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} must map points (N, 2) to log-densities (N,); for N = {len(points)} it gave {got}")

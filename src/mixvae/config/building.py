@@ -183,7 +183,8 @@ def plain_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{what}: {str(error).strip().splitlines()[0]}") from error
+        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{what}: {first}") from error
 
 
 def settings(config: TrainingConfig) -> dict[str, Any]:
