@@ -29,6 +29,17 @@ def test_groups_that_lie_apart_are_found_and_mixed_ones_are_not():
     assert abs(cluster(noise, labels)["ari"]) < 0.05
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_discriminants_do_not_depend_on_the_scale_of_a_feature(scale):
+    """Catches covariances shrunk in the units of the largest feature, or small latents refused as singular."""
+    (x, labels), (new, new_labels) = blobs(300, 4.0), blobs(150, 4.0, seed=1)
+    qda = {"qda": classifiers()["qda"]}
+    wanted = classify(x, labels, new, new_labels, qda)
+    assert wanted["qda"] > 0.9
+    for units in (np.array([1.0, scale]), np.array([scale, scale])):
+        assert classify(x * units, labels, new * units, new_labels, qda) == wanted
+
+
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3]])
 def test_too_few_classes_or_examples_are_refused(labels):
     x, labels = np.zeros((4, 2)), np.array(labels)
@@ -59,7 +70,11 @@ def latents(n, seed, components=2, samples=3):
 
 
 def test_features_are_of_all_components_and_what_is_not_in_them_is_not_found():
-    found = represent(lambda seed: (latents(200, seed), latents(100, seed + 100)), seeds=(0, 1, 2))
+    moved = []
+    found = represent(
+        lambda seed: (latents(200, seed), latents(100, seed + 100)), (0, 1, 2), lambda *done: moved.append(done)
+    )
+    assert moved == [(k, 9) for k in range(1, 10)]
     rows = {row["features"]: row for row in found.table}
     assert set(rows) == {"mean and std", "means", "3 samples"}
     assert all(row["repetitions"] == 3 for row in found.table)

@@ -173,7 +173,11 @@ class Representation:
         return figures.scores(self.scores, "accuracy, ARI, NMI or ASW")
 
 
-def represent(latents: Callable[[int], tuple[Latents, Latents]], seeds: Sequence[int] = (0, 1, 2)) -> Representation:
+def represent(
+    latents: Callable[[int], tuple[Latents, Latents]],
+    seeds: Sequence[int] = (0, 1, 2),
+    progress: Callable[[int, int], object] | None = None,
+) -> Representation:
     """Classify and cluster by latents: fitted to training latents, scored on others, once for every seed.
 
     The seed is of what is random: the training examples chosen, the samples, the perceptron and the starts of k-means.
@@ -182,6 +186,7 @@ def represent(latents: Callable[[int], tuple[Latents, Latents]], seeds: Sequence
     Args:
         latents: training and held-out latents for a seed.
         seeds: seeds of the repetitions.
+        progress: called with the number of repetitions and kinds of features done, and of all.
 
     Raises:
         ValueError: there are fewer classes than two, or fewer examples than classes.
@@ -190,12 +195,14 @@ def represent(latents: Callable[[int], tuple[Latents, Latents]], seeds: Sequence
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
     """
     scores: dict[str, dict[str, list[float]]] = {}
-    for seed in seeds:
+    for repetition, seed in enumerate(seeds):
         train, test = latents(seed)
         fitted, scored = train.features(), test.features()
-        for name in fitted:
+        for kind, name in enumerate(fitted):
             found = classify(fitted[name], train.labels, scored[name], test.labels, seed=seed)
             found |= cluster(scored[name], test.labels, seed, fitted_to=fitted[name])
             for metric, value in found.items():
                 scores.setdefault(name, {}).setdefault(metric, []).append(value)
+            if progress is not None:
+                progress(repetition * len(fitted) + kind + 1, len(seeds) * len(fitted))
     return Representation(scores)

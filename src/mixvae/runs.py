@@ -349,6 +349,7 @@ def representation(
     seeds: Sequence[int] = (0, 1, 2),
     examples: int = REPRESENTED,
     samples: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Representation:
     """Classify and cluster by the latents of a run, and write `representation.json` and its figure.
 
@@ -358,6 +359,7 @@ def representation(
         seeds: one repetition for each.
         examples: at most so many training examples, chosen by the seed.
         samples: draws side by side in the features of the paper's rival; as many as components by default.
+        progress: called with the number of repetitions and kinds of features done, and of all.
 
     Raises:
         ValueError: the data have no labels, fewer classes than two, or fewer examples than classes.
@@ -378,7 +380,7 @@ def representation(
         chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:examples]
         return latents(train.take(chosen.sort().values), seed), latents(part, seed)
 
-    found = represent(both, seeds)
+    found = represent(both, seeds, progress)
     about = {"split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "scores": found.scores}
     write_json(directory.representation, about)
     write_bytes(directory.figures / "representation.png", figures.png(found.figure))

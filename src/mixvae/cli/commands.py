@@ -67,7 +67,9 @@ def evaluate(
     from mixvae import report, runs
 
     if representation:
-        show_scores(runs.representation(run, split=split, samples=samples).table)
+        with progress_bar("classifying by the latents") as (advance, _):
+            found = runs.representation(run, split=split, samples=samples, progress=advance)
+        show_scores(found.table)
     with progress_bar("evaluating") as (advance, _):
         runs.evaluate(
             run,
