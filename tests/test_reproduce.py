@@ -147,6 +147,18 @@ def test_gains_are_paired_within_seeds_and_examples(cells):
     found.figure.canvas.draw()
 
 
+def test_some_models_bring_the_claims_about_them_and_no_others():
+    plan = EXPERIMENTS["big_iwae"].scales["paper"]
+    some = plan.changed(models=["mixture", "deep IWAE"])
+    assert {variant.model for variant in some.variants} == {"mixture", "deep IWAE"}
+    assert [pair for question in some.questions for pair in question.pairs] == [
+        (("mixture", s), ("deep IWAE", s)) for s in (1, 2, 3)
+    ]
+    assert plan.changed(models=["mixture"]).questions == []
+    with pytest.raises(ValueError, match="deep IWAE is compared with mixture: name both"):
+        plan.changed(models=["deep IWAE"])
+
+
 def test_commands_are_those_of_the_cells(cells):
     out, _ = cells
     commands = plan(draws=7).carry_out(out, jobs=1, say=lambda line: None).commands
@@ -195,6 +207,9 @@ def refused(capsys, *words):
 def test_bad_input_is_one_line(tmp_path, capsys):
     assert "unknown experiment 'latent': did you mean latents?" in refused(capsys, "reproduce", "latent")
     assert "--seeds takes numbers" in refused(capsys, "reproduce", "latents", "--seeds", "a,b")
+    assert "unknown model 'vanila': did you mean vanilla?" in refused(
+        capsys, "reproduce", "mnist", "--models", "vanila,vamp"
+    )
     assert "trains no image models" in refused(capsys, "reproduce", "toys", "--epochs", "3")
     assert "jobs must be at least 1" in refused(
         capsys, "reproduce", "latents", "--jobs", "0", "--scale", "smoke", "--out", str(tmp_path / "x")

@@ -259,7 +259,7 @@ def test_report_is_one_file_without_any_request(two, capsys):
     assert rows[1]["gain"] == pytest.approx(gain.mean())
     assert rows[1]["gain_se"] == pytest.approx(gain.std(ddof=1) / 20)
     shown = [column.text(rows[1]) for column in report.COLUMNS]
-    assert f"{gain.mean():+.3f} ± {rows[1]['gain_se']:.3f}" in shown
+    assert f"{gain.mean():+.3f} ± {rows[1]['gain_se']:.3f}".replace("-", "−") in shown
     for cell in shown:
         assert cell in page
     assert shown[6] in capsys.readouterr().out

@@ -332,6 +332,7 @@ def reproduce(
     seeds: str | None = None,
     epochs: int | None = None,
     warmup: int | None = None,
+    models: str | None = None,
     jobs: int = 1,
     *,
     list: bool = False,
@@ -345,6 +346,7 @@ def reproduce(
         seeds: seeds of every training, separated by commas, instead of the scale's.
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
+        models: only these of its models, separated by commas.
         jobs: trainings at the same time.
         list: show the experiments, and what each scale takes.
     """
@@ -363,7 +365,8 @@ def reproduce(
         raise ValueError(f"--seeds takes numbers separated by commas, such as 0,1,2; got {seeds!r}")
     numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
     found = experiments.reproduce(
-        name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup, jobs=jobs, say=show
+        name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup,
+        models=None if models is None else names(models), jobs=jobs, say=show,
     )  # fmt: skip
     show_rows(found.columns, found.table, experiments.find(name).title)
     for verdict in found.verdicts:

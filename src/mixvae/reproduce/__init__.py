@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,6 +47,7 @@ def reproduce(
     seeds: Sequence[int] | None = None,
     epochs: int | None = None,
     warmup: int | None = None,
+    models: Sequence[str] | None = None,
     jobs: int = 1,
     say: Say = print,
 ) -> Findings:
@@ -58,6 +60,7 @@ def reproduce(
         seeds: seeds of every training, instead of the scale's.
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
+        models: only these of its models.
         jobs: trainings at the same time, which share the processor's cores.
         say: takes a line on what happens now.
 
@@ -69,10 +72,10 @@ def reproduce(
     """
     experiment = find(name)
     plan = experiment.scales[scale]
-    if any(value is not None for value in (seeds, epochs, warmup)):
+    if any(value is not None for value in (seeds, epochs, warmup, models)):
         if not isinstance(plan, Trainings):
-            raise ValueError(f"{name} trains no image models: leave out seeds, epochs and warm-up")
-        plan = plan.changed(seeds, epochs, warmup)
+            raise ValueError(f"{name} trains no image models: leave out seeds, epochs, warm-up and models")
+        plan = plan.changed(seeds, epochs, warmup, models)
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder)
     found = plan.carry_out(folder, jobs=jobs, say=say)
@@ -87,9 +90,10 @@ def reproduce(
     for title, picture in pictures.items():
         write_bytes(folder / "figures" / f"{re.sub(r'[^a-zA-Z0-9=]+', '_', title)}.png", picture)
     options = "".join(
-        f" --{flag} {value}"
+        f" --{flag} {shlex.quote(str(value))}"
         for flag, value in (
             ("seeds", None if seeds is None else ",".join(map(str, seeds))), ("epochs", epochs), ("warmup", warmup),
+            ("models", None if models is None else ",".join(models)),
         )
         if value is not None
     )  # fmt: skip

@@ -109,12 +109,40 @@ class Trainings:
     represent: bool = False
     cost: str = ""
 
-    def changed(self, seeds: Sequence[int] | None, epochs: int | None, warmup: int | None) -> Trainings:
-        """The same with other seeds, epochs or epochs of warm-up."""
+    def changed(
+        self,
+        seeds: Sequence[int] | None = None,
+        epochs: int | None = None,
+        warmup: int | None = None,
+        models: Sequence[str] | None = None,
+    ) -> Trainings:
+        """The same with other seeds, epochs or epochs of warm-up, or with some of its models only.
+
+        Raises:
+            ValueError: there is no such model, or it is compared with one that is left out.
+        """
         options = dict(self.options)
         options |= {} if epochs is None else {"training.epochs": epochs}
         options |= {} if warmup is None else {"training.warmup": warmup}
-        return replace(self, options=options, seeds=self.seeds if seeds is None else seeds)
+        changed = replace(self, options=options, seeds=self.seeds if seeds is None else seeds)
+        return changed if models is None else changed._of(models)
+
+    def _of(self, models: Sequence[str]) -> Trainings:
+        """The same with some models, and what is claimed of them."""
+        there = dict.fromkeys(variant.model for variant in self.variants)
+        for model in models:
+            if model not in there:
+                near = config.nearest(model, there)
+                hint = f"did you mean {near}?" if near else f"choose from {', '.join(there)}"
+                raise ValueError(f"unknown model {model!r}: {hint}")
+        variants = [variant for variant in self.variants if variant.model in models]
+        keys = {variant.key for variant in variants}
+        for variant in variants:
+            if (baseline := self.baseline(variant)) not in keys:
+                raise ValueError(f"{variant.model} is compared with {baseline[0]}: name both")
+        pairs = [[pair for pair in question.pairs if keys.issuperset(pair)] for question in self.questions]
+        questions = [replace(q, pairs=kept) for q, kept in zip(self.questions, pairs, strict=True) if kept]
+        return replace(self, variants=variants, questions=questions)
 
     def grid(self, out: Path) -> experiments.Grid:
         """Configuration of every training."""
