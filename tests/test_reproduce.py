@@ -10,6 +10,7 @@ from scipy.stats import t
 
 from mixvae import config
 from mixvae.cli import main
+from mixvae.cli.output import PAGE, show_rows
 from mixvae.files import read_json
 from mixvae.reproduce import EXPERIMENTS, Gap, judge
 from mixvae.reproduce.findings import margin
@@ -157,6 +158,19 @@ def test_some_models_bring_the_claims_about_them_and_no_others():
     assert plan.changed(models=["mixture"]).questions == []
     with pytest.raises(ValueError, match="deep IWAE is compared with mixture: name both"):
         plan.changed(models=["deep IWAE"])
+
+
+def test_a_table_too_wide_for_the_terminal_is_printed_in_parts_and_nothing_is_cut(cells, capsys):
+    out, _ = cells
+    found = plan().carry_out(out, jobs=1, say=lambda line: None)
+    show_rows([*found.columns, *found.columns[2:], *found.columns[2:]], found.table, "title")
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= PAGE
+    heads = [[cell.strip() for cell in line.split("┃")[1:-1]] for line in shown.splitlines() if "model" in line]
+    assert len(heads) > 1
+    assert all(head[:2] == ["model", "S"] for head in heads)
+    assert [cell for head in heads for cell in head[2:]] == [column.title for column in found.columns[2:]] * 3
 
 
 def test_commands_are_those_of_the_cells(cells):

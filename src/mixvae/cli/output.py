@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mixvae.pages import Column
     from mixvae.report import Comparison
+
+PAGE = 180
+"""Characters in a line of what is printed into a file."""
 
 
 def names(words: str) -> list[str]:
@@ -63,14 +68,17 @@ def progress_bar(what: str) -> Iterator[tuple[Callable[[int, int], None], Callab
         )
 
 
-def show(what: Any) -> None:
-    """Print to the terminal, or in full width to a file."""
+def _console() -> Console:
+    """The terminal, or a wide page where there is none."""
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)
-    console.print(what, highlight=False, soft_wrap=isinstance(what, str))
+    return console if console.is_terminal else Console(width=PAGE)
+
+
+def show(what: Any) -> None:
+    """Print to the terminal, or in full width to a file."""
+    _console().print(what, highlight=False, soft_wrap=isinstance(what, str))
 
 
 def show_comparison(comparison: Comparison) -> None:
@@ -84,15 +92,32 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def show_rows(columns: Sequence[Column], rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Print rows as a table."""
+    """Print rows as a table, or as several below each other where its columns are too many for the width."""
     from rich.table import Table
 
-    table = Table(title=title)
-    for i, column in enumerate(columns):
-        table.add_column(column.title, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*(column.text(row) for column in columns))
-    show(table)
+    for part in _parts(columns, rows, _console().width):
+        table = Table(title=title)
+        for i, column in enumerate(part):
+            table.add_column(column.title, justify="left" if i == 0 else "right")
+        for row in rows:
+            table.add_row(*(column.text(row) for column in part))
+        show(table)
+
+
+def _parts(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int) -> list[list[Column]]:
+    """Columns in groups that fit into a width, each led by the two that name the rows."""
+
+    def needed(part: Sequence[Column]) -> int:
+        longest = (max(len(text) for text in (column.title, *map(column.text, rows))) for column in part)
+        return 1 + sum(cell + 3 for cell in longest)  # a border and two spaces each
+
+    leading = list(columns[:2])
+    parts = [list(leading)]
+    for column in columns[2:]:
+        if len(parts[-1]) > 2 and needed([*parts[-1], column]) > width:
+            parts.append(list(leading))
+        parts[-1].append(column)
+    return parts
 
 
 def show_scores(rows: Sequence[dict[str, Any]]) -> None:
