@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import torch
 
-from mixvae import config, figures, pages
+from mixvae import figures, pages
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.reproduce.catalogue import EXPERIMENTS
-from mixvae.reproduce.findings import Experiment, Findings, Gap, Say, Verdict, judge
+from mixvae.reproduce.findings import Experiment, Findings, Gap, Say, Verdict, judge, unknown
 from mixvae.reproduce.trainings import Trainings
 
 __all__ = ["EXPERIMENTS", "Experiment", "Findings", "Gap", "Scale", "Verdict", "find", "judge", "reproduce"]
@@ -33,9 +33,7 @@ def find(name: str) -> Experiment:
         ValueError: there is none; the nearest name is suggested.
     """
     if name not in EXPERIMENTS:
-        near = config.nearest(name, EXPERIMENTS)
-        hint = f"did you mean {near}?" if near else f"choose {', '.join(EXPERIMENTS)}"
-        raise ValueError(f"unknown experiment {name!r}: {hint}")
+        raise unknown("experiment", name, EXPERIMENTS)
     return EXPERIMENTS[name]
 
 

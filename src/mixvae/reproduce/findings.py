@@ -10,9 +10,17 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
+from mixvae import config
 from mixvae.pages import Column
 
 Say = Callable[[str], object]
+
+
+def unknown(what: str, name: str, known: dict[str, Any]) -> ValueError:
+    """Error that tells a mistyped name, with the nearest known one, or all where none is near."""
+    near = config.nearest(name, known)
+    hint = f"did you mean {near}?" if near else f"choose {', '.join(known)}"
+    return ValueError(f"unknown {what} {name!r}: {hint}")
 
 
 def margin(errors: float, count: int) -> float:

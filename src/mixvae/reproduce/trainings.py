@@ -18,7 +18,7 @@ from mixvae.evaluation import standard_error
 from mixvae.files import RunDirectory, read_json, write_bytes
 from mixvae.pages import Column
 from mixvae.representation import Representation
-from mixvae.reproduce.findings import Findings, Gap, Say, judge, margin
+from mixvae.reproduce.findings import Findings, Gap, Say, judge, margin, unknown
 
 LIKELIHOODS = (
     Column("model", "model"),
@@ -132,9 +132,7 @@ class Trainings:
         there = dict.fromkeys(variant.model for variant in self.variants)
         for model in models:
             if model not in there:
-                near = config.nearest(model, there)
-                hint = f"did you mean {near}?" if near else f"choose from {', '.join(there)}"
-                raise ValueError(f"unknown model {model!r}: {hint}")
+                raise unknown("model", model, there)
         variants = [variant for variant in self.variants if variant.model in models]
         keys = {variant.key for variant in variants}
         for variant in variants:
