@@ -156,7 +156,7 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
 
 
 def gains(rows: Sequence[tuple[str, float, float]], across: str) -> Figure:
-    """Gains as points with two standard errors, one row each, the best in blue and losses in orange.
+    """Gains as points with two standard errors, one row each: sure ones in blue, sure losses in orange.
 
     Args:
         rows: name, gain and standard error of each.
@@ -169,7 +169,7 @@ def gains(rows: Sequence[tuple[str, float, float]], across: str) -> Figure:
         axes.errorbar(gain, i, xerr=2 * error, fmt="o", color=colour, capsize=3, markersize=5)
         axes.annotate(
             f"{gain:+.3f} ± {error:.3f}".replace("-", "−"), (gain, i), xytext=(0, 6), textcoords="offset points",
-            ha="center", fontsize=8, color=colour,
+            ha="center", fontsize=8, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
