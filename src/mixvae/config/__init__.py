@@ -1,11 +1,10 @@
 """Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
 
-from mixvae.config.building import build, construct, parameters, parse, plain_errors, resolve, settings
+from mixvae.config.building import build, construct, parse, plain_errors, resolve, settings
 from mixvae.config.reading import (
     add_arguments,
     check_keys,
     flags,
-    from_dict,
     from_namespace,
     locate,
     nearest,
@@ -29,11 +28,9 @@ __all__ = [
     "check_keys",
     "construct",
     "flags",
-    "from_dict",
     "from_namespace",
     "locate",
     "nearest",
-    "parameters",
     "parse",
     "plain_errors",
     "presets",

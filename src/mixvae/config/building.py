@@ -64,7 +64,7 @@ def construct(spec: Spec, room: str, **context: Any) -> Any:
         ValueError: the class does not exist, or an argument is unknown or missing.
     """
     kind, arguments = parse(spec, room)
-    known = parameters(kind)
+    parameters = _parameters(kind)
     given = {name: value for name, value in context.items() if name in parameters} | arguments
     for name, parameter in parameters.items():
         optional = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
@@ -73,7 +73,7 @@ def construct(spec: Spec, room: str, **context: Any) -> Any:
     return kind(**given)
 
 
-def parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Parameters of a callable; none where it does not tell them."""
     try:
         return inspect.signature(kind).parameters
@@ -92,7 +92,7 @@ def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
     kind = resolve(content.pop("class_path"), room)
     arguments = {**(content.pop("init_args", None) or {}), **content}
-    known = parameters(kind)
+    parameters = _parameters(kind)
     open_ended = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in arguments:
         if name not in parameters and not open_ended:

@@ -17,7 +17,7 @@ TIMEOUT = 30
 
 def folders(name: str, root: str | Path | None) -> list[Path]:
     """Where the files of a data set may lie: root, $MIXVAE_DATA, the cache, then the system's folder."""
-    bases = [Path(base).expanduser() for base in (root, os.environ.get("MIXVAE_DATA")) if base]
+    bases = [Path(base) for base in (root, os.environ.get("MIXVAE_DATA")) if base]
     plain = [folder for base in bases for folder in (base, base / name, base / name.replace("_", "-"))]
     return [*plain, cache(name), SYSTEM_FOLDER / name.replace("_", "-")]
 

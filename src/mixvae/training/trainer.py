@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -23,41 +22,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
-from mixvae.files import load_tensors
+from mixvae.files import RunDirectory, load_state, load_tensors, save_state, save_weights
 from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.training.progress import Display
 
 VALIDATION_BATCH = 500
 VALIDATION_SEED = 0
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals after which a training saves and ends."""
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
-
-
-class Store(Protocol):
-    """Where checkpoints go. Only the first process of a training reads and writes."""
-
-    @property
-    def path(self) -> Path:
-        """Folder, for messages."""
-        ...
-
-    def load(self) -> dict[str, Any] | None:
-        """The last checkpoint, or None before the first one."""
-        ...
-
-    def save(
-        self, state: dict[str, Any], weights: dict[str, Tensor] | None, rows: list[dict[str, Any]], progress: State
-    ) -> None:
-        """Commit a checkpoint; weights are the best ones where they are newer than the last that were saved."""
-        ...
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Show the newest epoch to who looks on."""
-        ...
 
 
 class Objective(nn.Module):
@@ -141,15 +115,14 @@ class Trainer:
         clip: float | None,
         ema: float | None,
         seed: int,
-        store: Store | None,
+        directory: RunDirectory | None,
         fabric: Fabric,
         save_every: float,
-        threads: int | None = None,
     ):
         for name, value, least in (
             ("epochs", epochs, 1), ("batch", batch, 1), ("draws", draws, 1), ("warmup", warmup, 0),
             ("patience", patience, 1), ("seed", seed, 0), ("active", active, 1),
-            ("validation_components", validation_components, 1), ("threads", threads, 1),
+            ("validation_components", validation_components, 1),
         ):  # fmt: skip
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
@@ -159,25 +132,17 @@ class Trainer:
             raise ValueError(f"clip must be positive; got {clip}")
         if min(batch, len(data.train)) < fabric.world_size:
             raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.model, self.fabric, self.store, self.threads = model, fabric, store, threads
+        self.model, self.fabric, self.directory = model, fabric, directory
         self.epochs, self.batch, self.draws, self.seed = epochs, batch, draws, seed
         self.warmup, self.patience, self.clip, self.save_every = warmup, patience, clip, save_every
         self.train, self.validation = data.train.to(fabric.device), data.validation.to(fabric.device)
         self.state = State()
-        self.rows: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.unsaved_best = False
-        self.saved = False
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
         made = optimizer([p for p in model.parameters() if p.requires_grad])
         objective = Objective(model, bound, gradient, score_all=score_all)
         self.objective, self.optimizer = fabric.setup(objective, made)
-        self.base = [
-            {"lr": float(group["lr"]), "weight_decay": float(group.get("weight_decay", 0))}
-            for group in made.param_groups
-        ]  # before a schedule changes it
         self.schedule = schedule(made) if schedule else None
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
         trial = self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
@@ -209,14 +174,13 @@ class Trainer:
     def run(self) -> list[dict[str, Any]]:
         """Train to the end and leave the best weights in the model; returns one row per epoch."""
         self._resume()
+        rows = self.directory.read_metrics() if self.directory else []
         show = Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
         with show as display, self._signals():
-            if not self.saved:
-                self._save()  # so that a kill at any later instant finds a run to go on with
             while not self.done:
                 row = self._epoch()
-                self.rows.append(row)
-                if self.store is not None and self.fabric.is_global_zero:
+                rows.append(row)
+                if self.fabric.is_global_zero:
                     self._log(row)
                 if self.done or time.monotonic() - self.last_save >= self.save_every:
                     self._save()
@@ -224,7 +188,7 @@ class Trainer:
                     display.show(row)
         if self.best_weights is not None:
             load_tensors(self.model, self.best_weights, "the best epoch")
-        return self.rows
+        return rows
 
     def _epoch(self) -> dict[str, Any]:
         """Train one epoch, or what is left of it, and validate."""
@@ -317,91 +281,81 @@ class Trainer:
 
     def _log(self, row: dict[str, Any]) -> None:
         """Append to the metrics, and to TensorBoard where that is installed."""
-        assert self.store is not None
-        self.store.log(row)
+        if self.directory is None:
+            return
+        self.directory.append_metrics(row)
         if importlib.util.find_spec("tensorboard"):
             from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             if not self.fabric.loggers:
-                self.fabric.loggers.append(TensorBoardLogger(self.store.path, "tensorboard", version=""))
+                self.fabric.loggers.append(TensorBoardLogger(self.directory.path, "tensorboard", version=""))
             scalars = {name: row[name] for name in ("bound", "validation", "beta", "learning_rate")}
             self.fabric.loggers[0].log_metrics(scalars, row["epoch"])
 
     def _diverged(self, what: str, beta: float) -> str:
         where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1} (β = {beta:.2f})"
-        kept = f"; the last good checkpoint is kept in {self.store.path}" if self.store else ""
+        kept = f"; the last good checkpoint is kept in {self.directory.path}" if self.directory else ""
         return f"{what} became NaN or infinite at {where}{kept}: lower the learning rate or clip gradients"
 
     def _save(self) -> None:
-        """Commit the state, which is complete in itself, and the best weights for others to read."""
+        """Write the state, which is complete in itself, and then the best weights for others to read."""
         self.last_save = time.monotonic()
-        if self.store is None or not self.fabric.is_global_zero:
+        if self.directory is None or not self.fabric.is_global_zero:
             return
         tensors = self.model.state_dict()
         if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
             raise FloatingPointError(self._diverged("a weight", min(1.0, (self.state.epoch + 1) / (self.warmup or 1))))
-        state = {
-            "state": asdict(self.state),
-            "rows": self.rows,
-            "model": tensors,
-            "best": self.best_weights,
-            "ema": self.ema.state_dict() if self.ema else None,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict() if self.schedule else None,
-            "base": self.base,
-            "noise": self.noise.get_state(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "threads": torch.get_num_threads(),
-        }
-        self.store.save(state, self.best_weights if self.unsaved_best else None, self.rows, self.state)
-        self.saved, self.unsaved_best = True, False
+        save_state(
+            self.directory.state,
+            {
+                "state": asdict(self.state),
+                "model": tensors,
+                "best": self.best_weights,
+                "ema": self.ema.state_dict() if self.ema else None,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict() if self.schedule else None,
+                "noise": self.noise.get_state(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "threads": torch.get_num_threads(),
+            },
+        )
+        self._save_best()
+
+    def _save_best(self) -> None:
+        if self.unsaved_best and self.best_weights is not None and self.directory is not None:
+            save_weights(self.directory.weights, self.best_weights)
+            self.unsaved_best = False
 
     def _resume(self) -> None:
-        """Go back to the last checkpoint, which the first process reads for all of them."""
-        saved = None
-        if self.store is not None and self.fabric.is_global_zero:
-            saved = self.store.load()
-        if self.store is not None:
-            saved = self.fabric.broadcast(saved)
-        if saved is None:
+        """Go back to the last checkpoint, and drop the metrics of later epochs."""
+        if self.directory is None:
             return
-        if self.threads is None:
+        if self.directory.state.exists():
+            saved = load_state(self.directory.state)
             torch.set_num_threads(saved["threads"])
-        load_tensors(self.model, saved["model"], f"the checkpoint in {self.store.path if self.store else ''}")
-        self.state, self.rows, self.saved = State(**saved["state"]), saved["rows"], True
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.schedule is not None and saved["schedule"] is not None:
-            self.schedule.load_state_dict(saved["schedule"])
-        self._amend(saved["base"])
-        if self.ema is not None and saved["ema"] is not None:
-            self.ema.load_state_dict(saved["ema"])
-        self.noise.set_state(saved["noise"])
-        torch.set_rng_state(saved["rng"])
-        if saved["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
-        self.best_weights = saved["best"]
-
-    def _amend(self, old: list[dict[str, float]]) -> None:
-        """Use the learning rate and weight decay asked for now, where they differ from those of the checkpoint.
-
-        A schedule's progress is kept: the present rate changes by the ratio of the new base rate to the old one.
-        """
-        for i, (group, before, now) in enumerate(zip(self.optimizer.param_groups, old, self.base, strict=True)):
-            if now["lr"] != before["lr"]:
-                group["lr"] = group["lr"] * (now["lr"] / before["lr"]) if before["lr"] else now["lr"]
-                if not self.schedule:
-                    group["lr"] = now["lr"]
-                if "initial_lr" in group:
-                    group["initial_lr"] = now["lr"]
-                if isinstance(self.schedule, LRScheduler):
-                    self.schedule.base_lrs[i] = now["lr"]
-            if "weight_decay" in group:
-                group["weight_decay"] = now["weight_decay"]
+            load_tensors(self.model, saved["model"], str(self.directory.state))
+            self.state = State(**saved["state"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if self.schedule is not None and saved["schedule"] is not None:
+                self.schedule.load_state_dict(saved["schedule"])
+            if self.ema is not None and saved["ema"] is not None:
+                self.ema.load_state_dict(saved["ema"])
+            self.noise.set_state(saved["noise"])
+            torch.set_rng_state(saved["rng"])
+            if saved["cuda_rng"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(saved["cuda_rng"])
+            self.best_weights = saved["best"]
+            self.unsaved_best = True  # the process may have died between the two files
+        if self.fabric.is_global_zero:
+            self._save_best()
+            if self.directory.metrics.exists():
+                self.directory.keep_metrics(lambda row: row["epoch"] <= self.state.epoch)
+        self.fabric.barrier()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn Ctrl-C, SIGTERM and SIGHUP into a stop after the current step; a second Ctrl-C stops at once."""
+        """Turn Ctrl-C and SIGTERM into a stop after the current step; a second Ctrl-C stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -412,8 +366,7 @@ class Trainer:
                 raise KeyboardInterrupt  # pressed twice: do not wait for the step to end
             self.stop_signal = number
 
-        caught = [n for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores SIGHUP, and so do we
-        old = {number: signal.signal(number, note) for number in caught}
+        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -421,6 +374,6 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _interrupt(self) -> None:
-        if self.stop_signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))  # 0: another process of the training was told
+        if self.stop_signal == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
