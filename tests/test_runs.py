@@ -313,6 +313,39 @@ def test_the_demo_is_done_once(tmp_path, capsys):
     assert (tmp_path / "S2" / "metrics.jsonl").read_text() == first
 
 
+def test_text_is_printed_as_text_wherever_it_comes_from(two, tmp_path, capsys):
+    """`[/d]` in a path ended a whole training in an error of the printing library; `[d]` and `:smile:` were eaten."""
+    from mixvae.cli.output import progress_bar, show, show_rows
+    from mixvae.pages import Column
+
+    strange = "[d] [/d] [bold]x :smile:"
+    show(strange)
+    show_rows([Column(strange, "a"), Column("b", "b")], [{"a": strange, "b": 1.0}], strange)
+    with progress_bar(strange) as (_, say):
+        say(strange)
+    out, err = capsys.readouterr()
+    assert out.count(strange) == 4
+    assert strange in err
+    run = tmp_path / "[/d]:smile:"
+    main(["train", "digits", "--out", str(run), *SMALL])
+    assert "[/d]:smile:" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_own_data_are_found_from_another_folder_and_at_home(tmp_path, monkeypatch):
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).random((60, 6)).astype("f4"))
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "vanilla", "--model.latent=2", "--training.epochs=1", "--training.warmup=0"]
+    main([*words, "--data.name=mine.npy", "--out", "run"])
+    assert config.read("run/config.yaml").data.name == str((tmp_path / "mine.npy").resolve())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    main(["evaluate", "../run", "--draws", "4"])
+    main(["train", "--resume", "../run", "--data.name", "../mine.npy", "--training.epochs", "2"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert datasets.load("~/mine.npy").shape == (6,)
+    assert datasets.absolute("digits") == "digits"
+
+
 def test_presets_are_listed_with_what_they_are(capsys):
     main(["presets"])
     out = capsys.readouterr().out

@@ -1,6 +1,12 @@
 """Sweeps skip what is done, resume what was cut off, go on past what fails; CIFAR-10 from file to bits/dim."""
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +72,51 @@ def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, caps
     assert "S1-ok: resuming" in out
     assert "S2-ok: done already" in out
     assert (other.state.stat().st_mtime_ns, run.weights.read_bytes()) == before
+
+
+PARENT = """
+import os, sys
+from mixvae.experiments import _run_child
+print(os.getpid(), flush=True)
+script = "import os, sys, time; from mixvae.experiments import _end_with_parent; _end_with_parent(); "
+script += "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
+print(_run_child([sys.executable, "-c", script, sys.argv[1]], None), flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_sweep_leaves_no_child_training(tmp_path, number):
+    file = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(file)], stdout=subprocess.PIPE)
+    wait_until(lambda: file.exists() and file.read_text().strip())
+    child = int(file.read_text())
+    os.kill(child, 0)  # it runs
+    parent.send_signal(number)
+    parent.communicate()
+    wait_until(lambda: not alive(child), 20)
+
+
+def test_a_killed_child_is_told_by_its_signal():
+    from mixvae.experiments import _run_child
+
+    script = "import os, sys; print('epoch 3/9', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
+    assert _run_child([sys.executable, "-c", script], None) == (-9, "epoch 3/9")
+    loud = "import sys; sys.stderr.write('x' * 10**6 + '\\nthe reason\\n'); sys.exit(3)"
+    assert _run_child([sys.executable, "-c", loud], None) == (3, "the reason")
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

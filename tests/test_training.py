@@ -108,6 +108,27 @@ def test_ctrl_c_at_any_step_and_resuming_gives_the_same_weights(digits, tmp_path
         assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in wanted.items() if k != "seconds"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_stops_as_a_scheduler_does(digits, tmp_path, number):
+    """Catches a training that a lost connection kills before it has saved."""
+    whole, run = small(), RunDirectory(tmp_path / "run")
+    fit(whole, digits, epochs=3, optimizer=ADAM)
+    with pytest.raises(SystemExit) as end:
+        fit(small(), digits, epochs=3, optimizer=ADAM, directory=run, save_every=1e9, bound=SignalAt(5, number))
+    assert end.value.code == 128 + number
+    resumed = small(seed=9)
+    fit(resumed, digits, epochs=3, optimizer=ADAM, directory=run)
+    assert_same(weights(resumed), weights(whole))
+
+
+def test_a_training_under_nohup_outlives_its_terminal(digits, tmp_path):
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert len(fit(small(), digits, epochs=2, bound=SignalAt(3, signal.SIGHUP))) == 2
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
 def test_every_component_learns_when_each_step_draws_from_one(digits):
     model = small()
     before = weights(model)

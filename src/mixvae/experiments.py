@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -250,10 +252,10 @@ def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print
         }  # fmt: skip
         words = [str(file), str(run_directory.path), json.dumps(evaluation)]
         script = "import sys; from mixvae.experiments import run_cell; run_cell(*sys.argv[1:])"
-        done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=environment)
-        error = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
-        say(f"{name}: {'done' if done.returncode == 0 else 'failed: ' + error}")
-        return name, "" if done.returncode == 0 else error
+        status, said = _run_child([sys.executable, "-c", script, *words], environment)
+        error = f"killed by {signal.Signals(-status).name}" if status < 0 else (said or f"ended with status {status}")
+        say(f"{name}: {'done' if status == 0 else 'failed: ' + error}")
+        return name, "" if status == 0 else error
 
     with ThreadPoolExecutor(jobs) as pool:
         for name, error in pool.map(run, grid.cells):
@@ -262,6 +264,33 @@ def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print
             else:
                 result.done.append(grid.out / name)
     return result
+
+
+def _run_child(command: Sequence[str], environment: dict[str, str] | None) -> tuple[int, str]:
+    """Run a process that ends when this one does; returns its status and the last line of its errors.
+
+    The other end of its standard input is held open here, so that the child, which calls `_end_with_parent`, sees it
+    close whatever ends this process, `kill -9` included.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True, env=environment
+    ) as child:
+        assert child.stderr is not None
+        last = ""
+        for line in child.stderr:
+            last = line.strip() or last
+        return child.wait(), last
+
+
+def _end_with_parent() -> None:
+    """Stop this process as SIGTERM does, which saves a training, when the process that started it has ended."""
+
+    def watch() -> None:
+        os.read(0, 1)  # nothing ever comes but the end
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _is_done(run: RunDirectory, grid: Grid) -> bool:
@@ -275,7 +304,8 @@ def _is_done(run: RunDirectory, grid: Grid) -> bool:
 
 
 def run_cell(file: str, out: str, evaluation: str) -> None:
-    """Train and evaluate one cell of a sweep, from the beginning or from where it stands."""
+    """Train and evaluate one cell of a sweep, from the beginning or from where it stands, as a child of `run_cells`."""
+    _end_with_parent()
     try:
         runs.train(config.read(file), out, resume=RunDirectory(Path(out)).config.exists())
         runs.evaluate(out, **json.loads(evaluation))

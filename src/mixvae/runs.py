@@ -50,6 +50,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False) -> RunDirect
         FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
     """
     run = RunDirectory(Path(out))
+    config = replace(config, data=replace(config.data, name=datasets.absolute(config.data.name)))
     if resume:
         config = _same_run(run, config)
     elif run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
@@ -75,7 +76,8 @@ def _same_run(run: RunDirectory, config: Config) -> Config:
     for name in ("seed", "data", "model"):
         given, expected = getattr(config, name), getattr(old, name)
         if name == "data":
-            given, expected = replace(given, root=None), replace(expected, root=None)
+            expected = replace(expected, root=None, name=datasets.absolute(expected.name))
+            given = replace(given, root=None)
         if name == "model" and given.shape is None:
             given = replace(given, shape=expected.shape)
         if given != expected:

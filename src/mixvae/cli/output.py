@@ -59,7 +59,7 @@ def progress_bar(what: str) -> Iterator[tuple[Callable[[int, int], None], Callab
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what)
         yield (
@@ -72,8 +72,8 @@ def _console() -> Console:
     """The terminal, or a wide page where there is none."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=PAGE)
+    width = None if Console().is_terminal else PAGE
+    return Console(width=width, markup=False, emoji=False)  # what users named is printed as they wrote it
 
 
 def show(what: Any) -> None:

@@ -154,6 +154,7 @@ def load(
     for which, most, what in (("limit", limit, "training"), ("limit_validation", limit_validation, "validation")):
         if most is not None and most < 1:
             raise ValueError(f"{which} must be at least 1 {what} example; got {most}")
+    name = absolute(name)
     if name in SOURCES:
         train, validation, test = SOURCES[name](root, seed)
     elif Path(name).exists():
@@ -177,6 +178,12 @@ def load(
         _binarized(validation, binarize, seed + 1),
         _binarized(test, binarize, seed + 2),
     )
+
+
+def absolute(name: str) -> str:
+    """Name of a data set, or path of the user's own with `~` expanded, so that it means the same from every folder."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if name not in SOURCES and path.exists() else name
 
 
 def _binarized(split: Split, binarize: Binarize, seed: int) -> Split:

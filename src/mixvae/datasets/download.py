@@ -17,7 +17,7 @@ TIMEOUT = 30
 
 def folders(name: str, root: str | Path | None) -> list[Path]:
     """Where the files of a data set may lie: root, $MIXVAE_DATA, the cache, then the system's folder."""
-    bases = [Path(base) for base in (root, os.environ.get("MIXVAE_DATA")) if base]
+    bases = [Path(base).expanduser() for base in (root, os.environ.get("MIXVAE_DATA")) if base]
     plain = [folder for base in bases for folder in (base, base / name, base / name.replace("_", "-"))]
     return [*plain, cache(name), SYSTEM_FOLDER / name.replace("_", "-")]
 
@@ -80,7 +80,7 @@ class _Bar:
 
     def __init__(self, description: str):
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TimeRemainingColumn(),

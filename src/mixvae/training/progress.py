@@ -17,10 +17,10 @@ class Display:
     """Progress of a training: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, epochs: int):
-        self.console = Console(stderr=True)
+        self.console = Console(stderr=True, markup=False, emoji=False)
         self.epochs = epochs
         self.printed = -math.inf
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+        columns = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
         self.progress = Progress(*columns, console=self.console, transient=True)
         self.task = self.progress.add_task("training", total=epochs)
         self.started: tuple[int, float] | None = None

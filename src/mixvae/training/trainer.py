@@ -29,6 +29,8 @@ from mixvae.training.progress import Display
 
 VALIDATION_BATCH = 500
 VALIDATION_SEED = 0
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals after which a training saves and ends."""
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -355,7 +357,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a stop after the current step; a second Ctrl-C stops at once."""
+        """Turn Ctrl-C, SIGTERM and SIGHUP into a stop after the current step; a second Ctrl-C stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -366,7 +368,8 @@ class Trainer:
                 raise KeyboardInterrupt  # pressed twice: do not wait for the step to end
             self.stop_signal = number
 
-        old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        caught = [n for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores SIGHUP, and so do we
+        old = {number: signal.signal(number, note) for number in caught}
         try:
             yield
         finally:
@@ -374,6 +377,6 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _interrupt(self) -> None:
-        if self.stop_signal == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
+        if self.stop_signal in (signal.SIGTERM, signal.SIGHUP):
+            raise SystemExit(128 + self.stop_signal)
         raise KeyboardInterrupt
