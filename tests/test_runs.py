@@ -288,6 +288,18 @@ def test_runs_of_different_data_are_not_compared(two, tmp_path, capsys):
     assert "runs of different data do not compare: digits (S1), mnist (other)" in error
 
 
+def test_runs_of_one_name_are_told_apart_in_table_and_figure(two, tmp_path):
+    import shutil
+
+    paths = [tmp_path / folder / "S2" for folder in ("a", "b")]
+    for path in paths:
+        shutil.copytree(two / "S2", path)
+    comparison = report.compare([*paths, two / "S1"])
+    assert [row["run"] for row in comparison.table] == ["S1", "a/S2", "b/S2"]
+    assert {report._label(row, comparison.table) for row in comparison.table} == {"S = 1", "a/S2", "b/S2"}
+    assert len(report.compare([two / "S1", two / "S1"]).table) == 2  # a run beside itself has no other name
+
+
 def test_gains_are_over_the_first_run_on_the_same_examples(two, tmp_path):
     import shutil
 

@@ -91,12 +91,13 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         ValueError: the runs are of different data.
     """
     rows = []
-    for path in paths:
+    names = _names([Path(path) for path in paths])
+    for path, name in zip(paths, names, strict=True):
         run = RunDirectory(Path(path))
         if not run.results.exists():
             raise FileNotFoundError(f"{run.path} has no results.json: run `mixvae evaluate {run.path}` first")
         row = read_json(run.results)
-        rows.append(row | {"run": run.path.name, "path": str(run.path), "nelbo": -row["elbo"]})
+        rows.append(row | {"run": name, "path": str(run.path), "nelbo": -row["elbo"]})
     by_data = {row["data"]: row["run"] for row in rows}
     if len(by_data) > 1:
         named = ", ".join(f"{data} ({run})" for data, run in by_data.items())
@@ -110,6 +111,17 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         else:
             firsts[examples] = _pooled(row)
     return Comparison(rows)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Shortest endings of paths that tell them apart: S2, or a/S2 and b/S2."""
+    whole = [path.resolve().parts for path in paths]
+    names = []
+    for parts in whole:
+        others = [other for other in whole if other != parts]
+        enough = (n for n in range(1, len(parts)) if not any(other[-n:] == parts[-n:] for other in others))
+        names.append("/".join(parts[-next(enough, len(parts)) :]))
+    return names
 
 
 def _pooled(row: dict[str, Any]) -> np.ndarray:
