@@ -46,7 +46,7 @@ def main(epochs: int = 60, draws: int = 1000) -> dict[int, float]:
         estimates[components] = log_marginal(model, test, draws)
         summary = estimates[components].summary()
         print(f"S = {components}: NLL {summary['nll_pooled']:.2f} ± {summary['nll_pooled_se']:.2f} nats")
-    gain, error = paired_gain(estimates[4].pooled, estimates[1].pooled)
+    gain, error = paired_gain(estimates[4], estimates[1])
     print(f"four encoders gain {gain:.2f} ± {error:.2f} nats over one")
     return {components: -float(estimate.pooled.mean()) for components, estimate in estimates.items()}
 

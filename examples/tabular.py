@@ -34,7 +34,7 @@ def main(epochs: int = 200, draws: int = 1000) -> dict[int, float]:
             f"S = {components}: pooled NLL {summary['nll_pooled']:.2f} ± {summary['nll_pooled_se']:.2f} nats, "
             f"{summary['effective_components']:.2f} effective components, mean Pareto k̂ {summary['pareto_k']:.2f}"
         )
-    gain, error = paired_gain(estimates[4].pooled, estimates[1].pooled)
+    gain, error = paired_gain(estimates[4], estimates[1])
     print(f"paired gain of S = 4 over S = 1: {gain:.2f} ± {error:.2f} nats")
     return {s: -float(e.pooled.mean()) for s, e in estimates.items()}
 

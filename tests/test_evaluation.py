@@ -1,17 +1,36 @@
 """Numbers that do not depend on how they were computed, with errors that are errors."""
 
 import json
+import math
 import subprocess
 import sys
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import binary, tiny_model
 from mixvae.bounds import elbo, jsd, log_weights, miselbo, pooled
 from mixvae.distributions import keyed_normal
-from mixvae.evaluation import Estimate, _pareto_k, active_units, encode, log_marginal, paired_gain, standard_error
+from mixvae.evaluation import (
+    Estimate,
+    Evaluation,
+    Gain,
+    Identity,
+    active_units,
+    differences,
+    encode,
+    fingerprint,
+    log_marginal,
+    mismatch,
+    paired_gain,
+    standard_error,
+)
+from mixvae.evaluation.marginal import _pareto_k
 from mixvae.priors import VampPrior
 
 
@@ -128,16 +147,157 @@ def test_pareto_k_recovers_the_shape_of_pareto_weights(k):
     assert abs(_pareto_k(largest, n) - k) < 4 * (1 + k) / tail**0.5
 
 
+def identity(**changed):
+    values = {"data": "d" * 64, "split": "test", "examples": 3, "observations": "o" * 64, "components": 2}
+    return Identity(**(values | {"draws_per_component": 5, "seed": 0} | changed))
+
+
+def evaluation(pooled=(1.0, 2.0, 4.0), **changed):
+    pooled = np.array(pooled)
+    return Evaluation(identity(examples=len(pooled)) if not changed else identity(**changed), {"pooled": pooled}, {})
+
+
 def test_paired_gain_has_the_error_of_the_differences():
     rng = np.random.default_rng(0)
     base = rng.normal(size=500) * 10
     gain = rng.normal(0.3, 0.1, size=500)
-    mean, error = paired_gain(base + gain, base)
+    mean, error = paired_gain(evaluation(base + gain), evaluation(base))
     assert mean == pytest.approx(gain.mean())
     assert error == pytest.approx(gain.std(ddof=1) / 500**0.5)
     assert error < standard_error(base) / 20
-    with pytest.raises(ValueError, match="got 3 and 2"):
-        paired_gain(np.zeros(3), np.zeros(2))
+    np.testing.assert_allclose(differences(evaluation(base + gain), evaluation(base)), gain)
+
+
+NATS = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(st.tuples(NATS, NATS), min_size=1, max_size=20))
+def test_paired_gain_is_the_plain_loop(pairs):
+    gains = [new - old for new, old in pairs]
+    gain = paired_gain(*(evaluation(values) for values in zip(*pairs, strict=True)))
+    assert isinstance(gain, Gain)
+    assert gain.mean == pytest.approx(math.fsum(gains) / len(gains), abs=1e-6)
+    if len(gains) == 1:
+        assert math.isnan(gain.se)
+    else:
+        squares = math.fsum((each - gain.mean) ** 2 for each in gains)
+        assert gain.se == pytest.approx(math.sqrt(squares / (len(gains) - 1) / len(gains)), rel=1e-6, abs=1e-6)
+
+
+DIFFERENT = {
+    "data": ("e" * 64, r"different data sets \(dddddddd and eeeeeeee\)"),
+    "split": ("train", r"different splits \(test and train\)"),
+    "examples": (4, r"different numbers of examples \(3 and 4\)"),
+    "observations": ("p" * 64, r"different observations \(oooooooo and pppppppp\)"),
+    "legacy": (True, "legacy results pair with each other only"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_evaluations_of_different_examples_are_not_paired(name):
+    value, message = DIFFERENT[name]
+    one = evaluation()
+    other = evaluation(np.zeros(value) if name == "examples" else np.zeros(3), **{name: value})
+    for pair in ((one, other), (other, one)):
+        with pytest.raises(ValueError, match="the same examples; these evaluations are of "):
+            paired_gain(*pair)
+    with pytest.raises(ValueError, match=message) as error:
+        differences(one, other)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"data": None, "split": None}, {}),  # an estimate of the same observations
+        ({"observations": None}, {}),  # the same part of the same data
+        ({"weights": "1", "recipe": "2"}, {"weights": "3", "recipe": "4"}),  # this is what a gain is of
+        ({"seed": 1, "components": 1, "draws_per_component": 10}, {}),
+        ({"legacy": True, "data": None, "observations": None}, {"legacy": True, "split": None, "observations": None}),
+    ],
+)
+def test_what_is_known_to_be_of_the_same_examples_is_paired_without_a_warning(one, other):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert paired_gain(evaluation(**one), evaluation(**other)).mean == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"data": None, "observations": None}, {}),
+        ({"data": None, "split": None}, {"observations": None}),  # neither record is on both sides
+        ({"split": None, "observations": None}, {}),  # some part of the same data
+        ({"data": None, "observations": None}, {"data": None, "observations": None}),
+    ],
+)
+def test_unknown_examples_are_not_taken_for_the_same(one, other):
+    for pair in ((one, other), (other, one)):
+        assert mismatch(*(identity(**changed) for changed in pair)) == "unknown examples"
+        with pytest.raises(ValueError, match="unknown examples"):
+            paired_gain(*(evaluation(**changed) for changed in pair))
+
+
+def test_legacy_evaluations_whose_records_differ_are_not_paired():
+    with pytest.raises(ValueError, match="different splits"):
+        paired_gain(evaluation(legacy=True), evaluation(legacy=True, split="train"))
+
+
+@pytest.mark.parametrize("changed", [{"draws_per_component": 50}, {"components": 30}, {"proposal": "laplace"}])
+@pytest.mark.parametrize("gain", [paired_gain, differences])
+def test_different_draws_or_proposals_warn_once(changed, gain):
+    with pytest.warns(UserWarning, match="part of the gain may be theirs") as caught:
+        gain(evaluation(**changed), evaluation())
+    assert len(caught) == 1
+    gain(evaluation(**changed), evaluation(), quiet=True)
+
+
+def test_a_bound_that_an_evaluation_does_not_hold_is_one_line():
+    estimate = log_marginal(tiny_model(), binary(3), 6)
+    for bound in ("components", "jsd", "nonsense"):
+        with pytest.raises(ValueError, match=f"elbo, miselbo, pooled; got {bound}"):
+            paired_gain(estimate, estimate, bound)
+    with pytest.raises(ValueError, match="holds: pooled; got elbo"):
+        paired_gain(evaluation(), evaluation(), "elbo")
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (3, 1)])
+def test_arrays_that_do_not_fit_their_identity_are_not_broadcast(shape):
+    with pytest.raises(ValueError, match="not one value for each of 3 examples"):
+        paired_gain(Evaluation(identity(), {"pooled": np.zeros(shape)}, {}), evaluation())
+
+
+def test_estimates_of_models_are_paired_by_their_observations():
+    x = binary(4)
+    new, old, single = (log_marginal(tiny_model(s), x, 12) for s in (2, 3, 1))
+    assert paired_gain(new, old).mean == pytest.approx(float((new.pooled - old.pooled).mean()))
+    assert paired_gain(new, single, "elbo").mean == pytest.approx(float((new.elbo - single.elbo).mean()))
+    with pytest.raises(ValueError, match="different observations"):
+        paired_gain(new, log_marginal(tiny_model(3), binary(4, seed=2), 12))
+    with pytest.raises(ValueError, match="numbers of examples"):
+        paired_gain(new, log_marginal(tiny_model(3), x[:3], 12))
+    known = identity(examples=4, observations=fingerprint(x), draws_per_component=6)
+    assert paired_gain(new, Evaluation(known, old.arrays(), {})).mean == paired_gain(new, old).mean
+    with pytest.raises(ValueError, match="unknown examples"):
+        paired_gain(new, replace(old, observations=None))
+
+
+def test_a_fingerprint_is_of_shape_and_values_whatever_the_precision_that_holds_them():
+    x = binary(5, dtype=torch.float32)
+    assert len({fingerprint(x.to(kind)) for kind in (torch.bfloat16, torch.float32, torch.float64, torch.uint8)}) == 1
+    grey = torch.rand(5, 1, 2, 2)
+    assert fingerprint(grey) == fingerprint(grey.double())
+    assert fingerprint(grey) != fingerprint(grey.bfloat16())  # these were rounded
+    assert fingerprint(grey) != fingerprint(grey.flip(0))
+    assert fingerprint(grey) != fingerprint(grey.reshape(5, 4))
+    assert fingerprint(torch.zeros(2)) == fingerprint(-torch.zeros(2))
+    many = torch.arange(5000.0)
+    assert fingerprint(many) != fingerprint(many.index_fill(0, torch.tensor([4999]), 0.0))
+
+
+def test_the_key_of_an_evaluation_tells_apart_what_shares_a_folder():
+    changes = {"split": "train", "examples": 2, "draws_per_component": 6, "seed": 1, "proposal": "laplace"}
+    assert len({identity().key, *(identity(**{name: value}).key for name, value in changes.items())}) == 6
 
 
 def test_active_units_count_the_means_that_move():
@@ -180,3 +340,9 @@ print(int(status["VmHWM"].split()[0]) * 1024)  # of this program; ru_maxrss coun
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1e9
+
+
+def test_the_same_draws_rounded_to_multiples_of_each_size_do_not_warn(recwarn):
+    """1000 draws in all are 999 of three components and 1000 of one: no reason for a warning."""
+    paired_gain(evaluation(components=3, draws_per_component=333), evaluation(components=1, draws_per_component=1000))
+    assert not recwarn

@@ -1,6 +1,5 @@
 """Mixtures over a model that is trained already: more components, parts held fixed, and how many are worth it."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,7 +7,7 @@ from conftest import binary, tiny_model
 from mixvae import runs
 from mixvae.bounds import elbo, log_weights
 from mixvae.cli import main
-from mixvae.files import RunDirectory, load_weights, read_json
+from mixvae.files import load_weights, read_json
 from mixvae.priors import GaussianMixture, VampPrior
 
 TINY = [
@@ -122,12 +121,21 @@ def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice
     for row in rows:
         assert row["accepted"] == (row["gain"] > 2 * row["gain_se"])
         paths = (out / f"S{row['components']}", out / f"S{row['components'] - 1}-on")
-        more, same = (np.load(RunDirectory(path).examples)["pooled"] for path in paths)
+        settings = {"total_draws": 20, "split": "validation", "examples": 50}
+        more, same = (runs.find_evaluation(path, **settings).bounds["pooled"] for path in paths)
         assert row["gain"] == pytest.approx((more - same).mean())
     assert all(row["accepted"] for row in rows[:-1])
     assert (out / "growth.png").stat().st_size > 5000
-    trained_once = RunDirectory(out / "S2").read_metrics()
+    trained_once = runs.open_run(out / "S2").metrics
     capsys.readouterr()
     main(words)
     assert read_json(out / "growth.json") == rows
-    assert RunDirectory(out / "S2").read_metrics() == trained_once
+    assert runs.open_run(out / "S2").metrics == trained_once
+    for change, told in (
+        (["--epochs=2", "--freeze=decoder"], "training.freeze is [], not ['decoder']"),
+        (["--epochs=1", "--freeze=prior"], "model.prior.class is mixvae.VampPrior, not mixvae.GaussianMixture"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["grow", str(trained), f"--out={out}", "--draws=20", "--examples=50", "--most=3", *change])
+        assert end.value.code == 2
+        assert told in capsys.readouterr().err.strip().splitlines()[-1], "the old result passed for the new settings"

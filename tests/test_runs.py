@@ -1,11 +1,10 @@
 """A run on disk, through the command line as its user meets it."""
 
 import inspect
-import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,8 @@ from mixvae import config, datasets, report, runs
 from mixvae.cli import main
 from mixvae.config import DataConfig
 from mixvae.evaluation import log_marginal
-from mixvae.files import RunDirectory, read_json
+from mixvae.files import read_json
+from mixvae.runs import Layout, open_run
 
 SMALL = [
     "--data.limit=200", "--training.epochs=3", "--model.latent=3",
@@ -49,9 +49,9 @@ def refused(capsys, *words):
 
 
 def test_a_run_holds_what_it_takes_to_run_again(two):
-    run = RunDirectory(two / "S2")
+    run = Layout(two / "S2")
     assert {p.name for p in run.path.iterdir()} >= {
-        "config.yaml", "metrics.jsonl", "model.safetensors", "last", "results.json", "examples.npz",
+        "run.json", "config.yaml", "metrics.jsonl", "model.safetensors", "last", "results.json", "evaluations",
     }  # fmt: skip
     assert config.read(run.config).model.shape == [1, 8, 8]
     assert config.read(run.config).model.components == 2
@@ -75,8 +75,8 @@ def test_load_gives_the_model_back_in_one_line(two):
     assert not model.training
     data = datasets.load("digits", limit=200)
     found = log_marginal(model, data.test.batch(slice(None)), 20)
-    with np.load(two / "S2" / "examples.npz") as saved:
-        np.testing.assert_allclose(saved["pooled"], found.pooled, atol=1e-3)
+    stored = runs.evaluation_of(two / "S2")
+    np.testing.assert_allclose(stored.bounds["pooled"], found.pooled, atol=1e-3)
 
 
 def test_evaluate_takes_draws_per_component_splits_and_a_file(two, tmp_path, capsys):
@@ -85,13 +85,15 @@ def test_evaluate_takes_draws_per_component_splits_and_a_file(two, tmp_path, cap
         ["evaluate", str(two / "S2"), "--draws-per-component", "3", "--split", "validation", "--examples", "7"]
         + ["--per-example", str(file), "--seed", "5"]
     )
-    results = read_json(two / "S2" / "results.json")
+    shown = capsys.readouterr().out
+    settings = {"draws_per_component": 3, "split": "validation", "examples": 7, "seed": 5}
+    results = runs.find_evaluation(two / "S2", **settings)
     assert (results["draws"], results["split"], results["examples"], results["seed"]) == (6, "validation", 7, 5)
     with np.load(file) as arrays:
         assert arrays["pooled"].shape == (7,)
         assert arrays["pooled"].mean() == pytest.approx(-results["nll_pooled"])
-    assert f"{results['nll_pooled']:.2f} ±" in capsys.readouterr().out
-    main(["evaluate", str(two / "S2"), "--draws", "20"])
+    assert f"{results['nll_pooled']:.2f} ±" in shown
+    assert read_json(two / "S2" / "results.json")["split"] == "test"
 
 
 def test_sample_writes_a_picture_or_an_array(two, tmp_path):
@@ -120,7 +122,7 @@ def test_reconstruct_and_encode_give_every_component(two, tmp_path):
 def test_resuming_with_more_epochs_trains_on(two, tmp_path):
     main(["train", "digits", "--out", str(tmp_path / "r"), *SMALL])
     main(["train", "--resume", str(tmp_path / "r"), "--training.epochs", "5"])
-    assert [row["epoch"] for row in RunDirectory(tmp_path / "r").read_metrics()] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in open_run(tmp_path / "r").metrics] == [1, 2, 3, 4, 5]
     assert config.read(tmp_path / "r" / "config.yaml").training.epochs == 5
 
 
@@ -199,17 +201,21 @@ def test_bad_input_to_train_is_one_line_and_writes_nothing(case, tmp_path, monke
 def test_bad_input_to_other_commands_is_one_line(two, tmp_path, capsys):
     run = two / "S1"
     for words, told in (
-        (["evaluate", tmp_path / "none"], "is not a run: it has no config.yaml"),
+        (["evaluate", tmp_path / "none"], "is not a run: it has no run.json"),
         (["evaluate", run, "--draws", "0"], "draws must be at least 1; got 0"),
         (["evaluate", run, "--examples", "0"], "examples must be at least 1; got 0"),
         (["evaluate", run, "--split", "tset"], "split: expected"),
         (["sample", run, "--out", "x.jpg"], "--out must end in .png or .npy; got x.jpg"),
         (["sample", run, "--n", "0"], "n must be at least 1; got 0"),
         (["train", "digits", "--out", run], f"{run} exists already: go on with it by --resume {run}"),
-        (["train", "--resume", tmp_path / "none"], "is not a run: it has no config.yaml"),
+        (["train", "--resume", tmp_path / "none"], "is not a run: it has no run.json"),
         (["train", "digits", "--resume", run], "brings its own configuration; leave digits out"),
-        (["train", "--resume", run, "--model.components", "4"], "resume it unchanged"),
-        (["report", tmp_path], "has no results.json: run `mixvae evaluate"),
+        (
+            ["train", "--resume", run, "--model.components", "4"],
+            "made from something else: model.components is 1, not 4",
+        ),
+        (["report", tmp_path], "is not a run: it has no run.json"),
+        (["list", tmp_path / "none"], "there is no folder"),
     ):
         assert told in refused(capsys, *words), words
 
@@ -221,14 +227,23 @@ def test_damaged_files_of_a_run_are_told(two, tmp_path, capsys):
     shutil.copytree(two / "S1", run)
     weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    assert "model.safetensors is damaged" in refused(capsys, "evaluate", run)
+    assert "model.safetensors is truncated, damaged or replaced" in refused(capsys, "evaluate", run, "--draws", "3")
     shutil.copy(two / "S2" / "model.safetensors", weights)
-    assert "is of another architecture: the model's" in refused(capsys, "sample", run)
+    assert "model.safetensors is truncated, damaged or replaced" in refused(capsys, "sample", run)
     state = run / "last" / "state.pt"
     state.write_bytes(b"PK\x03\x04" + b"\0" * 50)
-    assert "state.pt is truncated or damaged" in refused(capsys, "train", "--resume", run)
-    (run / "config.yaml").write_text("model: {laten: 3}")
-    assert "did you mean model.latent?" in refused(capsys, "evaluate", run)
+    assert "state.pt is truncated, damaged or replaced" in refused(capsys, "train", "--resume", run)
+    shutil.copytree(two / "S1", tmp_path / "edited")
+    file = tmp_path / "edited" / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("latent: 3", "latent: 4"))
+    assert "config.yaml was changed after the training, at model.latent" in refused(capsys, "sample", file.parent)
+    file.write_text("model: {laten: 3}")
+    assert "did you mean model.latent?" in refused(capsys, "sample", file.parent)
+    file.write_text(text + "# a remark of its owner\n")
+    main(["sample", str(file.parent), "--n", "2"])
+    file.unlink()
+    main(["sample", str(file.parent), "--n", "2"])
 
 
 def test_ctrl_c_and_divergence_have_their_own_status(tmp_path, monkeypatch, capsys):
@@ -254,7 +269,7 @@ def test_report_is_one_file_without_any_request(two, capsys):
     assert page.count("data:image/png;base64,") == 2 + 2 * 3 + 3  # gains and curves, each run, how components cooperate
     rows = report.compare([two / "S2", two / "S1"]).table
     assert [row["components"] for row in rows] == [1, 2]
-    each = [np.load(two / f"S{s}" / "examples.npz")["pooled"] for s in (1, 2)]
+    each = [runs.evaluation_of(two / f"S{s}").bounds["pooled"] for s in (1, 2)]
     gain = each[1] - each[0]
     assert rows[1]["gain"] == pytest.approx(gain.mean())
     assert rows[1]["gain_se"] == pytest.approx(gain.std(ddof=1) / 20)
@@ -265,13 +280,15 @@ def test_report_is_one_file_without_any_request(two, capsys):
     assert shown[6] in capsys.readouterr().out
 
 
-def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two, tmp_path):
-    import shutil
+def other_data(evaluation, **changes):
+    """The same evaluation as if of other data."""
+    identity = replace(evaluation.identity, **({"data": "0" * 64, "observations": "0" * 64} | changes))
+    return replace(evaluation, identity=identity)
 
-    shutil.copytree(two / "S2", tmp_path / "other")
-    results = read_json(tmp_path / "other" / "results.json")
-    (tmp_path / "other" / "results.json").write_text(json.dumps(results | {"data_sha256": "0", "draws": 7}))
-    comparison = report.compare([two / "S1", tmp_path / "other"])
+
+def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two):
+    one, other = (runs.evaluation_of(two / f"S{s}") for s in (1, 2))
+    comparison = report.compare([two / "S1", two / "S2"], [one, other_data(other, draws_per_component=7)])
     assert not any("gain" in row for row in comparison.table)
     notes = " ".join(comparison.warnings)
     assert "different examples, by their data checksums:" in notes
@@ -279,13 +296,10 @@ def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two, tmp_p
 
 
 def test_runs_of_different_data_are_not_compared(two, tmp_path, capsys):
-    import shutil
-
-    shutil.copytree(two / "S2", tmp_path / "other")
-    results = read_json(tmp_path / "other" / "results.json")
-    (tmp_path / "other" / "results.json").write_text(json.dumps(results | {"data": "mnist"}))
-    error = refused(capsys, "report", two / "S1", tmp_path / "other")
-    assert "runs of different data do not compare: digits (S1), mnist (other)" in error
+    one, other = (runs.evaluation_of(two / f"S{s}") for s in (1, 2))
+    other = replace(other, results={**other.results, "data": "mnist"})
+    with pytest.raises(ValueError, match=r"runs of different data do not compare: digits \(S1\), mnist \(S2\)"):
+        report.compare([two / "S1", two / "S2"], [one, other])
 
 
 def test_runs_of_one_name_are_told_apart_in_table_and_figure(two, tmp_path):
@@ -300,18 +314,13 @@ def test_runs_of_one_name_are_told_apart_in_table_and_figure(two, tmp_path):
     assert len(report.compare([two / "S1", two / "S1"]).table) == 2  # a run beside itself has no other name
 
 
-def test_gains_are_over_the_first_run_on_the_same_examples(two, tmp_path):
-    import shutil
-
-    paths = [two / "S1", two / "S2"]
-    for s in (1, 2):
-        shutil.copytree(two / f"S{s}", tmp_path / f"other{s}")
-        results = read_json(two / f"S{s}" / "results.json")
-        (tmp_path / f"other{s}" / "results.json").write_text(json.dumps(results | {"data_sha256": "0"}))
-        paths.append(tmp_path / f"other{s}")
-    rows = {row["run"]: row for row in report.compare(paths).table}
-    assert "gain" not in rows["S1"] | rows["other1"]
-    assert rows["other2"]["gain"] == rows["S2"]["gain"]
+def test_gains_are_over_the_first_run_on_the_same_examples(two):
+    own = [runs.evaluation_of(two / f"S{s}") for s in (1, 2)]
+    paths = [two / "S1", two / "S2"] * 2
+    rows = report.compare(paths, [*own, *map(other_data, own)]).table
+    gains = [row.get("gain") for row in rows]
+    assert gains[0] is gains[2] is None
+    assert gains[1] == gains[3] == pytest.approx((own[1].bounds["pooled"] - own[0].bounds["pooled"]).mean())
 
 
 def test_the_demo_is_done_once(tmp_path, capsys):
@@ -355,7 +364,7 @@ def test_own_data_are_found_from_another_folder_and_at_home(tmp_path, monkeypatc
     main(["train", "--resume", "../run", "--data.name", "../mine.npy", "--training.epochs", "2"])
     monkeypatch.setenv("HOME", str(tmp_path))
     assert datasets.load("~/mine.npy").shape == (6,)
-    assert datasets.absolute("digits") == "digits"
+    assert datasets.resolve_paths("digits") == ("digits", None)
 
 
 def test_presets_are_listed_with_what_they_are(capsys):
@@ -400,11 +409,11 @@ def test_evaluate_classifies_by_the_latents(two, capsys):
     assert "3 samples" in shown
     assert "mean and std" in shown
     assert "pooled NLL" in shown
-    written = read_json(two / "S2" / "representation.json")
-    assert written["fitted_to"] == 200
-    assert set(written["scores"]["means"]) == {"knn", "svm", "mlp", "qda", "ari", "nmi", "asw"}
-    assert all(len(values) == 3 for values in written["scores"]["means"].values())
-    assert max(written["scores"]["means"]["knn"]) > 0.2, "digits are found better than by chance"
+    [(split, found)] = runs.representations(two / "S2")
+    assert split == "test"
+    assert set(found.scores["means"]) == {"knn", "svm", "mlp", "qda", "ari", "nmi", "asw"}
+    assert all(len(values) == 3 for values in found.scores["means"].values())
+    assert max(found.scores["means"]["knn"]) > 0.2, "digits are found better than by chance"
     assert (two / "S2" / "figures" / "representation.png").stat().st_size > 5000
 
 
@@ -414,7 +423,7 @@ def test_data_without_labels_or_with_too_few_are_not_classified(tmp_path, capsys
     main(["train", "digits", f"--data.name={tmp_path / 'x.npy'}", "--out", str(out), *SMALL[1:]])
     error = refused(capsys, "evaluate", out, "--representation")
     assert "classification needs labels" in error
-    assert not RunDirectory(out).results.exists()
+    assert not Layout(out).results.exists()
     few = tmp_path / "few"
     main(["train", "digits", "--out", str(few), "--data.limit=8", *SMALL[1:]])
     assert "got 8 examples of" in refused(capsys, "evaluate", few, "--representation")

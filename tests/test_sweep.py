@@ -2,19 +2,21 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mixvae import config, experiments
+from mixvae import config, experiments, runs
 from mixvae.cli import main
-from mixvae.files import RunDirectory, read_json
+from mixvae.runs import Layout, find_evaluation, open_run
 
 GRID = """
 base: digits
@@ -59,19 +61,79 @@ def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, caps
     assert "2 of 4 cells failed: S1-wild: " in err
     assert "lower the learning rate" in err
     assert (tmp_path / "cells" / "report.html").exists()
-    rows = {p.name for p in (tmp_path / "cells").glob("S*") if (p / "results.json").exists()}
+    rows = {p.name for p in (tmp_path / "cells").glob("S*") if find_evaluation(p, 4, examples=20)}
     assert rows == {"S1-ok", "S2-ok"}
-    # cut one cell off before its last epoch, and run again: it is resumed, the other left alone
-    run, other = (RunDirectory(tmp_path / "cells" / name) for name in ("S1-ok", "S2-ok"))
+    # train one cell for fewer epochs, and run again: it is resumed, the other left alone
+    run, other = (Layout(tmp_path / "cells" / name) for name in ("S1-ok", "S2-ok"))
     before = other.state.stat().st_mtime_ns, run.weights.read_bytes()
-    run.keep_metrics(lambda row: row["epoch"] < 2)
-    run.state.unlink()
+    shutil.rmtree(run.path)
+    cell = experiments.read_grid(grid).cells["S1-ok"]
+    runs.train(replace(cell, training=replace(cell.training, epochs=1)), run.path)
     with pytest.raises(SystemExit):
         main(["sweep", str(grid)])
     out, err = capsys.readouterr()
     assert "S1-ok: resuming" in out
     assert "S2-ok: done already" in out
+    assert "S2-wild: resuming" in out
     assert (other.state.stat().st_mtime_ns, run.weights.read_bytes()) == before
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A grid of one cell, trained and evaluated, and what its table said."""
+    folder = tmp_path_factory.mktemp("swept")
+    (folder / "grid.yaml").write_text(ONE_CELL.format(out=folder / "cells"))
+    result = experiments.sweep(experiments.read_grid(folder / "grid.yaml"), say=lambda line: None)
+    return folder, next(iter(result.done.values()))
+
+
+ONE_CELL = """
+base: digits
+out: {out}
+set: {{training.epochs: 1, data.limit: 60, model.latent: 2, model.encoder.hidden: [6], model.decoder.hidden: [6]}}
+draws: 4
+axes: {{one: {{cell: {{}}}}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("model.latent: 2", "model.latent: 3", "model.latent is 2, not 3"),
+        ("training.epochs: 1", "training.epochs: 1, training.warmup: 2", "training.warmup is 0, not 2"),
+        ("training.epochs: 1", "training.epochs: 1, seed: 5", "seed is 0, not 5"),
+        ("data.limit: 60", "data.limit: 61", "data.sha256 is"),
+        ("training.epochs: 1", "training.epochs: 1, training.optimizer.lr: 2.0e-3", "training.learning_rate is 0.001"),
+    ],
+)
+def test_a_changed_grid_is_refused_and_not_called_done(swept, capsys, old, new, told):
+    """After a change of the grid the sweep said "done already" and printed the old table."""
+    folder, _ = swept
+    changed = folder / "changed.yaml"
+    changed.write_text((folder / "grid.yaml").read_text().replace(old, new))
+    with pytest.raises(SystemExit) as end:
+        main(["sweep", str(changed)])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_a_grid_with_other_draws_is_evaluated_anew_and_not_trained_anew(swept):
+    folder, first = swept
+    state = (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns
+    grid = experiments.read_grid(folder / "grid.yaml")
+    said = []
+    more = experiments.run_cells(replace(grid, draws=9), say=said.append)
+    assert said[0] == "cell: evaluating"
+    [evaluation] = more.done.values()
+    assert evaluation["draws"] == 9
+    assert evaluation["nll_pooled"] != first["nll_pooled"]
+    again = experiments.run_cells(grid, say=said.append)
+    assert said[-1] == "cell: done already"
+    assert next(iter(again.done.values())).results == first.results
+    assert (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns == state
 
 
 PARENT = """
@@ -180,10 +242,10 @@ def test_cifar_from_its_files_to_bits_per_dimension(photographs, tmp_path, prese
         + ["--model.components=2", "--training.optimizer.lr=3e-3"]
     )
     main(["evaluate", str(run), "--draws", "8", "--examples", "12"])
-    results = read_json(run / "results.json")
+    results = find_evaluation(run, 8, examples=12)
     assert results["bits_per_dim"] == pytest.approx(results["nll_pooled"] / 3072 / math.log(2))
     assert 3 < results["bits_per_dim"] < 9, "8 bits is what a uniform distribution takes"
-    rows = RunDirectory(run).read_metrics()
+    rows = open_run(run).metrics
     assert rows[-1]["validation"] > rows[0]["validation"]
     main(["sample", str(run), "--n", "2", "--out", str(tmp_path / "s.npy")])
     samples = np.load(tmp_path / "s.npy")

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
         TwoLevelConv,
         TwoLevelDense,
     )
+    from mixvae.parts import Part
     from mixvae.posteriors import FlowPosterior, OneHotEncoder, Posterior, SeparateEncoders, TwoLevelPosterior
     from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
-    from mixvae.runs import load
-    from mixvae.training import fit
+    from mixvae.runs import fit, load, open_run
 
 _ROOMS = {
     "bounds": ("Terms", "elbo", "iwelbo", "jsd", "log_weights", "miselbo", "pooled"),
@@ -65,10 +65,10 @@ _ROOMS = {
         "TwoLevelConv",
         "TwoLevelDense",
     ),
+    "parts": ("Part",),
     "posteriors": ("FlowPosterior", "OneHotEncoder", "Posterior", "SeparateEncoders", "TwoLevelPosterior"),
     "priors": ("ChainPrior", "GaussianMixture", "StandardNormal", "VampPrior"),
-    "runs": ("load",),
-    "training": ("fit",),
+    "runs": ("fit", "load", "open_run"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -96,6 +96,7 @@ __all__ = [
     "Mixture",
     "MixtureVAE",
     "OneHotEncoder",
+    "Part",
     "PixelCNNDecoder",
     "Pooled",
     "Posterior",
@@ -118,6 +119,7 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "miselbo",
+    "open_run",
     "paired_gain",
     "pooled",
     "reparameterised",

@@ -11,13 +11,17 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixvae import config, figures, report, runs, toys
-from mixvae.files import RunDirectory, write_bytes, write_json, write_text
-from mixvae.training import is_over
+from mixvae.datasets import Dataset
+from mixvae.evaluation import Evaluation
+from mixvae.files import canonical, write_bytes, write_json, write_text
+
+DOING = {"new": "training", "unfinished": "resuming", "trained": "evaluating"}
+"""What a sweep does to a cell, by how it stands."""
 
 
 def demo(
@@ -42,17 +46,20 @@ def demo(
     Returns:
         The comparison, and the report's path.
     """
-    folder = Path(out)
-    paths = [folder / f"S{s}" for s in components]
-    for s, path in zip(components, paths, strict=True):
-        say(f"training S = {s} in {path}")
-        wanted = config.read("digits", [f"--model.components={s}", f"--seed={seed}"])
-        if epochs is not None:
-            wanted.training.epochs = epochs
-        runs.train(wanted, path, resume=(path / "config.yaml").exists())
-        say(f"evaluating S = {s} with {draws} draws")
-        runs.evaluate(path, draws)
-    return report.compare(paths), report.write(paths, folder / "report.html")
+    cells = {f"S{s}": config.read("digits", [f"--model.components={s}", f"--seed={seed}"]) for s in components}
+    for cell in cells.values():
+        cell.training.epochs = epochs or cell.training.epochs
+    grid = Grid(Path(out), cells, draws)
+    grid.standing()
+    done: dict[Path, Evaluation] = {}
+    for name, cell in cells.items():
+        path = grid.out / name
+        say(f"training S = {cell.model.components} in {path}")
+        run = runs.train(cell, path, resume=True, amend=False)
+        say(f"evaluating S = {cell.model.components} with {draws} draws")
+        done[path] = runs.evaluate(run, **grid.evaluation)
+    evaluations = list(done.values())
+    return report.compare(list(done), evaluations), report.write(list(done), grid.out / "report.html", evaluations)
 
 
 def toy(
@@ -100,7 +107,7 @@ def toy(
 
 
 def grow(
-    run: str | Path,
+    run: str | Path | runs.Run,
     out: str | Path,
     *,
     errors: float = 2.0,
@@ -131,25 +138,24 @@ def grow(
     Returns:
         One row per step: components, gain, gain_se, accepted, nll_pooled, jsd, effective_components, path.
     """
-    folder, base, rows = Path(out), Path(run), list[dict[str, Any]]()
-    size = config.read(RunDirectory(base).config).model.components
+    folder, base, rows = Path(out), runs.open_run(run), list[dict[str, Any]]()
+    size = base.config.model.components
     while size < most and (not rows or rows[-1]["accepted"]):
         size += 1
         more, same = folder / f"S{size}", folder / f"S{size - 1}-on"
-        for path, components in ((more, size), (same, size - 1)):
-            say(f"training {components} components on from {base} in {path}")
-            if (path / "config.yaml").exists():
-                runs.train(runs.read_config(RunDirectory(path)), path, resume=True)
-            else:
-                runs.train(runs.extension(base, components, freeze=freeze, epochs=epochs), path)
-            runs.evaluate(path, draws, split="validation", examples=examples)
-        result = report.compare([same, more]).table[1]
+        evaluations = []
+        for path, components in ((same, size - 1), (more, size)):
+            wanted = runs.extension(base, components, freeze=freeze, epochs=epochs)
+            say(f"training {components} components on from {base.path} in {path}")
+            runs.train(wanted, path, resume=True, amend=False)
+            evaluations.append(runs.evaluate(path, draws, split="validation", examples=examples))
+        result = report.compare([same, more], evaluations).table[1]
         kept = ("components", "gain", "gain_se", "nll_pooled", "jsd", "effective_components", "path")
         accepted = result["gain"] > errors * result["gain_se"]
         rows.append({name: result[name] for name in kept} | {"accepted": accepted})
         write_json(folder / "growth.json", rows)
         say(f"S = {size}: gain {result['gain']:.3f} ± {result['gain_se']:.3f} nats")
-        base = more
+        base = runs.open_run(more)
     write_bytes(folder / "growth.png", figures.png(figures.growth(rows)))
     return rows
 
@@ -172,17 +178,38 @@ class Grid:
     examples: int | None = None
     draws_per_component: int | None = None
 
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Settings of every evaluation, as `runs.evaluate` takes them."""
+        each = self.draws_per_component
+        return {"total_draws": self.draws, "draws_per_component": each, "examples": self.examples}
+
+    def standing(self) -> dict[str, str]:
+        """How every cell's run directory stands to its configuration: new, unfinished or trained.
+
+        Raises:
+            ValueError: a directory holds something else, such as a run of another configuration.
+        """
+        loaded: dict[str, Dataset] = {}
+        found = {}
+        for name, cell in self.cells.items():
+            key = canonical(asdict(cell.data))
+            if key not in loaded:
+                loaded[key] = runs.open_data(cell.data)
+            found[name] = runs.standing(cell, self.out / name, loaded[key])
+        return found
+
 
 @dataclass
 class Sweep:
     """What a sweep has done.
 
     Args:
-        done: run directories that are trained and evaluated.
+        done: evaluations of the cells that are trained, by run directory.
         failed: what each failing cell said, by its name.
     """
 
-    done: list[Path] = field(default_factory=list)
+    done: dict[Path, Evaluation] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -217,14 +244,15 @@ def sweep(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print) ->
     """Run every cell of a grid as `run_cells` does, and write one report."""
     result = run_cells(grid, jobs=jobs, say=say)
     if result.done:
-        report.write(result.done, grid.out / "report.html")
+        report.write(list(result.done), grid.out / "report.html", list(result.done.values()))
     return result
 
 
 def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print) -> Sweep:
     """Train and evaluate every cell of a grid, each in a process of its own.
 
-    What is done is skipped, what was cut off is resumed, and a cell that fails is reported while the rest goes on.
+    What is done is skipped, what was cut off is resumed, and a cell that fails is reported while the rest goes on. What
+    was made from anything else than the grid says now is refused before anything runs.
 
     Args:
         grid: the cells.
@@ -232,55 +260,64 @@ def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print
         say: takes a line on what happens now.
 
     Raises:
-        ValueError: jobs is not positive.
+        ValueError: jobs is not positive, or a cell's folder holds something else.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1; got {jobs}")
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else None
-    result = Sweep()
+    result, standing, children = Sweep(), grid.standing(), set[subprocess.Popen[str]]()
 
     def run(name: str) -> tuple[str, str]:
-        run_directory = RunDirectory(grid.out / name)
-        if _is_done(run_directory, grid):
+        path = grid.out / name
+        if standing[name] == "trained" and runs.find_evaluation(path, **grid.evaluation) is not None:
             say(f"{name}: done already")
             return name, ""
         file = grid.out / "cells" / f"{name}.yaml"
         write_text(file, config.to_yaml(grid.cells[name]))
-        say(f"{name}: {'resuming' if run_directory.config.exists() else 'training'}")
-        evaluation = {
-            "draws": grid.draws, "draws_per_component": grid.draws_per_component, "examples": grid.examples,
-        }  # fmt: skip
-        words = [str(file), str(run_directory.path), json.dumps(evaluation)]
+        say(f"{name}: {DOING[standing[name]]}")
+        words = [str(file), str(path), json.dumps(grid.evaluation)]
         script = "import sys; from mixvae.experiments import run_cell; run_cell(*sys.argv[1:])"
-        status, said = _run_child([sys.executable, "-c", script, *words], environment)
+        status, said = _run_child([sys.executable, "-c", script, *words], environment, children)
         error = f"killed by {signal.Signals(-status).name}" if status < 0 else (said or f"ended with status {status}")
         say(f"{name}: {'done' if status == 0 else 'failed: ' + error}")
         return name, "" if status == 0 else error
 
     with ThreadPoolExecutor(jobs) as pool:
-        for name, error in pool.map(run, grid.cells):
-            if error:
-                result.failed[name] = error
-            else:
-                result.done.append(grid.out / name)
+        try:
+            ended = list(pool.map(run, grid.cells))
+        except BaseException:  # the cells that have not begun are cancelled, the others save and stop
+            for child in children:
+                child.terminate()
+            raise
+    for name, error in ended:
+        evaluation = None if error else runs.find_evaluation(grid.out / name, **grid.evaluation)
+        if evaluation is None:
+            result.failed[name] = error or "its evaluation is missing: give the command again"
+        else:
+            result.done[grid.out / name] = evaluation
     return result
 
 
-def _run_child(command: Sequence[str], environment: dict[str, str] | None) -> tuple[int, str]:
+def _run_child(
+    command: Sequence[str], environment: dict[str, str] | None, children: set[subprocess.Popen[str]] | None = None
+) -> tuple[int, str]:
     """Run a process that ends when this one does; returns its status and the last line of its errors.
 
     The other end of its standard input is held open here, so that the child, which calls `_end_with_parent`, sees it
-    close whatever ends this process, `kill -9` included.
+    close whatever ends this process, `kill -9` included. While it runs it is among `children`.
     """
-    pipe = subprocess.PIPE
+    pipe, running = subprocess.PIPE, set() if children is None else children
     with subprocess.Popen(
         command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True, env=environment
     ) as child:
         assert child.stderr is not None
+        running.add(child)
         last = ""
         for line in child.stderr:
             last = line.strip() or last
-        return child.wait(), last
+        status = child.wait()
+        running.discard(child)
+        return status, last
 
 
 def _end_with_parent() -> None:
@@ -293,21 +330,11 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _is_done(run: RunDirectory, grid: Grid) -> bool:
-    """Whether a cell is trained to its end and evaluated."""
-    metrics = run.read_metrics()
-    wanted = grid.cells[run.path.name].training
-    if not (run.results.exists() and metrics):
-        return False
-    last = metrics[-1]
-    return is_over(last["epoch"], last["best_epoch"], wanted.epochs, wanted.warmup, wanted.patience)
-
-
 def run_cell(file: str, out: str, evaluation: str) -> None:
     """Train and evaluate one cell of a sweep, from the beginning or from where it stands, as a child of `run_cells`."""
     _end_with_parent()
     try:
-        runs.train(config.read(file), out, resume=RunDirectory(Path(out)).config.exists())
-        runs.evaluate(out, **json.loads(evaluation))
+        run = runs.train(config.read(file), out, resume=True, amend=False)
+        runs.evaluate(run, **json.loads(evaluation))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(" ".join(str(error).split()))

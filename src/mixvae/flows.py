@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.distributions import Distribution, Transform
 
+from mixvae.parts import Part
+
 _validate_args = Distribution._validate_args
 import zuko.distributions  # noqa: E402, F401
 import zuko.flows  # noqa: E402
@@ -16,7 +18,7 @@ from zuko.transforms import ComposedTransform  # noqa: E402
 Distribution.set_default_validate_args(_validate_args)  # zuko switches torch's validation off for everyone
 
 
-class ZukoFlow(nn.Module):
+class ZukoFlow(Part):
     """Transforms of zuko one after another, whose forward direction samples.
 
     Args:

@@ -13,9 +13,10 @@ from torch.distributions import Distribution
 
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
+from mixvae.parts import Part
 
 
-class MixtureVAE(nn.Module):
+class MixtureVAE(Part):
     """A variational autoencoder whose posterior is a mixture, q(z|x) = Σ_s π_s q_s(z|x).
 
         model = MixtureVAE(SeparateEncoders(MyEncoder, 4), StandardNormal(40), Decoder(MyDecoder(), Bernoulli))
@@ -161,6 +162,7 @@ class MixtureVAE(nn.Module):
             if hasattr(part, "frozen"):
                 part = part.frozen()
                 setattr(self, name, part)
+                self.amend_arguments(**{name: part})
             part.requires_grad_(requires_grad=False)
 
     @torch.no_grad()

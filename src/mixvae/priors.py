@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from mixvae.distributions import Chain, Components, DiagonalGaussian, Pooled
+from mixvae.parts import Part
 
 EXAMPLE_RANGE = (0.05, 0.95)
 """Where pseudo-inputs start that copy examples: off the sigmoid's flat ends, so that they still learn."""
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Part):
     """Standard normal prior, N(z; 0, I).
 
     Args:
@@ -33,7 +34,7 @@ class StandardNormal(nn.Module):
         return Independent(Normal(self.zero, torch.ones_like(self.zero), validate_args=False), 1)
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(Part):
     """Learned mixture of K diagonal Gaussians, Σ_k w_k N(z; μ_k, diag σ²_k).
 
     Args:
@@ -55,7 +56,7 @@ class GaussianMixture(nn.Module):
         return Pooled(DiagonalGaussian(self.mean[:, None], self.log_var[:, None], log_w))
 
 
-class VampPrior(nn.Module):
+class VampPrior(Part):
     """Variational mixture of posteriors, p(z) = 1/K Σ_k Σ_s π_s q_s(z | u_k), with learned pseudo-inputs u_k.
 
     All S encoders see the pseudo-inputs. The posterior is referred to, not registered: its weights stay its own.
@@ -74,6 +75,8 @@ class VampPrior(nn.Module):
     References:
         Tomczak and Welling, VAE with a VampPrior (2018), https://arxiv.org/abs/1705.07120
     """
+
+    starting_only = ("examples",)
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ class VampPrior(nn.Module):
         return mixture
 
 
-class ChainPrior(nn.Module):
+class ChainPrior(Part):
     """Prior of two levels, p(z2) p(z1|z2), with z = [z2, z1] and a Gaussian p(z1|z2).
 
     Args:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from mixvae import figures, pages, runs
-from mixvae.evaluation import paired_gain
-from mixvae.files import RunDirectory, read_json, write_bytes
+from mixvae.evaluation import Evaluation, mismatch, paired_gain
+from mixvae.files import write_bytes
 from mixvae.pages import Column
-from mixvae.representation import Representation
+from mixvae.runs import Run
 
 SHOWN = 1000
 """Examples in the latent picture."""
@@ -48,24 +47,33 @@ class Comparison:
     Args:
         table: results of each run, ordered by data and number of components, with the paired gain in pooled nats over
             the first run on the same examples as `gain` and `gain_se`.
+        evaluations: the evaluation behind each row.
     """
 
     table: list[dict[str, Any]]
+    evaluations: list[Evaluation] = field(repr=False)
 
     @property
     def warnings(self) -> list[str]:
         """What makes the comparison unfair."""
-        rows, notes = self.table, []
-        if any(not _same_examples(row, rows[0]) for row in rows):
-            kinds = {"data checksums": "data_sha256", "splits": "split", "numbers of examples": "examples"}
-            differing = [name for name, key in kinds.items() if len({row[key] for row in rows}) > 1]
+        rows, identities, notes = self.table, [e.identity for e in self.evaluations], []
+        if any(mismatch(identity, identities[0]) for identity in identities):
+            kinds = {"data checksums": "data", "splits": "split", "numbers of examples": "examples"}
+            differing = [name for name, key in kinds.items() if len({getattr(i, key) for i in identities}) > 1]
+            if len({identity.legacy for identity in identities}) > 1:
+                differing.append("records (legacy results have none)")
             notes.append(
                 f"The runs were evaluated on different examples, by their {' and '.join(differing)}: their numbers do "
                 "not compare, and gains are given only within the same examples."
             )
-        if len({row["draws"] for row in rows}) > 1:
+        if len({identity.draws for identity in identities}) > 1:
             drawn = ", ".join(f"{row['run']} {row['draws']}" for row in rows)
             notes.append(f"The runs were evaluated with different numbers of draws per example ({drawn}).")
+        if legacy := [row["run"] for row in rows if row["legacy"]]:
+            notes.append(
+                f"{', '.join(legacy)}: legacy, from before results had a record of the weights and data that they were "
+                "made from; they pair with each other only."
+            )
         for row in rows:
             if (row["pareto_k_unreliable"] or 0) > 0.05:
                 notes.append(
@@ -83,34 +91,42 @@ class Comparison:
         )
 
 
-def compare(paths: Sequence[str | Path]) -> Comparison:
+def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation] | None = None) -> Comparison:
     """Put evaluated runs beside each other, aligned by data and number of components.
+
+    Args:
+        paths: the runs.
+        evaluations: an evaluation of each; by default the one that `runs.evaluation_of` finds.
 
     Raises:
         FileNotFoundError: a run was not evaluated yet.
         ValueError: the runs are of different data.
     """
+    opened = runs.open_runs(paths)
+    found = [runs.evaluation_of(run) for run in opened] if evaluations is None else evaluations
     rows = []
-    names = _names([Path(path) for path in paths])
-    for path, name in zip(paths, names, strict=True):
-        run = RunDirectory(Path(path))
-        if not run.results.exists():
-            raise FileNotFoundError(f"{run.path} has no results.json: run `mixvae evaluate {run.path}` first")
-        row = read_json(run.results)
-        rows.append(row | {"run": name, "path": str(run.path), "nelbo": -row["elbo"]})
-    by_data = {row["data"]: row["run"] for row in rows}
+    for run, name, evaluation in zip(opened, _names([run.path for run in opened]), found, strict=True):
+        own = {"run": name, "path": str(run.path), "nelbo": -evaluation["elbo"], "legacy": evaluation.identity.legacy}
+        rows.append((evaluation, {**evaluation.results, **own}))
+    by_data = {row["data"]: row["run"] for _, row in rows}
     if len(by_data) > 1:
         named = ", ".join(f"{data} ({run})" for data, run in by_data.items())
         raise ValueError(f"runs of different data do not compare: {named}; report those of each data set by themselves")
-    rows.sort(key=lambda row: (*_examples(row), row["components"]))
-    firsts: dict[tuple[Any, ...], np.ndarray] = {}
-    for row in rows:
-        examples = _examples(row)
-        if examples in firsts:
-            row["gain"], row["gain_se"] = paired_gain(_pooled(row), firsts[examples])
+    rows.sort(key=lambda pair: (*_examples(pair[0]), pair[0].identity.components))
+    firsts: list[Evaluation] = []
+    for evaluation, row in rows:
+        first = next((e for e in firsts if not mismatch(e.identity, evaluation.identity)), None)
+        if first is None:
+            firsts.append(evaluation)
         else:
-            firsts[examples] = _pooled(row)
-    return Comparison(rows)
+            row["gain"], row["gain_se"] = paired_gain(evaluation, first, quiet=True)
+    return Comparison([row for _, row in rows], [evaluation for evaluation, _ in rows])
+
+
+def _examples(evaluation: Evaluation) -> tuple[Any, ...]:
+    """What an evaluation is of, to sort by."""
+    identity = evaluation.identity
+    return identity.legacy, identity.data or "", identity.split or "", identity.examples
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -124,61 +140,50 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _pooled(row: dict[str, Any]) -> np.ndarray:
-    """Pooled bound of every example of a run's evaluation."""
-    path = RunDirectory(Path(row["path"])).examples
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: run `mixvae evaluate {row['path']}` again")
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays["pooled"]
-
-
-def _examples(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Which examples an evaluation is of."""
-    return row["data_sha256"], row["split"], row["examples"]
-
-
-def _same_examples(row: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two evaluations are of the same examples, so that their difference is paired."""
-    return _examples(row) == _examples(other)
-
-
-def pictures(path: str | Path) -> dict[str, Figure]:
+def pictures(run: str | Path | Run) -> dict[str, Figure]:
     """Figures of one run: samples and reconstructions of images, the latent means, and how components cooperate."""
+    run = runs.open_run(run)
     drawn: dict[str, Figure] = {}
-    originals, rebuilt = runs.reconstruct(path)
+    originals, rebuilt = runs.reconstruct(run)
     if originals.ndim == 4 and originals.shape[1] in (1, 3):
-        drawn["samples"] = figures.images(runs.sample(path, 64), columns=16)
+        drawn["samples"] = figures.images(runs.sample(run, 64), columns=16)
         drawn["reconstructions"] = figures.reconstructions(originals, rebuilt)
-    features = runs.encode_split(path, examples=SHOWN)
+    features = runs.encode_split(run, examples=SHOWN)
     drawn["latent means"] = figures.latent_means(features["mean"], features.get("labels"))
     if features["mean"].shape[1] > 1:
-        drawn |= runs.cooperation(path)[1]
+        drawn |= runs.cooperation(run)[1]
     return drawn
 
 
-def write(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
+def write(
+    paths: Sequence[str | Path | Run],
+    out: str | Path | None = None,
+    evaluations: Sequence[Evaluation] | None = None,
+) -> Path:
     """Write the report of some runs as one HTML file without any network request.
 
     Args:
         paths: evaluated runs.
         out: the file; `report.html` in the first run's directory by default.
+        evaluations: an evaluation of each; by default the one that `runs.evaluation_of` finds.
 
     Returns:
         The file written.
     """
-    comparison = compare(paths)
+    opened = runs.open_runs(paths)
+    comparison = compare(opened, evaluations)
     rows = comparison.table
-    target = Path(out) if out is not None else RunDirectory(Path(paths[0])).report
+    target = Path(out) if out is not None else opened[0].layout.report
+    by_path = {str(run.path): run for run in opened}
     sections = []
     for row in rows:
-        run = RunDirectory(Path(row["path"]))
-        drawn = {name: figures.png(figure) for name, figure in pictures(run.path).items()}
+        run = by_path[row["path"]]
+        drawn = {name: figures.png(figure) for name, figure in pictures(run).items()} if run.has_weights else {}
         for name, picture in drawn.items():
-            write_bytes(run.figures / f"{name.replace(' ', '_')}.png", picture)
+            write_bytes(run.layout.figures / f"{name.replace(' ', '_')}.png", picture)
         embedded = {name: pages.embed(picture) for name, picture in drawn.items()}
         sections.append({"row": row, "figures": embedded, "representation": _representation(run)})
-    curves = {_label(row, rows): RunDirectory(Path(row["path"])).read_metrics() for row in rows}
+    curves = {_label(row, rows): by_path[row["path"]].metrics for row in rows}
     return pages.render(
         "report.html",
         target,
@@ -192,15 +197,16 @@ def write(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
     )
 
 
-def _representation(run: RunDirectory) -> dict[str, Any] | None:
-    """Table of what the latents of a run tell about labels, if that was measured."""
-    if not run.representation.exists():
+def _representation(run: Run) -> dict[str, Any] | None:
+    """Table of what the latents of a run tell about labels, if that was measured; of the test split before others."""
+    stored = sorted(runs.representations(run), key=lambda pair: pair[0] != "test")
+    if not stored:
         return None
-    measured = read_json(run.representation)
-    rows = Representation(measured["scores"]).table
+    split, found = stored[0]
+    rows = found.table
     metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
     columns = [Column("features", "features"), *(Column(m.upper(), m, f"{m}_std", 3) for m in metrics)]
-    return {"columns": columns, "rows": pages.table(columns, rows), "split": measured["split"]}
+    return {"columns": columns, "rows": pages.table(columns, rows), "split": split}
 
 
 def _label(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

@@ -1,8 +1,10 @@
 """`mixvae sc`: runs on disk that survive, and bad input in one line."""
 
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import anndata
 import numpy as np
@@ -10,8 +12,11 @@ import pytest
 import torch
 
 from mixvae import cli
-from mixvae.files import load_weights, read_json
-from mixvae.single_cell import runs
+from mixvae.files import load_weights, write_json
+from mixvae.files.lease import Lease
+from mixvae.runs import open_run
+from mixvae.single_cell import MixtureSCVI, runs
+from mixvae.single_cell.recipes import Training, recipe_of
 
 
 @pytest.fixture
@@ -28,32 +33,161 @@ class Killed(BaseException):
     """As good as a kill: nobody catches it."""
 
 
-@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
-def test_a_killed_training_goes_on_bit_for_bit(file, tmp_path, error):
-    runs.train(file, tmp_path / "whole", SETTINGS)
+def stop_after(last_epoch, error=Killed):
+    """End a training as a kill does, once an epoch is on disk."""
 
-    def stop(epoch, last, elbo):
-        if epoch == 2:
+    def progress(epoch, last, elbo):
+        if epoch == last_epoch:
             raise error
 
+    return progress
+
+
+@pytest.fixture(scope="module")
+def finished(real, tmp_path_factory):
+    """A finished run and its file; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    real.copy().write_h5ad(folder / "cells.h5ad")
+    runs.train(folder / "cells.h5ad", folder / "run", SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to change."""
+    return shutil.copytree(finished / "run", tmp_path / "run")
+
+
+def without_clock(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt])
+def test_a_killed_training_goes_on_bit_for_bit(file, finished, tmp_path, error):
     with pytest.raises((error, SystemExit)):
-        runs.train(file, tmp_path / "cut", SETTINGS, stop)
+        runs.train(file, tmp_path / "cut", SETTINGS, stop_after(2, error))
     assert not (tmp_path / "cut" / "model.safetensors").exists()
+    assert open_run(tmp_path / "cut").state == "stopped"
     with pytest.raises(ValueError, match="has not finished training"):
         runs.load(tmp_path / "cut", anndata.read_h5ad(file))
     seen = []
     runs.train(file, tmp_path / "cut", SETTINGS, lambda epoch, last, elbo: seen.append(epoch))
-    assert seen[0] > 1, "it began anew"
-    whole, cut = (load_weights(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert seen == [3, 4], "it began anew, or left epochs out"
+    whole, cut = (load_weights(path / "model.safetensors") for path in (finished / "run", tmp_path / "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    assert not list((tmp_path / "cut").glob("*.ckpt"))
-    whole, cut = (read_json(tmp_path / name / "history.json") for name in ("whole", "cut"))
-    assert whole == cut
-    assert len(cut["elbo_validation"]) == len(cut["elbo_train"]) == 4
+    whole, cut = (open_run(path) for path in (finished / "run", tmp_path / "cut"))
+    assert without_clock(whole.metrics) == without_clock(cut.metrics)
+    assert whole.weights_sha256 == cut.weights_sha256
+    assert whole.recipe.sha256 == cut.recipe.sha256
+
+
+def test_a_run_killed_right_after_its_last_epoch_is_finished_and_has_its_weights(file, tmp_path):
+    settings = replace(SETTINGS, epochs=1)
+    with pytest.raises(Killed):
+        runs.train(file, tmp_path / "run", settings, stop_after(1))
+    assert open_run(tmp_path / "run").state == "done"
+    assert runs.load(tmp_path / "run", anndata.read_h5ad(file)).is_trained_
+    with pytest.raises(ValueError, match="is a finished run"):
+        runs.train(file, tmp_path / "run", settings)
+
+
+def test_patience_ends_a_training_and_the_run_knows_that_it_is_done(file, tmp_path):
+    runs.train(file, tmp_path / "run", replace(SETTINGS, epochs=60, patience=1, latent=2))
+    run = open_run(tmp_path / "run")
+    assert run.epoch < 60, "the validation ELBO of 12 cells rose 60 times in a row"
+    assert run.is_done
+    assert run.metrics[-1]["best_epoch"] == run.epoch - 1
+
+
+def test_a_run_of_cells_opens_as_any_other_run(finished):
+    run = open_run(finished / "run")
+    assert (run.state, run.epoch, run.is_done, len(run.metrics)) == ("done", 4, True, 4)
+    assert [row["epoch"] for row in run.metrics] == [1, 2, 3, 4]
+    validation = [row["validation"] for row in run.metrics]
+    assert run.metrics[-1]["best_epoch"] == 1 + int(np.argmax(validation))
+    assert validation == [-row["elbo_validation"] for row in run.metrics]
+    seconds = [row["seconds"] for row in run.metrics]
+    assert seconds == sorted(seconds)
+    assert len(run.weights_sha256) == 64
+    identity = run.recipe.identity
+    assert identity["model"]["components"] == 2
+    assert identity["model"]["n_hidden"] == 128, "defaults are part of the identity"
+    assert identity["training"]["kl_warmup"] == 4
+    assert run.manifest["model"]["genes"] == list(anndata.read_h5ad(finished / "cells.h5ad").var_names)
+    assert run.manifest["runtime"]["data"]["name"] == str(finished / "cells.h5ad")
+
+
+def test_cells_replaced_between_start_and_resume_are_refused_by_their_checksum(cells, file, tmp_path):
+    with pytest.raises(Killed):
+        runs.train(file, tmp_path / "run", SETTINGS, stop_after(1))
+    one_count = cells.copy()
+    one_count.X.data[0] += 1
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    for other, name in ((one_count, "data.sha256"), (cells[::-1], "data.sha256"), (cells[:90], "data.cells")):
+        other.copy().write_h5ad(file)
+        with pytest.raises(ValueError, match=f"was made from something else: {name} is"):
+            runs.train(file, tmp_path / "run", SETTINGS)
+        assert (tmp_path / "run" / "run.json").read_bytes() == before
+    cells.obs["donor"] = cells.obs["donor"].to_numpy()[::-1]
+    cells.write_h5ad(file)
+    with pytest.raises(ValueError, match="data.sha256"):  # a covariate counts as much as a count
+        runs.train(file, tmp_path / "run", SETTINGS)
+
+
+def test_the_same_counts_are_the_same_data_dense_or_sparse_and_whatever_else_the_file_holds(cells):
+    def sha(adata):
+        MixtureSCVI.setup_anndata(adata, **SETTINGS.setup())
+        return recipe_of(SETTINGS.model(adata), Training(2, None, 2)).identity["data"]["sha256"]
+
+    dense = cells.copy()
+    dense.X = dense.X.toarray().astype(np.int64)
+    noted = cells.copy()
+    noted.obs["note"] = "new"
+    assert sha(cells.copy()) == sha(dense) == sha(noted)
+    noted.var_names = [f"{name}-1" for name in noted.var_names]
+    assert sha(noted) != sha(dense)
+
+
+def test_a_second_trainer_of_the_same_folder_is_refused_in_one_line(file, tmp_path):
+    refused = []
+
+    def meanwhile(epoch, last, elbo):
+        with pytest.raises(ValueError, match="is being trained by process") as error:
+            runs.train(file, tmp_path / "run", SETTINGS)
+        refused.append(str(error.value))
+        raise Killed
+
+    with pytest.raises(Killed):
+        runs.train(file, tmp_path / "run", SETTINGS, meanwhile)
+    assert "\n" not in refused[0]
+    Lease.acquire(tmp_path / "run").release()  # the killed training gave it back
+
+
+def test_a_flipped_bit_in_weights_or_state_is_refused_and_not_embedded(copied, file, capsys, as_users_run):
+    weights = copied / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    status, _, err = run(capsys, "sc", "embed", copied, file, "--out", copied / "x.h5ad")
+    assert status == 2
+    assert "model.safetensors is truncated, damaged or replaced" in err
+    assert len(err.strip().splitlines()) == 1
+    assert open_run(copied).state == "damaged"
+
+
+def test_a_flipped_bit_in_the_state_stops_a_resume(file, tmp_path):
+    with pytest.raises(Killed):
+        runs.train(file, tmp_path / "run", SETTINGS, stop_after(1))
+    state = tmp_path / "run" / "last" / "state.pt"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(ValueError, match="state.pt is truncated, damaged or replaced"):
+        runs.train(file, tmp_path / "run", SETTINGS)
 
 
 def test_loaded_run_gives_the_latents_that_the_trained_model_gave(file, cells, tmp_path):
-    model = runs.train(file, tmp_path / "run", SETTINGS)
+    model = runs.train(file, tmp_path / "run", replace(SETTINGS, epochs=2))
     shuffled = cells[::-1].copy()
     shuffled.obs["batch"] = shuffled.obs["batch"].astype("category").cat.reorder_categories(["b", "a"])
     loaded = runs.load(tmp_path / "run", shuffled)
@@ -68,15 +202,29 @@ def test_loaded_run_gives_the_latents_that_the_trained_model_gave(file, cells, t
         runs.load(tmp_path / "run", cells)
 
 
-def test_runs_hold_no_pickle(file, tmp_path):
-    runs.train(file, tmp_path / "run", SETTINGS)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "history.json",
-        "model.safetensors",
-        "registry.json",
-        "settings.json",
-    }
-    assert len(read_json(tmp_path / "run" / "history.json")["elbo_validation"]) == 4
+def test_runs_hold_no_pickle_that_is_ever_executed_and_one_commit_point(finished):
+    files = {str(path.relative_to(finished / "run")) for path in (finished / "run").rglob("*") if path.is_file()}
+    assert files == {"run.json", "metrics.jsonl", "model.safetensors", "last/state.pt"}
+    assert torch.load(finished / "run" / "last" / "state.pt", weights_only=True)["epoch"] == 3
+    rows = [json.loads(line) for line in (finished / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == open_run(finished / "run").metrics
+
+
+def test_a_legacy_run_is_embedded_as_before_but_not_trained_on(finished, copied, file, cells, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    described = open_run(copied).manifest["model"]
+    write_json(old / "settings.json", {**asdict(SETTINGS), "file": "x", "cells": 120, "genes": described["genes"]})
+    write_json(old / "registry.json", described["registry"])
+    with pytest.raises(ValueError, match="has not finished training"):
+        runs.load(old, cells.copy())
+    shutil.copy(copied / "model.safetensors", old)
+    latents = [runs.load(path, cells.copy()).get_latent_representation() for path in (old, copied)]
+    np.testing.assert_array_equal(*latents)
+    before = sorted(old.iterdir())
+    with pytest.raises(ValueError, match="is a legacy run, .* cannot be resumed"):
+        runs.train(file, old, SETTINGS)
+    assert sorted(old.iterdir()) == before
 
 
 def run(capsys, *words):
@@ -105,10 +253,13 @@ def test_command_line_trains_and_embeds(file, tmp_path, capsys, as_users_run, mo
     for words, message in (
         (["sc", "train", file, *options], "cells-S2 is a finished run: give another --out"),
         (["sc", "train", tmp_path / "no.h5ad"], "there is no file"),
-        (["sc", "train", tmp_path / "runs" / "cells-S2" / "settings.json"], "cannot be read as AnnData"),
+        (["sc", "train", tmp_path / "runs" / "cells-S2" / "run.json"], "cannot be read as AnnData"),
         (["sc", "train", file, "--batch-key", "bach"], "did you mean 'batch'"),
         (["sc", "train", file, "--component", 3], "unknown option --component: did you mean --components?"),
         (["sc", "train", file, "--components", 0], "n_components must be at least 1; got 0"),
+        (["sc", "train", file, "--epochs", 0], "epochs must be at least 1; got 0"),
+        (["sc", "train", file, "--seed", -1], "seed must be at least 0; got -1"),
+        (["sc", "train", file, *options, "--out", tmp_path], "is not a run: it has no run.json"),
         (["sc", "embed", tmp_path, file], "is not a run of `mixvae sc train`"),
         (["sc", "embed", "runs/cells-S2", file, "--out", "x.csv"], "--out must end in .h5ad"),
         (["sc", "embd"], "did you mean sc embed?"),
@@ -123,13 +274,22 @@ def test_command_line_trains_and_embeds(file, tmp_path, capsys, as_users_run, mo
 
 
 def test_another_setting_does_not_resume_a_run(file, tmp_path):
-    def stop(epoch, last, elbo):
-        raise Killed
-
     with pytest.raises(Killed):
-        runs.train(file, tmp_path / "run", SETTINGS, stop)
-    with pytest.raises(ValueError, match="was begun with another components"):
-        runs.train(file, tmp_path / "run", runs.Settings(components=3, batch_key="batch"))
+        runs.train(file, tmp_path / "run", SETTINGS, stop_after(1))
+    for changed, what in (
+        ({"components": 3}, "model.components is 2, not 3"),
+        ({"likelihood": "nb"}, "model.likelihood is zinb, not nb"),
+        ({"batch_key": "donor"}, "data.setup.batch_key is batch, not donor"),
+        ({"epochs": 5}, "training.kl_warmup is 4, not 5"),
+        ({"seed": 1}, "seed is 0, not 1"),
+    ):
+        with pytest.raises(ValueError, match=f"was made from something else: {what}"):
+            runs.train(file, tmp_path / "run", replace(SETTINGS, **changed))
+
+
+def test_the_number_of_epochs_is_chosen_by_the_number_of_cells_where_none_is_asked_for():
+    assert runs.Settings().training(80_000).epochs == 100
+    assert runs.Settings().training(120).warmup == 400
 
 
 def test_without_scvi_tools_there_is_one_line_on_how_to_get_it():
@@ -143,76 +303,6 @@ main(["sc", "train", "cells.h5ad"])
     assert done.returncode == 2
     assert "pip install 'mixvae[scvi]'" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_study_compares_models_seed_by_seed_and_resumes(cells, tmp_path):
-    from mixvae.single_cell import study
-
-    cells.obs["cell_type"], cells.obs["precise_type"] = cells.obs["kind"], cells.obs["donor"]
-    listed = [
-        study.Job(study.SCVI_NAME, 1, 0),
-        study.Job(study.MIXTURE, 2, 0),
-        study.Job(study.FROZEN, 2, 0),
-        study.Job(study.SCVI_NAME, 1, 1),
-        study.Job(study.MIXTURE, 2, 1),
-        study.Job(study.UNNORMALISED, 2, 0),
-    ]
-    settings = {"epochs": 3, "warmup": 2, "draws": 20, "data": cells}
-    results = study.run(tmp_path, listed, **settings)
-    rows = {(row["model"], row["S"]): row for row in study.table(results)}
-    assert set(rows) == {
-        ("scvi", 1),
-        ("mixture", 2),
-        ("frozen", 2),
-        ("nobatchnorm", 2),
-        *(("samples", s) for s in range(1, 6)),
-    }
-    gains = [results[1 + 3 * i]["estimate"]["nll_pooled"] - results[3 * i]["estimate"]["nll_pooled"] for i in (0, 1)]
-    assert rows["mixture", 2]["pooled_gain"][0] == pytest.approx(-np.mean(gains))
-    assert rows["mixture", 2]["pooled_gain"][1] == pytest.approx(np.std(gains, ddof=1) / np.sqrt(2))
-    assert rows["scvi", 1]["pooled_gain"][0] == 0
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    assert len(before) == 6
-    assert study.run(tmp_path, listed, **settings) == results
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    shutil.rmtree(tmp_path / "scvi-S1-seed0")
-    (tmp_path / "frozen-S2-seed0.json").unlink()
-    again = study.run(tmp_path, listed, **settings)[2]
-    assert again["estimate"] == results[2]["estimate"]
-    assert [len(part) for part in study.split(3005)] == [2400, 200, 405]
-    assert sorted(np.concatenate(study.split(120))) == list(range(120))
-
-
-def test_the_experiment_is_reproduced_by_name_on_real_cells(tmp_path):
-    from mixvae.files import read_json
-    from mixvae.reproduce import reproduce
-
-    found = reproduce("single_cell", "smoke", tmp_path, say=lambda line: None)
-    rows = {(row["model"], row["size"]) for row in found.table}
-    assert rows == {("scvi", 1), ("mixture", 1), ("mixture", 2), ("frozen", 2), *(("samples", s) for s in range(1, 6))}
-    assert all(verdict.holds is None for verdict in found.verdicts)
-    assert len(read_json(tmp_path / "results.json")["table"]) == len(rows)
-
-
-def test_all_models_of_the_paper_are_in_the_study():
-    from mixvae.single_cell import study
-
-    names = [job.name for job in study.jobs()]
-    assert len(names) == len(set(names)) == 45
-    for s in range(1, 6):
-        assert sum(name.startswith(f"mixture-S{s}-") for name in names) == (6 if s in (1, 3) else 3)
-    assert sum(name.startswith("scvi") for name in names) == 6
-
-
-def test_cells_are_thinned_in_one_batch_only(cells):
-    from mixvae.single_cell import study
-
-    batched = study.with_batches(cells)
-    theirs = cells[batched.obs_names]
-    whole = (batched.obs["batch"] == "whole").to_numpy()
-    assert (batched.X[whole] != theirs.X[whole]).nnz == 0
-    assert (batched.X[~whole] > theirs.X[~whole]).nnz == 0
-    assert 0.3 < batched.X[~whole].sum() / theirs.X[~whole].sum() < 0.8
 
 
 def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, as_users_run):

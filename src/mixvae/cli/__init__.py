@@ -13,7 +13,7 @@ from typing import Any
 import jsonargparse
 
 from mixvae import config
-from mixvae.cli.commands import COMMANDS, report, reproduce, train
+from mixvae.cli.commands import COMMANDS, list_runs, report, reproduce, train
 from mixvae.cli.output import fail
 
 __all__ = ["COMMANDS", "Parser", "main", "parser"]
@@ -60,9 +60,14 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
     elif function is report:
         sub.add_argument("runs", nargs="+", help="the run directories")
         sub.add_argument("--out", type=str | None, help="the page; report.html in the first run by default")
+    elif function is list_runs:
+        sub.add_argument("folder", nargs="?", default="runs", help="the folder; runs by default")
     elif function is reproduce:
         sub.add_argument("name", type=str | None, nargs="?", help="the experiment; --list shows all")
         sub.add_function_arguments(function, as_positional=True, skip={"name"})
+    elif "data_name" in inspect.signature(function).parameters:
+        sub.add_function_arguments(function, as_positional=True, skip={"data_name"})
+        sub.add_argument("--data.name", type=str | None, help="where the run's data are now, if they were moved")
     else:
         sub.add_function_arguments(function, as_positional=True)
 
@@ -75,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         words = _flags(_grouped(words))
         _run(words)
     except FloatingPointError as error:
+        fail(str(error), 1)
+    except RuntimeError as error:
+        lease = sys.modules.get("mixvae.files.lease")  # which imports torch, and is there only where a command ran
+        if lease is None or not isinstance(error, lease.LeaseLost):
+            raise
         fail(str(error), 1)
     except KeyboardInterrupt:
         fail(
@@ -95,7 +105,8 @@ def _run(words: list[str]) -> None:
     command = arguments.command
     given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
     if command != "train":
-        COMMANDS[command](**given)
+        located = given.pop("data", None)
+        COMMANDS[command](**given, **({} if located is None else {"data_name": located["name"]}))
         return
     settings = config.from_namespace(arguments[command])
     resume = given["resume"]
@@ -149,11 +160,18 @@ def _train_words(words: list[str]) -> tuple[list[str], str]:
         raise ValueError(f"--resume {resumed} brings its own configuration; leave {preset} out")
     if {"-h", "--help"} & set(rest):
         return ["train", *rest], ""
-    if resumed and not (Path(resumed) / "config.yaml").exists():
-        raise ValueError(f"{resumed} is not a run: it has no config.yaml")
-    path = Path(resumed) / "config.yaml" if resumed else config.locate(preset or "digits")
+    if resumed:
+        return ["train", f"--config={_config_of(resumed)}", *rest], ""
+    path = config.locate(preset or "digits")
     config.check_keys(path)
     return ["train", f"--config={path}", *rest], str(path)
+
+
+def _config_of(run: str) -> str:
+    """Configuration of a run to resume, as YAML."""
+    from mixvae.runs import open_run
+
+    return config.to_yaml(open_run(run).config)
 
 
 def _value(words: list[str], index: int) -> str | None:

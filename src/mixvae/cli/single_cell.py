@@ -17,13 +17,13 @@ def _import() -> None:
     import warnings
 
     try:
-        import mixvae.single_cell  # noqa: F401
+        import mixvae.single_cell.runs  # noqa: F401  (and Fabric, which would set the level of its logger later)
     except ImportError as error:
         raise ValueError(str(error)) from None
     import scvi
 
     scvi.settings.verbosity = logging.ERROR
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
@@ -61,7 +61,7 @@ def train(
         out: run directory; runs/FILE-S… by default.
     """
     _import()
-    from mixvae.files import read_json
+    from mixvae.runs import open_run
     from mixvae.single_cell import runs
 
     settings = runs.Settings(
@@ -80,9 +80,10 @@ def train(
     run = Path(out or Path("runs") / f"{Path(file).stem}-S{components}")
     with progress_bar("training") as (advance, _):
         runs.train(file, run, settings, lambda epoch, last, _: advance(epoch, last))
-    elbo = read_json(run / "history.json")["elbo_validation"]
+    last = open_run(run).metrics[-1]
     show(
-        f"{run}: {len(elbo)} epochs; validation ELBO {-elbo[-1]:.1f} nats per cell\nnext: mixvae sc embed {run} {file}"
+        f"{run}: {last['epoch']} epochs; validation ELBO {last['validation']:.1f} nats per cell\n"
+        f"next: mixvae sc embed {run} {file}"
     )
 
 
@@ -103,32 +104,62 @@ def embed(run: str, file: str, out: str | None = None) -> None:
     show(f"wrote {path}: {adata.n_obs} cells, obsm[{runs.LATENT_KEY!r}] and obsm['X_mixvae_responsibilities']")
 
 
-def study(out: str = "runs/cortex", seeds: int = 3, more_seeds: int = 6, integration_seeds: int = 3) -> None:
+def study(
+    out: str = "runs/cortex",
+    seeds: int = 3,
+    more_seeds: int = 6,
+    integration_seeds: int = 3,
+    models: str = "",
+    epochs: int = 400,
+    warmup: int = 100,
+    patience: int = 45,
+    draws: int = 1000,
+    batch: int = 128,
+    cells: int | None = None,
+) -> None:
     """Run the paper's single-cell experiment on CORTEX and print its tables; resumes where it was.
 
-    Takes hours on two cores; results of every model land in OUT as they come.
+    Takes hours on two cores; every model is a run directory in OUT, and its results land there as they come.
 
     Args:
-        out: folder of the results.
+        out: folder of the runs.
         seeds: seeds of every model.
         more_seeds: seeds of SCVI and of mixtures of one and three.
-        integration_seeds: seeds of the comparison on data with batches.
+        integration_seeds: seeds of the comparison on data with batches; 0 leaves it out.
+        models: only these models, separated by commas, such as scvi-S1-seed0,mixture-S2-seed0.
+        epochs: most epochs.
+        warmup: epochs of KL warm-up.
+        patience: epochs without a better validation ELBO after which training stops.
+        draws: draws per held-out cell, over all components.
+        batch: cells per step.
+        cells: take the first N PBMC cells instead of CORTEX, for a trial.
     """
     _import()
     from mixvae.single_cell import study as experiment
 
-    listed = experiment.jobs(seeds, more_seeds)
+    listed = experiment.chosen(names(models)) if models else experiment.jobs(seeds, more_seeds)
+    data = None if cells is None else experiment.trial(cells)
     with progress_bar("training") as (advance, _):
-        results = []
-        for done, job in enumerate(listed):
-            advance(done, len(listed))
-            results += experiment.run(out, [job])
-        integration = experiment.integrate(out, seeds=integration_seeds)
+        done: list[str] = []
+
+        def finished(job: Any, result: Any) -> None:
+            del result
+            done.append(job.name)
+            advance(len(done), len(listed))
+
+        results = experiment.run(
+            out, listed, epochs=epochs, warmup=warmup, patience=patience, draws=draws, batch=batch, data=data,
+            progress=finished,
+        )  # fmt: skip
+        integration = experiment.integrate(out, seeds=integration_seeds, data=data)
     rows = list(experiment.table(results))
     gains = [{k.removesuffix("_gain"): v for k, v in r.items() if k.endswith("_gain") or k in KEYS} for r in rows]
     _show_rows("mean ± standard error over seeds", [{k: v for k, v in r.items() if "_gain" not in k} for r in rows])
     _show_rows("gain over SCVI of the same seed", gains)
-    _show_rows("integration of two batches", experiment.integration_table(integration))
+    if integration:
+        _show_rows("integration of two batches", experiment.integration_table(integration))
+    if results[0].identity.legacy:
+        show(f"note: {out} holds legacy results, with no record of the data that they were made from")
 
 
 def _show_rows(title: str, rows: list[dict[str, Any]]) -> None:

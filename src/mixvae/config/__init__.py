@@ -1,10 +1,12 @@
 """Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
 
-from mixvae.config.building import build, construct, parse, plain_errors, resolve, settings
+from mixvae.config.building import build, construct, parameters, parse, plain_errors, resolve, settings
+from mixvae.config.naming import describe, rebuild
 from mixvae.config.reading import (
     add_arguments,
     check_keys,
     flags,
+    from_dict,
     from_namespace,
     locate,
     nearest,
@@ -27,15 +29,19 @@ __all__ = [
     "build",
     "check_keys",
     "construct",
+    "describe",
     "flags",
+    "from_dict",
     "from_namespace",
     "locate",
     "nearest",
+    "parameters",
     "parse",
     "plain_errors",
     "presets",
     "read",
     "read_yaml",
+    "rebuild",
     "resolve",
     "settings",
     "shipped",

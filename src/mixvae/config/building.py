@@ -64,16 +64,16 @@ def construct(spec: Spec, room: str, **context: Any) -> Any:
         ValueError: the class does not exist, or an argument is unknown or missing.
     """
     kind, arguments = parse(spec, room)
-    parameters = _parameters(kind)
-    given = {name: value for name, value in context.items() if name in parameters} | arguments
-    for name, parameter in parameters.items():
+    known = parameters(kind)
+    given = {name: value for name, value in context.items() if name in known} | arguments
+    for name, parameter in known.items():
         optional = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if name not in given and parameter.default is parameter.empty and not optional:
             raise ValueError(f"{kind.__name__} needs the argument {name!r}: give it beside class_path")
     return kind(**given)
 
 
-def _parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Parameters of a callable; none where it does not tell them."""
     try:
         return inspect.signature(kind).parameters
@@ -92,16 +92,16 @@ def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
     kind = resolve(content.pop("class_path"), room)
     arguments = {**(content.pop("init_args", None) or {}), **content}
-    parameters = _parameters(kind)
-    open_ended = not parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = parameters(kind)
+    open_ended = not known or any(p.kind is p.VAR_KEYWORD for p in known.values())
     for name in arguments:
-        if name not in parameters and not open_ended:
-            near = nearest(name, list(parameters))
-            hint = f"did you mean {near}?" if near else f"it takes {', '.join(parameters)}"
+        if name not in known and not open_ended:
+            near = nearest(name, list(known))
+            hint = f"did you mean {near}?" if near else f"it takes {', '.join(known)}"
             raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
     resolved: dict[str, Any] = {}
     for name, value in arguments.items():
-        wants_class = name in parameters and str(parameters[name].annotation).startswith("Callable")
+        wants_class = name in known and str(known[name].annotation).startswith("Callable")
         if isinstance(value, dict) and "class_path" in value:
             resolved[name] = construct(value, room)
         elif isinstance(value, str) and wants_class:
@@ -141,16 +141,15 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
     posterior = construct(
         config.posterior,
         "mixvae.posteriors",
-        build=lambda: construct(config.encoder, "mixvae.networks", **known),
+        build=partial(construct, config.encoder, "mixvae.networks", **known),
         weights=config.weights,
         learn_weights=config.learn_weights,
         **known,
     )
     if config.flow is not None:
-        spec = config.flow
         posterior = FlowPosterior(
             posterior,
-            lambda: construct(spec, "mixvae.flows", **known),
+            partial(construct, config.flow, "mixvae.flows", **known),
             config.latent,
             per_component=config.flow_per_component,
         )

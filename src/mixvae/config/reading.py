@@ -75,16 +75,21 @@ def read(name: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
+def from_dict(content: Mapping[str, Any]) -> Config:
+    """Make the typed configuration from its own plain values, as `dataclasses.asdict` gives them."""
+    return Config(
+        DataConfig(**content["data"]),
+        ModelConfig(**content["model"]),
+        TrainingConfig(**content["training"]),
+        content["seed"],
+        StartConfig(**content["start"]),
+    )
+
+
 def from_namespace(namespace: jsonargparse.Namespace) -> Config:
     """Make the typed configuration from parsed arguments."""
     values = namespace.as_dict() if isinstance(namespace, jsonargparse.Namespace) else dict(namespace)
-    return Config(
-        DataConfig(**values["data"]),
-        ModelConfig(**values["model"]),
-        TrainingConfig(**values["training"]),
-        values["seed"],
-        StartConfig(**values["start"]),
-    )
+    return from_dict(values)
 
 
 def read_yaml(path: Path) -> Any:

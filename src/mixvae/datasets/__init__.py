@@ -7,7 +7,6 @@ batching happen on the device, at `Split.batch`.
 from __future__ import annotations
 
 import difflib
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,111 +14,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
 from mixvae.datasets.download import fetch, folders, locate
 from mixvae.datasets.formats import ARRAY_SUFFIXES, read_array, read_cifar, read_idx, read_images
+from mixvae.datasets.splits import Dataset, Split
+
+__all__ = ["SOURCES", "Dataset", "Split", "as_split", "load", "resolve_paths", "search"]
 
 Binarize = Literal["stochastic", "fixed", "threshold", "none"]
 Labelled = tuple[np.ndarray, np.ndarray | None]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Some examples of a data set.
-
-    Args:
-        x: examples (N, *shape), bytes or real numbers.
-        y: class labels (N,), if there are any.
-        levels: what a byte is divided by to give an intensity in [0, 1].
-        resample: whether a batch is binarised anew each time, with its intensities as probabilities.
-        flip: whether each image of a batch is mirrored with probability ½.
-    """
-
-    x: Tensor
-    y: Int[Tensor, " N"] | None = None
-    levels: int = 1
-    resample: bool = False
-    flip: bool = False
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Event shape of one example."""
-        return tuple(self.x.shape[1:])
-
-    def to(self, device: torch.device | str) -> Split:
-        """Return the same examples on a device."""
-        return replace(self, x=self.x.to(device), y=None if self.y is None else self.y.to(device))
-
-    def batch(
-        self, index: Int[Tensor, " B"] | slice, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B ..."]:
-        """Examples by index, ready for a model: float32, and binarised if the split says so.
-
-        Args:
-            index: which examples.
-            generator: source of the noise of binarising and mirroring, on the examples' device.
-        """
-        x = self.x[index].float() / self.levels
-        if self.flip:
-            mirrored = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
-            x = torch.where(mirrored, x.flip(-1), x)
-        if self.resample:
-            noise = torch.rand(x.shape, generator=generator, device=x.device)
-            x = (noise < x).float()
-        return x
-
-    def head(self, n: int | None) -> Split:
-        """Return the first n examples, all if n is None."""
-        return self.take(slice(n))
-
-    def take(self, index: Int[Tensor, " B"] | slice) -> Split:
-        """Return some examples by their numbers."""
-        return replace(self, x=self.x[index], y=None if self.y is None else self.y[index])
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Training, validation and test examples.
-
-    Args:
-        name: what the data set is called.
-        train: examples to fit.
-        validation: examples that choose the epoch.
-        test: examples to report.
-    """
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Event shape of one example, (C, H, W) for images."""
-        return self.train.shape
-
-    def split(self, name: str) -> Split:
-        """One of the splits by its name.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if name not in ("train", "validation", "test"):
-            raise ValueError(f"unknown split {name!r}: choose train, validation or test")
-        return getattr(self, name)
-
-    def sha256(self) -> str:
-        """Checksum of all examples as they are trained on and evaluated, labels aside."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.validation, self.test):
-            digest.update(f"{tuple(split.x.shape)} {split.x.dtype} {split.levels}".encode())
-            digest.update(split.x.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
 
 def load(
@@ -154,7 +58,7 @@ def load(
     for which, most, what in (("limit", limit, "training"), ("limit_validation", limit_validation, "validation")):
         if most is not None and most < 1:
             raise ValueError(f"{which} must be at least 1 {what} example; got {most}")
-    name = absolute(name)
+    name, root = resolve_paths(name, root)
     if name in SOURCES:
         train, validation, test = SOURCES[name](root, seed)
     elif Path(name).exists():
@@ -177,13 +81,37 @@ def load(
         else replace(_binarized(train, binarize, seed), flip=flip),
         _binarized(validation, binarize, seed + 1),
         _binarized(test, binarize, seed + 2),
-    )
+        origin={
+            "name": name, "root": root, "binarize": binarize, "seed": seed, "limit": limit,
+            "limit_validation": limit_validation, "flip": flip,
+        },
+    )  # fmt: skip
 
 
-def absolute(name: str) -> str:
-    """Name of a data set, or path of the user's own with `~` expanded, so that it means the same from every folder."""
+def resolve_paths(name: str, root: str | Path | None = None) -> tuple[str, str | None]:
+    """Name and root with `~` expanded and paths absolute, so that they mean the same from every folder."""
+    whole = None if root is None else str(Path(root).expanduser().absolute())
     path = Path(name).expanduser()
-    return str(path.resolve()) if name not in SOURCES and path.exists() else name
+    is_path = name not in SOURCES and (path.exists() or len(path.parts) > 1)
+    return str(path.absolute()) if is_path else name, whole
+
+
+def search(name: str, beside: Path, relative: str | None = None) -> str:
+    """Where a run's own data are now: where they were, or beside a run that was moved together with them.
+
+    Args:
+        name: name or absolute path of the data when the run was trained.
+        beside: the run directory.
+        relative: path of the data from the run directory at that time.
+
+    Returns:
+        A name or path that exists, or `name` if none does.
+    """
+    if name in SOURCES or Path(name).exists():
+        return name
+    file = Path(name).name
+    near = ([beside / relative] if relative else []) + [beside / file, beside.parent / file]
+    return next((str(path.resolve()) for path in near if path.exists()), name)
 
 
 def _binarized(split: Split, binarize: Binarize, seed: int) -> Split:

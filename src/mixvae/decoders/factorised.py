@@ -14,12 +14,13 @@ from torch.distributions import Distribution, Independent, Normal
 from mixvae.distributions import Bernoulli, DiscretizedLogisticMixture, full_precision
 from mixvae.networks import GatedDeconv, gated_mlp
 from mixvae.networks.conv import image_shape
+from mixvae.parts import Part
 
 Likelihood = Callable[[Tensor], Distribution]
 """Maps a network's output to one distribution per value of x: a distribution's class, or a module."""
 
 
-class Gaussian(nn.Module):
+class Gaussian(Part):
     """Gaussian likelihood with a learned variance per value, N(x_d; m_d(z), σ_d²), for real data.
 
     σ has a floor, so that a constant column cannot drive the likelihood to infinity.
@@ -41,7 +42,7 @@ class Gaussian(nn.Module):
         return Normal(mean, scale.to(mean).expand_as(mean), validate_args=False)
 
 
-class LogisticMixture(nn.Module):
+class LogisticMixture(Part):
     """Discretised mixture of logistics for 8-bit grey or RGB images, channels autoregressive.
 
     Args:
@@ -82,7 +83,7 @@ def output_shape(likelihood: Likelihood, shape: Sequence[int]) -> tuple[int, ...
     return tuple(getattr(likelihood, "output_shape", shape))
 
 
-class Decoder(nn.Module):
+class Decoder(Part):
     """Any network with a likelihood: p(x|z) = Π_d p(x_d | network(z)_d).
 
     Args:

@@ -12,9 +12,10 @@ from mixvae.decoders.factorised import Likelihood, output_shape
 from mixvae.distributions import Autoregressive, Bernoulli
 from mixvae.networks import GatedLinear, PixelCNN
 from mixvae.networks.conv import image_shape
+from mixvae.parts import Part
 
 
-class PixelCNNDecoder(nn.Module):
+class PixelCNNDecoder(Part):
     """Autoregressive decoder p(x|z) = Π_i p(x_i | x_1 … x_{i−1}, z) by masked convolutions, z told at every pixel.
 
     Without BatchNorm: an image's likelihood depends on that image and z alone, in training as in evaluation.

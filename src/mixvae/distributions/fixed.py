@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
+from mixvae.parts import Part
 
-class Fixed(nn.Module):
+
+class Fixed(Part):
     """Any torch Distribution as a prior that is not trained.
 
     Args:

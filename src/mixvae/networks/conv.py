@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from mixvae.networks.dense import GatedLinear, mean_and_log_var
+from mixvae.parts import Part
 
 PAPER_LAYERS = ((32, 7, 1), (32, 3, 2), (64, 5, 1), (64, 3, 2), (6, 3, 1))
 """Channels, kernel and stride of the paper's gated convolutional encoder."""
 
 
-class GatedConv2d(nn.Module):
+class GatedConv2d(Part):
     """Gated convolution, (W ∗ x + b) ⊙ σ(V ∗ x + c), as one convolution; keeps H and W up to the stride.
 
     Args:
@@ -53,7 +54,7 @@ def image_shape(shape: Sequence[int], what: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-class GatedConvTrunk(nn.Module):
+class GatedConvTrunk(Part):
     """Stack of gated convolutions, flattened: x (B, C, H, W) ↦ (B, features).
 
     Args:
@@ -84,7 +85,7 @@ class GatedConvTrunk(nn.Module):
         return self.convs(x.contiguous(memory_format=torch.channels_last)).flatten(1)
 
 
-class GatedConvEncoder(nn.Module):
+class GatedConvEncoder(Part):
     """Gated convolutional encoder of the paper: x ↦ mean and log-variance of one Gaussian.
 
     Args:
@@ -103,7 +104,7 @@ class GatedConvEncoder(nn.Module):
         return mean_and_log_var(self.head(self.trunk(x)))
 
 
-class CausalNorm(nn.Module):
+class CausalNorm(Part):
     """Normalise over channels at one position, with a scale and a shift per channel.
 
     No other pixel and no other example enters, so that a pixel's distribution depends on earlier pixels only.
@@ -126,7 +127,7 @@ class CausalNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
 
-class MaskedConv2d(nn.Module):
+class MaskedConv2d(Part):
     """Convolution that sees pixels earlier in raster order, and the pixel itself if told so.
 
     Weights below are never read; weights to the right are masked in `forward`.
@@ -167,7 +168,7 @@ class MaskedConv2d(nn.Module):
         return F.linear(patch.flatten(1), self.kernel.flatten(1))[..., None, None]
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(Part):
     """Masked convolutions from an image and its context to the parameters of every pixel.
 
     The context enters unmasked, so that it reaches every pixel, the first one too. The first layer is computed once
@@ -257,7 +258,7 @@ class PixelCNN(nn.Module):
         return (padded[0][..., reach:, reach : reach + width] + 1) / 2
 
 
-class GatedDeconv(nn.Module):
+class GatedDeconv(Part):
     """From a vector to feature maps, by gated convolutions of twice nearest-neighbour upsampled maps.
 
     Args:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mixvae.parts import Part
+
 LOG_VAR_RANGE = (-6.0, 2.0)
 """Range of an encoder's log σ²: narrower posteriors gain nothing on 8-bit images and cost float32 its digits."""
 
@@ -19,7 +21,7 @@ def mean_and_log_var(head: Float[Tensor, "... P"]) -> tuple[Float[Tensor, "... D
     return mean, log_var.clamp(*LOG_VAR_RANGE)
 
 
-class GatedLinear(nn.Module):
+class GatedLinear(Part):
     """Gated dense layer, (W x + b) ⊙ σ(V x + c), as one matrix product.
 
     Args:
@@ -52,7 +54,7 @@ def gated_mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*(GatedLinear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True)))
 
 
-class GatedTrunk(nn.Module):
+class GatedTrunk(Part):
     """Gated dense layers on x: the features that a `OneHotEncoder` shares among its components.
 
     Args:
@@ -69,7 +71,7 @@ class GatedTrunk(nn.Module):
         return self.layers(x.flatten(1))
 
 
-class GatedEncoder(nn.Module):
+class GatedEncoder(Part):
     """Gated fully connected encoder of the paper: x ↦ mean and log-variance of one Gaussian.
 
     Args:

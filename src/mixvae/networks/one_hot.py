@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixvae.networks.dense import LOG_VAR_RANGE
+from mixvae.parts import Part
 
 HEADS, LAYERS = 2, 3
 """One head for the mean and one for the log-variance, of three layers each."""
 
 
-class OneHotHead(nn.Module):
+class OneHotHead(Part):
     """Mean and log-variance of A components from features h(x) shared by all of them.
 
     Each head has three residual layers that are fed [h, one-hot(a), previous layer]:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from mixvae.networks.conv import PAPER_LAYERS, GatedConvTrunk
 from mixvae.networks.dense import GatedLinear, gated_mlp, mean_and_log_var
+from mixvae.parts import Part
 
 GaussianParameters = tuple[Float[Tensor, "... D"], Float[Tensor, "... D"]]
 
 
-class TwoLevelEncoder(nn.Module):
+class TwoLevelEncoder(Part):
     """Encoder of one component: x ↦ mean and log-variance of z2, and a function from z2 to those of z1.
 
     Features of x are computed once; only the joint layer runs again for every z2 that is scored.
@@ -88,7 +89,7 @@ class TwoLevelConv(TwoLevelEncoder):
         super().__init__(upper, lower, upper.features, latent, width)
 
 
-class GaussianNetwork(nn.Module):
+class GaussianNetwork(Part):
     """Gated dense network from one latent to the mean and log-variance of another: p(z1|z2).
 
     Args:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixvae.distributions import Components
+from mixvae.parts import Part
 
 
 @torch.no_grad()
@@ -20,7 +21,7 @@ def add_noise(tensor: Tensor, noise: float) -> None:
     tensor += noise * spread * torch.randn_like(tensor)
 
 
-class Posterior(nn.Module, ABC):
+class Posterior(Part, ABC):
     """A mixture of A components given x: `forward` returns its `Components`.
 
     Args:
@@ -32,6 +33,7 @@ class Posterior(nn.Module, ABC):
         ValueError: the number of components is not positive, or the weights do not fit it.
     """
 
+    starting_only = ("weights",)
     log_scores: Tensor
 
     def __init__(self, components: int, weights: Sequence[float] | None = None, *, learn_weights: bool = False):
@@ -81,6 +83,7 @@ class Posterior(nn.Module, ABC):
         if isinstance(self.log_scores, nn.Parameter):
             scores = nn.Parameter(scores, requires_grad=self.log_scores.requires_grad)
         self.log_scores = scores
+        self.amend_arguments(components=components)
 
     @abstractmethod
     def _add(self, sources: Sequence[int], noise: float, *, fresh: bool) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from mixvae.distributions import Flowed
+from mixvae.parts import Part
 from mixvae.posteriors.base import Posterior
 from mixvae.posteriors.separate import extend_modules
 
 
-class FlowPosterior(nn.Module):
+class FlowPosterior(Part):
     """A posterior whose components are transformed by a flow, shared or one per component.
 
     With one flow per component the density of the mixture at a draw takes every flow's inverse, so choose a flow

@@ -14,11 +14,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mixvae import config, experiments, figures, runs
-from mixvae.evaluation import standard_error
-from mixvae.files import RunDirectory, read_json, write_bytes
+from mixvae.evaluation import Evaluation, differences, standard_error
 from mixvae.pages import Column
 from mixvae.representation import Representation
 from mixvae.reproduce.findings import Findings, Gap, Say, judge, margin, unknown
+from mixvae.reproduce.latents import latent_pictures
 
 LIKELIHOODS = (
     Column("model", "model"),
@@ -163,10 +163,12 @@ class Trainings:
             raise ValueError("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
         if self.represent:
             for path in result.done:
-                if not RunDirectory(path).representation.exists():
+                if not runs.representations(path):
                     say(f"{path.name}: classifying by the latents")
                     runs.representation(path, split="test")
-        measured = {v.key: [_Cell(out / f"{v.name}-seed{seed}") for seed in self.seeds] for v in self.variants}
+        opened = {run.path: run for run in runs.open_runs(result.done)}
+        cells = {path: _Cell(opened[path], evaluation) for path, evaluation in result.done.items()}
+        measured = {v.key: [cells[out / f"{v.name}-seed{seed}"] for seed in self.seeds] for v in self.variants}
         rows = [self._row(variant, measured) for variant in self.variants]
         verdicts = [judge(question.claim, self._gaps(question, measured)) for question in self.questions]
         discrete = all(cell.data.binarize == "none" for cell in grid.cells.values())
@@ -183,7 +185,12 @@ class Trainings:
                 for m in metrics
             ]  # fmt: skip
         return Findings(
-            columns, rows, verdicts, self._figures(out, rows, scores, say), self._commands(grid, out), self._notes(rows)
+            columns,
+            rows,
+            verdicts,
+            self._figures(measured, rows, scores, say),
+            self._commands(grid, out),
+            self._notes(rows, list(cells.values())),
         )
 
     def baseline(self, variant: Variant) -> tuple[str, int]:
@@ -193,13 +200,13 @@ class Trainings:
     def _row(self, variant: Variant, measured: Measured) -> dict[str, Any]:
         """Means over seeds, and the paired gain over the baseline."""
         cells = measured[variant.key]
-        results = [cell.results for cell in cells]
+        results = [cell.evaluation.results for cell in cells]
         bits = [result["bits_per_dim"] for result in results]
         row: dict[str, Any] = {
             "model": variant.model, "size": variant.size, "seeds": len(cells),
             "nelbo": -_mean(results, "elbo"), "nll_miselbo": _mean(results, "nll_miselbo"),
             "nll_pooled": _mean(results, "nll_pooled"),
-            "nll_pooled_se": standard_error(np.mean([cell.each("pooled") for cell in cells], 0)),
+            "nll_pooled_se": standard_error(np.mean([cell.evaluation.bounds["pooled"] for cell in cells], 0)),
             "jsd": _mean(results, "jsd"), "effective_components": _mean(results, "effective_components"),
             "parameters": results[0]["parameters"], "hours": _mean(results, "train_seconds") / 3600,
             "bits_per_dim": None if None in bits else float(np.mean(bits)),
@@ -234,7 +241,7 @@ class Trainings:
         return scores
 
     def _figures(
-        self, out: Path, rows: list[dict[str, Any]], scores: dict[str, dict[str, list[float]]], say: Say
+        self, measured: Measured, rows: list[dict[str, Any]], scores: dict[str, dict[str, list[float]]], say: Say
     ) -> dict[str, Figure | bytes]:
         """Gains, scores, learning curves, and of latents the components and maps."""
         named = [
@@ -246,11 +253,11 @@ class Trainings:
             drawn["gains"] = figures.gains(named, "paired gain over the baseline (nats)")
         if scores:
             drawn["scores"] = figures.scores(scores, "accuracy, ARI, NMI or ASW")
-        first = {f"{v.model}, S = {v.size}": RunDirectory(out / f"{v.name}-seed{self.seeds[0]}") for v in self.variants}
-        drawn["learning curves"] = figures.learning_curves({name: run.read_metrics() for name, run in first.items()})
+        first = {f"{model}, S = {size}": cells[0].run for (model, size), cells in measured.items()}
+        drawn["learning curves"] = figures.learning_curves({name: run.metrics for name, run in first.items()})
         if self.represent:
             for name, run in first.items():
-                drawn |= {f"{name}: {what}": picture for what, picture in _latent_pictures(run, say).items()}
+                drawn |= {f"{name}: {what}": picture for what, picture in latent_pictures(run, say).items()}
         return drawn
 
     def _commands(self, grid: experiments.Grid, out: Path) -> list[str]:
@@ -267,9 +274,14 @@ class Trainings:
                 lines.append(f"mixvae evaluate {path} {draws}{limit}{' --representation' if self.represent else ''}")
         return lines
 
-    def _notes(self, rows: list[dict[str, Any]]) -> list[str]:
+    def _notes(self, rows: list[dict[str, Any]], cells: Sequence[_Cell]) -> list[str]:
         """What makes the numbers weak."""
         notes = []
+        if any(cell.evaluation.identity.legacy for cell in cells):
+            notes.append(
+                "Legacy results, from before results had a record of the weights and data that they were made from: "
+                "they pair with each other only."
+            )
         if len(self.seeds) < 3:
             notes.append(f"Seeds: {len(self.seeds)}. What another training would give is hardly known.")
         if (worst := max(row["unreliable"] for row in rows)) > 5:
@@ -283,22 +295,17 @@ class Trainings:
 Measured = dict[tuple[str, int], list["_Cell"]]
 
 
+@dataclass(frozen=True)
 class _Cell:
     """What was measured of one training."""
 
-    def __init__(self, path: Path):
-        self.run = RunDirectory(path)
-        self.results = read_json(self.run.results)
+    run: runs.Run
+    evaluation: Evaluation
 
     @property
     def representation(self) -> dict[str, dict[str, list[float]]]:
         """Scores by features and metric."""
-        return read_json(self.run.representation)["scores"]
-
-    def each(self, bound: str) -> np.ndarray:
-        """A bound of every test example."""
-        with np.load(self.run.examples, allow_pickle=False) as arrays:
-            return arrays[bound].astype(float)
+        return dict(runs.representations(self.run))["test"].scores
 
 
 @dataclass(frozen=True)
@@ -314,37 +321,13 @@ class _Gain:
 def _gain(new: list[_Cell], old: list[_Cell], metric: str) -> _Gain:
     """Paired difference of a bound on the same test examples, or of a score, of trainings of the same seeds."""
     if metric in ("pooled", "miselbo", "elbo"):
-        each = np.array([a.each(metric) - b.each(metric) for a, b in zip(new, old, strict=True)])
+        pairs = zip(new, old, strict=True)
+        each = np.array([differences(a.evaluation, b.evaluation, metric, quiet=True) for a, b in pairs])
         return _Gain(float(each.mean()), each.mean(1), standard_error(each.mean(0)), standard_error(each.mean(1)))
-    pairs = [(a.representation[ALL][metric], b.representation[ALL][metric]) for a, b in zip(new, old, strict=True)]
-    gains = np.array([np.mean(a) - np.mean(b) for a, b in pairs])
+    scores = [(a.representation[ALL][metric], b.representation[ALL][metric]) for a, b in zip(new, old, strict=True)]
+    gains = np.array([np.mean(a) - np.mean(b) for a, b in scores])
     return _Gain(float(gains.mean()), gains, math.nan, standard_error(gains))
 
 
 def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float:
     return float(np.mean([result[key] for result in results]))
-
-
-def _latent_pictures(run: RunDirectory, say: Say) -> dict[str, bytes]:
-    """Pictures of one run's latents, drawn once: principal components, t-SNE, and how components cooperate."""
-    names = ("latent means", "t-SNE", "components", "spread", "classes")
-    paths = {name: run.figures / f"{name.replace(' ', '_')}.png" for name in names}
-    if not any(path.exists() for path in paths.values()) and run.weights.exists():
-        say(f"{run.path.name}: drawing latents")
-        for name, figure in _draw_latents(run).items():
-            write_bytes(paths[name], figures.png(figure))
-    return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
-
-
-def _draw_latents(run: RunDirectory) -> dict[str, Figure]:
-    """Pictures of one run's latents."""
-    from sklearn.manifold import TSNE
-
-    features = runs.encode_split(run.path, examples=1000)
-    mean, labels = features["mean"], features["labels"]
-    drawn = {"latent means": figures.latent_means(mean, labels)}
-    points = TSNE(2, random_state=0).fit_transform(mean.reshape(len(mean), -1))
-    drawn["t-SNE"] = figures.embedding(points, {"means of all components, by label": labels}, "t-SNE")
-    if mean.shape[1] > 1:
-        drawn |= runs.cooperation(run.path)[1]
-    return drawn

@@ -188,7 +188,7 @@ class MixtureSCVI(MixtureQueries):
         options: dict[str, Any] = {**given.arguments}
         options |= options.pop("trainer_kwargs", options.pop("kwargs", {}))
         if options["max_epochs"] is None and self.adata is not None:
-            from scvi.model import get_max_epochs_heuristic
+            from scvi.model._utils import get_max_epochs_heuristic
 
             options["max_epochs"] = get_max_epochs_heuristic(self.adata.n_obs)
         epochs, plan = options["max_epochs"], dict(options.get("plan_kwargs") or {})

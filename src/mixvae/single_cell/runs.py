@@ -1,32 +1,27 @@
-"""Runs of MixtureSCVI on disk, for the command line: safe files only, and a killed training goes on where it was."""
+"""Runs of MixtureSCVI on disk, for the command line: the same runs as those of images, and no file that is executed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import scvi
-import torch
 from anndata import AnnData
-from lightning.pytorch.callbacks import Callback
+from scvi.model import SCVI
+from scvi.model._utils import get_max_epochs_heuristic
 
-from mixvae.files import (
-    atomic,
-    load_tensors,
-    load_weights,
-    read_json,
-    save_weights,
-    write_json,
-)
+from mixvae.files import atomic, load_tensors, load_weights, read_json, read_part, weights_from_bytes
+from mixvae.runs import Layout, Run, open_run
 from mixvae.single_cell.data import check_genes, read_h5ad
-from mixvae.single_cell.model import MixtureSCVI
+from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
+from mixvae.single_cell.recipes import Training, as_registry, at_least, recipe_of
+from mixvae.single_cell.training import Progress, fit, is_legacy, standing
 
 LATENT_KEY = "X_mixvae"
-STREAM = 1_000_003
-"""Epochs' seeds are apart by the seed times this."""
+CLASSES: dict[str, type[SCVI]] = {"mixvae.single_cell.MixtureSCVI": MixtureSCVI, "scvi.model.SCVI": SCVI}
+"""The models that a run may be of, by the name that it records."""
 
 
 @dataclass(frozen=True)
@@ -59,132 +54,135 @@ class Settings:
         """Make an untrained model for cells that are set up."""
         return MixtureSCVI(adata, n_components=self.components, n_latent=self.latent, gene_likelihood=self.likelihood)
 
+    def training(self, cells: int) -> Training:
+        """How the model is trained; the number of epochs is chosen by the number of cells where none is asked for.
 
-class _Resumable(Callback):
-    """Saves the state of the training after every epoch, and seeds every epoch by its number.
-
-    So the noise of an epoch does not depend on how the training came there, and a resumed run ends bit for bit
-    where an uninterrupted one does.
-    """
-
-    def __init__(self, path: Path, seed: int, progress: Callable[[int, int, float], object] | None):
-        self.path, self.seed, self.progress = path, seed, progress
-        self.history: dict[str, list[float]] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was logged so far, which the checkpoint keeps."""
-        return {"history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what was logged."""
-        self.history = state_dict["history"]
-
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Seed the order of the epoch's cells."""
-        del pl_module
-        sampler = trainer.train_dataloader.sampler
-        while hasattr(sampler, "sampler"):  # scvi-tools wraps the random sampler in one of batches
-            sampler = sampler.sampler
-        sampler.generator = torch.Generator().manual_seed(self._seed(trainer))
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Seed the noise of the epoch with its first batch: how much was drawn before depends on a resume."""
-        del pl_module, batch
-        if batch_idx == 0:
-            torch.manual_seed(self._seed(trainer))
-
-    def _seed(self, trainer: Any) -> int:
-        return self.seed * STREAM + trainer.current_epoch
-
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Tell how far the training is, and write the checkpoint, whole or not at all."""
-        del pl_module
-        for name, value in trainer.callback_metrics.items():
-            self.history.setdefault(name, []).append(float(value))
-        if self.progress is not None:
-            elbo = trainer.callback_metrics.get("elbo_validation", torch.tensor(float("nan")))
-            self.progress(trainer.current_epoch + 1, trainer.max_epochs, float(elbo))
-        with atomic(self.path) as temporary:
-            trainer.save_checkpoint(temporary)
+        Raises:
+            ValueError: a number is out of range.
+        """
+        epochs = get_max_epochs_heuristic(cells) if self.epochs is None else self.epochs
+        return Training(epochs, self.patience, min(LONGEST_WARMUP, epochs), seed=self.seed)
 
 
 def train(
     file: str | Path,
     out: str | Path,
     settings: Settings,
-    progress: Callable[[int, int, float], object] | None = None,
+    progress: Progress | None = None,
 ) -> MixtureSCVI:
     """Train on the cells of a file; a run that was killed goes on when the same call is made again.
 
     Args:
         file: an .h5ad file.
-        out: the run directory: settings.json, registry.json, model.safetensors, history.json.
+        out: the run directory, which `mixvae.open_run` opens.
         settings: what to train.
         progress: called with epoch, last epoch and validation ELBO.
 
     Raises:
-        ValueError: the run is finished, or was begun with other settings or other genes.
+        ValueError: the run is finished, was begun with other settings or other cells, or is being trained by another
+            process.
+        FloatingPointError: the ELBO became NaN or infinite; the last good checkpoint is kept.
     """
-    out = Path(out)
-    if (out / "model.safetensors").exists():
-        raise ValueError(f"{out} is a finished run: give another --out, or `mixvae sc embed {out} FILE.h5ad`")
+    out = Path(out).expanduser()
+    at_least(0, seed=settings.seed)
+    at_least(1, latent=settings.latent)
     adata = read_h5ad(file)
-    asked = {**asdict(settings), "file": str(file), "cells": adata.n_obs, "genes": list(map(str, adata.var_names))}
-    asked = {key: list(value) if isinstance(value, tuple) else value for key, value in asked.items()}
-    checkpoint = out / "last.ckpt"
-    if (out / "settings.json").exists():
-        begun = read_json(out / "settings.json")
-        if other := [key for key in asked if begun.get(key) != asked[key]]:
-            raise ValueError(
-                f"{out} was begun with another {other[0]}: give the same arguments to go on, or another --out"
-            )
+    training = settings.training(adata.n_obs)
     scvi.settings.seed = settings.seed
     MixtureSCVI.setup_anndata(adata, **settings.setup())
     model = settings.model(adata)
-    write_json(out / "settings.json", asked)
-    write_json(out / "registry.json", _plain(model.registry))
-    resumable = _Resumable(checkpoint, settings.seed, progress)
-    model.train(
-        settings.epochs,
-        accelerator="auto",
-        early_stopping=True,
-        early_stopping_patience=settings.patience,
-        check_val_every_n_epoch=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[resumable],
-        **({"ckpt_path": str(checkpoint)} if checkpoint.exists() else {}),
-    )
-    write_json(out / "history.json", resumable.history)
-    save_weights(out / "model.safetensors", {k: v.contiguous() for k, v in model.module.state_dict().items()})
-    checkpoint.unlink(missing_ok=True)
+    recipe = recipe_of(model, training)
+    run = standing(out, recipe, training)
+    if run is not None and run.why_not_recipe(recipe, training.epochs, training.patience) == "":
+        raise ValueError(f"{out} is a finished run: give another --out, or `mixvae sc embed {out} FILE.h5ad`")
+    fit(model, out, training, recipe, source=str(Path(file).absolute()), progress=progress)
     return model
 
 
 def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
-    """Load a run for cells with the same genes; no pickle is read.
+    """Load a run for cells with the same genes; no pickle is read. An SCVI becomes a mixture of one.
 
     Args:
         run: the run directory.
         adata: the cells, whose batches and covariates must be those of the training.
 
     Raises:
-        ValueError: it is no finished run, genes differ, or a batch was not seen in training.
+        ValueError: it is no finished run of cells, a file of it is damaged, genes differ, or a batch was not seen in
+            training.
     """
-    run = Path(run)
-    if not (run / "settings.json").exists():
-        raise ValueError(f"{run} is not a run of `mixvae sc train`: it has no settings.json")
-    if not (run / "model.safetensors").exists():
-        raise ValueError(f"{run} has not finished training: give its `mixvae sc train` command again")
-    begun = read_json(run / "settings.json")
+    path = Path(run).expanduser()
+    if is_legacy(path):
+        return _load_legacy(path, adata)
+    if not Layout(path).manifest.exists():
+        raise ValueError(f"{path} is not a run of `mixvae sc train`: it has no run.json")
+    opened = open_run(path)
+    described = opened.manifest["model"] or {}
+    cls = CLASSES.get(described.get("class", ""))
+    if cls is None:
+        raise ValueError(f"{path} is a run, but not of cells: `mixvae sc train` makes those")
+    if not opened.is_done:
+        raise ValueError(f"{path} has not finished training: give its `mixvae sc train` command again")
+    check_genes(adata.var_names, described["genes"])
+    registry = described["registry"]
+    cls.setup_anndata(adata, source_registry=as_registry(registry), **registry["setup_args"])
+    model = cls(adata, **described["settings"])
+    take_weights(model, opened)
+    return model if isinstance(model, MixtureSCVI) else MixtureSCVI.from_scvi_model(model, 1, noise=0.0)
+
+
+def take_weights(model: SCVI, run: Run) -> None:
+    """Give a model the weights of a finished run, once their checksum is right.
+
+    Raises:
+        FileNotFoundError: they are missing.
+        ValueError: they are damaged, or of another architecture.
+    """
+    layout = run.layout
+    _, content = read_part(layout.manifest, "weights")
+    load_tensors(model.module, weights_from_bytes(content, layout.weights), str(layout.weights))
+    _finish(model)
+
+
+def trained(path: Path, model: SCVI, training: Training, source: str, start: Mapping[str, Any] | None = None) -> Run:
+    """The finished run of a model in a directory, trained if it is not finished; the model then has its weights.
+
+    Args:
+        path: the run directory.
+        model: the untrained model.
+        training: how to train it; a run with another goal is refused.
+        source: file or name of the cells, for the record.
+        start: the weights that the model starts from, if they are not random: their sha256 and the noise on them.
+
+    Raises:
+        ValueError: something else is there, another process trains it, or a file is damaged.
+    """
+    recipe = recipe_of(model, training, start)
+    run = standing(path, recipe, training, same_goal=True)
+    if run is None or not run.is_done:
+        run = fit(model, path, training, recipe, source=source)
+    take_weights(model, run)
+    return run
+
+
+def _finish(model: SCVI) -> None:
+    model.is_trained_ = True
+    model.module.eval()
+
+
+def _load_legacy(path: Path, adata: AnnData) -> MixtureSCVI:
+    """Load a run from before runs had an identity: settings.json, registry.json and model.safetensors."""
+    weights = path / "model.safetensors"
+    if not weights.exists():
+        raise ValueError(f"{path} is a run of an earlier mixvae that has not finished training: train a new one")
+    begun = read_json(path / "settings.json")
     check_genes(adata.var_names, begun["genes"])
     names = Settings.__dataclass_fields__
     settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in begun.items() if k in names})
-    MixtureSCVI.setup_anndata(adata, source_registry=_arrays(read_json(run / "registry.json")), **settings.setup())
+    registry = as_registry(read_json(path / "registry.json"))
+    MixtureSCVI.setup_anndata(adata, source_registry=registry, **settings.setup())
     model = settings.model(adata)
-    load_tensors(model.module, load_weights(run / "model.safetensors"), str(run / "model.safetensors"))
-    model.is_trained_ = True
-    model.module.eval()
+    load_tensors(model.module, load_weights(weights), str(weights))
+    _finish(model)
     return model
 
 
@@ -208,23 +206,3 @@ def embed(run: str | Path, file: str | Path, out: str | Path) -> AnnData:
     with atomic(out) as temporary:
         adata.write_h5ad(temporary)
     return adata
-
-
-def _plain(value: Any) -> Any:
-    """A registry as JSON can hold it."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    return value
-
-
-def _arrays(value: Any, key: str = "") -> Any:
-    """A registry as scvi-tools holds it, categories as arrays."""
-    if isinstance(value, dict):
-        return {k: _arrays(v, "categorical_mapping" if key == "mappings" else k) for k, v in value.items()}
-    if isinstance(value, list) and key in ("categorical_mapping", "columns"):
-        return np.array(value, dtype=object)
-    return value

@@ -1,11 +1,12 @@
-"""The paper's single-cell experiment: SCVI, mixtures of one to five encoders, and their rivals on CORTEX."""
+"""The paper's single-cell experiment: SCVI, mixtures of one to five encoders, and their rivals on CORTEX.
+
+Every model is a run directory, and every evaluation is stored in it with what it was made from.
+"""
 
 from __future__ import annotations
 
-import math
-import platform
-import time
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,72 @@ import numpy as np
 import scvi
 import torch
 from anndata import AnnData
-from scipy.sparse import csr_matrix
+from scipy.sparse import issparse
+from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 
-from mixvae.files import read_json, write_json
+from mixvae.evaluation import Evaluation, Identity, fingerprint
 from mixvae.representation import classifiers, classify, cluster
-from mixvae.single_cell.data import cortex
-from mixvae.single_cell.diagnostics import integration_scores
+from mixvae.runs import Run
+from mixvae.runs.stored import save_evaluation, stored_evaluation
+from mixvae.single_cell.data import check_keys, cortex, pbmc68k
+from mixvae.single_cell.integration import integrate, with_batches
 from mixvae.single_cell.model import MixtureSCVI
+from mixvae.single_cell.recipes import Training, at_least
+from mixvae.single_cell.results import (
+    FROZEN,
+    MIXTURE,
+    RIVAL,
+    SCVI_NAME,
+    UNNORMALISED,
+    Job,
+    agree,
+    integration_table,
+    labels_sha256,
+    legacy,
+    legacy_evaluation,
+    table,
+)
+from mixvae.single_cell.runs import trained
+
+__all__ = [
+    "FROZEN", "MIXTURE", "RIVAL", "SCVI_NAME", "SIZES", "UNNORMALISED", "Job", "Plan", "chosen", "integrate",
+    "integration_table", "jobs", "run", "split", "table", "trial", "with_batches",
+]  # fmt: skip
 
 SIZES = (2400, 200, 405)
 """Cells of CORTEX that are trained on, validated on and held out."""
-SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
+NOISE = 0.01
+"""Noise on the copies of SCVI's encoder, relative to each tensor's own standard deviation."""
+LABELS = ("cell_type", "precise_type")
+FEWEST = 20
+"""Cells of the smallest trial."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One model to train: a kind, a number of components, a seed."""
+class Plan:
+    """How every model of the study is trained and evaluated.
 
-    kind: str
-    components: int
-    seed: int
+    Args:
+        epochs: most epochs.
+        warmup: epochs of KL warm-up.
+        patience: epochs without a better validation ELBO after which training stops.
+        draws: draws per held-out cell, over all components.
+        batch: cells per step.
 
-    @property
-    def name(self) -> str:
-        """Name of its result file."""
-        return f"{self.kind}-S{self.components}-seed{self.seed}"
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    epochs: int = 400
+    warmup: int = 100
+    patience: int = 45
+    draws: int = 1000
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        at_least(1, epochs=self.epochs, patience=self.patience, draws=self.draws, batch=self.batch)
+        at_least(0, warmup=self.warmup)
 
 
 def jobs(seeds: int = 3, more_seeds: int = 6) -> list[Job]:
@@ -53,6 +94,27 @@ def jobs(seeds: int = 3, more_seeds: int = 6) -> list[Job]:
     return listed + [Job(UNNORMALISED, s, seed) for seed in range(seeds) for s in (1, 3)]
 
 
+def chosen(names: Sequence[str]) -> list[Job]:
+    """The models of these names, such as mixture-S2-seed0.
+
+    Raises:
+        ValueError: a name is of no model, or SCVI of a seed, which the others are compared with, is missing.
+    """
+    listed = []
+    for name in names:
+        found = re.fullmatch(rf"({SCVI_NAME}|{MIXTURE}|{FROZEN}|{UNNORMALISED})-S([1-9]\d*)-seed(\d+)", name)
+        if found is None or (found[1] == SCVI_NAME and found[2] != "1"):
+            kinds = ", ".join((MIXTURE, FROZEN, UNNORMALISED))
+            raise ValueError(
+                f"unknown model {name!r}: give {SCVI_NAME}-S1-seed0, or KIND-S2-seed0, KIND one of {kinds}"
+            )
+        listed.append(Job(found[1], int(found[2]), int(found[3])))
+    for job in listed:
+        if Job(SCVI_NAME, 1, job.seed) not in listed:
+            raise ValueError(f"{job.name} is compared with SCVI of its seed: add {Job(SCVI_NAME, 1, job.seed).name}")
+    return listed
+
+
 def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers of the cells to train on, to validate on and to hold out; `SIZES`, in proportion for other cells."""
     order = np.random.default_rng(seed).permutation(cells)
@@ -60,22 +122,40 @@ def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return order[:first], order[first:second], order[second:]
 
 
+def trial(cells: int) -> AnnData:
+    """PBMC cells in the place of CORTEX, to try the study on.
+
+    Raises:
+        ValueError: there are not so many, or too few to hold any out.
+    """
+    data = pbmc68k()
+    if not FEWEST <= cells <= data.n_obs:
+        raise ValueError(f"cells must be from {FEWEST} to {data.n_obs}; got {cells}")
+    data = data[:cells].copy()
+    for key in LABELS:
+        data.obs[key] = data.obs["bulk_labels"].astype(str)
+    return data
+
+
 def run(
     out: str | Path,
     listed: Sequence[Job] | None = None,
     *,
-    epochs: int = 400,
-    warmup: int = 100,
-    patience: int = 45,
-    draws: int = 1000,
-    batch: int = 128,
+    epochs: int = Plan.epochs,
+    warmup: int = Plan.warmup,
+    patience: int = Plan.patience,
+    draws: int = Plan.draws,
+    batch: int = Plan.batch,
     data: AnnData | None = None,
-    progress: Callable[[Job, dict[str, Any]], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Train and evaluate what is not there yet; one file of results per model, so that a killed run goes on.
+    progress: Callable[[Job, Evaluation], object] | None = None,
+) -> list[Evaluation]:
+    """Train and evaluate what is not there yet; one run directory per model, so that a killed study goes on.
+
+    A folder of results from before results had an identity is read as it is, if it holds all models and was made by the
+    same settings.
 
     Args:
-        out: folder of the results.
+        out: folder of the runs.
         listed: what to train; `jobs()` by default.
         epochs: most epochs.
         warmup: epochs of KL warm-up.
@@ -84,187 +164,127 @@ def run(
         batch: cells per step.
         data: cells with `cell_type` and `precise_type`; CORTEX by default.
         progress: called with every job and its result.
+
+    Raises:
+        ValueError: a run or a result in the folder was made from other cells or by other settings.
     """
-    out = Path(out)
-    adata = cortex() if data is None else data
+    out, plan = Path(out).expanduser(), Plan(epochs, warmup, patience, draws, batch)
+    listed = jobs() if listed is None else listed
+    held_out = SIZES[2] if data is None else len(split(data.n_obs)[2])
+
+    def check(path: Path, content: Mapping[str, Any]) -> None:
+        agree(path, content["settings"], asdict(plan))
+        agree(path, {"number of held-out cells": len(content["pooled"])}, {"number of held-out cells": held_out})
+
+    contents = legacy(out, listed, check)
+    made = _Study(out, plan, data).evaluations(listed) if contents is None else map(legacy_evaluation, contents)
     results = []
-    for job in jobs() if listed is None else listed:
-        path = out / f"{job.name}.json"
-        if not path.exists():
-            settings = {"epochs": epochs, "warmup": warmup, "patience": patience, "draws": draws, "batch": batch}
-            write_json(path, _train_and_measure(adata, job, out, settings))
-        results.append(read_json(path))
+    for job, result in zip(listed, made, strict=True):
+        results.append(result)
         if progress is not None:
-            progress(job, results[-1])
+            progress(job, result)
     return results
 
 
-def _train_and_measure(adata: AnnData, job: Job, out: Path, settings: dict[str, int]) -> dict[str, Any]:
-    """Train one model; measure likelihood on held-out cells and what its latents tell about cell types."""
-    scvi.settings.seed = job.seed
-    scvi.settings.verbosity = 40
-    train, validation, test = split(adata.n_obs)
-    start = time.perf_counter()
-    model = _model(adata, job, out, settings)
-    model.train(
-        max_epochs=settings["epochs"],
-        batch_size=settings["batch"],
-        accelerator="cpu",
-        early_stopping=True,
-        early_stopping_patience=settings["patience"],
-        check_val_every_n_epoch=1,
-        enable_progress_bar=False,
-        datasplitter_kwargs={"external_indexing": [train, validation, test]},
-        plan_kwargs={"n_epochs_kl_warmup": settings["warmup"]},
-    )
-    seconds = time.perf_counter() - start
-    if job.kind == SCVI_NAME:
-        model.save(str(out / job.name), overwrite=True)
-    mixture = MixtureSCVI.from_scvi_model(model, 1, noise=0.0) if job.kind == SCVI_NAME else model
-    estimate = mixture.get_bounds(indices=test, n_mc_samples=settings["draws"], batch_size=128)
-    means, variances = mixture.get_latent_representation(components=True)
-    features = {job.kind: np.concatenate([means, variances], -1).reshape(adata.n_obs, -1)}
-    if job.kind == SCVI_NAME:
-        samples = [mixture.get_latent_representation(give_mean=False) for _ in range(5)]
-        features |= {f"{RIVAL}{n}": np.concatenate(samples[:n], -1) for n in (1, 2, 3, 4, 5)}
-    return {
-        "kind": job.kind,
-        "components": job.components,
-        "seed": job.seed,
-        "epochs": model.trainer.current_epoch,
-        "seconds": seconds,
-        "settings": settings,
-        "estimate": estimate.summary(),
-        "pooled": estimate.pooled.tolist(),
-        "representation": {name: _measure(values, adata, train, test) for name, values in features.items()},
-        "machine": {"threads": torch.get_num_threads(), "processor": platform.processor() or platform.machine()},
-    }
+class _Study:
+    """The models of one study on one data set."""
 
+    def __init__(self, out: Path, plan: Plan, data: AnnData | None):
+        self.out, self.plan = out, plan
+        self.adata, self.source = (cortex(), "CORTEX") if data is None else (data, f"{data.n_obs} cells")
+        check_keys(self.adata, LABELS, None)
+        self.split = split(self.adata.n_obs)
 
-def _model(adata: AnnData, job: Job, out: Path, settings: dict[str, int]) -> Any:
-    """Make the model of a job; those with a frozen decoder start from the SCVI of their seed."""
-    if job.kind == SCVI_NAME:
-        SCVI.setup_anndata(adata)
-        return SCVI(adata)
-    MixtureSCVI.setup_anndata(adata)
-    if job.kind == MIXTURE:
-        return MixtureSCVI(adata, n_components=job.components)
-    if job.kind == UNNORMALISED:
-        return MixtureSCVI(adata, n_components=job.components, use_batch_norm="none")
-    SCVI.setup_anndata(adata)
-    start = Job(SCVI_NAME, 1, job.seed)
-    if not (out / start.name / "model.pt").exists():  # its results came without its weights
-        _train_and_measure(adata, start, out, settings)
+    def evaluations(self, listed: Sequence[Job]) -> Iterator[Evaluation]:
+        """Evaluations of all jobs, trained and measured one by one where they are not there."""
+        return map(self.evaluate, listed)
+
+    def train(self, job: Job) -> tuple[Run, Any]:
+        """The finished run of a job, trained first where it is not finished, and its model with the run's weights.
+
+        Raises:
+            ValueError: the run directory is of other cells or other settings.
+        """
+        plan = self.plan
+        model, start = self._new(job)
+        training = Training(plan.epochs, plan.patience, plan.warmup, plan.batch, job.seed, self.split, "cpu")
+        return trained(self.out / job.name, model, training, self.source, start), model
+
+    def _new(self, job: Job) -> tuple[Any, dict[str, Any] | None]:
+        """The untrained model of a job, and what it starts from: a frozen decoder is that of the SCVI of its seed."""
+        start, trained = None, None
+        if job.kind == FROZEN:
+            before, trained = self.train(Job(SCVI_NAME, 1, job.seed))
+            start = {"sha256": before.weights_sha256, "noise": NOISE}
         scvi.settings.seed = job.seed
-    trained = SCVI.load(str(out / start.name), adata)
-    return MixtureSCVI.from_scvi_model(trained, job.components, freeze_decoder=True)
+        if trained is not None:
+            return MixtureSCVI.from_scvi_model(trained, job.components, noise=NOISE, freeze_decoder=True), start
+        if job.kind == SCVI_NAME:
+            SCVI.setup_anndata(self.adata)
+            return SCVI(self.adata), None
+        MixtureSCVI.setup_anndata(self.adata)
+        options = {"use_batch_norm": "none"} if job.kind == UNNORMALISED else {}
+        return MixtureSCVI(self.adata, n_components=job.components, **options), None
+
+    def evaluate(self, job: Job) -> Evaluation:
+        """Likelihood of the held-out cells under a job's model, and what its latents tell about cell types."""
+        run, model = self.train(job)
+        test = self.split[2]
+        counts = model.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)[test]
+        dense = np.asarray(counts.toarray() if issparse(counts) else counts, dtype=np.float32)
+        identity = Identity(
+            run.recipe.identity["data"]["sha256"],
+            "test",
+            len(test),
+            fingerprint(torch.from_numpy(dense)),
+            job.components,
+            -(-self.plan.draws // job.components),
+            0,
+            weights=run.weights_sha256,
+            recipe=run.recipe.sha256,
+        )
+        extra = {"labels_sha256": labels_sha256(self.adata, LABELS)}
+        path = run.layout.evaluations / f"{identity.key}.json"
+        made = stored_evaluation(path, identity, extra)
+        if made is None:
+            made = self._measure(job, run, model, identity)
+            save_evaluation(path, made, extra)
+        return made
+
+    def _measure(self, job: Job, run: Run, model: Any, identity: Identity) -> Evaluation:
+        scvi.settings.seed = job.seed  # of the samples, however the model came here
+        mixture = MixtureSCVI.from_scvi_model(model, 1, noise=0.0) if job.kind == SCVI_NAME else model
+        estimate = mixture.get_bounds(indices=self.split[2], n_mc_samples=self.plan.draws, batch_size=128)
+        means, variances = mixture.get_latent_representation(components=True)
+        features = {job.kind: np.concatenate([means, variances], -1).reshape(self.adata.n_obs, -1)}
+        if job.kind == SCVI_NAME:
+            samples = [mixture.get_latent_representation(give_mean=False) for _ in range(5)]
+            features |= {f"{RIVAL}{n}": np.concatenate(samples[:n], -1) for n in (1, 2, 3, 4, 5)}
+        train, _, test = self.split
+        results = estimate.summary() | {
+            "job": asdict(job),
+            "settings": asdict(self.plan),
+            "representation": {name: _scores(values, self.adata, train, test) for name, values in features.items()},
+            "data": self.source,
+            "split": identity.split,
+            "data_sha256": identity.data,
+            "weights_sha256": identity.weights,
+            "recipe_sha256": identity.recipe,
+            "proposal": identity.proposal,
+            "epochs": run.epoch,
+            "best_epoch": run.manifest["progress"]["best_epoch"],
+            "seconds": run.manifest["progress"]["seconds"],
+            "legacy": False,
+        }
+        return Evaluation(identity, estimate.arrays(), results)
 
 
-def _measure(features: np.ndarray, adata: AnnData, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
+def _scores(features: np.ndarray, adata: AnnData, train: np.ndarray, test: np.ndarray) -> dict[str, float]:
     """Clustering of all cells, and accuracy on held-out cells of a linear SVM fitted to the training cells."""
     svm = {"svm": classifiers()["svm"]}
     measured = {}
-    for key, suffix in (("cell_type", ""), ("precise_type", "_precise")):
+    for key, suffix in zip(LABELS, ("", "_precise"), strict=True):
         labels = adata.obs[key].to_numpy()
         scores = cluster(features, labels) | classify(features[train], labels[train], features[test], labels[test], svm)
         measured |= {name + suffix: value for name, value in scores.items()}
     return measured
-
-
-def with_batches(adata: AnnData, seed: int = 0) -> AnnData:
-    """Real cells in two batches: a random half of them keep a part of their counts, another part for every gene.
-
-    Each count of gene g is kept with probability min(1, ½ e^{N(0, ½²)}), so the second batch has half the depth and
-    genes of its own that are caught badly. The batch effect is simulated; cells, counts and types are real.
-    """
-    rng = np.random.default_rng(seed)
-    counts = adata.X.toarray().astype(int)
-    second = rng.random(adata.n_obs) < 0.5
-    kept = np.minimum(1.0, 0.5 * np.exp(rng.normal(0, 0.5, adata.n_vars)))
-    counts[second] = rng.binomial(counts[second], kept)
-    batched = AnnData(csr_matrix(counts.astype(np.float32)), obs=adata.obs.copy(), var=adata.var.copy())
-    batched.obs["batch"] = np.where(second, "thinned", "whole")
-    return batched[counts.sum(1) > 0].copy()
-
-
-def integrate(
-    out: str | Path,
-    components: Sequence[int] = (1, 3),
-    seeds: int = 3,
-    *,
-    epochs: int = 100,
-    warmup: int = 50,
-    data: AnnData | None = None,
-    progress: Callable[[Job, dict[str, Any]], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Scores of scib-metrics of SCVI and mixtures on CORTEX in two batches (`with_batches`); resumes as `run` does.
-
-    Args:
-        out: folder of the results.
-        components: S of the mixtures beside SCVI.
-        seeds: seeds of every model.
-        epochs: epochs of training.
-        warmup: epochs of KL warm-up.
-        data: cells with `cell_type`; CORTEX by default.
-        progress: called with every job and its result.
-    """
-    adata = with_batches(cortex() if data is None else data)
-    results = []
-    for seed in range(seeds):
-        for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components)):
-            path = Path(out) / "integration" / f"{job.name}.json"
-            if not path.exists():
-                scvi.settings.seed = job.seed
-                cls, options = (SCVI, {}) if job.kind == SCVI_NAME else (MixtureSCVI, {"n_components": job.components})
-                cls.setup_anndata(adata, batch_key="batch")
-                model = cls(adata, **options)
-                plan = {"n_epochs_kl_warmup": warmup}
-                model.train(epochs, accelerator="cpu", plan_kwargs=plan, enable_progress_bar=False)
-                adata.obsm[job.name] = model.get_latent_representation()
-                scores = integration_scores(adata, [job.name], batch_key="batch", label_key="cell_type")
-                write_json(path, {**asdict(job), "epochs": epochs, "scores": scores.loc[job.name].to_dict()})
-            results.append(read_json(path))
-            if progress is not None:
-                progress(job, results[-1])
-    return results
-
-
-def integration_table(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per model and S: every score's mean over seeds with its standard error."""
-    by_key: dict[tuple[str, int], list[dict[str, float]]] = {}
-    for result in results:
-        by_key.setdefault((result["kind"], result["components"]), []).append(result["scores"])
-    return [
-        {"model": kind, "S": s, "seeds": len(rows)} | {k: _mean_and_error([r[k] for r in rows]) for k in rows[0]}
-        for (kind, s), rows in by_key.items()
-    ]
-
-
-def table(results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row per model and S: means over seeds, each with its standard error, and the paired gain over SCVI."""
-    by_key: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
-    pooled: dict[tuple[str, int], dict[int, np.ndarray]] = {}
-    for result in results:
-        for name, scores in result["representation"].items():
-            key = (name.rstrip("12345"), int(name[-1]) if name[-1].isdigit() else result["components"])
-            values = dict(scores)
-            if not name.startswith(RIVAL):
-                own = result["estimate"]
-                values |= {"elbo": own["elbo"], "miselbo": -own["nll_miselbo"], "pooled": -own["nll_pooled"]}
-                values |= {"effective": own["effective_components"], "epochs": float(result["epochs"])}
-                pooled.setdefault(key, {})[result["seed"]] = np.array(result["pooled"])
-            by_key.setdefault(key, {})[result["seed"]] = values
-    baseline = by_key[(SCVI_NAME, 1)]
-    for key, by_seed in sorted(by_key.items()):
-        row: dict[str, Any] = {"model": key[0], "S": key[1], "seeds": len(by_seed)}
-        for metric in next(iter(by_seed.values())):
-            row[metric] = _mean_and_error([values[metric] for values in by_seed.values()])
-            paired = [values[metric] - baseline[seed][metric] for seed, values in by_seed.items() if seed in baseline]
-            row[f"{metric}_gain"] = _mean_and_error(paired)
-        yield row
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds and its standard error."""
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), spread

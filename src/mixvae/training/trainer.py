@@ -9,23 +9,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch import Tensor
+from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
-from mixvae.files import RunDirectory, load_state, load_tensors, save_state, save_weights
+from mixvae.files import load_tensors
 from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.training.objective import Objective
+from mixvae.training.processes import first_alone
 from mixvae.training.progress import Display
+from mixvae.training.state import State, Store, is_over
 
 VALIDATION_BATCH = 500
 VALIDATION_SEED = 0
@@ -34,61 +36,6 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
-
-
-class Objective(nn.Module):
-    """What is maximised: the bound of every example, as one module that Fabric can wrap.
-
-    Args:
-        model: the model to train.
-        bound: which bound.
-        gradient: how it is differentiated.
-        score_all: score every draw under all components, not only under the active ones.
-    """
-
-    def __init__(self, model: MixtureVAE, bound: Bound, gradient: Estimator, *, score_all: bool):
-        super().__init__()
-        self.model, self.bound, self.gradient, self.score_all = model, bound, gradient, score_all
-
-    def forward(
-        self,
-        x: Float[Tensor, "B ..."],
-        noise: Float[Tensor, "L S B D"],
-        beta: float,
-        active: Int[Tensor, " S"] | None = None,
-    ) -> Float[Tensor, " B"]:
-        """Return the bound of every example, its KL part scaled by beta."""
-        scored = None if self.score_all else active
-        return self.gradient(
-            self.model, x, self.bound, len(noise), beta=beta, active=active, scored=scored, noise=noise
-        )
-
-
-@dataclass
-class State:
-    """Where a training stands, apart from tensors.
-
-    Args:
-        epoch: epochs completed.
-        step: steps completed of the current epoch.
-        total: sum of the bound over this epoch's examples so far.
-        best: best validation MISELBO so far.
-        best_epoch: the epoch, from 1, that reached it.
-        seconds: time trained, over all sessions.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    total: float = 0.0
-    best: float = -math.inf
-    best_epoch: int = 0
-    seconds: float = 0.0
-
-
-def is_over(epoch: int, best_epoch: int, epochs: int, warmup: int, patience: int | None) -> bool:
-    """Whether a training ends after so many epochs: all are done, or patience since warm-up and best epoch is out."""
-    waited = epoch - max(best_epoch, warmup)
-    return epoch >= epochs or (patience is not None and waited >= patience)
 
 
 class Trainer:
@@ -117,14 +64,15 @@ class Trainer:
         clip: float | None,
         ema: float | None,
         seed: int,
-        directory: RunDirectory | None,
+        store: Store | None,
         fabric: Fabric,
         save_every: float,
+        threads: int | None = None,
     ):
         for name, value, least in (
             ("epochs", epochs, 1), ("batch", batch, 1), ("draws", draws, 1), ("warmup", warmup, 0),
             ("patience", patience, 1), ("seed", seed, 0), ("active", active, 1),
-            ("validation_components", validation_components, 1),
+            ("validation_components", validation_components, 1), ("threads", threads, 1),
         ):  # fmt: skip
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value}")
@@ -134,17 +82,25 @@ class Trainer:
             raise ValueError(f"clip must be positive; got {clip}")
         if min(batch, len(data.train)) < fabric.world_size:
             raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
-        self.model, self.fabric, self.directory = model, fabric, directory
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model, self.fabric, self.store, self.threads = model, fabric, store, threads
         self.epochs, self.batch, self.draws, self.seed = epochs, batch, draws, seed
         self.warmup, self.patience, self.clip, self.save_every = warmup, patience, clip, save_every
         self.train, self.validation = data.train.to(fabric.device), data.validation.to(fabric.device)
         self.state = State()
+        self.rows: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.unsaved_best = False
+        self.saved = False
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
         made = optimizer([p for p in model.parameters() if p.requires_grad])
         objective = Objective(model, bound, gradient, score_all=score_all)
         self.objective, self.optimizer = fabric.setup(objective, made)
+        self.base = [
+            {"lr": float(group["lr"]), "weight_decay": float(group.get("weight_decay", 0))}
+            for group in made.param_groups
+        ]  # before a schedule changes it
         self.schedule = schedule(made) if schedule else None
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
         trial = self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
@@ -176,13 +132,14 @@ class Trainer:
     def run(self) -> list[dict[str, Any]]:
         """Train to the end and leave the best weights in the model; returns one row per epoch."""
         self._resume()
-        rows = self.directory.read_metrics() if self.directory else []
         show = Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
         with show as display, self._signals():
+            if not self.saved:
+                self._save()  # so that a kill at any later instant finds a run to go on with
             while not self.done:
                 row = self._epoch()
-                rows.append(row)
-                if self.fabric.is_global_zero:
+                self.rows.append(row)
+                if self.store is not None and self.fabric.is_global_zero:
                     self._log(row)
                 if self.done or time.monotonic() - self.last_save >= self.save_every:
                     self._save()
@@ -190,7 +147,7 @@ class Trainer:
                     display.show(row)
         if self.best_weights is not None:
             load_tensors(self.model, self.best_weights, "the best epoch")
-        return rows
+        return self.rows
 
     def _epoch(self) -> dict[str, Any]:
         """Train one epoch, or what is left of it, and validate."""
@@ -283,77 +240,90 @@ class Trainer:
 
     def _log(self, row: dict[str, Any]) -> None:
         """Append to the metrics, and to TensorBoard where that is installed."""
-        if self.directory is None:
-            return
-        self.directory.append_metrics(row)
+        assert self.store is not None
+        self.store.log(row)
         if importlib.util.find_spec("tensorboard"):
             from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             if not self.fabric.loggers:
-                self.fabric.loggers.append(TensorBoardLogger(self.directory.path, "tensorboard", version=""))
+                self.fabric.loggers.append(TensorBoardLogger(self.store.path, "tensorboard", version=""))
             scalars = {name: row[name] for name in ("bound", "validation", "beta", "learning_rate")}
             self.fabric.loggers[0].log_metrics(scalars, row["epoch"])
 
     def _diverged(self, what: str, beta: float) -> str:
         where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1} (β = {beta:.2f})"
-        kept = f"; the last good checkpoint is kept in {self.directory.path}" if self.directory else ""
+        kept = f"; the last good checkpoint is kept in {self.store.path}" if self.store else ""
         return f"{what} became NaN or infinite at {where}{kept}: lower the learning rate or clip gradients"
 
     def _save(self) -> None:
-        """Write the state, which is complete in itself, and then the best weights for others to read."""
+        """Commit the state, which is complete in itself, and the best weights for others to read."""
         self.last_save = time.monotonic()
-        if self.directory is None or not self.fabric.is_global_zero:
+        if self.store is None or not self.fabric.is_global_zero:
             return
         tensors = self.model.state_dict()
         if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
             raise FloatingPointError(self._diverged("a weight", min(1.0, (self.state.epoch + 1) / (self.warmup or 1))))
-        save_state(
-            self.directory.state,
-            {
-                "state": asdict(self.state),
-                "model": tensors,
-                "best": self.best_weights,
-                "ema": self.ema.state_dict() if self.ema else None,
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict() if self.schedule else None,
-                "noise": self.noise.get_state(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "threads": torch.get_num_threads(),
-            },
-        )
-        self._save_best()
-
-    def _save_best(self) -> None:
-        if self.unsaved_best and self.best_weights is not None and self.directory is not None:
-            save_weights(self.directory.weights, self.best_weights)
-            self.unsaved_best = False
+        state = {
+            "state": asdict(self.state),
+            "rows": self.rows,
+            "model": tensors,
+            "best": self.best_weights,
+            "ema": self.ema.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict() if self.schedule else None,
+            "base": self.base,
+            "noise": self.noise.get_state(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "threads": torch.get_num_threads(),
+        }
+        self.store.save(state, self.best_weights if self.unsaved_best else None, self.rows, self.state)
+        self.saved, self.unsaved_best = True, False
 
     def _resume(self) -> None:
-        """Go back to the last checkpoint, and drop the metrics of later epochs."""
-        if self.directory is None:
+        """Go back to the last checkpoint, which the first process reads for all of them."""
+        saved = first_alone(self.fabric, self.store.load) if self.store is not None else None
+        if saved is None:
             return
-        if self.directory.state.exists():
-            saved = load_state(self.directory.state)
+        if self.threads is None:
             torch.set_num_threads(saved["threads"])
-            load_tensors(self.model, saved["model"], str(self.directory.state))
-            self.state = State(**saved["state"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            if self.schedule is not None and saved["schedule"] is not None:
-                self.schedule.load_state_dict(saved["schedule"])
-            if self.ema is not None and saved["ema"] is not None:
-                self.ema.load_state_dict(saved["ema"])
-            self.noise.set_state(saved["noise"])
-            torch.set_rng_state(saved["rng"])
-            if saved["cuda_rng"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(saved["cuda_rng"])
-            self.best_weights = saved["best"]
-            self.unsaved_best = True  # the process may have died between the two files
-        if self.fabric.is_global_zero:
-            self._save_best()
-            if self.directory.metrics.exists():
-                self.directory.keep_metrics(lambda row: row["epoch"] <= self.state.epoch)
-        self.fabric.barrier()
+        load_tensors(self.model, saved["model"], f"the checkpoint in {self.store.path if self.store else ''}")
+        self.state, self.rows, self.saved = State(**saved["state"]), saved["rows"], True
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.schedule is not None and saved["schedule"] is not None:
+            self.schedule.load_state_dict(saved["schedule"])
+        self._amend(saved["base"])
+        if self.ema is not None and saved["ema"] is not None:
+            self.ema.load_state_dict(saved["ema"])
+        self.noise.set_state(saved["noise"])
+        torch.set_rng_state(saved["rng"])
+        if saved["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        self.best_weights = saved["best"]
+
+    def _amend(self, old: list[dict[str, float]]) -> None:
+        """Use the learning rate and weight decay asked for now, where they differ from those of the checkpoint.
+
+        A schedule's progress is kept: the present rate changes by the ratio of the new base rate to the old one.
+
+        Raises:
+            ValueError: the schedule has rates of its own, so that another one of the optimiser would change nothing.
+        """
+        schedules = list(_nested(self.schedule))
+        own = [type(schedule).__name__ for schedule in schedules if isinstance(schedule, OneCycleLR | CyclicLR)]
+        if own and [now["lr"] for now in self.base] != [before["lr"] for before in old]:
+            raise ValueError(f"{own[0]} sets learning rates of its own: another rate of the optimiser changes nothing")
+        for i, (group, before, now) in enumerate(zip(self.optimizer.param_groups, old, self.base, strict=True)):
+            if now["lr"] != before["lr"]:
+                group["lr"] = group["lr"] * (now["lr"] / before["lr"]) if before["lr"] else now["lr"]
+                if not self.schedule:
+                    group["lr"] = now["lr"]
+                if "initial_lr" in group:
+                    group["initial_lr"] = now["lr"]
+                for schedule in schedules:
+                    schedule.base_lrs[i] = now["lr"]
+            if "weight_decay" in group:
+                group["weight_decay"] = now["weight_decay"]
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -377,6 +347,14 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _interrupt(self) -> None:
-        if self.stop_signal in (signal.SIGTERM, signal.SIGHUP):
-            raise SystemExit(128 + self.stop_signal)
-        raise KeyboardInterrupt
+        if self.stop_signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))  # 0: another process of the training was told
+
+
+def _nested(schedule: LRScheduler | ReduceLROnPlateau | None) -> Iterator[LRScheduler]:
+    """A schedule and those that it is made of, which have base rates of their own."""
+    if isinstance(schedule, LRScheduler) and hasattr(schedule, "base_lrs"):
+        yield schedule
+    for inner in getattr(schedule, "_schedulers", []):
+        yield from _nested(inner)

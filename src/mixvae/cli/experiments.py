@@ -1,0 +1,180 @@
+"""The commands that train many models: nothing but arguments and calls. Imports no torch until one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, show_rows
+
+
+def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
+    """Train S = 1, 2, 4 on the embedded digits, print their likelihoods and write a report.
+
+    Args:
+        out: folder of the three runs and of report.html.
+        draws: total draws per test example.
+        seed: seed of every training.
+    """
+    from mixvae import experiments
+
+    comparison, path = experiments.demo(out, draws=draws, seed=seed, say=show)
+    show_comparison(comparison)
+    show(f"wrote {path}")
+
+
+def sweep(grid: str, jobs: int = 1) -> None:
+    """Train and evaluate every cell of a grid, skip what is done, resume what was cut off, and write one report.
+
+    Args:
+        grid: a YAML file, or the name of a grid that comes with mixvae: ablation or ablation_digits.
+        jobs: cells at the same time.
+    """
+    from mixvae import experiments
+    from mixvae import report as pages
+
+    cells = experiments.read_grid(grid)
+    result = experiments.sweep(cells, jobs=jobs, say=show)
+    if result.done:
+        show_comparison(pages.compare(list(result.done), list(result.done.values())))
+        show(f"wrote {cells.out / 'report.html'}")
+    if result.failed:
+        errors = "; ".join(f"{name}: {error}" for name, error in result.failed.items())
+        fail(f"{len(result.failed)} of {len(cells.cells)} cells failed: {errors}", 1)
+
+
+def grow(
+    run: str,
+    out: str | None = None,
+    errors: float = 2.0,
+    most: int = 16,
+    epochs: int | None = None,
+    draws: int = 1000,
+    examples: int | None = None,
+    freeze: str = "",
+    data_name: str | None = None,
+) -> None:
+    """Add components to a trained run until one gains less than so many standard errors on validation data.
+
+    Args:
+        run: the trained run.
+        out: folder of the runs that are trained, of growth.json and growth.png; RUN-grown by default.
+        errors: a component stays if it gains more than so many standard errors.
+        most: stop at so many components.
+        epochs: epochs of each training; as many as the run's by default.
+        draws: total draws per example.
+        examples: only so many validation examples.
+        freeze: parts held fixed, such as decoder,prior.
+        data_name: where the run's data are now, if they were moved.
+    """
+    from rich.table import Table
+
+    from mixvae import experiments
+    from mixvae.runs import open_run
+
+    folder = Path(out or f"{Path(run)}-grown")
+    rows = experiments.grow(
+        open_run(run, data=data_name), folder, errors=errors, most=most, epochs=epochs, draws=draws,
+        examples=examples, freeze=names(freeze), say=show,
+    )  # fmt: skip
+    table = Table("S", "gain (nats)", "NLL, pooled", "JSD", "effective S", "", title="validation examples")
+    for row in rows:
+        numbers = [f"{row['nll_pooled']:.3f}", f"{row['jsd']:.3f}", f"{row['effective_components']:.2f}"]
+        gain = f"{row['gain']:.3f} ± {row['gain_se']:.3f}"
+        table.add_row(str(row["components"]), gain, *numbers, "stays" if row["accepted"] else "gains too little")
+    show(table)
+    show(f"wrote {folder / 'growth.json'} and {folder / 'growth.png'}")
+
+
+def toy(
+    target: str,
+    components: str = "1,2,5,30",
+    steps: int = 5000,
+    span: float = 3.0,
+    seed: int = 0,
+    out: str | None = None,
+    *,
+    rival: bool = True,
+) -> None:
+    """Watch components share out a density on the plane: a table, a picture and an animation.
+
+    Args:
+        target: ring, bigaussian, or the import path of a log-density of your own, from points (N, 2) to (N,).
+        components: numbers of components, separated by commas.
+        steps: steps of each optimisation.
+        span: the density is measured between -span and span.
+        seed: seed of each optimisation.
+        out: folder for toy.png, toy.gif and results.json; runs/toy-TARGET by default.
+        rival: whether one component with an inverse autoregressive flow takes part.
+    """
+    from rich.table import Table
+
+    from mixvae import experiments
+
+    sizes = names(components)
+    if not sizes or not all(size.isdigit() and int(size) for size in sizes):
+        raise ValueError(f"--components takes positive numbers separated by commas, such as 1,2,5; got {components!r}")
+    folder = Path(out or f"runs/toy-{target}")
+    with progress_bar("training") as (advance, say):
+        result = experiments.toy(
+            target, folder, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,
+            say=say, progress=advance,
+        )  # fmt: skip
+    title = f"{target}, log Z = {result.target.log_z:.3f} nats by quadrature"
+    table = Table("approximation", "bound (nats)", "short of log Z", "mass covered", title=title)
+    for row in result.table:
+        bound = f"{row['bound']:.3f} ± {row['bound_se']:.3f}"
+        table.add_row(row["name"], bound, f"{row['gap']:.3f}", f"{row['covered']:.0%}")
+    show(table)
+    show(f"wrote {folder / 'toy.png'}, {folder / 'toy.gif'} and {folder / 'results.json'}")
+
+
+def reproduce(
+    name: str | None = None,
+    scale: Literal["smoke", "small", "paper"] = "small",
+    out: str | None = None,
+    seeds: str | None = None,
+    epochs: int | None = None,
+    warmup: int | None = None,
+    models: str | None = None,
+    jobs: int = 1,
+    *,
+    list: bool = False,
+) -> None:
+    """Carry out an experiment of the paper by name; the same command again resumes it.
+
+    Args:
+        name: the experiment; --list shows all.
+        scale: smoke on digits in minutes, small on two cores in an hour or two, or paper on a GPU.
+        out: folder of runs, results.json, figures and report.html; runs/reproduce/NAME-SCALE by default.
+        seeds: seeds of every training, separated by commas, instead of the scale's.
+        epochs: epochs of every training, instead of the scale's.
+        warmup: epochs of warm-up, instead of the scale's.
+        models: only these of its models, separated by commas.
+        jobs: trainings at the same time.
+        list: show the experiments, and what each scale takes.
+    """
+    from rich.table import Table
+
+    from mixvae import reproduce as experiments
+
+    if list or name is None:
+        table = Table("experiment", "what it is", *(f"{scale}" for scale in ("smoke", "small", "paper")))
+        for experiment in experiments.EXPERIMENTS.values():
+            costs = [plan.cost for plan in experiment.scales.values()]
+            table.add_row(experiment.name, experiment.title, *costs)
+        show(table)
+        return
+    if seeds is not None and not all(seed.isdigit() for seed in names(seeds)):
+        raise ValueError(f"--seeds takes numbers separated by commas, such as 0,1,2; got {seeds!r}")
+    numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
+    found = experiments.reproduce(
+        name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup,
+        models=None if models is None else names(models), jobs=jobs, say=show,
+    )  # fmt: skip
+    show_rows(found.columns, found.table, experiments.find(name).title)
+    for verdict in found.verdicts:
+        show(f"{verdict.word}: {verdict.claim} ({verdict.evidence})")
+    for note in found.notes:
+        show(f"note: {note}")
+    show(f"wrote {Path(out or f'runs/reproduce/{name}-{scale}') / 'report.html'}")

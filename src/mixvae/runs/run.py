@@ -1,0 +1,373 @@
+"""A run on disk as one immutable handle, whose parts are read at first use, once, and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+import mixvae.config
+from mixvae import datasets
+from mixvae.config import Config, DataConfig
+from mixvae.datasets import Dataset
+from mixvae.files import canonical, checksum, is_intact, load_tensors, read_part, weights_from_bytes
+from mixvae.files.lease import holder
+from mixvae.model import MixtureVAE
+from mixvae.runs import legacy
+from mixvae.runs.recipe import Recipe, data_identity, recipe_of
+from mixvae.runs.store import Layout, read_run
+from mixvae.training import default_device, is_over
+
+STATES = ("training", "done", "stopped", "damaged", "legacy")
+
+
+class Run:
+    """One training on disk. Make it by `open_run`; open it again after the run has gone on.
+
+    Args:
+        path: the run directory.
+        data: the data, or where they are now, if they are not where they were.
+        model: a model of the same architecture, for a run whose own model cannot be named by import path.
+        shared: data sets that are loaded already, by how they are loaded; what this run loads is added.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        data: Dataset | str | Path | None = None,
+        model: MixtureVAE | None = None,
+        shared: dict[str, Dataset] | None = None,
+    ):
+        self.path, self.layout = path, Layout(path)
+        self._data, self._model, self._shared = data, model, {} if shared is None else shared
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.path.resolve().name
+
+    @cached_property
+    def is_legacy(self) -> bool:
+        """Whether it comes from before runs had an identity."""
+        return not self.layout.manifest.exists() and legacy.is_run(self.path)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What `run.json` holds.
+
+        Raises:
+            FileNotFoundError: the directory is not a run.
+            ValueError: the file is damaged.
+        """
+        return legacy.manifest(self.path) if self.is_legacy else read_run(self.path)
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration.
+
+        Raises:
+            ValueError: the run was built in Python and has none, or config.yaml was changed after the training.
+        """
+        content = self.manifest["config"]
+        if content is None:
+            raise ValueError(f"{self.path} was built in Python and has no configuration")
+        config = mixvae.config.from_dict(content)
+        if not self.is_legacy and not is_intact(self.layout.manifest, self.manifest["files"]["config"]):
+            self._refuse_changed(config, mixvae.config.read(self.layout.config))
+        return config
+
+    def _refuse_changed(self, config: Config, written: Config) -> None:
+        """Refuse a config.yaml that describes another run than the one that was trained."""
+        old, new = (dict(_flat(asdict(c))) for c in (config, written))
+        places = ("data.name", "data.root")
+        changed = [name for name in {**old, **new} if name not in places and old.get(name) != new.get(name)]
+        if changed:
+            raise ValueError(
+                f"{self.layout.config} was changed after the training, at {changed[0]}: restore it or delete it; "
+                "to go on with other settings give them to `mixvae train --resume`"
+            )
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What the run was made from."""
+        return Recipe.from_json(self.manifest["recipe"])
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row per epoch up to the last checkpoint, as `fit` returns them."""
+        return self.manifest["rows"]
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed at the last checkpoint."""
+        return self.manifest["progress"]["epoch"]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the training ended at the goal that is recorded with it."""
+        goal = self.manifest["goal"]
+        return self._stopped_at(goal["epochs"], goal["patience"]) == self.epoch
+
+    def _stopped_at(self, epochs: int, patience: int | None) -> int | None:
+        """Epoch at which a training with this goal ends, if it has come that far."""
+        warmup = self.recipe.identity["training"].get("warmup", 0)
+        rows = self.metrics
+        return next((r["epoch"] for r in rows if is_over(r["epoch"], r["best_epoch"], epochs, warmup, patience)), None)
+
+    @property
+    def state(self) -> str:
+        """What has become of it: training, done, stopped, damaged or legacy."""
+        if self.is_legacy:
+            return "legacy"
+        if holder(self.path) is not None:
+            return "training"
+        try:
+            for name in self.manifest["files"].keys() - {"config"}:  # which is a copy
+                read_part(self.layout.manifest, name)
+            return "done" if self.is_done else "stopped"
+        except (ValueError, OSError):
+            return "damaged"
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data that it was trained on, checked against the checksum of that time.
+
+        Raises:
+            ValueError: the data have changed since, or cannot be loaded without being told where they are.
+        """
+        data = self._data if isinstance(self._data, Dataset) else self._load_data()
+        changed = _changed_data(self.recipe.identity["data"], data)
+        if changed:
+            raise ValueError(
+                f"the {changed} of {self.path} are not those that it was trained on ({data.name}): put the old ones "
+                "back, name where they are by --data.name, or train a new run"
+            )
+        return data
+
+    @property
+    def data_config(self) -> DataConfig:
+        """How the data are loaded from where they are now.
+
+        Raises:
+            ValueError: the data were made in Python.
+        """
+        return DataConfig(**self._data_options())
+
+    def _load_data(self) -> Dataset:
+        """Load the data, or share them with another run of the same handful."""
+        options = self._data_options()
+        key = canonical(options)
+        if key not in self._shared:
+            self._shared[key] = datasets.load(**options)
+        return self._shared[key]
+
+    def _data_options(self) -> dict[str, Any]:
+        """Arguments of `datasets.load`."""
+        recorded = self.manifest["runtime"]["data"]
+        origin = recorded["origin"]
+        if self._data is not None:
+            name, _ = datasets.resolve_paths(str(self._data))
+            return {**(origin or asdict(DataConfig())), "name": name}
+        if "genes" in (self.manifest["model"] or {}):
+            raise ValueError(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
+        if origin is None:
+            raise ValueError(
+                f"{self.path} was trained on data that were made in Python ({recorded['name']}): pass them, as "
+                "open_run(path, data=…)"
+            )
+        return {**origin, "name": datasets.search(origin["name"], self.path, recorded.get("relative"))}
+
+    @cached_property
+    def _weights(self) -> tuple[str, dict[str, Tensor]]:
+        """Checksum and tensors of the best epoch."""
+        where = self.layout.weights
+        if self.is_legacy:
+            content = legacy.weights(self.path)
+        elif "weights" not in self.manifest["files"]:
+            raise FileNotFoundError(f"{where} does not exist: the run has not finished an epoch yet")
+        else:
+            manifest, content = read_part(self.layout.manifest, "weights")
+            self.__dict__["manifest"] = manifest  # the one that these weights were committed with
+        return checksum(content), weights_from_bytes(content, where)
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """Checksum of the weights of the best epoch; None where a legacy run came without weights."""
+        if self.is_legacy:
+            return checksum(legacy.weights(self.path)) if self.layout.weights.exists() else None
+        return self.manifest["files"].get("weights", {}).get("sha256")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights of the best epoch are there; results may come without them."""
+        return self.layout.weights.exists() or "weights" in self.manifest["files"]
+
+    def load(self) -> MixtureVAE:
+        """Load the model with the weights of its best epoch, in evaluation mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: the run has not finished an epoch.
+            ValueError: a file is damaged, or the model cannot be named by import path and was not passed.
+        """
+        _, weights = self._weights
+        model = self._blank()
+        kinds = {t.dtype for t in weights.values() if t.is_floating_point()}
+        if len(kinds) == 1:
+            model = model.to(kinds.pop())
+        load_tensors(model, weights, str(self.layout.weights))
+        return model.eval()
+
+    def _blank(self) -> MixtureVAE:
+        """The model with any weights."""
+        if self._model is not None:
+            return self._model
+        if self.manifest["config"] is not None:
+            return mixvae.config.build(self.config.model)
+        recorded = self.manifest["model"] or {}
+        if "spec" in recorded:
+            return cast(MixtureVAE, mixvae.config.rebuild(recorded["spec"]))
+        raise ValueError(
+            f"the model of {self.path} was built in Python and cannot be built again: {recorded.get('unnamed', '?')}"
+        )
+
+    @cached_property
+    def model(self) -> MixtureVAE:
+        """The model with the weights of its best epoch, in evaluation mode, on the device that work goes to."""
+        return self.load().to(default_device())
+
+    def matches(self, config: Config, data: Dataset | None = None) -> bool:
+        """Whether this run is what a configuration describes, trained to its end: the only definition of "done".
+
+        Args:
+            config: the configuration.
+            data: its data; loaded by default.
+        """
+        return not self.why_not(config, data)
+
+    def why_not(self, config: Config, data: Dataset | None = None) -> str:
+        """Why this run is not what a configuration describes and cannot become it; "unfinished" if it can; else empty.
+
+        Args:
+            config: the configuration.
+            data: its data; loaded by default.
+        """
+        start = None if config.start.run is None else open_run(config.start.run).weights_sha256
+        asked = recipe_of(config, open_data(config.data) if data is None else data, start)
+        return self.why_not_recipe(asked, config.training.epochs, config.training.patience)
+
+    def why_not_recipe(self, asked: Recipe, epochs: int, patience: int | None, *, amend: bool = False) -> str:
+        """The same for a recipe and a goal.
+
+        Args:
+            asked: the recipe.
+            epochs: epochs to train at most.
+            patience: epochs without improvement that end the training.
+            amend: whether an unfinished run may go on under other amendable settings.
+        """
+        if changed := self.recipe.differences(asked):
+            return changed[0]
+        end = self._stopped_at(epochs, patience)
+        if end is not None and end != self.epoch:
+            return f"it has trained for {self.epoch} epochs, not {end}"
+        for entry in self.recipe.journal[-1:] if amend else self.recipe.journal:
+            for name, value in asked.amendable.items():
+                if entry[name] != value and not (amend and end is None):
+                    held = (
+                        f"training.{name} is {_one(entry[name])} from epoch {entry['epoch'] + 1} on, not {_one(value)}"
+                    )
+                    return f"{held}, and its training is over: ask for more epochs" if amend else held
+        return "unfinished" if end is None else ""
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested dictionaries by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _one(values: Any) -> Any:
+    """A single value instead of a list of one."""
+    return values[0] if isinstance(values, list) and len(values) == 1 else values
+
+
+def _changed_data(old: Mapping[str, Any], data: Dataset) -> str:
+    """What of a data set differs from the one of a recipe: data, labels, or nothing."""
+    new = data_identity(data)
+    if old["sha256"] is not None and old["sha256"] != new["sha256"]:
+        return "data"
+    return "labels" if old.get("labels_sha256") not in (None, new["labels_sha256"]) else ""
+
+
+def open_data(config: DataConfig) -> Dataset:
+    """Load the data that a configuration names."""
+    return datasets.load(**asdict(config))
+
+
+def open_run(
+    path: str | Path | Run, *, data: Dataset | str | Path | None = None, model: MixtureVAE | None = None
+) -> Run:
+    """Open a run directory.
+
+        run = mixvae.open_run("runs/S4")
+        run.evaluate(total_draws=5000)["nll_pooled"]
+
+    Args:
+        path: the run directory.
+        data: the data, or where they are now, if they are not where they were.
+        model: a model of the same architecture, for a run whose own model cannot be named by import path.
+
+    Raises:
+        FileNotFoundError: the directory is not a run.
+        ValueError: its manifest is damaged.
+    """
+    if isinstance(path, Run):
+        return path
+    run = Run(Path(path).expanduser(), data=data, model=model)
+    run.manifest  # noqa: B018  (read now, so that what is no run is refused now)
+    return run
+
+
+def open_runs(paths: Iterable[str | Path | Run]) -> list[Run]:
+    """Open some run directories, which read a data set that several of them share only once."""
+    shared: dict[str, Dataset] = {}
+    opened = []
+    for path in paths:
+        run = path if isinstance(path, Run) else Run(Path(path).expanduser(), shared=shared)
+        run.manifest  # noqa: B018  (read now, so that what is no run is refused now)
+        opened.append(run)
+    return opened
+
+
+def load(run: str | Path | Run, model: MixtureVAE | None = None) -> MixtureVAE:
+    """Load a trained model, with the weights of its best epoch, in evaluation mode.
+
+        model = mixvae.load("runs/demo/S4")
+
+    Args:
+        run: the run directory.
+        model: a model of the same architecture, for a run whose own model cannot be named by import path.
+
+    Raises:
+        FileNotFoundError: the directory is not a run, or has not finished an epoch.
+        ValueError: a file is damaged or of another architecture.
+    """
+    return open_run(run, model=model).load()
+
+
+def find_runs(folder: Path) -> Iterator[Run]:
+    """All runs in a folder and below it, by path."""
+    found = {path.parent for path in folder.rglob("run.json")}
+    found |= {path.parent for path in folder.rglob("config.yaml") if legacy.is_run(path.parent)}
+    for path in sorted(found):
+        yield Run(path)

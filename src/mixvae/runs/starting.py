@@ -1,0 +1,99 @@
+"""Models that trainings start from: new ones, and trained ones with components added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mixvae.config
+from mixvae.config import Config, StartConfig
+from mixvae.datasets import Dataset
+from mixvae.files import load_tensors
+from mixvae.model import MixtureVAE, evaluating
+from mixvae.runs.run import Run, open_run
+
+EXAMPLES = 10_000
+"""Training examples that a prior may choose its pseudo-inputs from."""
+
+
+def new_model(config: Config, data: Dataset, *, started: bool = False) -> tuple[MixtureVAE, Config]:
+    """Build a model from its seed or its start, and try it on two examples, before anything is written."""
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    chosen = torch.randperm(len(data.train), generator=generator)[:EXAMPLES]
+    examples = data.train.batch(chosen, generator)
+    model = mixvae.config.build(config.model, data.shape, examples)
+    if config.start.run is not None and not started:
+        start = _extended(config)
+        load_tensors(model, start.state_dict(), f"the start {config.start.run}")
+    prior = model.prior
+    model.freeze(*config.training.freeze)
+    if model.prior is not prior:
+        raise ValueError("a prior that follows the encoders is frozen by `mixvae extend RUN --freeze prior` only")
+    trial = data.train.batch(slice(0, 2), generator)
+    state = torch.get_rng_state()
+    with mixvae.config.plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
+        model(trial)
+        for part in (data.validation, data.test):
+            for rows in torch.arange(len(part)).split(EXAMPLES):
+                model.check(part.batch(rows))
+    torch.set_rng_state(state)
+    return model, replace(config, model=replace(config.model, shape=list(data.shape)))
+
+
+def _extended(config: Config) -> MixtureVAE:
+    """Model that a configuration starts from, with its components added and what it freezes frozen."""
+    start = open_run(str(config.start.run)).load()
+    start.freeze(*config.training.freeze)  # first, so that a prior stays as the old components made it
+    return start.extended(config.model.components, noise=config.start.noise, fresh=config.start.fresh)
+
+
+def extension(
+    run: str | Path | Run,
+    components: int | None = None,
+    *,
+    freeze: Sequence[str] = (),
+    noise: float = 0.01,
+    fresh: bool = False,
+    epochs: int | None = None,
+) -> Config:
+    """Configuration of a run that goes on from a trained one with more components.
+
+    Args:
+        run: the trained run.
+        components: number of components in all, one more by default; as many as the run has to train it on.
+        freeze: parts held fixed, such as decoder and prior; a VampPrior becomes the Gaussians that it is now.
+        noise: noise on the copied components, relative to each tensor's own standard deviation.
+        fresh: start the added components from random weights instead of copies.
+        epochs: epochs to train; as many as the run's by default. There is no warm-up.
+
+    Raises:
+        ValueError: the run has more components already, a part cannot be frozen, or the data have changed.
+    """
+    run = open_run(run)
+    old = run.config
+    run.data  # noqa: B018  (refused now if they have changed)
+    if components is None:
+        components = old.model.components + 1
+    weights = old.model.weights
+    if weights is not None:
+        weights = [weights[i % len(weights)] for i in range(components)]
+    config = replace(
+        old,
+        data=run.data_config,
+        model=replace(old.model, components=components, weights=weights),
+        training=replace(old.training, freeze=list(freeze), warmup=0, epochs=epochs or old.training.epochs),
+        start=StartConfig(str(run.path.absolute()), noise, fresh),
+    )
+    start = run.load()
+    prior: Any = start.prior
+    start.freeze(*freeze)
+    start.extended(components)  # refuses fewer than there are
+    if start.prior is not prior:  # a prior that followed the encoders became Gaussians of its own
+        frozen: Any = getattr(start.prior, "top", start.prior)
+        config.model.prior = {"class_path": type(frozen).__name__, "clusters": len(frozen.mean)}
+    return config

@@ -1,0 +1,250 @@
+"""The files of a run, and the one place that writes its checkpoints.
+
+`run.json` is the commit point: it names the checksums of the state and of the best weights, and holds the recipe, the
+progress and one row per epoch. Everything else beside it is a copy for people, or an evaluation with an identity of its
+own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mixvae.files import (
+    commit,
+    read_manifest,
+    read_part,
+    remove_orphans,
+    settle,
+    state_from_bytes,
+    state_to_bytes,
+    weights_to_bytes,
+    write_text,
+)
+from mixvae.files.lease import Lease
+from mixvae.runs.recipe import Recipe
+from mixvae.training import State
+
+FORMAT = "mixvae run"
+VERSION = 1
+WRITTEN = ("run", "state", "model", "config", "metrics")
+"""Stems of the files that only the holder of the lease writes."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a run keeps what.
+
+    Args:
+        path: the run directory.
+    """
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The commit point: recipe, progress, rows, checksums."""
+        return self.path / "run.json"
+
+    @property
+    def config(self) -> Path:
+        """Complete configuration, enough to run again; a copy of the one in the manifest."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per epoch as it comes; a copy of the rows in the manifest."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """Weights of the epoch that is best on validation."""
+        return self.path / "model.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """Everything that resuming needs."""
+        return self.path / "last" / "state.pt"
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of evaluations, each under its own identity."""
+        return self.path / "evaluations"
+
+    @property
+    def results(self) -> Path:
+        """Copy of the latest evaluation on the whole test split, for people."""
+        return self.path / "results.json"
+
+    @property
+    def figures(self) -> Path:
+        """Folder of pictures."""
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The run's own report page."""
+        return self.path / "report.html"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is here but what a process left that was killed before its first checkpoint."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and all(
+            p.name.startswith(".") and p.is_file() for p in self.path.rglob("*") if not p.is_dir()
+        )
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read a run's manifest.
+
+    Raises:
+        FileNotFoundError: the directory is not a run.
+        ValueError: the manifest is damaged, or was written by a newer mixvae.
+    """
+    manifest = Layout(path).manifest
+    if not manifest.exists():
+        raise FileNotFoundError(f"{path} is not a run: it has no run.json")
+    content = read_manifest(manifest)
+    if content.get("format") != FORMAT or content.get("version", 0) > VERSION:
+        raise ValueError(f"{manifest} was written by another version of mixvae: update mixvae, or train the run anew")
+    return content
+
+
+@dataclass
+class RunStore:
+    """Checkpoints of one training, under a lease. What `Trainer` writes to.
+
+    Args:
+        path: the run directory.
+        recipe: the recipe asked for; on resuming, the amended one.
+        goal: epochs and patience asked for.
+        runtime: what is recorded beside: versions, threads, devices, where the data were.
+        config: the configuration, if there is one.
+        model: description of a model that was built in Python.
+        text: the configuration as YAML.
+    """
+
+    path: Path
+    recipe: Recipe
+    goal: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+    config: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | None = None
+    text: str | None = None
+    _lease: Lease | None = field(default=None, init=False)
+    _files: dict[str, Any] = field(default_factory=dict, init=False)
+    _described: bool = field(default=False, init=False)
+
+    @property
+    def layout(self) -> Layout:
+        """Where the run keeps what."""
+        return Layout(self.path)
+
+    def load(self) -> dict[str, Any] | None:
+        """Take the lease, and read the last checkpoint if there is one, as `Trainer` wrote it."""
+        content = self.begin()
+        return None if content is None else state_from_bytes(content, self.layout.state)
+
+    def begin(self) -> bytes | None:
+        """Take the lease, and read the state of the last checkpoint if there is one.
+
+        Raises:
+            ValueError: another process trains this run, a file is damaged, or the run is of another recipe.
+        """
+        self._lease = Lease.acquire(self.path)
+        for folder in (self.path, self.layout.state.parent):  # what a killed holder of the lease left of its commits
+            remove_orphans(folder, 0.0, of=WRITTEN)
+        manifest = self.layout.manifest
+        if not manifest.exists():
+            self.layout.metrics.unlink(missing_ok=True)
+            return None
+        content, state = read_part(manifest, "state")
+        old = Recipe.from_json(content["recipe"])
+        if changed := old.differences(self.recipe):
+            raise ValueError(f"{self.path} was begun by another training meanwhile: {changed[0]}")
+        progress = content["progress"]
+        self.recipe = old.amended(self.recipe, progress["epoch"], progress["step"])
+        self._files = content["files"]
+        settle(manifest, content)
+        self._write_rows(content["rows"])
+        return state
+
+    def save(
+        self, state: dict[str, Any], weights: dict[str, Tensor] | None, rows: list[dict[str, Any]], progress: State
+    ) -> None:
+        """Commit a checkpoint of `Trainer`.
+
+        Raises:
+            LeaseLost: another process has taken the run over; nothing is written.
+        """
+        counted = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "best_epoch": progress.best_epoch,
+            "best": progress.best if progress.best_epoch else None,
+            "seconds": progress.seconds,
+        }
+        best = None if weights is None else weights_to_bytes(weights)
+        self.commit(state_to_bytes(state), best, rows, counted)
+
+    def commit(
+        self, state: bytes, weights: bytes | None, rows: list[dict[str, Any]], progress: Mapping[str, Any]
+    ) -> None:
+        """Commit a checkpoint from bytes.
+
+        Args:
+            state: everything that resuming needs.
+            weights: the best weights, as safetensors, where they are newer than the last that were committed.
+            rows: one row per epoch.
+            progress: epoch, step, best_epoch, best and seconds.
+
+        Raises:
+            LeaseLost: another process has taken the run over; nothing is written.
+        """
+        assert self._lease is not None, "begin() comes first"
+        self._lease.check()
+        parts = {"state": ("last/state.pt", state)}
+        if weights is not None:
+            parts["weights"] = ("model.safetensors", weights)
+        if self.text is not None and not self._described:
+            parts["config"] = ("config.yaml", self.text.encode())
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "recipe": self.recipe.to_json(),
+            "goal": dict(self.goal),
+            "progress": dict(progress),
+            "runtime": dict(self.runtime),
+            "config": self.config,
+            "model": self.model,
+            "rows": rows,
+            "files": self._files,
+        }
+        self._files = commit(self.layout.manifest, content, parts, check=self._lease.check)["files"]
+        self._described = True
+        if weights is not None:
+            self.layout.results.unlink(missing_ok=True)  # it is of older weights; the evaluation itself stays
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to the copy of the rows that people watch."""
+        with open(self.layout.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Write the rows for people, where they are missing or differ."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        if not self.layout.metrics.exists() or self.layout.metrics.read_bytes() != lines.encode():
+            write_text(self.layout.metrics, lines)
+
+    def close(self) -> None:
+        """Give the lease back."""
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None

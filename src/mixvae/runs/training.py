@@ -1,0 +1,237 @@
+"""Trainings that become runs: from a configuration, or of a model that was built in Python."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+
+import mixvae.config
+from mixvae import datasets
+from mixvae.bounds import Bound, elbo
+from mixvae.config import Config
+from mixvae.datasets import Dataset
+from mixvae.gradients import Estimator, reparameterised
+from mixvae.model import MixtureVAE
+from mixvae.runs.evaluating import git_commit, versions
+from mixvae.runs.recipe import Recipe, path_of, recipe_of, recipe_of_model
+from mixvae.runs.run import Run, open_data, open_run
+from mixvae.runs.standing import refuse, standing_run
+from mixvae.runs.starting import new_model
+from mixvae.runs.store import RunStore
+from mixvae.training import MakeOptimizer, MakeSchedule, Trainer, keep_freed_memory, launch
+from mixvae.training.processes import errors_once, first_alone
+
+DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
+
+
+def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool = True) -> Run:
+    """Train what a configuration describes, from the beginning or from where the run directory stands.
+
+    Args:
+        config: data, model and training.
+        out: the run directory.
+        resume: go on with a run that exists, to give it more epochs for example. What decides its weights must be
+            that of `config`; learning rate, weight decay and clipping may change, and the run keeps a record of it.
+        amend: whether they may change. A run that is finished is left alone where they do not.
+
+    Raises:
+        ValueError: something in the configuration or the data is wrong, `out` exists and `resume` was not asked
+            for, it belongs to another configuration, or another process trains it. Nothing is written then.
+        FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
+    """
+    path = Path(out).expanduser()
+    wanted = config.training
+    fabric = launch(wanted.accelerator, wanted.devices, wanted.strategy, wanted.precision)
+    keep_freed_memory()
+    if wanted.threads is not None:
+        torch.set_num_threads(wanted.threads)
+
+    loaded: list[Dataset] = []
+
+    def begin() -> Config:
+        there = standing_run(path, resume=resume)
+        name, root = datasets.resolve_paths(config.data.name, config.data.root)
+        if there is not None:
+            name = datasets.search(name, path, there.manifest["runtime"]["data"].get("relative"))
+        located = replace(config, data=replace(config.data, name=name, root=root))
+        loaded.append(open_data(located.data))
+        return located
+
+    with errors_once(fabric):
+        config = first_alone(fabric, begin)
+        data = loaded[0] if loaded else open_data(config.data)
+        _check_same_data(fabric, data)
+        settings = mixvae.config.settings(wanted)
+
+        def compare() -> tuple[Recipe, bool]:
+            start = None if config.start.run is None else open_run(config.start.run).weights_sha256
+            recipe, there = recipe_of(config, data, start), standing_run(path, resume=resume)
+            if there is not None:
+                refuse(there, there.why_not_recipe(recipe, wanted.epochs, wanted.patience, amend=amend))
+            return recipe, there is not None
+
+        recipe, started = first_alone(fabric, compare)
+        model, config = new_model(config, data, started=started)
+        store = RunStore(
+            path,
+            recipe,
+            {"epochs": wanted.epochs, "patience": wanted.patience},
+            _runtime(data, path, fabric, save_every=wanted.save_every, strategy=wanted.strategy),
+            config=asdict(config),
+            text=mixvae.config.to_yaml(config),
+        )
+        trainer = Trainer(model, data, seed=config.seed, store=store, fabric=fabric, threads=wanted.threads, **settings)
+        _run(trainer, store)
+    return Run(path, data=data)
+
+
+def _run(trainer: Trainer, store: RunStore) -> list[dict[str, Any]]:
+    """Train under the store's lease."""
+    try:
+        return trainer.run()
+    finally:
+        store.close()
+
+
+def _check_same_data(fabric: Fabric, data: Dataset) -> None:
+    """Refuse data that are not the same in all processes, in all of them.
+
+    Raises:
+        ValueError: they differ.
+    """
+    first = fabric.broadcast(data.sha256())
+    same = fabric.all_reduce(torch.tensor(float(first == data.sha256()), device=fabric.device), reduce_op="sum")
+    differing = fabric.world_size - round(float(cast(torch.Tensor, same)))
+    if differing:
+        raise ValueError(f"{differing} of {fabric.world_size} processes have other data: copy the same files to all")
+
+
+def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str, Any]:
+    """What is recorded of a training and is no part of its identity."""
+    origin = None if data.origin is None else dict(data.origin)
+    relative = None
+    if origin is not None and Path(origin["name"]).is_absolute():
+        relative = os.path.relpath(origin["name"], path.absolute())
+    return {
+        "data": {
+            "name": data.name,
+            "origin": origin,
+            "relative": relative,
+            "sizes": {name: len(data.split(name)) for name in ("train", "validation", "test")},
+        },
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {platform.platform()}",
+        "versions": versions(),
+        "git_commit": git_commit(),
+        **more,
+    }
+
+
+def _spec(model: MixtureVAE, data: Dataset) -> dict[str, Any]:
+    """How a model built in Python is built again, or why it cannot be."""
+    try:
+        return {"spec": mixvae.config.describe(model, data.shape)}
+    except ValueError as error:
+        return {"unnamed": str(error)}
+
+
+def fit(
+    model: MixtureVAE,
+    data: Dataset,
+    *,
+    epochs: int = 100,
+    batch: int = 100,
+    draws: int = 1,
+    bound: Bound = elbo,
+    gradient: Estimator = reparameterised,
+    active: int | None = None,
+    score_all: bool = True,
+    validation_components: int | None = None,
+    optimizer: MakeOptimizer = DEFAULT_OPTIMIZER,
+    schedule: MakeSchedule | None = None,
+    warmup: int = 0,
+    patience: int | None = None,
+    clip: float | None = None,
+    ema: float | None = None,
+    seed: int = 0,
+    run: str | Path | None = None,
+    amend: bool = False,
+    label: str = "",
+    fabric: Fabric | None = None,
+    save_every: float = 30.0,
+) -> list[dict[str, Any]]:
+    """Train a model by maximising a bound, and leave it with the weights of the epoch best on validation.
+
+    With `run` the training becomes a run directory, which can be evaluated, reported and loaded as one that the command
+    line trains. It can be killed at any instant: calling `fit` again goes on from the last checkpoint and ends with
+    the same weights, bit for bit, at the same number of threads. A run of another model, other data or other settings
+    is refused.
+
+    Args:
+        model: the model, as `MixtureVAE` or a module with its `forward`.
+        data: training and validation examples.
+        epochs: passes over the training examples at most.
+        batch: examples per step, over all devices together.
+        draws: draws L per component.
+        bound: what is maximised, in nats per example.
+        gradient: how it is differentiated: `reparameterised`, `sticking_the_landing` or `doubly_reparameterised`.
+        active: components S to draw from at each step, chosen at random; all by default.
+        score_all: score every draw under all components (S2A, unbiased for the bound of the whole mixture), or
+            only under the active ones (S2S: cheaper, and a lower bound of it).
+        validation_components: components to draw from in validation, the same at every epoch; all by default.
+        optimizer: makes an optimiser from parameters.
+        schedule: makes a learning-rate schedule from an optimiser; it steps once per epoch.
+        warmup: epochs over which β rises linearly to 1.
+        patience: epochs without a better validation MISELBO, after the warm-up, that end the training.
+        clip: largest norm of the gradient.
+        ema: decay of a running average of the weights, which is then what is validated and kept.
+        seed: seed of shuffling, binarisation and draws.
+        run: the run directory; nothing is written by default.
+        amend: go on with an unfinished run under another learning rate, weight decay or clipping, and record it.
+        label: what you call the model; models of different labels are different.
+        fabric: device, precision and processes, as `launch` gives them; this process by default.
+        save_every: seconds between checkpoints.
+
+    Returns:
+        One row per epoch: epoch, bound, validation, beta, learning_rate, best_epoch, seconds.
+
+    Raises:
+        ValueError: a number is out of range, the run was made from something else, a file of it is damaged, or another
+            process trains it.
+        FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
+    """
+    settings: dict[str, Any] = {
+        "epochs": epochs, "batch": batch, "draws": draws, "bound": bound, "gradient": gradient, "active": active,
+        "score_all": score_all, "validation_components": validation_components, "optimizer": optimizer,
+        "schedule": schedule, "warmup": warmup, "patience": patience, "clip": clip, "ema": ema,
+        "save_every": save_every,
+    }  # fmt: skip
+    fabric = fabric or launch()
+    if run is None:
+        return Trainer(model, data, seed=seed, store=None, fabric=fabric, **settings).run()
+    path = Path(run).expanduser()
+    precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric shows it nowhere else)
+
+    def compare() -> Recipe:
+        recipe = recipe_of_model(model, data, settings, seed=seed, precision=precision, label=label)
+        there = standing_run(path, resume=True)
+        if there is not None:
+            refuse(there, there.why_not_recipe(recipe, epochs, patience, amend=amend))
+        return recipe
+
+    with errors_once(fabric):
+        recipe = first_alone(fabric, compare)
+    goal = {"epochs": epochs, "patience": patience}
+    described = {"label": label, "class": path_of(type(model)), **_spec(model, data)}
+    store = RunStore(path, recipe, goal, _runtime(data, path, fabric, save_every=save_every), model=described)
+    return _run(Trainer(model, data, seed=seed, store=store, fabric=fabric, **settings), store)

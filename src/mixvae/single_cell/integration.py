@@ -1,0 +1,112 @@
+"""The study's second question: do mixtures mix batches of cells better than SCVI, with one batch simulated?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scvi
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+from scvi.model import SCVI
+
+from mixvae.evaluation import Evaluation, Identity
+from mixvae.runs.stored import save_evaluation, stored_evaluation
+from mixvae.single_cell.data import cortex
+from mixvae.single_cell.diagnostics import integration_scores
+from mixvae.single_cell.model import MixtureSCVI
+from mixvae.single_cell.recipes import Training, at_least
+from mixvae.single_cell.results import MIXTURE, SCVI_NAME, Job, agree, labels_sha256, legacy
+from mixvae.single_cell.runs import trained
+
+SCORES = "scib-metrics"
+
+
+def with_batches(adata: AnnData, seed: int = 0) -> AnnData:
+    """Real cells in two batches: a random half of them keep a part of their counts, another part for every gene.
+
+    Each count of gene g is kept with probability min(1, ½ e^{N(0, ½²)}), so the second batch has half the depth and
+    genes of its own that are caught badly. The batch effect is simulated; cells, counts and types are real.
+    """
+    rng = np.random.default_rng(seed)
+    counts = adata.X.toarray().astype(int)
+    second = rng.random(adata.n_obs) < 0.5
+    kept = np.minimum(1.0, 0.5 * np.exp(rng.normal(0, 0.5, adata.n_vars)))
+    counts[second] = rng.binomial(counts[second], kept)
+    batched = AnnData(csr_matrix(counts.astype(np.float32)), obs=adata.obs.copy(), var=adata.var.copy())
+    batched.obs["batch"] = np.where(second, "thinned", "whole")
+    return batched[counts.sum(1) > 0].copy()
+
+
+def integrate(
+    out: str | Path,
+    components: Sequence[int] = (1, 3),
+    seeds: int = 3,
+    *,
+    epochs: int = 100,
+    warmup: int = 50,
+    data: AnnData | None = None,
+    progress: Callable[[Job, dict[str, Any]], object] | None = None,
+) -> list[dict[str, Any]]:
+    """Scores of scib-metrics of SCVI and mixtures on CORTEX in two batches (`with_batches`); resumes as `run` does.
+
+    Args:
+        out: folder of the results; the runs are in its folder `integration`.
+        components: S of the mixtures beside SCVI.
+        seeds: seeds of every model.
+        epochs: epochs of training.
+        warmup: epochs of KL warm-up.
+        data: cells with `cell_type`; CORTEX by default.
+        progress: called with every job and its result.
+
+    Raises:
+        ValueError: a run or a result in the folder was made from other cells or by other settings.
+    """
+    at_least(0, seeds=seeds)
+    folder = Path(out).expanduser() / "integration"
+    listed = [
+        job for seed in range(seeds) for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components))
+    ]
+    contents = legacy(folder, listed, lambda path, content: agree(path, content, {"epochs": epochs}))
+    adata = None if contents is not None or not listed else with_batches(cortex() if data is None else data)
+    results = []
+    for i, job in enumerate(listed):
+        training = Training(epochs, None, warmup, seed=job.seed, accelerator="cpu")
+        results.append(contents[i] if contents is not None else _integrated(folder / job.name, job, training, adata))
+        if progress is not None:
+            progress(job, results[-1])
+    return results
+
+
+def _integrated(path: Path, job: Job, training: Training, adata: AnnData) -> dict[str, Any]:
+    """Train one model on two batches, and score how its latents mix them."""
+    scvi.settings.seed = job.seed
+    cls, options = (SCVI, {}) if job.kind == SCVI_NAME else (MixtureSCVI, {"n_components": job.components})
+    cls.setup_anndata(adata, batch_key="batch")
+    model = cls(adata, **options)
+    run = trained(path, model, training, f"{adata.n_obs} cells in two batches, one of them simulated", None)
+    identity = Identity(
+        run.recipe.identity["data"]["sha256"],
+        "all",
+        adata.n_obs,
+        None,
+        job.components,
+        draws_per_component=0,
+        seed=job.seed,
+        proposal=SCORES,
+        weights=run.weights_sha256,
+        recipe=run.recipe.sha256,
+    )
+    extra = {"labels_sha256": labels_sha256(adata, ["cell_type"])}
+    file = run.layout.evaluations / "integration.json"
+    made = stored_evaluation(file, identity, extra)
+    if made is None:
+        adata.obsm[job.name] = model.get_latent_representation()
+        scores = integration_scores(adata, [job.name], batch_key="batch", label_key="cell_type")
+        results = {**asdict(job), "epochs": run.epoch, "scores": scores.loc[job.name].to_dict()}
+        made = Evaluation(identity, {"latent": adata.obsm.pop(job.name)}, results)
+        save_evaluation(file, made, extra)
+    return dict(made.results)

@@ -1,0 +1,219 @@
+"""One training on cells that becomes a run: Lightning trains, and `RunStore` keeps every epoch."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from scvi.model import SCVI
+
+from mixvae.files import state_from_bytes, weights_to_bytes
+from mixvae.runs import Layout, Recipe, Run, RunStore, open_run
+from mixvae.runs.evaluating import git_commit, versions
+from mixvae.runs.recipe import path_of
+from mixvae.runs.standing import refuse, standing_run
+from mixvae.runs.store import read_run
+from mixvae.single_cell.recipes import MONITOR, OPTIMIZER, Training, options_of, registry_of
+from mixvae.training import is_over
+
+STREAM = 1_000_003
+"""Epochs' seeds are apart by the seed times this."""
+
+Progress = Callable[[int, int, float], object]
+"""Called with epoch, last epoch and validation ELBO."""
+
+
+def standing(path: Path, asked: Recipe, training: Training, *, same_goal: bool = False) -> Run | None:
+    """The run that stands in a directory, if it is of this recipe; None if nothing is there.
+
+    Args:
+        path: the run directory.
+        asked: the recipe asked for.
+        training: the training asked for.
+        same_goal: also refuse a run that was begun with another number of epochs or another patience.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    if is_legacy(path):
+        raise ValueError(
+            f"{path} is a legacy run, which `mixvae sc embed` reads but which cannot be resumed: train it anew in "
+            "another folder"
+        )
+    run = standing_run(path, resume=True)
+    if run is None:
+        return None
+    reason = run.why_not_recipe(asked, training.epochs, training.patience)
+    if same_goal and not run.recipe.differences(asked):
+        goal = run.manifest["goal"]
+        changed = [f"{name} is {goal[name]}, not {new}" for name, new in training.goal.items() if goal[name] != new]
+        reason = changed[0] if changed else reason
+    refuse(run, reason)
+    return run
+
+
+def is_legacy(path: Path) -> bool:
+    """Whether a directory is a run of `mixvae sc train` from before runs had an identity."""
+    return (path / "settings.json").exists() and not Layout(path).manifest.exists()
+
+
+def fit(
+    model: SCVI,
+    path: Path,
+    training: Training,
+    recipe: Recipe,
+    *,
+    source: str,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a model into a run directory, from the beginning or from the last epoch that was committed.
+
+    The run is finished, and has weights, by one and the same commit.
+
+    Args:
+        model: an untrained `MixtureSCVI` or `scvi.model.SCVI`.
+        path: the run directory.
+        training: how to train.
+        recipe: the recipe of model, cells and training, as `recipe_of` makes it.
+        source: file or name of the cells, for the record.
+        progress: called with epoch, last epoch and validation ELBO, once the epoch is on disk.
+
+    Raises:
+        ValueError: another process trains this run, it is of another recipe, or a file of it is damaged.
+        FloatingPointError: the ELBO became NaN or infinite; the last good checkpoint is kept.
+    """
+    description = {
+        "class": path_of(type(model)),
+        "settings": options_of(model),
+        "genes": list(map(str, model.adata.var_names)),
+        "registry": registry_of(model),
+    }
+    store = RunStore(path, recipe, training.goal, _runtime(source, path, training), model=description)
+    try:
+        state = store.begin()
+        rows = [] if state is None else read_run(path)["rows"]
+        if not rows or not _over(rows[-1], training):
+            _train(model, training, _Epochs(store, training, rows, progress), state)
+    finally:
+        store.close()
+    return open_run(path)
+
+
+def _over(row: Mapping[str, Any], training: Training) -> bool:
+    return is_over(row["epoch"], row["best_epoch"], training.epochs, 0, training.patience)
+
+
+def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None) -> None:
+    """Let Lightning train, from the bytes of a checkpoint if there is one."""
+    with TemporaryDirectory(prefix="mixvae-") as folder:
+        options: dict[str, Any] = {}
+        if state is not None:
+            state_from_bytes(state, epochs.store.layout.state)  # tensors and plain values only, or it is refused here
+            options["ckpt_path"] = str(Path(folder) / "state.ckpt")
+            Path(options["ckpt_path"]).write_bytes(state)
+        if training.split is not None:
+            options["datasplitter_kwargs"] = {"external_indexing": list(training.split)}
+        model.train(
+            max_epochs=training.epochs,
+            batch_size=training.batch,
+            accelerator=training.accelerator,
+            check_val_every_n_epoch=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            plan_kwargs={**OPTIMIZER, "n_epochs_kl_warmup": training.warmup},
+            callbacks=[epochs],
+            **options,
+        )
+
+
+class _Epochs(Callback):
+    """Commits every epoch, ends the training, and seeds every epoch by its number.
+
+    So the noise of an epoch does not depend on how the training came there, and a resumed run ends bit for bit
+    where an uninterrupted one does.
+    """
+
+    def __init__(self, store: RunStore, training: Training, rows: list[dict[str, Any]], progress: Progress | None):
+        self.store, self.training, self.rows, self.progress = store, training, list(rows), progress
+        self.started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Seed the order of the epoch's cells."""
+        del pl_module
+        sampler = trainer.train_dataloader.sampler
+        while hasattr(sampler, "sampler"):  # scvi-tools wraps the random sampler in one of batches
+            sampler = sampler.sampler
+        sampler.generator = torch.Generator().manual_seed(self._seed(trainer))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Seed the noise of the epoch with its first batch: how much was drawn before depends on a resume."""
+        del pl_module, batch
+        if batch_idx == 0:
+            torch.manual_seed(self._seed(trainer))
+
+    def _seed(self, trainer: Any) -> int:
+        return self.training.seed * STREAM + trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Commit the epoch, with the weights if it is the last one, and say so."""
+        row = self._row(trainer)
+        over = _over(row, self.training)
+        with TemporaryDirectory(prefix="mixvae-") as folder:
+            trainer.save_checkpoint(Path(folder) / "state.ckpt")
+            state = (Path(folder) / "state.ckpt").read_bytes()
+        weights = weights_to_bytes(pl_module.module.state_dict()) if over else None
+        self.rows.append(row)
+        progress = {
+            "epoch": row["epoch"],
+            "step": trainer.global_step,
+            "best_epoch": row["best_epoch"],
+            "best": self.rows[row["best_epoch"] - 1]["validation"],
+            "seconds": row["seconds"],
+        }
+        self.store.log(row)
+        self.store.commit(state, weights, self.rows, progress)
+        trainer.should_stop = trainer.should_stop or over
+        if self.progress is not None:
+            self.progress(row["epoch"], self.training.epochs, row["validation"])
+
+    def _row(self, trainer: Any) -> dict[str, Any]:
+        """What is recorded of an epoch: bounds as more is better, and whatever scvi-tools logs, as it logs it.
+
+        Raises:
+            ValueError: there are no cells to validate on.
+            FloatingPointError: a bound is NaN or infinite.
+        """
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        epoch = trainer.current_epoch + 1
+        if MONITOR not in logged:
+            raise ValueError("no cells are left to validate on: train on more cells")
+        bound, validation = -logged.get("elbo_train", math.nan), -logged[MONITOR]
+        if not (math.isfinite(bound) and math.isfinite(validation)):
+            raise FloatingPointError(f"the ELBO became {bound} in epoch {epoch}, {validation} on the validation cells")
+        best = self.rows[-1]["best_epoch"] if self.rows else 0
+        if not best or validation > self.rows[best - 1]["validation"]:
+            best = epoch
+        finite = {name: value if math.isfinite(value) else None for name, value in logged.items()}
+        own = {"epoch": epoch, "bound": bound, "validation": validation, "best_epoch": best}
+        return {**own, "seconds": time.perf_counter() - self.started, **finite}
+
+
+def _runtime(source: str, path: Path, training: Training) -> dict[str, Any]:
+    """What is recorded of a training and is no part of its identity."""
+    relative = os.path.relpath(source, path.absolute()) if Path(source).is_absolute() else None
+    return {
+        "data": {"name": source, "origin": None, "relative": relative, "sizes": training.sizes},
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {platform.platform()}",
+        "versions": versions() | {name: version(name) for name in ("scvi-tools", "lightning", "anndata")},
+        "git_commit": git_commit(),
+    }

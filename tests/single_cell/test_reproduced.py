@@ -1,0 +1,69 @@
+"""Experiments without a run directory, by name: what is recorded is what was done."""
+
+import shlex
+from types import SimpleNamespace
+
+import pytest
+
+from mixvae import cli
+from mixvae.files import read_json, write_bytes, write_json
+from mixvae.reproduce import others, reproduce
+from mixvae.single_cell import runs
+
+
+def test_the_command_recorded_for_cells_repeats_what_was_done(tmp_path, monkeypatch, capsys, as_users_run):
+    found = reproduce("single_cell", "smoke", tmp_path / "a folder", say=lambda line: None)
+    rows = {(row["model"], row["size"]) for row in found.table}
+    assert rows == {("scvi", 1), ("mixture", 1), ("mixture", 2), ("frozen", 2), *(("samples", s) for s in range(1, 6))}
+    assert all(verdict.holds is None for verdict in found.verdicts)
+    results = read_json(tmp_path / "a folder" / "results.json")
+    assert len(results["table"]) == len(rows)
+    (command,) = results["commands"]
+    words = shlex.split(command)
+    assert words[:3] == ["mixvae", "sc", "study"]
+
+    def fit(*args, **kwargs):
+        raise AssertionError("it trains something else")
+
+    monkeypatch.setattr(runs, "fit", fit)
+    capsys.readouterr()
+    cli.main(words[1:])
+    text = capsys.readouterr().out
+    for row in found.table:
+        assert f"{row['ari']:.3f} ±" in text
+        assert "elbo" not in row or f"{row['elbo']:.3f}" in text
+    changed = [*words[1:], "--epochs", "3"]
+    with pytest.raises(SystemExit):
+        cli.main(changed)
+    assert "epochs is 2, not 3" in capsys.readouterr().err
+
+
+def test_toys_are_reused_only_where_every_setting_is_the_same_and_no_file_has_changed(tmp_path, monkeypatch):
+    made = []
+
+    def toy(target, folder, **settings):
+        made.append(target)
+        content = f"{target} {settings['span']} {settings['rival']}".encode()
+        write_bytes(folder / "toy.png", content)
+        write_bytes(folder / "toy.gif", content)
+        write_json(folder / "results.json", {"anything": 1})
+        row = {"name": "S = 1", "bound": -1.0, "bound_se": 0.1, "log_z": 0.0, "gap": 1.0, "covered": 0.5}
+        return SimpleNamespace(table=[row, row | {"name": "flow"}])
+
+    monkeypatch.setattr(others.experiments, "toy", toy)
+
+    def carry_out(steps=2):
+        made.clear()
+        found = others.Toys((1,), steps=steps).carry_out(tmp_path, jobs=1, say=lambda line: None)
+        return list(made), found.table
+
+    first, table = carry_out()
+    assert first == ["ring", "bigaussian"]
+    assert carry_out() == ([], table)
+    write_bytes(tmp_path / "ring" / "toy.png", b"another picture")
+    assert carry_out() == (["ring"], table)
+    toy("bigaussian", tmp_path / "bigaussian", span=2.0, rival=False)  # as `mixvae toy --out` there does
+    assert carry_out() == (["bigaussian"], table)
+    assert carry_out(3)[0] == ["ring", "bigaussian"]
+    monkeypatch.setattr(others, "VERSION", others.VERSION + 1)
+    assert carry_out(3)[0] == ["ring", "bigaussian"]

@@ -1,0 +1,333 @@
+"""The single-cell study: every model a run, every evaluation with its identity, and legacy results as they were."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mixvae import cli
+from mixvae.evaluation import paired_gain
+from mixvae.files import read_json, write_json
+from mixvae.runs import evaluation_of, open_run
+from mixvae.single_cell import integration, runs, study
+
+DOCS = Path(__file__).parents[2] / "docs"
+SETTINGS = {"epochs": 2, "warmup": 1, "draws": 20}
+JOBS = [
+    study.Job(study.SCVI_NAME, 1, 0),
+    study.Job(study.MIXTURE, 2, 0),
+    study.Job(study.FROZEN, 2, 0),
+    study.Job(study.SCVI_NAME, 1, 1),
+    study.Job(study.MIXTURE, 2, 1),
+    study.Job(study.UNNORMALISED, 2, 0),
+]
+
+
+@pytest.fixture(scope="module")
+def typed(real):
+    """Cells of two kinds, and of finer ones; not to be changed."""
+    cells = real.copy()
+    cells.obs["cell_type"], cells.obs["precise_type"] = cells.obs["kind"], cells.obs["donor"]
+    return cells
+
+
+@pytest.fixture(scope="module")
+def studied(typed, tmp_path_factory):
+    """Folder and results of a small study; not to be changed."""
+    folder = tmp_path_factory.mktemp("study")
+    return folder, study.run(folder, JOBS, **SETTINGS, data=typed.copy())
+
+
+@pytest.fixture
+def copied(studied, tmp_path):
+    """A copy of the study's folder."""
+    return shutil.copytree(studied[0], tmp_path / "study")
+
+
+@pytest.fixture
+def untrainable(monkeypatch):
+    """Any training is an error."""
+
+    def fit(*args, **kwargs):
+        raise AssertionError("it trains")
+
+    monkeypatch.setattr(runs, "fit", fit)
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_study_compares_models_seed_by_seed_and_resumes(studied, typed, untrainable):
+    folder, results = studied
+    rows = {(row["model"], row["S"]): row for row in study.table(results)}
+    assert set(rows) == {
+        ("scvi", 1),
+        ("mixture", 2),
+        ("frozen", 2),
+        ("nobatchnorm", 2),
+        *(("samples", s) for s in range(1, 6)),
+    }
+    for bound in ("elbo", "miselbo", "pooled"):
+        gains = [paired_gain(results[1 + 3 * i], results[3 * i], bound, quiet=True).mean for i in (0, 1)]
+        assert rows["mixture", 2][f"{bound}_gain"][0] == pytest.approx(np.mean(gains))
+        assert rows["mixture", 2][f"{bound}_gain"][1] == pytest.approx(np.std(gains, ddof=1) / np.sqrt(2))
+        values = [results[i].bounds[bound].mean() for i in (1, 4)]
+        assert rows["mixture", 2][bound][0] == pytest.approx(np.mean(values))
+    assert rows["scvi", 1]["pooled_gain"][0] == 0
+    before = files(folder)
+    again = study.run(folder, JOBS, **SETTINGS, data=typed.copy())
+    assert [made.results for made in again] == [made.results for made in results]
+    assert files(folder) == before
+
+
+def test_every_model_of_a_study_is_a_run_with_an_evaluation_that_knows_it(studied):
+    folder, results = studied
+    for job, result in zip(JOBS, results, strict=True):
+        run = open_run(folder / job.name)
+        assert (run.state, run.epoch) == ("done", 2)
+        identity = result.identity
+        assert identity.weights == run.weights_sha256
+        assert identity.recipe == run.recipe.sha256
+        assert identity.data == run.recipe.identity["data"]["sha256"]
+        assert (identity.split, identity.examples, identity.components) == ("test", 17, job.components)
+        found = evaluation_of(run)
+        assert found.identity == identity
+        np.testing.assert_array_equal(found.bounds["pooled"], result.bounds["pooled"])
+    frozen = open_run(folder / "frozen-S2-seed0").recipe.identity
+    assert frozen["start"]["sha256"] == open_run(folder / "scvi-S1-seed0").weights_sha256
+    assert frozen["model"]["freeze_decoder"]
+    assert not list(folder.glob("*.json")), "results lie in the runs"
+    assert not list(folder.rglob("model.pt")), "a pickle"
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"epochs": 400}, "epochs is 2, not 400"),
+        ({"patience": 3}, "patience is 45, not 3"),
+        ({"warmup": 2}, "training.kl_warmup is 1, not 2"),
+        ({"batch": 64}, "training.batch is 128, not 64"),
+    ],
+)
+def test_a_study_of_other_settings_is_refused_never_reused_nor_trained_on(studied, typed, untrainable, changed, what):
+    before = files(studied[0])
+    with pytest.raises(ValueError, match=f"scvi-S1-seed0 was made from something else: {what}"):
+        study.run(studied[0], JOBS, **{**SETTINGS, **changed}, data=typed.copy())
+    assert files(studied[0]) == before
+
+
+def test_a_study_of_other_cells_is_refused_even_of_as_many_cells(studied, typed, untrainable):
+    for cells, what in ((typed[::-1].copy(), "data.sha256"), (typed[:100].copy(), "data.cells is 120, not 100")):
+        with pytest.raises(ValueError, match=f"was made from something else: {what}"):
+            study.run(studied[0], JOBS, **SETTINGS, data=cells)
+
+
+def test_other_draws_or_labels_are_measured_anew_without_training(copied, studied, typed, untrainable):
+    old = studied[1][1]
+    more = study.run(copied, JOBS[:2], **{**SETTINGS, "draws": 30}, data=typed.copy())[1]
+    assert more.identity.draws == 30
+    assert more.identity.weights == old.identity.weights
+    evaluations = copied / JOBS[1].name / "evaluations"
+    assert {path.name for path in evaluations.glob("*.json")} == {
+        f"{identity.key}.json" for identity in (old.identity, more.identity)
+    }
+    cells = typed.copy()
+    cells.obs["cell_type"] = np.where(np.arange(cells.n_obs) % 2 == 0, "even", "odd")
+    other = study.run(copied, JOBS[:2], **SETTINGS, data=cells)[1]
+    assert other["nll_pooled"] == old["nll_pooled"]
+    assert other["representation"]["mixture"]["svm"] != old["representation"]["mixture"]["svm"]
+
+
+def test_a_damaged_evaluation_is_made_again_and_a_damaged_run_is_refused(copied, studied, typed, untrainable):
+    name = JOBS[0].name
+    arrays = next((copied / name / "evaluations").glob("*.npz"))
+    whole = arrays.read_bytes()
+    arrays.write_bytes(whole[:-10])
+    again = study.run(copied, JOBS[:1], **SETTINGS, data=typed.copy())
+    assert again[0].results == studied[1][0].results, "samples depend on how the model came there"
+    weights = copied / name / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is truncated, damaged or replaced"):
+        study.run(copied, JOBS[:1], **SETTINGS, data=typed.copy())
+
+
+def test_a_killed_model_of_a_study_goes_on_bit_for_bit(studied, typed, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(epoch, last, elbo):
+        raise Killed
+
+    fit = runs.fit
+    monkeypatch.setattr(runs, "fit", lambda *args, **kwargs: fit(*args, **kwargs, progress=killed))
+    with pytest.raises(Killed):
+        study.run(tmp_path, JOBS[:1], **SETTINGS, data=typed.copy())
+    run = open_run(tmp_path / JOBS[0].name)
+    assert (run.state, run.epoch) == ("stopped", 1)
+    monkeypatch.undo()
+    resumed = study.run(tmp_path, JOBS[:1], **SETTINGS, data=typed.copy())[0]
+    assert resumed.identity == studied[1][0].identity, "other weights"
+    assert resumed["nll_pooled"] == studied[1][0]["nll_pooled"]
+
+
+def test_results_of_different_cells_are_not_put_into_one_table(studied, typed, tmp_path):
+    others = study.run(tmp_path, JOBS[:1], **SETTINGS, data=typed[::-1].copy())
+    with pytest.raises(ValueError, match="different data sets"):
+        list(study.table([*others, studied[1][1]]))
+    with pytest.raises(ValueError, match="add scvi-S1-seed0"):
+        list(study.table(studied[1][1:2]))
+
+
+def test_integration_is_runs_too_and_is_refused_for_other_settings(typed, tmp_path, monkeypatch):
+    import pandas as pd
+
+    def scores(adata, keys, **_):
+        return pd.DataFrame({"Total": [float(adata.obsm[keys[0]].sum())]}, index=keys)
+
+    monkeypatch.setattr(integration, "integration_scores", scores)
+    made = study.integrate(tmp_path, (2,), 1, epochs=1, warmup=1, data=typed)
+    assert [(m["kind"], m["components"], m["epochs"]) for m in made] == [("scvi", 1, 1), ("mixture", 2, 1)]
+    assert open_run(tmp_path / "integration" / "mixture-S2-seed0").state == "done"
+    assert len(study.integration_table(made)) == 2
+    before = files(tmp_path)
+    assert study.integrate(tmp_path, (2,), 1, epochs=1, warmup=1, data=typed) == made
+    assert files(tmp_path) == before
+    with pytest.raises(ValueError, match="training.kl_warmup is 1, not 2"):
+        study.integrate(tmp_path, (2,), 1, epochs=1, warmup=2, data=typed)
+
+
+# Results from before results had an identity.
+
+
+@pytest.fixture
+def legacy(tmp_path):
+    """A copy of the recorded CORTEX results."""
+    return shutil.copytree(DOCS / "data" / "cortex", tmp_path / "cortex")
+
+
+COLUMNS = (
+    ("elbo", ".1f"), ("miselbo", ".1f"), ("pooled", ".1f"), ("elbo_gain", "+.1f"), ("miselbo_gain", "+.1f"),
+    ("pooled_gain", "+.1f"), ("effective", ".2f"), ("ari", ".3f"), ("nmi", ".3f"), ("asw", ".3f"), ("svm", ".3f"),
+    ("svm_precise", ".3f"), ("svm_precise_gain", "+.3f"),
+)  # fmt: skip
+NAMES = {
+    "SCVI": "scvi", "mixture": "mixture", "mixture without BatchNorm": "nobatchnorm", "frozen decoder": "frozen",
+    "SCVI, S samples": "samples",
+}  # fmt: skip
+
+
+def test_legacy_cortex_tables_are_those_of_the_documentation_digit_for_digit(legacy):
+    rows = {(row["model"], row["S"]): row for row in study.table(study.run(legacy))}
+    page = (DOCS / "results.md").read_text()
+    printed = re.findall(rf"^\| ({'|'.join(NAMES)}) \| (\d) \| (\d) \| (.*) \|$", page, re.MULTILINE)
+    assert len(printed) == len(rows) == 17
+    for name, size, seeds, cells in printed:
+        row = rows[NAMES[name], int(size)]
+        assert row["seeds"] == int(seeds)
+        for (key, form), cell in zip(COLUMNS, cells.split(" | "), strict=True):
+            if cell.strip() not in ("", "–"):
+                mean, error = row[key]
+                assert cell.strip() == f"{mean:{form}} ± {error:{form.removeprefix('+')}}", (name, size, key)
+
+
+def test_legacy_cortex_results_print_without_training_or_data(legacy, capsys, untrainable, monkeypatch, as_users_run):
+    def missing(*args, **kwargs):
+        raise AssertionError("it loads cells")
+
+    monkeypatch.setattr(study, "cortex", missing)
+    monkeypatch.setattr(integration, "cortex", missing)
+    before = files(legacy)
+    cli.main(["sc", "study", "--out", str(legacy)])
+    text = capsys.readouterr().out
+    for line in (
+        "│ mixture   │ 3 │ 6     │ 0.692 ±   │ 0.732 ±   │ 0.197 ±   │ 0.958 ±   │ 0.234 ±   │ 0.576 ±   │ -0.004 ±  │ "
+        "0.674 ±   │ -2344.652 │ -2330.065 │ -2326.586 │ 2.538 ±   │ 349.500  │",
+        "│ mixture   │ 3 │ 6     │ -0.008 ±  │ -0.008 ±  │ 0.001 ±   │ 0.006 ±   │ 0.004 ±   │ 0.001 ±   │ 0.000 ±   │ "
+        "0.039 ±   │ 0.456 ±   │ -0.542 ±  │ 2.936 ±   │ 1.538 ±   │ -25.167  │",
+        "│         │   │       │ 0.001     │ 0.010     │ 0.007     │ 0.003     │ 0.000     │ 0.001     │ 0.002     │ "
+        "0.004     │ 0.003     │ 0.005     │ 0.002     │ 0.004     │ 0.003      │",
+    ):
+        assert line in text
+    assert "legacy results" in text
+    assert files(legacy) == before
+
+
+def test_legacy_smoke_results_are_not_accepted_as_the_cortex_plan(legacy, untrainable):
+    path = legacy / "mixture-S2-seed0.json"
+    whole = read_json(path)
+    write_json(path, whole | {"settings": {"epochs": 2, "warmup": 1, "patience": 2, "draws": 10, "batch": 128}})
+    with pytest.raises(ValueError, match=r"mixture-S2-seed0.json was made with something else: epochs is 2, not 400"):
+        study.run(legacy)
+    write_json(path, whole | {"pooled": whole["pooled"][:27]})
+    with pytest.raises(ValueError, match="number of held-out cells is 27, not 405"):
+        study.run(legacy)
+    write_json(path, whole)
+    with pytest.raises(ValueError, match="batch is 128, not 512"):
+        study.run(legacy, batch=512)
+    write_json(path, {"kind": "mixture"})
+    with pytest.raises(ValueError, match="is no result of `mixvae sc study`"):
+        study.run(legacy)
+
+
+def test_legacy_and_new_results_are_never_mixed(legacy, studied, typed, untrainable):
+    (legacy / "frozen-S5-seed2.json").unlink()
+    with pytest.raises(ValueError, match="holds legacy results, .* but not of frozen-S5-seed2"):
+        study.run(legacy)
+    results = study.run(legacy, JOBS[:2])
+    with pytest.raises(ValueError, match="which one is legacy"):
+        list(study.table([*results, studied[1][1]]))
+    shutil.copytree(studied[0] / JOBS[0].name, legacy / JOBS[0].name)
+    with pytest.raises(ValueError, match="legacy results pair with each other only"):
+        study.run(legacy, JOBS[:2])
+    with pytest.raises(ValueError, match="epochs is 100, not 7"):
+        study.integrate(legacy, epochs=7)
+
+
+# Everything around it.
+
+
+def test_bad_options_of_the_study_are_refused_in_one_line_before_anything_is_trained(
+    tmp_path, capsys, untrainable, as_users_run
+):
+    for options, message in (
+        (["--models", "mixture-S2-seed0"], "mixture-S2-seed0 is compared with SCVI of its seed: add scvi-S1-seed0"),
+        (["--models", "mixtur-S2-seed0"], "unknown model 'mixtur-S2-seed0'"),
+        (["--cells", "5"], "cells must be from 20 to 700; got 5"),
+        (["--draws", "0"], "draws must be at least 1; got 0"),
+        (["--warmup", "-1"], "warmup must be at least 0; got -1"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["sc", "study", "--out", str(tmp_path / "out"), *options])
+        err = capsys.readouterr().err
+        assert end.value.code == 2
+        assert message in err
+        assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_models_of_the_paper_are_in_the_study():
+    names = [job.name for job in study.jobs()]
+    assert len(names) == len(set(names)) == 45
+    for s in range(1, 6):
+        assert sum(name.startswith(f"mixture-S{s}-") for name in names) == (6 if s in (1, 3) else 3)
+    assert sum(name.startswith("scvi") for name in names) == 6
+    assert study.chosen(names) == study.jobs()
+
+
+def test_cells_are_split_without_overlap():
+    assert [len(part) for part in study.split(3005)] == list(study.SIZES)
+    assert sorted(np.concatenate(study.split(120))) == list(range(120))
+
+
+def test_cells_are_thinned_in_one_batch_only(cells):
+    batched = study.with_batches(cells)
+    theirs = cells[batched.obs_names]
+    whole = (batched.obs["batch"] == "whole").to_numpy()
+    assert (batched.X[whole] != theirs.X[whole]).nnz == 0
+    assert (batched.X[~whole] > theirs.X[~whole]).nnz == 0
+    assert 0.3 < batched.X[~whole].sum() / theirs.X[~whole].sum() < 0.8
