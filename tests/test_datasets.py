@@ -30,7 +30,7 @@ def idx(array):
 def _nowhere(monkeypatch, tmp_path):
     """No data but what a test writes."""
     monkeypatch.delenv("MIXVAE_DATA", raising=False)
-    monkeypatch.setattr(download.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(download, "user_cache_dir", lambda name: tmp_path / "cache" / name)
     monkeypatch.setattr(download, "SYSTEM_FOLDER", tmp_path / "system")
 
 

@@ -102,3 +102,16 @@ def test_every_public_name_is_found_and_an_unknown_one_is_not():
     assert set(mixvae.__all__) <= set(dir(mixvae))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         mixvae.nonsense  # noqa: B018
+
+
+def test_who_reads_runs_does_not_wait_for_what_trains_them():
+    """Lightning Fabric and requests were half of the time that a report takes."""
+    script = """
+import sys
+import mixvae.report, mixvae.cli.commands, mixvae.runs
+heavy = {"lightning_fabric", "requests", "pooch", "sklearn", "scvi"} & set(sys.modules)
+assert not heavy, heavy
+assert callable(mixvae.runs.fit) and callable(mixvae.runs.train)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

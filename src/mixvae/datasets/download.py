@@ -1,4 +1,4 @@
-"""Where data files are found, and how missing ones are downloaded."""
+"""Where data files are found, and how missing ones are downloaded. Imports what downloads need only for one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import pooch
-import requests
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from platformdirs import user_cache_dir
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 TIMEOUT = 30
@@ -24,7 +22,7 @@ def folders(name: str, root: str | Path | None) -> list[Path]:
 
 def cache(name: str) -> Path:
     """Folder that downloads of a data set are kept in."""
-    return Path(pooch.os_cache("mixvae")) / name
+    return Path(user_cache_dir("mixvae")) / name
 
 
 def locate(names: list[str], name: str, root: str | Path | None) -> Path | None:
@@ -48,6 +46,9 @@ def fetch(url: str, checksum: str, name: str) -> Path:
         OSError: the server cannot be reached, has no such file, or breaks off.
         ValueError: the file's checksum is wrong. Nothing is left behind in either case.
     """
+    import pooch
+    import requests
+
     folder = cache(name)
     target = folder / url.rpartition("/")[2]
     manual = f"put {target.name} into {folder}, or name its folder with --data.root"
@@ -79,6 +80,8 @@ class _Bar:
     """A progress bar as pooch wants it, drawn by rich."""
 
     def __init__(self, description: str):
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

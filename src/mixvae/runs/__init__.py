@@ -1,5 +1,10 @@
 """A run on disk: what it was made from, train, resume, evaluate, ask, and load the model back."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from mixvae.runs.evaluating import SplitName, evaluate, evaluation_of, find_evaluation, save_arrays
 from mixvae.runs.listing import listing
 from mixvae.runs.queries import (
@@ -17,7 +22,9 @@ from mixvae.runs.run import Run, find_runs, load, open_data, open_run, open_runs
 from mixvae.runs.standing import standing
 from mixvae.runs.starting import extension
 from mixvae.runs.store import Layout, RunStore
-from mixvae.runs.training import fit, train
+
+if TYPE_CHECKING:
+    from mixvae.runs.training import fit, train
 
 __all__ = [
     "Layout",
@@ -48,3 +55,9 @@ __all__ = [
     "standing",
     "train",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in ("fit", "train"):  # which import Lightning Fabric
+        raise AttributeError(f"module 'mixvae.runs' has no attribute {name!r}")
+    return getattr(importlib.import_module("mixvae.runs.training"), name)

@@ -1,15 +1,19 @@
-"""Training on Lightning Fabric: KL warm-up, early stopping, checkpoints, and resuming bit for bit."""
+"""Training on Lightning Fabric: KL warm-up, early stopping, checkpoints, and resuming bit for bit.
+
+The trainer is imported when it is first used: Lightning Fabric takes seconds, which who reads a run need not wait.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING
 
-import torch
-from lightning_fabric import Fabric
-
+from mixvae.training.devices import default_device, launch
 from mixvae.training.memory import keep_freed_memory
 from mixvae.training.state import State, Store, is_over
-from mixvae.training.trainer import MakeOptimizer, MakeSchedule, Trainer
+
+if TYPE_CHECKING:
+    from mixvae.training.trainer import MakeOptimizer, MakeSchedule, Trainer
 
 __all__ = [
     "MakeOptimizer",
@@ -23,34 +27,8 @@ __all__ = [
     "launch",
 ]
 
-TESTED_STRATEGIES = ("auto", "ddp")
 
-
-def launch(
-    accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto", precision: Any = "32-true"
-) -> Fabric:
-    """Start Lightning Fabric, with one process per device.
-
-    Args:
-        accelerator: `cpu`, `cuda`, … as Fabric knows them; `auto` is a CUDA GPU if there is one, else the CPU.
-        devices: how many devices.
-        strategy: `auto` or `ddp`.
-        precision: `32-true`, `bf16-mixed`, … as Fabric knows them; densities are computed in full precision.
-
-    Raises:
-        ValueError: the strategy is not one that mixvae is tested with, or Fabric refuses a value.
-    """
-    if strategy not in TESTED_STRATEGIES:
-        raise ValueError(f"strategy {strategy!r} is not tested with mixvae: use {' or '.join(TESTED_STRATEGIES)}")
-    if accelerator == "auto":
-        accelerator = default_device()
-    if strategy == "ddp":
-        strategy = "ddp_find_unused_parameters_true"  # a step on some components leaves the others' encoders alone
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
-    fabric.launch()
-    return fabric
-
-
-def default_device() -> str:
-    """Device that work goes to unless told otherwise: a CUDA GPU if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def __getattr__(name: str) -> object:
+    if name not in ("MakeOptimizer", "MakeSchedule", "Trainer"):
+        raise AttributeError(f"module 'mixvae.training' has no attribute {name!r}")
+    return getattr(importlib.import_module("mixvae.training.trainer"), name)
