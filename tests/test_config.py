@@ -64,7 +64,7 @@ def test_a_users_encoder_by_import_path_becomes_a_mixture(tmp_path, monkeypatch)
     (tmp_path / "c.yaml").write_text(
         "model: {components: 3, latent: 2, encoder: {class_path: users_own.MyEncoder, width: 5}}"
     )
-    model = config.build(config.read(tmp_path / "c.yaml").model, (1, 4, 4))
+    model = config.build(config.read(tmp_path / "c.yaml", trust=["users_own"]).model, (1, 4, 4))
     assert len(model.posterior.encoders) == 3
     assert model(torch.zeros(2, 1, 4, 4)).log_q.shape == (1, 3, 3, 2)
     assert model.posterior.encoders[0].net[1].out_features == 5

@@ -139,3 +139,32 @@ def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice
             main(["grow", str(trained), f"--out={out}", "--draws=20", "--examples=50", "--most=3", *change])
         assert end.value.code == 2
         assert told in capsys.readouterr().err.strip().splitlines()[-1], "the old result passed for the new settings"
+    for change, told in ((["--most=1"], "most must be at least 2"), (["--examples=1"], "examples must be at least 2")):
+        with pytest.raises(SystemExit) as end:
+            main(["grow", str(trained), f"--out={out}", *change])
+        assert end.value.code == 2
+        assert told in capsys.readouterr().err
+
+
+def test_growing_for_more_epochs_does_not_spoil_what_later_steps_started_from(trained, tmp_path, capsys):
+    out = tmp_path / "grown"
+    words = ["grow", str(trained), f"--out={out}", "--draws=20", "--examples=50", "--most=3", "--errors=-100"]
+    main([*words, "--epochs=1"])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--epochs=2"])
+    assert end.value.code == 2
+    assert "started from it: choose another --out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    main([*words, "--epochs=1"])
+
+
+def test_an_extension_resumes_though_its_start_has_gone_on_or_is_gone(tmp_path):
+    base, more = tmp_path / "base", tmp_path / "more"
+    main(["train", "digits", "--out", str(base), *TINY])
+    main(["extend", str(base), "--out", str(more), "--epochs=1"])
+    main(["train", "--resume", str(base), "--training.epochs=3"])
+    main(["train", "--resume", str(more), "--training.epochs=2"])
+    base.rename(tmp_path / "elsewhere")
+    main(["train", "--resume", str(more), "--training.epochs=3"])
+    assert runs.open_run(more).epoch == 3

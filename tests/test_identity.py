@@ -70,7 +70,7 @@ def contents(folder):
         ("training.ema=0.9", "training.ema is None"),
         ("training.epochs=1", "it has trained for 2 epochs, not 1"),
         ("seed=1", "seed is 0, not 1"),
-        ("model.encoder.hidden=[7]", "model.encoder.hidden is [6], not [7]"),
+        ("model.encoder.hidden=[7]", "model.encoder.hidden is 6, not 7"),
         ("data.limit=131", "data.sha256 is"),
         ("data.binarize=fixed", "data."),
     ],
@@ -180,7 +180,8 @@ def test_a_run_finds_its_data_from_anywhere_and_when_both_were_moved(own, tmp_pa
     assert found.results == expected
     main(["train", "--resume", "../moved/run", "--training.epochs=2"])
     (moved / "mine.npy").rename(tmp_path / "other name.npy")
-    assert "did you mean" not in refused(capsys, "evaluate", "../moved/run")
+    assert "are no longer at" in (error := refused(capsys, "evaluate", "../moved/run"))
+    assert "--data.name" in error
     main(["evaluate", "../moved/run", "--draws=4", "--data.name", "../other name.npy"])
     main(["encode", "../moved/run", "--data.name=../other name.npy"])
     main(["components", "../moved/run", "--examples=6", "--data.name=../other name.npy"])

@@ -138,6 +138,7 @@ def cell(path, asked, pooled, score, draws):
 def cells(tmp_path, monkeypatch):
     """Two seeds of S = 1 and 2 whose gains are known."""
     monkeypatch.setattr(trainings, "latent_pictures", lambda run, say: {})
+    monkeypatch.setattr(trainings, "_represent", lambda run: dict(runs.representations(run))["test"].scores)
     rng = np.random.default_rng(0)
     base = rng.normal(size=(2, 400))
     gain = np.array([[0.3], [0.5]]) + rng.normal(size=(2, 400))
@@ -245,6 +246,14 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "unknown model 'vanila': did you mean vanilla?" in refused(
         capsys, "reproduce", "mnist", "--models", "vanila,vamp"
     )
+    for words, told in (
+        (["--seeds", "0,0"], "seeds must be different numbers"), (["--seeds="], "seeds must be different numbers"),
+        (["--models="], "models must name at least one"), (["--epochs", "0"], "epochs must be at least 1"),
+        (["--warmup=-1"], "warmup must be at least 0"),
+    ):  # fmt: skip
+        out = str(tmp_path / "refused")
+        assert told in refused(capsys, "reproduce", "latents", "--scale", "smoke", "--out", out, *words)
+    assert not (tmp_path / "refused").exists()
     assert "trains no image models" in refused(capsys, "reproduce", "toys", "--epochs", "3")
     assert "jobs must be at least 1" in refused(
         capsys, "reproduce", "latents", "--jobs", "0", "--scale", "smoke", "--out", str(tmp_path / "x")

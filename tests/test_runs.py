@@ -149,7 +149,9 @@ def test_training_from_a_yaml_file_with_an_own_encoder_and_own_data(tmp_path, mo
         "training: {epochs: 2}\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "mixvae", "train", "own.yaml", "--out", "run"], capture_output=True, text=True
+        [sys.executable, "-m", "mixvae", "train", "own.yaml", "--out", "run", "--trust", "own_encoder"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     monkeypatch.syspath_prepend(tmp_path)
@@ -207,7 +209,7 @@ def test_bad_input_to_other_commands_is_one_line(two, tmp_path, capsys):
         (["evaluate", run, "--split", "tset"], "split: expected"),
         (["sample", run, "--out", "x.jpg"], "--out must end in .png or .npy; got x.jpg"),
         (["sample", run, "--n", "0"], "n must be at least 1; got 0"),
-        (["train", "digits", "--out", run], f"{run} exists already: go on with it by --resume {run}"),
+        (["train", "digits", "--out", run], f"{run} exists already: go on with it by `mixvae train --resume {run}`"),
         (["train", "--resume", tmp_path / "none"], "is not a run: it has no run.json"),
         (["train", "digits", "--resume", run], "brings its own configuration; leave digits out"),
         (

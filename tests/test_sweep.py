@@ -54,27 +54,30 @@ def test_the_ablation_has_all_eight_architectures():
 
 
 def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys):
+    text = grid.read_text()
+    axes = "axes: {rate: {ok: {}, wild: {training.optimizer.lr: 1.0e+20}, other: {seed: 1}}}"
+    grid.write_text(text[: text.index("axes:")] + axes)
     with pytest.raises(SystemExit) as end:
         main(["sweep", str(grid), "--jobs", "2"])
     assert end.value.code == 1
     out, err = capsys.readouterr()
-    assert "2 of 4 cells failed: S1-wild: " in err
+    assert "1 of 3 cells failed: wild: " in err
     assert "lower the learning rate" in err
     assert (tmp_path / "cells" / "report.html").exists()
-    rows = {p.name for p in (tmp_path / "cells").glob("S*") if find_evaluation(p, 4, examples=20)}
-    assert rows == {"S1-ok", "S2-ok"}
+    rows = {p.parent.name for p in (tmp_path / "cells").glob("*/run.json") if find_evaluation(p.parent, 4, examples=20)}
+    assert rows == {"ok", "other"}
     # train one cell for fewer epochs, and run again: it is resumed, the other left alone
-    run, other = (Layout(tmp_path / "cells" / name) for name in ("S1-ok", "S2-ok"))
+    run, other = (Layout(tmp_path / "cells" / name) for name in ("ok", "other"))
     before = other.state.stat().st_mtime_ns, run.weights.read_bytes()
     shutil.rmtree(run.path)
-    cell = experiments.read_grid(grid).cells["S1-ok"]
+    cell = experiments.read_grid(grid).cells["ok"]
     runs.train(replace(cell, training=replace(cell.training, epochs=1)), run.path)
     with pytest.raises(SystemExit):
         main(["sweep", str(grid)])
     out, err = capsys.readouterr()
-    assert "S1-ok: resuming" in out
-    assert "S2-ok: done already" in out
-    assert "S2-wild: resuming" in out
+    assert "ok: resuming" in out
+    assert "other: done already" in out
+    assert "wild: resuming" in out
     assert (other.state.stat().st_mtime_ns, run.weights.read_bytes()) == before
 
 
@@ -187,6 +190,9 @@ def alive(pid):
         ("base: digits", "must hold axes"),
         ("axes: {a: {b: {model.component: 2}}}", "model.component"),
         ("nonsense: [", "is not a YAML file"),
+        ("draw: 3\naxes: {}", "unknown key draw: did you mean draws?"),
+        ("axes: {a: {x-y: {}, x: {}}, b: {z: {}, y-z: {}}}", "two cells are called x-y-z"),
+        ("axes: {a: {../esc: {}}}", "cannot be the name of a cell's folder"),
     ],
 )
 def test_wrong_grids_are_told_in_one_line(tmp_path, capsys, text, told):

@@ -140,13 +140,22 @@ def grow(
     """
     folder, base, rows = Path(out), runs.open_run(run), list[dict[str, Any]]()
     size = base.config.model.components
+    for name, value, least in (("most", most, size + 1), ("epochs", epochs, 1), ("draws", draws, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}; got {value}")
+    if examples is not None and examples < 2:
+        raise ValueError(f"examples must be at least 2, so that a gain has an error; got {examples}")
+    _check_steps(
+        base, folder, most, lambda base, components: runs.extension(base, components, freeze=freeze, epochs=epochs)
+    )
     while size < most and (not rows or rows[-1]["accepted"]):
         size += 1
         more, same = folder / f"S{size}", folder / f"S{size - 1}-on"
         evaluations = []
         for path, components in ((same, size - 1), (more, size)):
             wanted = runs.extension(base, components, freeze=freeze, epochs=epochs)
-            say(f"training {components} components on from {base.path} in {path}")
+            count = f"{components} component{'s' if components > 1 else ''}"
+            say(f"training on from {base.path} with {count}, in {path}")
             runs.train(wanted, path, resume=True, amend=False)
             evaluations.append(runs.evaluate(path, draws, split="validation", examples=examples))
         result = report.compare([same, more], evaluations).table[1]
@@ -158,6 +167,23 @@ def grow(
         base = runs.open_run(more)
     write_bytes(folder / "growth.png", figures.png(figures.growth(rows)))
     return rows
+
+
+def _check_steps(base: runs.Run, folder: Path, most: int, wanted: Callable[[runs.Run, int], config.Config]) -> None:
+    """Refuse a folder of other steps, before any of them is gone on with.
+
+    Raises:
+        ValueError: a step was made from something else, or would train on though a later one started from it.
+    """
+    for size in range(base.config.model.components + 1, most + 1):
+        more, same = folder / f"S{size}", folder / f"S{size - 1}-on"
+        runs.standing(wanted(base, size - 1), same)
+        if runs.standing(wanted(base, size), more) != "trained":
+            later = folder / f"S{size}-on"
+            if (later / "run.json").exists():
+                raise ValueError(f"{more} would train on, but {later} started from it: choose another --out")
+            return
+        base = runs.open_run(more)
 
 
 @dataclass(frozen=True)
@@ -225,16 +251,24 @@ def read_grid(name: str | Path) -> Grid:
     path = config.locate(name, "grids")
     content = config.read_yaml(path)
     known = {"base", "set", "axes", "out", "draws", "examples"}
-    if not isinstance(content, dict) or not content.keys() <= known or not isinstance(content.get("axes"), dict):
+    for key in content if isinstance(content, dict) else ():
+        if key not in known:
+            near = config.nearest(str(key), sorted(known))
+            raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
+    if not isinstance(content, dict) or not isinstance(content.get("axes"), dict):
         raise ValueError(f"{path} must hold axes, and may hold {', '.join(sorted(known - {'axes'}))}; got {content}")
     cells = {}
     for values in itertools.product(*(axis.items() for axis in content["axes"].values())):
         options = dict(content.get("set") or {})
         for _, more in values:
             options |= more or {}
-        cells["-".join(str(value) for value, _ in values)] = config.read(
-            content.get("base", "digits"), config.flags(options)
-        )
+        config.check_config(config.nested(options), str(path))
+        name = "-".join(str(value) for value, _ in values)
+        if name in cells:
+            raise ValueError(f"{path}: two cells are called {name}: name the values of the axes so that they differ")
+        if not name or "/" in name or name.startswith(".") or name in ("cells", "report.html"):
+            raise ValueError(f"{path}: {name!r} cannot be the name of a cell's folder: choose another value's name")
+        cells[name] = config.read(content.get("base", "digits"), config.flags(options))
     return Grid(
         Path(content.get("out", f"runs/{path.stem}")), cells, content.get("draws", 1000), content.get("examples")
     )
@@ -266,6 +300,7 @@ def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print
         raise ValueError(f"jobs must be at least 1; got {jobs}")
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else None
     result, standing, children = Sweep(), grid.standing(), set[subprocess.Popen[str]]()
+    trusted = sorted(config.granted().packages)  # here, since threads have grants of their own
 
     def run(name: str) -> tuple[str, str]:
         path = grid.out / name
@@ -275,9 +310,9 @@ def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print
         file = grid.out / "cells" / f"{name}.yaml"
         write_text(file, config.to_yaml(grid.cells[name]))
         say(f"{name}: {DOING[standing[name]]}")
-        words = [str(file), str(path), json.dumps(grid.evaluation)]
+        words = [str(file), str(path), json.dumps(grid.evaluation), *trusted]
         script = "import sys; from mixvae.experiments import run_cell; run_cell(*sys.argv[1:])"
-        status, said = _run_child([sys.executable, "-c", script, *words], environment, children)
+        status, said = _run_child([sys.executable, "-P", "-c", script, *words], environment, children)
         error = f"killed by {signal.Signals(-status).name}" if status < 0 else (said or f"ended with status {status}")
         say(f"{name}: {'done' if status == 0 else 'failed: ' + error}")
         return name, "" if status == 0 else error
@@ -330,11 +365,12 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_cell(file: str, out: str, evaluation: str) -> None:
+def run_cell(file: str, out: str, evaluation: str, *trust: str) -> None:
     """Train and evaluate one cell of a sweep, from the beginning or from where it stands, as a child of `run_cells`."""
     _end_with_parent()
     try:
-        run = runs.train(config.read(file), out, resume=True, amend=False)
-        runs.evaluate(run, **json.loads(evaluation))
+        with config.granting(*trust, working_folder=True):
+            run = runs.train(config.read(file), out, resume=True, amend=False)
+            runs.evaluate(run, **json.loads(evaluation))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(" ".join(str(error).split()))

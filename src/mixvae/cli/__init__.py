@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import yaml
 
 from mixvae import config
 from mixvae.cli.commands import COMMANDS, list_runs, report, reproduce, train
@@ -55,7 +56,11 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
     if function is train:
         sub.usage = "mixvae train [PRESET_OR_YAML] [--model.components S] [--out RUN] … | --resume RUN"
         sub.add_argument("--out", type=str | None, help="run directory; runs/PRESET-S…-seed… by default")
-        sub.add_argument("--resume", type=str | None, help="go on with this run; only training options may change")
+        sub.add_argument(
+            "--resume",
+            type=str | None,
+            help="go on with this run, perhaps with other epochs, patience, learning rate, weight decay or clipping",
+        )
         config.add_arguments(sub)
     elif function is report:
         sub.add_argument("runs", nargs="+", help="the run directories")
@@ -74,11 +79,12 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
-    sys.path.append(os.getcwd())  # so that classes of the user's own are found by import path
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
-        words = _flags(_grouped(words))
-        _run(words)
+        words, trusted = _trusted(words)
+        with config.granting(*trusted, working_folder=True):
+            words = _flags(_grouped(words))
+            _run(words)
     except FloatingPointError as error:
         fail(str(error), 1)
     except RuntimeError as error:
@@ -101,6 +107,8 @@ def _run(words: list[str]) -> None:
         parser().print_help()
         return
     words, preset = _train_words(words) if words[0] == "train" else (words, "")
+    if words[0] == "train":
+        _typed(words[1:])
     arguments = parser(words[0]).parse_args(words)
     command = arguments.command
     given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
@@ -114,6 +122,29 @@ def _run(words: list[str]) -> None:
         raise ValueError("give either --out for a new run or --resume for an old one, not both")
     name = f"{Path(preset).stem}-S{settings.model.components}-seed{settings.seed}"
     train(settings, resume or given["out"] or str(Path("runs") / name), resume=bool(resume))
+
+
+def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
+    """Take the packages that are trusted out of the words."""
+    rest, packages = list(words), []
+    while index := next((i + 1 for i, word in enumerate(rest) if word.split("=")[0] == "--trust"), 0):
+        value = _value(rest, index - 1)
+        if not value or value.startswith("-"):
+            raise ValueError("--trust takes the name of a package whose code you trust, such as --trust mypackage")
+        packages.append(value)
+        del rest[index - 1 : index + ("=" not in rest[index - 1])]
+    return rest, packages
+
+
+def _typed(words: list[str]) -> None:
+    """Look for classes that were typed as flags in the working folder too: who types a name trusts it."""
+    options = {}
+    for i, word in enumerate(words):
+        value = _value(words, i)
+        if word.startswith(("--model.", "--training.")) and value:
+            with suppress(yaml.YAMLError):  # which the parser tells
+                options[word[2:].partition("=")[0]] = yaml.safe_load(value)
+    config.check_config(config.nested(options), "the command line", config.EVERYBODY)
 
 
 def _grouped(words: list[str]) -> list[str]:
@@ -160,10 +191,13 @@ def _train_words(words: list[str]) -> tuple[list[str], str]:
         raise ValueError(f"--resume {resumed} brings its own configuration; leave {preset} out")
     if {"-h", "--help"} & set(rest):
         return ["train", *rest], ""
+    for option in ("--resume", "--out"):
+        if any(word.split("=")[0] == option and not _value(rest, i) for i, word in enumerate(rest)):
+            raise ValueError(f"{option} takes a run directory; it is empty")
     if resumed:
         return ["train", f"--config={_config_of(resumed)}", *rest], ""
     path = config.locate(preset or "digits")
-    config.check_keys(path)
+    config.check_file(path)
     return ["train", f"--config={path}", *rest], str(path)
 
 
@@ -197,7 +231,9 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
         return f"unknown option --{unknown[1]}" + (f": did you mean --{near}?" if near else "")
     if choice := re.search(r"invalid choice: '(.*?)'", text):
         near = config.nearest(choice[1], COMMANDS)
-        hint = f"did you mean {near}?" if near else f"choose {', '.join(COMMANDS)}"
+        hint = (
+            f"did you mean {near}?" if near else f"choose {', '.join(name.replace('sc-', 'sc ') for name in COMMANDS)}"
+        )
         return f"unknown command {choice[1]!r}: {hint}"
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
     text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m[1] or ''}", text)

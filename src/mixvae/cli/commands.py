@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -29,8 +30,14 @@ def train(settings: config.Config, out: str, *, resume: bool) -> None:
     """Train a model and keep the epoch that is best on validation."""
     from mixvae import runs
 
+    before = runs.open_run(out).epoch if resume else 0
     run = runs.train(settings, out, resume=resume)
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same training
+        return
     rows = run.metrics
+    if run.epoch == before:
+        show(f"{run.path}: done already after {run.epoch} epochs; ask for more by --training.epochs to go on")
+        return
     best = next(row for row in rows if row["epoch"] == rows[-1]["best_epoch"])
     show(
         f"{run.path}: {rows[-1]['epoch']} epochs in {rows[-1]['seconds']:.0f} s; best epoch {best['epoch']}, "
@@ -54,7 +61,7 @@ def list_runs(folder: str = "runs") -> None:
         Column("data", "data"),
         Column("S", "components", digits=0),
         Column("epochs", "progress"),
-        Column("validation", "validation", digits=3),
+        Column("validation MISELBO", "validation", digits=3),
         Column("pooled NLL", "nll_pooled", "nll_pooled_se"),
         Column("split", "split"),
         Column("draws", "draws", digits=0),
@@ -65,7 +72,7 @@ def list_runs(folder: str = "runs") -> None:
         return
     for row in rows:
         row["progress"] = f"{row['epochs']}/{row['goal']}" if "epochs" in row else None
-    show_rows(columns, rows, f"{len(rows)} runs in {folder}, nats")
+    show_rows(columns, rows, f"{len(rows)} run{'s' if len(rows) > 1 else ''} in {folder}, nats")
 
 
 def evaluate(

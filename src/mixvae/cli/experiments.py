@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from mixvae import config
 from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, show_rows
 
 
@@ -115,6 +116,8 @@ def toy(
     if not sizes or not all(size.isdigit() and int(size) for size in sizes):
         raise ValueError(f"--components takes positive numbers separated by commas, such as 1,2,5; got {components!r}")
     folder = Path(out or f"runs/toy-{target}")
+    if "." in target:
+        config.look_in_working_folder()  # who types a name trusts it
     with progress_bar("training") as (advance, say):
         result = experiments.toy(
             target, folder, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,

@@ -4,12 +4,14 @@ from mixvae.config.building import build, construct, parameters, parse, plain_er
 from mixvae.config.naming import describe, rebuild
 from mixvae.config.reading import (
     add_arguments,
-    check_keys,
+    changes,
+    check_file,
     flags,
     from_dict,
     from_namespace,
     locate,
     nearest,
+    nested,
     presets,
     read,
     read_yaml,
@@ -17,8 +19,26 @@ from mixvae.config.reading import (
     to_yaml,
 )
 from mixvae.config.schema import Config, DataConfig, ModelConfig, Spec, StartConfig, TrainingConfig
+from mixvae.config.trust import (
+    EVERYBODY,
+    NOBODY,
+    Trust,
+    check_config,
+    check_description,
+    granted,
+    granting,
+    look_in_working_folder,
+)
 
 __all__ = [
+    "EVERYBODY",
+    "NOBODY",
+    "Trust",
+    "check_config",
+    "check_description",
+    "granted",
+    "granting",
+    "look_in_working_folder",
     "Config",
     "DataConfig",
     "ModelConfig",
@@ -27,7 +47,8 @@ __all__ = [
     "TrainingConfig",
     "add_arguments",
     "build",
-    "check_keys",
+    "changes",
+    "check_file",
     "construct",
     "describe",
     "flags",
@@ -35,6 +56,7 @@ __all__ = [
     "from_namespace",
     "locate",
     "nearest",
+    "nested",
     "parameters",
     "parse",
     "plain_errors",

@@ -13,6 +13,7 @@ import jsonargparse
 import yaml
 
 from mixvae.config.schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig
+from mixvae.config.trust import NOBODY, Trust, check_config
 
 
 def shipped(folder: str) -> dict[str, Path]:
@@ -59,14 +60,19 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     return [f"--{key}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}" for key, text in texts.items()]
 
 
-def read(name: str | Path, overrides: Sequence[str] = ()) -> Config:
+def read(name: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Config:
     """Read a configuration from a preset or YAML file, with flags such as `--seed=3` on top.
 
+    Args:
+        name: name of a preset, or path of a file.
+        overrides: flags, which may name any class.
+        trust: packages whose classes the file may name beside those of mixvae, torch and zuko.
+
     Raises:
-        ValueError: there is no such file, it is not YAML, or a key or a value is wrong.
+        ValueError: there is no such file, it is not YAML, a key or a value is wrong, or a class is not trusted.
     """
     path = locate(name)
-    check_keys(path)
+    check_file(path, Trust(frozenset(trust)))
     parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     add_arguments(parser)
     try:
@@ -104,11 +110,11 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
 
 
-def check_keys(path: Path) -> None:
-    """Refuse a YAML file with keys that do not exist.
+def check_file(path: Path, trust: Trust = NOBODY) -> None:
+    """Refuse a YAML file with keys that do not exist, or with classes that are not trusted.
 
     Raises:
-        ValueError: the file is not YAML, or a key is unknown; the nearest one is named.
+        ValueError: the file is not YAML, a key is unknown, with the nearest one, or a class is not trusted.
     """
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
@@ -118,6 +124,21 @@ def check_keys(path: Path) -> None:
         if key not in known:
             near = nearest(key, sorted(known))
             raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
+    check_config(content, str(path), trust)
+
+
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in dotted form, such as `{"model.components": 3}`, as a file would hold them."""
+    content: dict[str, Any] = {}
+    for name, value in options.items():
+        place = content
+        *outer, last = name.split(".")
+        for part in outer:
+            inner = place.get(part)
+            place[part] = inner if isinstance(inner, dict) else {} if inner is None else {"class_path": inner}
+            place = place[part]
+        place[last] = value
+    return content
 
 
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:
@@ -136,6 +157,21 @@ def _given(content: dict[str, Any], known: set[str], prefix: str = "") -> Iterat
         yield name
         if isinstance(value, dict) and any(other.startswith(f"{name}.") for other in known):
             yield from _given(value, known, f"{name}.")
+
+
+def changes(one: Config, other: Config) -> list[str]:
+    """Dotted names of the settings that differ."""
+    old, new = (dict(_flat(asdict(config))) for config in (one, other))
+    return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested dictionaries by dotted name."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def to_yaml(config: Config) -> str:

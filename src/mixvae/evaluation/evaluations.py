@@ -172,6 +172,8 @@ def mismatch(one: Identity, other: Identity) -> str:
 
 def _parts(of: Evaluation | Estimate, bound: str) -> tuple[Identity, np.ndarray]:
     """Identity of an evaluation, and a bound of every example."""
+    if not isinstance(of, Evaluation | Estimate):
+        raise TypeError(f"a paired gain is of what runs.evaluate or log_marginal returns; got {type(of).__name__}")
     identity, bounds = (identity_of(of), of.arrays()) if isinstance(of, Estimate) else (of.identity, of.bounds)
     known = [name for name in BOUNDS if name in bounds]
     if bound not in known:

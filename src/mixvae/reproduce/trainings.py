@@ -121,6 +121,15 @@ class Trainings:
         Raises:
             ValueError: there is no such model, or it is compared with one that is left out.
         """
+        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
+            raise ValueError(
+                f"seeds must be different numbers, at least one; got {','.join(map(str, seeds)) or 'none'}"
+            )
+        if models is not None and not models:
+            raise ValueError("models must name at least one model")
+        for name, value, least in (("epochs", epochs, 1), ("warmup", warmup, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}; got {value}")
         options = dict(self.options)
         options |= {} if epochs is None else {"training.epochs": epochs}
         options |= {} if warmup is None else {"training.warmup": warmup}
@@ -162,12 +171,11 @@ class Trainings:
         if result.failed:
             raise ValueError("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
         if self.represent:
-            for path in result.done:
-                if not runs.representations(path):
-                    say(f"{path.name}: classifying by the latents")
-                    runs.representation(path, split="test")
-        opened = {run.path: run for run in runs.open_runs(result.done)}
-        cells = {path: _Cell(opened[path], evaluation) for path, evaluation in result.done.items()}
+            say("classifying by the latents where that is not done")
+        cells = {
+            run.path: _Cell(run, result.done[run.path], _represent(run) if self.represent else {})
+            for run in runs.open_runs(result.done)
+        }
         measured = {v.key: [cells[out / f"{v.name}-seed{seed}"] for seed in self.seeds] for v in self.variants}
         rows = [self._row(variant, measured) for variant in self.variants]
         verdicts = [judge(question.claim, self._gaps(question, measured)) for question in self.questions]
@@ -301,11 +309,17 @@ class _Cell:
 
     run: runs.Run
     evaluation: Evaluation
+    representation: Mapping[str, Mapping[str, list[float]]]
 
-    @property
-    def representation(self) -> dict[str, dict[str, list[float]]]:
-        """Scores by features and metric."""
-        return dict(runs.representations(self.run))["test"].scores
+
+def _represent(run: runs.Run) -> Mapping[str, Mapping[str, list[float]]]:
+    """Scores by features and metric on the test split; those that a legacy run came with."""
+    if not run.is_legacy:
+        return runs.representation(run, split="test").scores
+    stored = runs.representations(run)
+    if not stored:
+        raise ValueError(f"{run.path} is legacy and has no representation.json: choose another folder")
+    return stored[0][1].scores
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from mixvae.runs.evaluating import SplitName, evaluate, evaluation_of, find_evaluation, save_arrays
-from mixvae.runs.listing import listing
+from mixvae.runs.listing import find_runs, listing
+from mixvae.runs.opening import load, open_run, open_runs
 from mixvae.runs.queries import (
     components,
     cooperation,
@@ -18,7 +19,7 @@ from mixvae.runs.queries import (
     sample,
 )
 from mixvae.runs.recipe import Recipe
-from mixvae.runs.run import Run, find_runs, load, open_data, open_run, open_runs
+from mixvae.runs.run import Run, open_data
 from mixvae.runs.standing import standing
 from mixvae.runs.starting import extension
 from mixvae.runs.store import Layout, RunStore

@@ -27,7 +27,8 @@ from mixvae.evaluation import (
 from mixvae.files import atomic, write_json
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.runs import legacy
-from mixvae.runs.run import Run, open_run
+from mixvae.runs.opening import open_run
+from mixvae.runs.run import Run
 from mixvae.runs.stored import identity_in, read_evaluation, save_evaluation, stored_evaluation
 from mixvae.training import default_device, keep_freed_memory
 

@@ -26,6 +26,8 @@ BOUNDS = ("elbo", "miselbo", "pooled")
 
 def is_run(path: Path) -> bool:
     """Whether a directory is such a run."""
+    if (path / "evaluations").exists():  # of a later mixvae, whose run.json was lost
+        return False
     trained = any((path / name).exists() for name in ("results.json", "model.safetensors", "last/state.pt"))
     return (path / "config.yaml").exists() and not (path / "run.json").exists() and trained
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mixvae.runs import legacy
 from mixvae.runs.evaluating import evaluation_of
-from mixvae.runs.run import Run, find_runs
+from mixvae.runs.run import Run
 
 
 def listing(folder: str | Path = "runs") -> list[dict[str, Any]]:
@@ -38,7 +41,8 @@ def _row(run: Run, folder: Path) -> dict[str, Any]:
         row |= {
             "recipe": run.recipe.sha256[:8],
             "data": run.manifest["runtime"]["data"]["name"],
-            "components": run.recipe.identity["model"].get("components"),
+            "components": run.recipe.identity["model"].get("components")
+            or (run.manifest["model"] or {}).get("components"),
             "epochs": progress["epoch"],
             "goal": run.manifest["goal"]["epochs"],
             "validation": progress["best"],
@@ -52,3 +56,19 @@ def _row(run: Run, folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         row["state"] = "damaged"
     return row
+
+
+def find_runs(folder: Path) -> Iterator[Run]:
+    """All runs in a folder and below it, links included, by path."""
+    seen: set[Path] = set()
+    found = []
+    for place, below, files in os.walk(folder, followlinks=True):
+        path = Path(place)
+        if path.resolve() in seen:
+            below.clear()  # a link to what was seen
+            continue
+        seen.add(path.resolve())
+        if "run.json" in files or ("config.yaml" in files and legacy.is_run(path)):
+            found.append(path)
+    for path in sorted(found):
+        yield Run(path)

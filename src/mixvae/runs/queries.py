@@ -17,7 +17,8 @@ from mixvae.files import canonical, checksum, commit, read_manifest, write_bytes
 from mixvae.representation import Latents, Representation, represent
 from mixvae.runs import legacy
 from mixvae.runs.evaluating import SplitName, part_of, prepared
-from mixvae.runs.run import Run, open_run
+from mixvae.runs.opening import open_run
+from mixvae.runs.run import Run
 from mixvae.training import default_device
 
 REPRESENTED = 10_000
@@ -113,6 +114,8 @@ def representation(
     if part.y is None:
         raise ValueError(f"{run.path} has data without labels ({run.data.name}): classification needs labels")
     train = run.data.split("train").to(default_device())
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples must be at least 1; got {samples}")
     draws = samples or run.model.posterior(prepared(run, part.head(1))).batch_shape[0]
     about = {
         "split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "samples": draws,

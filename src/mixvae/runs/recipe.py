@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from types import CodeType
 from typing import Any
 
 import torch
@@ -87,6 +88,9 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in dict.fromkeys((*old, *new)):
             yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and old != new:
+        for i, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{name}.{i}" if len(old) > 1 else name)
     elif canonical(old) != canonical(new):
         checksums = name.rpartition(".")[2] in ("sha256", "labels_sha256")
         if not (checksums and None in (old, new)):
@@ -95,7 +99,7 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 def _short(value: Any) -> str:
     """A value in few characters."""
-    text = str(value)
+    text = str(value) or "''"
     return f"{text[:8]}…" if len(text) == 64 and " " not in text else text if len(text) < 60 else f"{text[:57]}…"
 
 
@@ -144,9 +148,16 @@ ROOM = {
 
 
 def recipe_of_model(
-    model: nn.Module, data: Dataset, settings: Mapping[str, Any], *, seed: int, precision: str, label: str
+    model: nn.Module,
+    data: Dataset,
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    precision: str,
+    label: str,
+    spec: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Recipe of a training of a model that was built in Python: its tensors' names and shapes stand for the model.
+    """Recipe of a training of a model that was built in Python: what its parts were made with, and its tensors.
 
     Args:
         model: the model.
@@ -155,11 +166,24 @@ def recipe_of_model(
         seed: seed of the training.
         precision: as Lightning Fabric names it.
         label: what the caller calls the model.
+        spec: the model as `config.describe` names it; where it cannot be named, its submodules stand for it.
     """
     tensors = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items()}
-    described = {"label": label, "tensors": tensors}
+    made = {"parts": parts_of(model)} if spec is None else {"spec": spec["model"]}
+    described = {"label": label, "tensors": tensors, **made}
     frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
-    return _recipe(data_identity(data), described, settings, seed, precision, frozen, None)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return _recipe(data_identity(data), described, settings, seed, precision, frozen, None, learning)
+
+
+def parts_of(model: nn.Module) -> dict[str, str]:
+    """Every submodule by its name: its class, and what it holds beside tensors and other modules."""
+    described = {}
+    for name, part in model.named_modules():
+        held = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
+        plain_ones = {key: plain(value) for key, value in held.items() if not isinstance(value, torch.Tensor)}
+        described[name] = f"{path_of(type(part))}({part.extra_repr()}) {canonical(plain_ones)}"
+    return described
 
 
 def data_identity(data: Dataset) -> dict[str, Any]:
@@ -180,11 +204,12 @@ def _recipe(
     precision: str,
     freeze: list[str],
     start: Mapping[str, Any] | None,
+    parameters: Sequence[nn.Parameter] = (),
 ) -> Recipe:
-    groups, kind = describe_optimizer(settings["optimizer"])
+    groups, kind = describe_optimizer(settings["optimizer"], parameters)
     training = {
-        "bound": path_of(settings["bound"]),
-        "gradient": path_of(settings["gradient"]),
+        "bound": describe_callable(settings["bound"]),
+        "gradient": describe_callable(settings["gradient"]),
         **{name: settings[name] for name in COPIED},
         "ema": None if settings["ema"] is None else float(settings["ema"]),
         "freeze": sorted(freeze),
@@ -204,22 +229,26 @@ def _recipe(
     return Recipe(identity, (first,))
 
 
-def describe_optimizer(make: Callable[..., torch.optim.Optimizer]) -> tuple[list[dict[str, Any]], str]:
+def describe_optimizer(
+    make: Callable[..., torch.optim.Optimizer], parameters: Sequence[nn.Parameter] = ()
+) -> tuple[list[dict[str, Any]], str]:
     """Options of each parameter group, defaults included and what is off left out, and the optimiser's class."""
     with mixvae.config.plain_errors("the optimiser cannot be made"):
-        made = make([nn.Parameter(torch.zeros(1))])
+        made = make(list(parameters) or [nn.Parameter(torch.zeros(1))])
     groups = [{k: plain(v, numbers=float) for k, v in group.items() if k != "params"} for group in made.param_groups]
     kept = [{k: v for k, v in group.items() if v is not None and v is not False} for group in groups]
     return kept, path_of(type(made))
 
 
 def describe_callable(make: Callable[..., Any]) -> Any:
-    """A class or function with its arguments, defaults included."""
+    """A class or function with its arguments, defaults included, or an object with what it holds."""
     if isinstance(make, partial):
         given = {
             k: plain(v, numbers=float) for k, v in {**_defaults(make.func, numbers=float), **make.keywords}.items()
         }
         return {"class": path_of(make.func), **given, **({"": [plain(a) for a in make.args]} if make.args else {})}
+    if not hasattr(make, "__qualname__"):
+        return {"class": path_of(type(make)), "holds": plain(dict(getattr(make, "__dict__", {})))}
     return path_of(make)
 
 
@@ -294,20 +323,28 @@ def _code(value: Any) -> str:
     """Hash of a function's code, or of a class's source."""
     code = getattr(value, "__code__", None)
     if code is not None:
-        constants = [c if isinstance(c, int | float | str | bytes | tuple | None) else "" for c in code.co_consts]
-        cells = [repr(cell.cell_contents) for cell in getattr(value, "__closure__", None) or () if _simple(cell)]
-        return checksum(f"{code.co_code.hex()} {constants} {code.co_names} {cells} {value.__defaults__}")
+        cells = [_in_cell(cell) for cell in getattr(value, "__closure__", None) or ()]
+        defaults = plain([value.__defaults__ or (), value.__kwdefaults__ or {}])
+        return checksum(canonical([_instructions(code), cells, defaults]))
     try:
         return checksum(inspect.getsource(value))
     except (OSError, TypeError):
         return checksum(str(value))
 
 
-def _simple(cell: Any) -> bool:
+def _instructions(code: CodeType) -> list[Any]:
+    """What a function's code does, with the functions inside it."""
+    constants = [_instructions(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), constants, list(code.co_names)]
+
+
+def _in_cell(cell: Any) -> Any:
+    """What a function has closed over."""
     try:
-        return isinstance(cell.cell_contents, int | float | str | tuple)
+        value = cell.cell_contents
     except ValueError:  # an empty cell
-        return False
+        return None
+    return parts_of(value) if isinstance(value, nn.Module) else plain(value)
 
 
 def _typed(settings: Any) -> dict[str, Any]:

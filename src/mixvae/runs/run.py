@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,14 @@ from torch import Tensor
 
 import mixvae.config
 from mixvae import datasets
-from mixvae.config import Config, DataConfig
+from mixvae.config import Config, DataConfig, Trust
 from mixvae.datasets import Dataset
+from mixvae.evaluation import Evaluation
 from mixvae.files import canonical, checksum, is_intact, load_tensors, read_part, weights_from_bytes
 from mixvae.files.lease import holder
 from mixvae.model import MixtureVAE
-from mixvae.runs import legacy
-from mixvae.runs.recipe import Recipe, data_identity, recipe_of
+from mixvae.runs import legacy, memory
+from mixvae.runs.recipe import Recipe, data_identity, parts_of, recipe_of
 from mixvae.runs.store import Layout, read_run
 from mixvae.training import default_device, is_over
 
@@ -32,6 +33,7 @@ class Run:
         path: the run directory.
         data: the data, or where they are now, if they are not where they were.
         model: a model of the same architecture, for a run whose own model cannot be named by import path.
+        trust: packages whose classes it may name beside those of mixvae, torch and zuko.
         shared: data sets that are loaded already, by how they are loaded; what this run loads is added.
     """
 
@@ -41,8 +43,10 @@ class Run:
         *,
         data: Dataset | str | Path | None = None,
         model: MixtureVAE | None = None,
+        trust: Sequence[str] = (),
         shared: dict[str, Dataset] | None = None,
     ):
+        self._trust = Trust(frozenset(trust))
         self.path, self.layout = path, Layout(path)
         self._data, self._model, self._shared = data, model, {} if shared is None else shared
 
@@ -78,17 +82,24 @@ class Run:
         """
         content = self.manifest["config"]
         if content is None:
-            raise ValueError(f"{self.path} was built in Python and has no configuration")
+            raise ValueError(
+                f"{self.path} was built in Python and has no configuration: in Python, fit(model, data, "
+                f"run={str(self.path)!r}) goes on with it, and load({str(self.path)!r}).extended(n) adds components"
+            )
+        self._check_trust()
         config = mixvae.config.from_dict(content)
         if not self.is_legacy and not is_intact(self.layout.manifest, self.manifest["files"]["config"]):
-            self._refuse_changed(config, mixvae.config.read(self.layout.config))
+            self._refuse_changed(config, mixvae.config.read(self.layout.config, trust=tuple(self._trust.packages)))
         return config
+
+    def _check_trust(self) -> None:
+        """Refuse classes that are neither allowed nor trusted, unless this user trained the run."""
+        if not self.is_legacy:  # whose configuration is a file, which is checked when it is read
+            memory.check(self.manifest, str(self.layout.manifest), self._trust)
 
     def _refuse_changed(self, config: Config, written: Config) -> None:
         """Refuse a config.yaml that describes another run than the one that was trained."""
-        old, new = (dict(_flat(asdict(c))) for c in (config, written))
-        places = ("data.name", "data.root")
-        changed = [name for name in {**old, **new} if name not in places and old.get(name) != new.get(name)]
+        changed = [name for name in mixvae.config.changes(config, written) if name not in ("data.name", "data.root")]
         if changed:
             raise ValueError(
                 f"{self.layout.config} was changed after the training, at {changed[0]}: restore it or delete it; "
@@ -183,7 +194,13 @@ class Run:
                 f"{self.path} was trained on data that were made in Python ({recorded['name']}): pass them, as "
                 "open_run(path, data=…)"
             )
-        return {**origin, "name": datasets.search(origin["name"], self.path, recorded.get("relative"))}
+        name = datasets.search(origin["name"], self.path, recorded.get("relative"))
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ValueError(
+                f"the data of {self.path} are no longer at {name}: say where they are by --data.name "
+                "(open_run(path, data=…) in Python)"
+            )
+        return {**origin, "name": name}
 
     @cached_property
     def _weights(self) -> tuple[str, dict[str, Tensor]]:
@@ -227,13 +244,26 @@ class Run:
 
     def _blank(self) -> MixtureVAE:
         """The model with any weights."""
-        if self._model is not None:
-            return self._model
-        if self.manifest["config"] is not None:
-            return mixvae.config.build(self.config.model)
         recorded = self.manifest["model"] or {}
-        if "spec" in recorded:
-            return cast(MixtureVAE, mixvae.config.rebuild(recorded["spec"]))
+        known = self.recipe.identity["model"].get("parts")
+        own: MixtureVAE | None = None
+        if self.manifest["config"] is not None and self._model is None:
+            own = mixvae.config.build(self.config.model)
+        elif "spec" in recorded and self._model is None:
+            self._check_trust()
+            own = cast(MixtureVAE, mixvae.config.rebuild(recorded["spec"]))
+        if self._model is not None:
+            if self.manifest["config"] is not None or "spec" in recorded:
+                raise ValueError(f"{self.path} knows its own model: leave out the one that you pass")
+            if known is not None and known != (given := parts_of(self._model)):
+                other = next(name for name in {**known, **given} if known.get(name) != given.get(name))
+                raise ValueError(
+                    f"the model that you pass is of another architecture than {self.path}: its {other or 'whole'} is "
+                    f"{given.get(other)}, not {known.get(other)}"
+                )
+            return self._model
+        if own is not None:
+            return own
         raise ValueError(
             f"the model of {self.path} was built in Python and cannot be built again: {recorded.get('unnamed', '?')}"
         )
@@ -242,6 +272,12 @@ class Run:
     def model(self) -> MixtureVAE:
         """The model with the weights of its best epoch, in evaluation mode, on the device that work goes to."""
         return self.load().to(default_device())
+
+    def evaluate(self, total_draws: int = 5000, **settings: Any) -> Evaluation:
+        """Estimate the likelihood of some examples, and store it; see `mixvae.runs.evaluate`."""
+        from mixvae.runs.evaluating import evaluate
+
+        return evaluate(self, total_draws, **settings)
 
     def matches(self, config: Config, data: Dataset | None = None) -> bool:
         """Whether this run is what a configuration describes, trained to its end: the only definition of "done".
@@ -259,9 +295,23 @@ class Run:
             config: the configuration.
             data: its data; loaded by default.
         """
-        start = None if config.start.run is None else open_run(config.start.run).weights_sha256
-        asked = recipe_of(config, open_data(config.data) if data is None else data, start)
+        asked = recipe_of(config, open_data(config.data) if data is None else data, self.start_of(config))
         return self.why_not_recipe(asked, config.training.epochs, config.training.patience)
+
+    def start_of(self, config: Config, *, recorded: bool = False) -> str | None:
+        """Checksum of the weights that a configuration starts from; the one recorded here where they are gone.
+
+        Args:
+            config: the configuration.
+            recorded: take the one recorded here if it names the same start, though that may have been trained on.
+        """
+        mine = (self.recipe.identity.get("start") or {}).get("sha256")
+        if config.start.run is None or (recorded and self.config.start == config.start):
+            return None if config.start.run is None else mine
+        try:
+            return Run(Path(config.start.run).expanduser()).weights_sha256
+        except FileNotFoundError:
+            return mine
 
     def why_not_recipe(self, asked: Recipe, epochs: int, patience: int | None, *, amend: bool = False) -> str:
         """The same for a recipe and a goal.
@@ -283,17 +333,11 @@ class Run:
                     held = (
                         f"training.{name} is {_one(entry[name])} from epoch {entry['epoch'] + 1} on, not {_one(value)}"
                     )
-                    return f"{held}, and its training is over: ask for more epochs" if amend else held
+                    if amend:
+                        asks = f"{name.replace('_', ' ')} {_one(value)}"
+                        return f"its training of {self.epoch} epochs is over; to go on under {asks} ask for more epochs"
+                    return held
         return "unfinished" if end is None else ""
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values of nested dictionaries by dotted name."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _one(values: Any) -> Any:
@@ -312,62 +356,3 @@ def _changed_data(old: Mapping[str, Any], data: Dataset) -> str:
 def open_data(config: DataConfig) -> Dataset:
     """Load the data that a configuration names."""
     return datasets.load(**asdict(config))
-
-
-def open_run(
-    path: str | Path | Run, *, data: Dataset | str | Path | None = None, model: MixtureVAE | None = None
-) -> Run:
-    """Open a run directory.
-
-        run = mixvae.open_run("runs/S4")
-        run.evaluate(total_draws=5000)["nll_pooled"]
-
-    Args:
-        path: the run directory.
-        data: the data, or where they are now, if they are not where they were.
-        model: a model of the same architecture, for a run whose own model cannot be named by import path.
-
-    Raises:
-        FileNotFoundError: the directory is not a run.
-        ValueError: its manifest is damaged.
-    """
-    if isinstance(path, Run):
-        return path
-    run = Run(Path(path).expanduser(), data=data, model=model)
-    run.manifest  # noqa: B018  (read now, so that what is no run is refused now)
-    return run
-
-
-def open_runs(paths: Iterable[str | Path | Run]) -> list[Run]:
-    """Open some run directories, which read a data set that several of them share only once."""
-    shared: dict[str, Dataset] = {}
-    opened = []
-    for path in paths:
-        run = path if isinstance(path, Run) else Run(Path(path).expanduser(), shared=shared)
-        run.manifest  # noqa: B018  (read now, so that what is no run is refused now)
-        opened.append(run)
-    return opened
-
-
-def load(run: str | Path | Run, model: MixtureVAE | None = None) -> MixtureVAE:
-    """Load a trained model, with the weights of its best epoch, in evaluation mode.
-
-        model = mixvae.load("runs/demo/S4")
-
-    Args:
-        run: the run directory.
-        model: a model of the same architecture, for a run whose own model cannot be named by import path.
-
-    Raises:
-        FileNotFoundError: the directory is not a run, or has not finished an epoch.
-        ValueError: a file is damaged or of another architecture.
-    """
-    return open_run(run, model=model).load()
-
-
-def find_runs(folder: Path) -> Iterator[Run]:
-    """All runs in a folder and below it, by path."""
-    found = {path.parent for path in folder.rglob("run.json")}
-    found |= {path.parent for path in folder.rglob("config.yaml") if legacy.is_run(path.parent)}
-    for path in sorted(found):
-        yield Run(path)

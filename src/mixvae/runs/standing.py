@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mixvae.config import Config
 from mixvae.datasets import Dataset
-from mixvae.runs.run import Run, open_run
+from mixvae.runs.opening import open_run
+from mixvae.runs.recipe import AMENDABLE
+from mixvae.runs.run import Run
 from mixvae.runs.store import Layout
 
 
@@ -40,7 +42,9 @@ def standing_run(path: Path, *, resume: bool, legacy: bool = False) -> Run | Non
     layout = Layout(path)
     if layout.manifest.exists():
         if not resume:
-            raise ValueError(f"{path} exists already: go on with it by --resume {path}, or choose another --out")
+            raise ValueError(
+                f"{path} exists already: go on with it by `mixvae train --resume {path}`, or choose another --out"
+            )
         return open_run(path)
     if layout.is_empty:
         return None
@@ -53,14 +57,21 @@ def standing_run(path: Path, *, resume: bool, legacy: bool = False) -> Run | Non
     raise ValueError(f"{path} is not a run: it has no run.json")
 
 
-def refuse(run: Run, reason: str) -> None:
+def refuse(run: Run, reason: str, amending: str = "") -> None:
     """Refuse a run that was made from something else.
+
+    Args:
+        run: the run.
+        reason: what `Run.why_not` says.
+        amending: how the caller allows a learning rate, weight decay or clipping to change, if it does.
 
     Raises:
         ValueError: it was.
     """
-    if reason and reason != "unfinished":
-        raise ValueError(
-            f"{run.path} was made from something else: {reason}; go on with it unchanged, or train a new run in "
-            "another folder"
-        )
+    if not reason or reason == "unfinished":
+        return
+    if reason.startswith("its training"):
+        raise ValueError(f"{run.path}: {reason}")
+    amendable = amending and any(reason.startswith(f"training.{name} ") for name in AMENDABLE)
+    how = f"{amending}, go on with it unchanged," if amendable else "go on with it unchanged,"
+    raise ValueError(f"{run.path} was made from something else: {reason}; {how} or train a new run in another folder")

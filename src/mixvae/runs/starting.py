@@ -14,7 +14,8 @@ from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
 from mixvae.files import load_tensors
 from mixvae.model import MixtureVAE, evaluating
-from mixvae.runs.run import Run, open_run
+from mixvae.runs.opening import open_run
+from mixvae.runs.run import Run
 
 EXAMPLES = 10_000
 """Training examples that a prior may choose its pseudo-inputs from."""
@@ -76,6 +77,7 @@ def extension(
     """
     run = open_run(run)
     old = run.config
+    passes = old.training.epochs if epochs is None else epochs
     run.data  # noqa: B018  (refused now if they have changed)
     if components is None:
         components = old.model.components + 1
@@ -86,7 +88,7 @@ def extension(
         old,
         data=run.data_config,
         model=replace(old.model, components=components, weights=weights),
-        training=replace(old.training, freeze=list(freeze), warmup=0, epochs=epochs or old.training.epochs),
+        training=replace(old.training, freeze=list(freeze), warmup=0, epochs=passes),
         start=StartConfig(str(run.path.absolute()), noise, fresh),
     )
     start = run.load()

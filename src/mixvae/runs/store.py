@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from mixvae.files import (
+    canonical,
     commit,
     read_manifest,
     read_part,
@@ -27,6 +28,7 @@ from mixvae.files import (
     write_text,
 )
 from mixvae.files.lease import Lease
+from mixvae.runs.memory import remember
 from mixvae.runs.recipe import Recipe
 from mixvae.training import State
 
@@ -141,6 +143,9 @@ class RunStore:
     _lease: Lease | None = field(default=None, init=False)
     _files: dict[str, Any] = field(default_factory=dict, init=False)
     _described: bool = field(default=False, init=False)
+    is_stale: bool = field(default=False, init=False)
+    """Whether what was committed before has another goal, other amendable settings or another configuration."""
+    _remembered: str | None = field(default=None, init=False)
 
     @property
     def layout(self) -> Layout:
@@ -171,6 +176,8 @@ class RunStore:
             raise ValueError(f"{self.path} was begun by another training meanwhile: {changed[0]}")
         progress = content["progress"]
         self.recipe = old.amended(self.recipe, progress["epoch"], progress["step"])
+        asked = {"goal": dict(self.goal), "recipe": self.recipe.to_json(), "config": self.config}
+        self.is_stale = any(canonical(content[name]) != canonical(value) for name, value in asked.items())
         self._files = content["files"]
         settle(manifest, content)
         self._write_rows(content["rows"])
@@ -227,8 +234,10 @@ class RunStore:
             "rows": rows,
             "files": self._files,
         }
-        self._files = commit(self.layout.manifest, content, parts, check=self._lease.check)["files"]
-        self._described = True
+        committed = commit(self.layout.manifest, content, parts, check=self._lease.check)
+        self._files = committed["files"]
+        self._remembered = remember(committed, self._remembered)
+        self._described, self.is_stale = True, False
         if weights is not None:
             self.layout.results.unlink(missing_ok=True)  # it is of older weights; the evaluation itself stays
 

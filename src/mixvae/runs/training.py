@@ -15,13 +15,14 @@ from lightning_fabric import Fabric
 import mixvae.config
 from mixvae import datasets
 from mixvae.bounds import Bound, elbo
-from mixvae.config import Config
+from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
 from mixvae.gradients import Estimator, reparameterised
 from mixvae.model import MixtureVAE
 from mixvae.runs.evaluating import git_commit, versions
+from mixvae.runs.opening import open_run
 from mixvae.runs.recipe import Recipe, path_of, recipe_of, recipe_of_model
-from mixvae.runs.run import Run, open_data, open_run
+from mixvae.runs.run import Run, open_data
 from mixvae.runs.standing import refuse, standing_run
 from mixvae.runs.starting import new_model
 from mixvae.runs.store import RunStore
@@ -48,6 +49,10 @@ def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool 
     """
     path = Path(out).expanduser()
     wanted = config.training
+    if config.start.run is None and config.start != StartConfig():
+        raise ValueError("start.noise and start.fresh are of a training that starts from a run: give start.run too")
+    if wanted.threads is not None and wanted.threads < 1:
+        raise ValueError(f"threads must be at least 1; got {wanted.threads}")
     fabric = launch(wanted.accelerator, wanted.devices, wanted.strategy, wanted.precision)
     keep_freed_memory()
     if wanted.threads is not None:
@@ -71,8 +76,12 @@ def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool 
         settings = mixvae.config.settings(wanted)
 
         def compare() -> tuple[Recipe, bool]:
-            start = None if config.start.run is None else open_run(config.start.run).weights_sha256
-            recipe, there = recipe_of(config, data, start), standing_run(path, resume=resume)
+            there = standing_run(path, resume=resume)
+            if there is not None:
+                start = there.start_of(config, recorded=amend)
+            else:
+                start = None if config.start.run is None else open_run(config.start.run).weights_sha256
+            recipe = recipe_of(config, data, start)
             if there is not None:
                 refuse(there, there.why_not_recipe(recipe, wanted.epochs, wanted.patience, amend=amend))
             return recipe, there is not None
@@ -95,7 +104,9 @@ def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool 
 def _run(trainer: Trainer, store: RunStore) -> list[dict[str, Any]]:
     """Train under the store's lease."""
     try:
-        return trainer.run()
+        rows = trainer.run()
+        trainer.fabric.barrier()  # so that every process finds the last commit
+        return rows
     finally:
         store.close()
 
@@ -196,7 +207,8 @@ def fit(
         ema: decay of a running average of the weights, which is then what is validated and kept.
         seed: seed of shuffling, binarisation and draws.
         run: the run directory; nothing is written by default.
-        amend: go on with an unfinished run under another learning rate, weight decay or clipping, and record it.
+        amend: go on with an unfinished run under another learning rate, weight decay or clipping, and record it; the
+            optimiser's other options, such as `fused=True` of the default one, stay as they were.
         label: what you call the model; models of different labels are different.
         fabric: device, precision and processes, as `launch` gives them; this process by default.
         save_every: seconds between checkpoints.
@@ -222,16 +234,21 @@ def fit(
     path = Path(run).expanduser()
     precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric shows it nowhere else)
 
+    described: dict[str, Any] = {"label": label, "class": path_of(type(model)), **_spec(model, data)}
+
     def compare() -> Recipe:
-        recipe = recipe_of_model(model, data, settings, seed=seed, precision=precision, label=label)
+        recipe = recipe_of_model(
+            model, data, settings, seed=seed, precision=precision, label=label, spec=described.get("spec")
+        )
         there = standing_run(path, resume=True)
         if there is not None:
-            refuse(there, there.why_not_recipe(recipe, epochs, patience, amend=amend))
+            refuse(there, there.why_not_recipe(recipe, epochs, patience, amend=amend), "pass amend=True to change it")
         return recipe
 
     with errors_once(fabric):
         recipe = first_alone(fabric, compare)
     goal = {"epochs": epochs, "patience": patience}
-    described = {"label": label, "class": path_of(type(model)), **_spec(model, data)}
     store = RunStore(path, recipe, goal, _runtime(data, path, fabric, save_every=save_every), model=described)
-    return _run(Trainer(model, data, seed=seed, store=store, fabric=fabric, **settings), store)
+    trainer = Trainer(model, data, seed=seed, store=store, fabric=fabric, **settings)
+    described["components"] = trainer.components
+    return _run(trainer, store)

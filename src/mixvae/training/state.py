@@ -46,6 +46,11 @@ class Store(Protocol):
         """Folder, for messages."""
         ...
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether what was asked for now is not what was committed, so that the first thing to do is to commit it."""
+        ...
+
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint, or None before the first one."""
         ...

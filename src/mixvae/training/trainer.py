@@ -134,7 +134,7 @@ class Trainer:
         self._resume()
         show = Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
         with show as display, self._signals():
-            if not self.saved:
+            if not self.saved or (self.store is not None and self.store.is_stale):
                 self._save()  # so that a kill at any later instant finds a run to go on with
             while not self.done:
                 row = self._epoch()
@@ -348,7 +348,8 @@ class Trainer:
 
     def _interrupt(self) -> None:
         if self.stop_signal == signal.SIGINT:
-            raise KeyboardInterrupt
+            where = f"stopped in epoch {self.state.epoch + 1}"
+            raise KeyboardInterrupt(f"{where}, after a checkpoint: the same call goes on" if self.store else where)
         raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))  # 0: another process of the training was told
 
 

@@ -1,0 +1,223 @@
+"""Whose classes may be imported and called: an allowlist, and what the user trusts beyond it. Imports no torch.
+
+A class that is named in a *file* (YAML, a grid, a run's configuration) is looked up only if it is on the allowlist of
+its place, or covered by a `Trust` that the user gave. The check is of names alone, and comes before anything is
+imported. What a user types as a flag or passes in Python is trusted: they ran it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+OWN: dict[str, tuple[str, frozenset[str]]] = {
+    "posterior": ("mixvae.posteriors", frozenset({"OneHotEncoder", "SeparateEncoders", "TwoLevelPosterior"})),
+    "encoder": (
+        "mixvae.networks",
+        frozenset(
+            {"GatedConvEncoder", "GatedConvTrunk", "GatedEncoder", "GatedTrunk", "TwoLevelConv", "TwoLevelDense"}
+        ),
+    ),
+    "lower": ("mixvae.networks", frozenset({"GaussianNetwork"})),
+    "flow": ("mixvae.flows", frozenset({"CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"})),
+    "prior": ("mixvae.priors", frozenset({"GaussianMixture", "StandardNormal", "VampPrior"})),
+    "decoder": ("mixvae.decoders", frozenset({"Conv", "Decoder", "MLP", "PixelCNNDecoder"})),
+    "likelihood": (
+        "mixvae.decoders",
+        frozenset({"Bernoulli", "ContinuousBernoulli", "Gaussian", "LogisticMixture"}),
+    ),
+    "bound": ("mixvae.bounds", frozenset({"elbo", "iwelbo", "miselbo", "pooled"})),
+    "gradient": (
+        "mixvae.gradients",
+        frozenset({"doubly_reparameterised", "reparameterised", "sticking_the_landing"}),
+    ),
+}
+"""Room and names of mixvae's own for every place that names a class or function."""
+OPTIMIZERS = frozenset(
+    "ASGD Adadelta Adafactor Adagrad Adam AdamW Adamax LBFGS NAdam RAdam RMSprop Rprop SGD SparseAdam".split()
+)
+SCHEDULES = frozenset(
+    "ChainedScheduler ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR "
+    "MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau SequentialLR StepLR".split()
+)
+NESTED = re.compile(r"(torch\.nn|torch\.distributions|zuko\.transforms|zuko\.flows)\.[A-Z][A-Za-z0-9]*")
+"""Classes that may be arguments: modules, distributions and transforms, and no functions."""
+PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+"""What an argument looks like that could name something to import."""
+MODEL_PLACES = ("posterior", "encoder", "flow", "prior", "lower", "decoder", "likelihood")
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a user trusts beyond the allowlist.
+
+    Args:
+        packages: packages and modules whose every class is trusted.
+        everything: whether all is, as what the user typed is.
+    """
+
+    packages: frozenset[str] = frozenset()
+    everything: bool = False
+
+    def covers(self, path: str) -> bool:
+        """Whether a class with this path is trusted."""
+        return self.everything or any(path == p or path.startswith(f"{p}.") for p in self.packages)
+
+
+NOBODY = Trust()
+EVERYBODY = Trust(everything=True)
+_granted: ContextVar[Trust] = ContextVar("granted", default=NOBODY)
+_working_folder: ContextVar[bool] = ContextVar("working_folder", default=False)
+
+
+@contextmanager
+def granting(*packages: str, working_folder: bool = False) -> Iterator[None]:
+    """Trust some packages wherever a file names their classes, while the block runs.
+
+        with mixvae.config.granting("mypackage"):
+            run = mixvae.open_run("runs/from_a_colleague")
+
+    Args:
+        packages: packages and modules whose every class is trusted, beside those granted already.
+        working_folder: whether trusted classes are also looked for in the working folder, after everything else.
+    """
+    whole = _granted.get().packages | {package for package in packages if package}
+    tokens = _granted.set(Trust(whole)), _working_folder.set(working_folder or _working_folder.get())
+    try:
+        yield
+    finally:
+        _granted.reset(tokens[0])
+        _working_folder.reset(tokens[1])
+
+
+def granted() -> Trust:
+    """What is trusted now, by `granting` or `--trust`."""
+    return _granted.get()
+
+
+def check_config(content: Mapping[str, Any], source: str, trust: Trust = NOBODY) -> list[str]:
+    """Refuse the content of a configuration that names what is neither on the allowlist nor trusted.
+
+    Args:
+        content: the configuration as nested plain values, of a file that need not be whole or right.
+        source: where it stands, for the error.
+        trust: what the user trusts.
+
+    Returns:
+        The names that only `trust` covers.
+
+    Raises:
+        ValueError: a class is not trusted; the message names it, its place and the option that would trust it.
+    """
+    return list(_checked(_named(content), source, trust))
+
+
+def check_description(content: Any, source: str, trust: Trust = NOBODY) -> list[str]:
+    """The same for a model that `config.describe` described."""
+    return list(_checked(_named_in_description(content), source, trust))
+
+
+def _checked(named: Iterator[tuple[str, str, bool]], source: str, trust: Trust) -> Iterator[str]:
+    for where, path, allowed in named:
+        if allowed:
+            continue
+        if not (trust.covers(path) or granted().covers(path)):
+            package = path.partition(".")[0]
+            raise ValueError(
+                f"{source} names {path} as {where}, which is not part of mixvae: its code would run; if you trust it, "
+                f"give --trust {package} (trust=[{package!r}] in Python)"
+            )
+        look_in_working_folder()
+        yield path
+
+
+def look_in_working_folder() -> None:
+    """Find trusted classes in the working folder too, where `granting` says so."""
+    if _working_folder.get() and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing in it stands in for anything installed
+
+
+def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Place and path of everything that a configuration would import, and whether it is on the allowlist."""
+    model, training = content.get("model"), content.get("training")
+    for place in MODEL_PLACES:
+        if isinstance(model, Mapping) and model.get(place) is not None:
+            yield from _named_in_spec(model[place], f"model.{place}", place)
+    if isinstance(training, Mapping):
+        for place in ("bound", "gradient", "optimizer", "schedule"):
+            if training.get(place) is not None:
+                yield from _named_in_spec(training[place], f"training.{place}", place)
+
+
+def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str, bool]]:
+    """What one class of a configuration and its arguments name."""
+    if isinstance(spec, str):
+        yield where, spec, _is_allowed(spec, place)
+    elif isinstance(spec, Mapping):
+        path = spec.get("class_path")
+        if isinstance(path, str):
+            yield where, path, _is_allowed(path, place)
+        for name, value in spec.items():
+            if name != "class_path":
+                yield from _named_in_argument(value, f"{where}.{name}")
+
+
+def _named_in_argument(value: Any, where: str) -> Iterator[tuple[str, str, bool]]:
+    """What an argument names, at any depth."""
+    if isinstance(value, str):
+        if PATH.fullmatch(value):
+            yield where, value, _is_allowed(value, "")
+    elif isinstance(value, Mapping):
+        path = value.get("class_path")
+        if isinstance(path, str):
+            yield where, path, _is_allowed(path, "")
+        for name, part in value.items():
+            if name != "class_path":
+                yield from _named_in_argument(part, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _named_in_argument(part, where)
+
+
+def _is_allowed(path: str, place: str) -> bool:
+    """Whether a path names something on the allowlist of a place, or of arguments where there is no place."""
+    module, _, name = path.rpartition(".")
+    if place == "optimizer":
+        return name in OPTIMIZERS and module in ("", "torch.optim")
+    if place == "schedule":
+        return name in SCHEDULES and module in ("", "torch.optim.lr_scheduler")
+    if place:
+        room, names = OWN[place]
+        return name in names and (module in ("", "mixvae", room) or module.startswith(f"{room}."))
+    rooms = {room for room, names in OWN.values() if name in names}
+    own = any(module in ("", "mixvae", room) or module.startswith(f"{room}.") for room in rooms)
+    return own or NESTED.fullmatch(path) is not None
+
+
+DESCRIBED = re.compile(
+    r"mixvae(\.(networks|posteriors|priors|decoders|flows|model|distributions))?\.[A-Z][A-Za-z0-9]*"
+    r"|torch\.nn\.[A-Z][A-Za-z0-9]*|torch\.(b?float16|float32|float64)|functools\.partial"
+)
+"""Classes that the description of a model may name: mixvae's and torch's modules, by a path through nothing else."""
+
+
+def _named_in_description(content: Any, where: str = "the model") -> Iterator[tuple[str, str, bool]]:
+    """What the description of a model names, at any depth."""
+    if isinstance(content, Mapping):
+        for key in ("class_path", "object", "partial"):
+            path = content.get(key)
+            if isinstance(path, str):
+                yield where, path, DESCRIBED.fullmatch(path) is not None
+        if "attribute" in content:
+            yield where, str(content["attribute"]), False
+        for name, part in content.items():
+            yield from _named_in_description(part, f"{where}.{name}" if name not in ("args", "init_args") else where)
+    elif isinstance(content, list | tuple):
+        for part in content:
+            yield from _named_in_description(part, where)

@@ -1,0 +1,249 @@
+"""Nothing from a stranger runs: a class that is named in a file is imported only if it is allowed or trusted."""
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mixvae
+from mixvae import config, experiments, runs
+from mixvae.cli import main
+from mixvae.files import canonical, checksum, read_json
+from mixvae.runs import memory
+
+SMALL = [
+    "--data.limit=60", "--model.latent=2", "--training.epochs=1", "--model.decoder.hidden=[4]", "--training.batch=60",
+]  # fmt: skip
+ENCODER = """
+from pathlib import Path
+import torch
+Path({marker!r}).touch()
+
+class Encoder(torch.nn.Module):
+    def __init__(self, shape, latent):
+        super().__init__()
+        self.net = torch.nn.Linear(64, 2 * latent)
+
+    def forward(self, x):
+        return self.net(x.flatten(1)).chunk(2, -1)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    """A state folder and a working folder of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """A module in the working folder that leaves a mark when it is imported, by a name of its own."""
+    name = f"evil{checksum(str(tmp_path))[:8]}"
+    mark = tmp_path / "imported"
+    Path(f"{name}.py").write_text(ENCODER.format(marker=str(mark)))
+    yield name, mark
+    sys.modules.pop(name, None)
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+PLACES = {
+    "encoder": "model: {encoder: %s}",
+    "with arguments": "model: {encoder: {class_path: %s, command: touch x}}",
+    "init_args": "model: {encoder: {class_path: %s, init_args: {command: touch x}}}",
+    "posterior": "model: {posterior: %s}",
+    "decoder": "model: {decoder: {class_path: %s}}",
+    "flow": "model: {flow: %s}",
+    "prior": "model: {prior: %s}",
+    "lower": "model: {lower: %s}",
+    "likelihood": "model: {likelihood: %s}",
+    "in an argument": "model: {decoder: {class_path: Decoder, network: {class_path: %s}}}",
+    "in an argument's argument": "model: {encoder: {class_path: GatedEncoder, hidden: [{class_path: %s}]}}",
+    "as a function in an argument": "model: {encoder: {class_path: GatedEncoder, activation: %s}}",
+    "bound": "training: {bound: %s}",
+    "gradient": "training: {gradient: %s}",
+    "optimizer": "training: {optimizer: {class_path: %s, lr: 1}}",
+    "in the optimizer": "training: {optimizer: {class_path: Adam, foreach: {class_path: %s}}}",
+    "schedule": "training: {schedule: %s}",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_file_that_names_a_strangers_class_imports_nothing(place, marker, capsys):
+    name, mark = marker
+    Path("stranger.yaml").write_text(PLACES[place] % f"{name}.Encoder")
+    error = refused(capsys, "train", "stranger.yaml", "--out", "run")
+    assert f"names {name}.Encoder as " in error
+    assert f"--trust {name}" in error
+    assert not mark.exists()
+    assert not Path("run").exists()
+    with pytest.raises(ValueError, match="--trust"):
+        config.read("stranger.yaml")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "torch.nn.functional.relu",
+        "torch.nn.modules.module.torch.load", "mixvae.networks.dense.torch.load", "mixvae.runs.train", "nn", "torch",
+        "torch.optim.sgd.torch.load", "mixvae.experiments.subprocess.Popen", "mixvae", "partial", "log_mean_exp",
+    ],
+)  # fmt: skip
+def test_functions_and_ways_around_are_refused(path, capsys):
+    Path("stranger.yaml").write_text(f"model: {{encoder: {{class_path: {path}}}}}")
+    assert f"names {path} as model.encoder" in refused(capsys, "train", "stranger.yaml")
+
+
+def test_every_place_makes_only_its_own_kind():
+    for place, other in (("encoder", "MLP"), ("decoder", "GatedEncoder"), ("prior", "OneHotEncoder"), ("bound", "jsd")):
+        content = {"model": {place: other}} if place != "bound" else {"training": {place: other}}
+        with pytest.raises(ValueError, match="--trust"):
+            config.check_config(content, "x")
+
+
+def test_what_is_on_the_allowlist_needs_no_trust():
+    assert all(config.check_file(path) is None for path in config.presets().values())
+    for name in ("ablation", "ablation_digits"):
+        assert experiments.read_grid(name).cells
+    for path in (
+        "GatedEncoder",
+        "mixvae.GatedEncoder",
+        "mixvae.networks.GatedEncoder",
+        "mixvae.networks.dense.GatedEncoder",
+    ):
+        assert config.check_config({"model": {"encoder": path}}, "x") == []
+    content = {"optimizer": "SGD", "schedule": {"class_path": "torch.optim.lr_scheduler.StepLR", "step_size": 3}}
+    assert config.check_config({"training": content}, "x") == []
+
+
+def test_a_class_typed_as_a_flag_is_one_line_and_its_run_is_remembered(marker, capsys):
+    name, _ = marker
+    flag = f"--model.encoder={name}.Encoder"
+    main(["train", "digits", *SMALL, flag, "--out", "run"])
+    assert sys.path[-1] == os.getcwd()
+    main(["evaluate", "run", "--draws=4", "--examples=5"])  # this user trained it
+    shutil.copytree("run", "elsewhere/copy")
+    main(["sample", "elsewhere/copy", "--n=2"])
+    main(["train", "--resume", "run", "--training.epochs=2"])
+    main(["encode", "run"])
+
+
+@pytest.fixture
+def strangers(marker, tmp_path, monkeypatch):
+    """A run of somebody else, which names a class of theirs."""
+    name, mark = marker
+    with config.granting(working_folder=True):
+        runs.train(config.read("digits", [*SMALL]), "base")
+    main(["train", "digits", *SMALL, f"--model.encoder={name}.Encoder", "--out", "run"])
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another user"))
+    sys.modules.pop(name)
+    sys.path[:] = [entry for entry in sys.path if entry != os.getcwd()]
+    mark.unlink()
+    return name, mark
+
+
+COMMANDS = [
+    ["evaluate", "run", "--draws=4"], ["sample", "run"], ["reconstruct", "run"], ["encode", "run"],
+    ["components", "run"], ["extend", "run"], ["grow", "run"], ["train", "--resume", "run", "--training.epochs=2"],
+    ["train", "digits", *SMALL, "--start.run=run"],
+]  # fmt: skip
+
+
+def test_a_strangers_run_executes_nothing_until_it_is_trusted(strangers, capsys):
+    name, mark = strangers
+    for words in COMMANDS:
+        assert f"--trust {name}" in refused(capsys, *words), words
+    for call in (lambda: mixvae.load("run"), lambda: mixvae.open_run("run").config):
+        with pytest.raises(ValueError, match="--trust"):
+            call()
+    main(["list", "."])
+    assert not mark.exists()
+    main(["sample", "run", "--n=2", "--trust", name])
+    assert mark.exists()
+    main(["sample", "run", "--n=2", f"--trust={name}"])
+    assert mixvae.load("run", trust=[name]).posterior.components == 1
+    assert "takes the name of a package" in refused(capsys, "sample", "run", "--trust")
+
+
+def test_a_remembered_run_that_was_changed_is_a_strangers(marker, capsys):
+    """The memory is of what a run holds: a class that was slipped into a known run is not trusted."""
+    name, _ = marker
+    main(["train", "digits", *SMALL, f"--model.encoder={name}.Encoder", "--out", "run"])
+    content = read_json("run/run.json")
+    content["config"]["model"]["decoder"] = {"class_path": "os.system", "command": "touch pwned"}
+    content.pop("checksum")
+    Path("run/run.json").write_text(json.dumps(content | {"checksum": checksum(canonical(content))}))
+    for trust in ([], ["--trust", name]):
+        assert f"names {'os.system as model.decoder' if trust else name}" in refused(capsys, "sample", "run", *trust)
+    assert not Path("pwned").exists()
+
+
+def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
+    for spec in (
+        {"class_path": "os.system", "init_args": {"command": "touch pwned"}},
+        {"class_path": "mixvae.MLP", "init_args": {"activation": {"object": "os.system"}}},
+        {"class_path": "mixvae.experiments.subprocess.Popen"},
+        {"class_path": "mixvae.networks.dense.torch.load"},
+        {"partial": {"object": "builtins.eval"}, "args": ["1"]},
+        {"attribute": "system", "of": {"object": "torch.nn.Linear"}},
+    ):
+        with pytest.raises(ValueError, match="--trust"):
+            config.check_description({"model": spec}, "run.json")
+    posterior = mixvae.SeparateEncoders(functools.partial(mixvae.GatedEncoder, (1, 8, 8), 2), 2)
+    model = mixvae.MixtureVAE(posterior, mixvae.StandardNormal(2), mixvae.MLP(2, (1, 8, 8)))
+    assert config.check_description(config.describe(model, (1, 8, 8)), "run.json") == []
+
+
+def test_a_grid_that_names_a_strangers_class_imports_nothing(marker, capsys):
+    name, mark = marker
+    for axis in (f"model.encoder: {name}.Encoder", f"model.encoder.class_path: {name}.Encoder"):
+        Path("grid.yaml").write_text(f"axes: {{a: {{b: {{{axis}}}}}}}\n")
+        assert f"--trust {name}" in refused(capsys, "sweep", "grid.yaml")
+    assert not mark.exists()
+    small = ", ".join(flag.removeprefix("--").replace("=", ": ") for flag in SMALL)
+    Path("grid.yaml").write_text(
+        f"set: {{{small}}}\ndraws: 4\nout: cells\naxes: {{a: {{b: {{model.encoder: {name}.Encoder}}}}}}\n"
+    )
+    main(["sweep", "grid.yaml", "--trust", name])  # the child is given the grant
+    assert runs.open_run("cells/b").state == "done"
+
+
+def test_nothing_in_the_working_folder_stands_in_for_what_is_installed(capsys):
+    """A `rich.py` beside the data was imported by a sweep's children."""
+    Path("rich.py").write_text("raise SystemExit('hijacked')")
+    Path("grid.yaml").write_text(
+        "set: {training.epochs: 1, data.limit: 60, model.latent: 2, training.batch: 60}\ndraws: 4\nexamples: 5\n"
+        "out: cells\naxes: {a: {b: {}}}\n"
+    )
+    main(["sweep", "grid.yaml"])
+    assert runs.open_run("cells/b").state == "done"
+    assert os.getcwd() not in sys.path
+    program = Path(sys.executable).with_name("mixvae")
+    done = subprocess.run([program, "list", "cells"], capture_output=True, text=True)
+    assert (done.returncode, "hijacked" in done.stderr) == (0, False)
+
+
+def test_memory_holds_one_file_for_a_training(marker):
+    name, _ = marker
+    words = [*SMALL, f"--model.encoder={name}.Encoder", "--training.epochs=4", "--training.save_every=0"]
+    main(["train", "digits", *words, "--out", "run"])
+    assert len(list(memory.folder().iterdir())) == 1
+    assert torch.__version__
