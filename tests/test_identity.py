@@ -360,3 +360,35 @@ def test_a_changed_run_does_not_change_under_a_handle(copy):
     assert run.model is before
     assert (run.epoch, open_run(copy).epoch) == (2, 4)
     assert replace(settings()) == settings()
+
+
+def test_a_run_that_lost_its_record_is_not_a_legacy_one(copy, capsys):
+    """Without run.json nothing vouched for the weights, and "legacy" was believed."""
+    (copy / "run.json").unlink()
+    for words in (["evaluate", copy], ["report", copy], ["sample", copy], ["train", "--resume", copy]):
+        assert "is not a run: it has no run.json" in refused(capsys, *words)
+    assert runs.listing(copy.parent) == []
+
+
+def test_a_resume_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
+    """`--resume "$RUN"` with RUN unset trained the default preset instead."""
+    monkeypatch.chdir(tmp_path)
+    for words in (["--resume="], ["--resume", ""], ["digits", "--out="]):
+        assert "takes a run directory; it is empty" in refused(capsys, "train", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_a_run_is_listed(trained, tmp_path):
+    (tmp_path / "link").symlink_to(trained)
+    (tmp_path / "round").symlink_to(tmp_path)
+    assert [row["run"] for row in runs.listing(tmp_path)] == ["link"]
+
+
+def test_what_a_finished_run_is_asked_for_again_is_said(copy, capsys):
+    capsys.readouterr()
+    main(["train", "--resume", str(copy)])
+    assert "done already after 2 epochs" in capsys.readouterr().out
+    assert "start.run too" in refused(
+        capsys, "train", "digits", *SMALL, "--start.noise=0.5", "--out", copy.parent / "x"
+    )
+    assert open_run(copy).evaluate(4).results == runs.evaluation_of(copy).results

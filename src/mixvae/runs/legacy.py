@@ -19,17 +19,17 @@ from mixvae.evaluation import Evaluation, Identity
 from mixvae.files import read_json
 from mixvae.representation import Representation
 from mixvae.runs.recipe import legacy_recipe
-from mixvae.runs.store import Layout
+from mixvae.runs.store import MARK, Layout
 
 BOUNDS = ("elbo", "miselbo", "pooled")
 
 
 def is_run(path: Path) -> bool:
     """Whether a directory is such a run."""
-    if (path / "evaluations").exists():  # of a later mixvae, whose run.json was lost
+    file = path / "config.yaml"
+    if not file.exists() or (path / "run.json").exists() or file.read_bytes().startswith(MARK.encode()):
         return False
-    trained = any((path / name).exists() for name in ("results.json", "model.safetensors", "last/state.pt"))
-    return (path / "config.yaml").exists() and not (path / "run.json").exists() and trained
+    return any((path / name).exists() for name in ("results.json", "model.safetensors", "last/state.pt"))
 
 
 def manifest(path: Path) -> dict[str, Any]:

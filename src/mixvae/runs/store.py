@@ -34,6 +34,8 @@ from mixvae.training import State
 
 FORMAT = "mixvae run"
 VERSION = 1
+MARK = "# A copy for people: run.json is the record of this run."
+"""First line of config.yaml, by which a run that has lost its run.json is told from one of before there was any."""
 WRITTEN = ("run", "state", "model", "config", "metrics")
 """Stems of the files that only the holder of the lease writes."""
 
@@ -221,7 +223,7 @@ class RunStore:
         if weights is not None:
             parts["weights"] = ("model.safetensors", weights)
         if self.text is not None and not self._described:
-            parts["config"] = ("config.yaml", self.text.encode())
+            parts["config"] = ("config.yaml", f"{MARK}\n{self.text}".encode())
         content = {
             "format": FORMAT,
             "version": VERSION,
