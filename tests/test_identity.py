@@ -392,3 +392,15 @@ def test_what_a_finished_run_is_asked_for_again_is_said(copy, capsys):
         capsys, "train", "digits", *SMALL, "--start.noise=0.5", "--out", copy.parent / "x"
     )
     assert open_run(copy).evaluate(4).results == runs.evaluation_of(copy).results
+
+
+def test_a_record_that_lacks_something_is_damaged_and_hides_no_other_run(copy, trained, capsys):
+    from mixvae.files import canonical, checksum, read_json, write_json
+
+    whole = read_json(copy / "run.json")
+    for name in ("recipe", "goal", "rows", "model"):
+        content = {key: value for key, value in whole.items() if key not in (name, "checksum")}
+        write_json(copy / "run.json", content | {"checksum": checksum(canonical(content))})
+        assert f"is damaged: it has no {name}" in refused(capsys, "evaluate", copy)
+    (copy.parent / "good").symlink_to(trained)
+    assert {row["run"]: row["state"] for row in runs.listing(copy.parent)} == {"copy": "damaged", "good": "done"}

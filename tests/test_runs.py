@@ -176,6 +176,8 @@ BAD = {
     "unknown optimiser": (["train", "digits", "--training.optimizer.class_path", "torch.optim.Adm"], "Adam"),
     "unknown bound": (["train", "digits", "--training.bound", "elbow"], "did you mean elbo?"),
     "unknown optimiser argument": (["train", "digits", "--training.optimizer.lrr", "1"], "did you mean lr?"),
+    "devices that are no number": (["train", "digits", "--training.devices", "abc"], "devices"),
+    "no threads": (["train", "digits", "--training.threads", "-1"], "threads must be at least 1; got -1"),
     "negative epochs": (["train", "digits", "--training.epochs", "-1"], "epochs must be at least 1; got -1"),
     "too many pseudo-inputs": (
         ["train", "digits", "--model.prior.class_path", "VampPrior", "--model.prior.pseudo_inputs", "5000"],
@@ -205,6 +207,7 @@ def test_bad_input_to_other_commands_is_one_line(two, tmp_path, capsys):
     for words, told in (
         (["evaluate", tmp_path / "none"], "is not a run: it has no run.json"),
         (["evaluate", run, "--draws", "0"], "draws must be at least 1; got 0"),
+        (["evaluate", run, "--seed", "99999999999999999999"], "seed must be at least 0 and below 2**63"),
         (["evaluate", run, "--examples", "0"], "examples must be at least 1; got 0"),
         (["evaluate", run, "--split", "tset"], "split: expected"),
         (["sample", run, "--out", "x.jpg"], "--out must end in .png or .npy; got x.jpg"),

@@ -192,6 +192,13 @@ def alive(pid):
         ("nonsense: [", "is not a YAML file"),
         ("draw: 3\naxes: {}", "unknown key draw: did you mean draws?"),
         ("axes: {a: {x-y: {}, x: {}}, b: {z: {}, y-z: {}}}", "two cells are called x-y-z"),
+        ("axes: {a: [x, y]}", "every axis must map names to options"),
+        ("axes: {a: {x: [1]}}", "every axis must map names to options"),
+        ("set: [1]\naxes: {a: {x: {}}}", "every axis must map names to options"),
+        ("out: 5\naxes: {a: {x: {}}}", "out must be a text; got 5"),
+        ("base: 3\naxes: {a: {x: {}}}", "base must be a text; got 3"),
+        ("draws: 0\naxes: {a: {x: {}}}", "draws must be a whole number, at least 1; got 0"),
+        ("examples: abc\naxes: {a: {x: {}}}", "examples must be a whole number, at least 1; got 'abc'"),
         ("axes: {a: {../esc: {}}}", "cannot be the name of a cell's folder"),
     ],
 )

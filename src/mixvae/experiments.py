@@ -257,6 +257,18 @@ def read_grid(name: str | Path) -> Grid:
             raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
     if not isinstance(content, dict) or not isinstance(content.get("axes"), dict):
         raise ValueError(f"{path} must hold axes, and may hold {', '.join(sorted(known - {'axes'}))}; got {content}")
+    named = all(
+        isinstance(a, dict) and all(isinstance(v, dict | None) for v in a.values()) for a in content["axes"].values()
+    )
+    if not named or not isinstance(content.get("set") or {}, dict):
+        raise ValueError(f"{path}: every axis must map names to options, as in `size: {{S1: {{model.components: 1}}}}`")
+    for key in ("base", "out"):
+        if key in content and not isinstance(content[key], str):
+            raise ValueError(f"{path}: {key} must be a text; got {content[key]!r}")
+    for key in ("draws", "examples"):
+        number = content.get(key)
+        if number is not None and not (isinstance(number, int) and number >= 1):
+            raise ValueError(f"{path}: {key} must be a whole number, at least 1; got {number!r}")
     cells = {}
     for values in itertools.product(*(axis.items() for axis in content["axes"].values())):
         options = dict(content.get("set") or {})

@@ -58,8 +58,8 @@ def log_marginal(
     for name, value in (("draws", draws), ("draws_per_component", draws_per_component), ("chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative; got {seed}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2**63; got {seed}")
     keys = np.arange(len(x)) if examples is None else np.asarray(examples)
     if len(x) == 0 or len(keys) != len(x):
         raise ValueError(f"evaluation needs at least one example, each with one number; got {len(x)} and {len(keys)}")

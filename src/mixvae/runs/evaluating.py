@@ -86,8 +86,8 @@ def evaluate(
     for name, value in (("draws", total_draws), ("draws_per_component", draws_per_component), ("chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative; got {seed}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2**63; got {seed}")
     part = part_of(run, split, examples)
     x = prepared(run, part)
     with torch.no_grad(), evaluating(run.model):

@@ -37,6 +37,8 @@ def manifest(path: Path) -> dict[str, Any]:
     config = mixvae.config.read(path / "config.yaml")
     rows = _rows(path / "metrics.jsonl")
     results = read_json(path / "results.json") if (path / "results.json").exists() else {}
+    if not isinstance(results, dict):
+        raise ValueError(f"{path / 'results.json'} is no result of mixvae: restore the file from a copy")
     last = rows[-1] if rows else {"epoch": 0, "best_epoch": 0, "seconds": 0.0}
     return {
         "recipe": legacy_recipe(config, results.get("data_sha256")).to_json(),

@@ -34,6 +34,8 @@ from mixvae.training import State
 
 FORMAT = "mixvae run"
 VERSION = 1
+HELD = {"recipe", "goal", "progress", "runtime", "config", "model", "rows", "files"}
+"""What every run.json holds."""
 MARK = "# A copy for people: run.json is the record of this run."
 """First line of config.yaml, by which a run that has lost its run.json is told from one of before there was any."""
 WRITTEN = ("run", "state", "model", "config", "metrics")
@@ -118,6 +120,8 @@ def read_run(path: Path) -> dict[str, Any]:
     content = read_manifest(manifest)
     if content.get("format") != FORMAT or content.get("version", 0) > VERSION:
         raise ValueError(f"{manifest} was written by another version of mixvae: update mixvae, or train the run anew")
+    if missing := sorted(HELD - content.keys()):
+        raise ValueError(f"{manifest} is damaged: it has no {missing[0]}; restore the file from a copy")
     return content
 
 

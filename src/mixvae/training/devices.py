@@ -34,7 +34,10 @@ def launch(
         strategy = "ddp_find_unused_parameters_true"  # a step on some components leaves the others' encoders alone
     from lightning_fabric import Fabric
 
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+    except TypeError as error:
+        raise ValueError(f"devices {devices!r} is not a number of devices: {' '.join(str(error).split())}") from None
     fabric.launch()
     return fabric
 
