@@ -1,5 +1,7 @@
 """Shapes and types of every call are checked while the tests run."""
 
+import os
+
 from jaxtyping import install_import_hook
 
 ROOMS = (
@@ -60,3 +62,31 @@ def as_users_run():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+def refused(capsys, *words):
+    """What the command line says on standard error, when it ends with status 2 and one line."""
+    from mixvae.cli import main
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert end.value.code == 2
+    assert out == ""
+    assert err.startswith("mixvae: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def fork(function):
+    """Start a process that calls a function and ends with status 0, or 1 if it raises."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        function()
+    except BaseException as error:
+        os.write(2, f"{error!r}\n".encode())
+        os._exit(1)
+    os._exit(0)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import fork
 from mixvae.files import (
     atomic,
     canonical,
@@ -39,19 +40,6 @@ from mixvae.files import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 KILLED = 9
-
-
-def fork(function):
-    """Start a process that calls a function and ends with status 0, or 1 if it raises."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        function()
-    except BaseException as error:
-        os.write(2, f"{error!r}\n".encode())
-        os._exit(1)
-    os._exit(0)
 
 
 def status(pid):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mixvae
+from conftest import refused
 from mixvae import config, experiments, report, runs
 from mixvae.cli import main
 from mixvae.files import read_manifest
@@ -38,18 +39,6 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def copy(trained, tmp_path):
     return Path(shutil.copytree(trained, tmp_path / "copy"))
-
-
-def refused(capsys, *words):
-    """What the command line says on standard error, when it ends with status 2 and one line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert end.value.code == 2
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
 
 
 def contents(folder):

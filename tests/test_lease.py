@@ -14,24 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from conftest import fork
 from mixvae.files import lease as module
 from mixvae.files.lease import Lease, LeaseLost, holder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 DEADLINE = 10.0
-
-
-def fork(function):
-    """Start a process that calls a function and ends with status 0, or 1 if it raises."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        function()
-    except BaseException as error:
-        os.write(2, f"{error!r}\n".encode())
-        os._exit(1)
-    os._exit(0)
 
 
 def status(pid):

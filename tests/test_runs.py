@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import mixvae
+from conftest import refused
 from mixvae import config, datasets, report, runs
 from mixvae.cli import main
 from mixvae.config import DataConfig
@@ -33,19 +34,6 @@ def two(tmp_path_factory):
         main(["train", "digits", "--out", str(folder / f"S{s}"), f"--model.components={s}", *SMALL])
         main(["evaluate", str(folder / f"S{s}"), "--draws", "20"])
     return folder
-
-
-def refused(capsys, *words):
-    """What the command line says on standard error, when it ends with status 2 and one line."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert end.value.code == 2
-    assert out == ""
-    assert err.startswith("mixvae: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_a_run_holds_what_it_takes_to_run_again(two):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mixvae
+from conftest import refused
 from mixvae import config, experiments, runs
 from mixvae.cli import main
 from mixvae.files import canonical, checksum, read_json
@@ -52,17 +53,6 @@ def marker(tmp_path):
     Path(f"{name}.py").write_text(ENCODER.format(marker=str(mark)))
     yield name, mark
     sys.modules.pop(name, None)
-
-
-def refused(capsys, *words):
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert end.value.code == 2
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
 
 
 PLACES = {

@@ -195,11 +195,12 @@ def report(runs: list[str], out: str | None = None) -> None:
         out: the page; report.html in the first run by default.
     """
     from mixvae import report as pages
-    from mixvae.runs import open_runs
+    from mixvae.runs import evaluation_of, open_runs
 
     opened = open_runs(runs)
-    path = pages.write(opened, out)
-    show_comparison(pages.compare(opened))
+    evaluations = [evaluation_of(run) for run in opened]
+    path = pages.write(opened, out, evaluations)
+    show_comparison(pages.compare(opened, evaluations))
     show(f"wrote {path}")
 
 

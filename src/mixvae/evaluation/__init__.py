@@ -3,7 +3,7 @@
 from mixvae.evaluation.estimate import UNRELIABLE_K, Estimate, fingerprint, standard_error
 from mixvae.evaluation.evaluations import Evaluation, Gain, Identity, differences, mismatch, paired_gain
 from mixvae.evaluation.latents import active_units, draw_latents, encode
-from mixvae.evaluation.marginal import Accumulator, chunks, draws_of_each, log_marginal
+from mixvae.evaluation.marginal import Accumulator, check_draws, chunks, draws_of_each, log_marginal
 
 __all__ = [
     "UNRELIABLE_K",
@@ -13,6 +13,7 @@ __all__ = [
     "Gain",
     "Identity",
     "active_units",
+    "check_draws",
     "chunks",
     "differences",
     "draw_latents",

@@ -55,11 +55,7 @@ def log_marginal(
         Kviman et al., Multiple Importance Sampling ELBO (2022), https://arxiv.org/abs/2202.10951
         Vehtari et al., Pareto Smoothed Importance Sampling (2024), https://arxiv.org/abs/1507.02646
     """
-    for name, value in (("draws", draws), ("draws_per_component", draws_per_component), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be at least 0 and below 2**63; got {seed}")
+    check_draws(draws, draws_per_component, chunk, seed)
     keys = np.arange(len(x)) if examples is None else np.asarray(examples)
     if len(x) == 0 or len(keys) != len(x):
         raise ValueError(f"evaluation needs at least one example, each with one number; got {len(x)} and {len(keys)}")
@@ -81,6 +77,19 @@ def log_marginal(
                 progress(len(batch))
     arrays = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
     return Estimate(**arrays, components=components, draws_per_component=each, seed=seed, observations=fingerprint(x))
+
+
+def check_draws(draws: int, draws_per_component: int | None, chunk: int, seed: int) -> None:
+    """Refuse settings of an evaluation that are out of range.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name, value in (("draws", draws), ("draws_per_component", draws_per_component), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be at least 0 and below 2**63; got {seed}")
 
 
 def draws_of_each(components: int, draws: int, draws_per_component: int | None) -> int:

@@ -19,6 +19,7 @@ from mixvae.evaluation import (
     Evaluation,
     Identity,
     active_units,
+    check_draws,
     draws_of_each,
     encode,
     fingerprint,
@@ -83,11 +84,7 @@ def evaluate(
         ValueError: a number is out of range, the data are not those of the training, or a file is damaged.
     """
     run = open_run(run)
-    for name, value in (("draws", total_draws), ("draws_per_component", draws_per_component), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be at least 0 and below 2**63; got {seed}")
+    check_draws(total_draws, draws_per_component, chunk, seed)
     part = part_of(run, split, examples)
     x = prepared(run, part)
     with torch.no_grad(), evaluating(run.model):

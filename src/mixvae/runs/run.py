@@ -23,8 +23,6 @@ from mixvae.runs.recipe import Recipe, data_identity, parts_of, recipe_of
 from mixvae.runs.store import Layout, read_run
 from mixvae.training import default_device, is_over
 
-STATES = ("training", "done", "stopped", "damaged", "legacy")
-
 
 class Run:
     """One training on disk. Make it by `open_run`; open it again after the run has gone on.

@@ -51,13 +51,8 @@ def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool 
     wanted = config.training
     if config.start.run is None and config.start != StartConfig():
         raise ValueError("start.noise and start.fresh are of a training that starts from a run: give start.run too")
-    if wanted.threads is not None and wanted.threads < 1:
-        raise ValueError(f"threads must be at least 1; got {wanted.threads}")
     fabric = launch(wanted.accelerator, wanted.devices, wanted.strategy, wanted.precision)
     keep_freed_memory()
-    if wanted.threads is not None:
-        torch.set_num_threads(wanted.threads)
-
     loaded: list[Dataset] = []
 
     def begin() -> Config:
