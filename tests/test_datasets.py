@@ -8,6 +8,8 @@ import socket
 import struct
 import tarfile
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -333,9 +335,20 @@ class Files(BaseHTTPRequestHandler):
         if "missing" in self.path:
             self.send_error(404)
             return
+        if "away" in self.path:
+            self.send_response(302)
+            self.send_header("location", "file:///etc/hosts")
+            self.end_headers()
+            return
         self.send_response(200)
         self.send_header("content-length", str(len(self.content)))
         self.end_headers()
+        if "slow" in self.path:
+            for byte in self.content:
+                with suppress(OSError):  # the client had enough
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.05)
+            return
         self.wfile.write(self.content[: len(self.content) // 2 if "broken" in self.path else None])
 
     def log_message(self, *args):
@@ -372,16 +385,26 @@ def test_a_missing_file_is_downloaded_once_checked_and_cached(server):
         ("missing.gz", md5(Files.content), OSError, "the server answered 404"),
         ("broken.gz", md5(Files.content), OSError, "the connection broke off"),
         ("images.gz", md5(b"other"), ValueError, "does not have the checksum"),
+        ("away.gz", md5(Files.content), OSError, "an address that is not of the web"),
+        ("slow.gz", md5(Files.content), OSError, "too slow"),
     ],
 )
-def test_a_download_that_fails_is_told_and_leaves_nothing(server, file, checksum, error, told):
+def test_a_download_that_fails_is_told_and_leaves_nothing(server, monkeypatch, file, checksum, error, told):
+    monkeypatch.setattr(download, "TIMEOUT", 0.5)
     with pytest.raises(error, match=told) as caught:
         IdxSource("mnist", server, {file: checksum})._path(file, None)
     assert re.search(r"put \S+ into \S+", str(caught.value)), "says how to mend it"
     assert "\n" not in str(caught.value)
-    assert not list(download.cache("mnist").iterdir())
+    assert not download.cache("mnist").exists()
     del caught
     gc.collect()  # the socket goes here, where its warning is ignored, and not in whatever test comes next
+
+
+def test_a_file_without_end_does_not_fill_the_disk(server, monkeypatch):
+    monkeypatch.setattr(download, "LARGEST", 30)
+    with pytest.raises(OSError, match="the server sends more than"):
+        IdxSource("mnist", server, {"images.gz": md5(Files.content)})._path("images.gz", None)
+    assert not download.cache("mnist").exists()
 
 
 def test_no_network_is_told_in_one_line():

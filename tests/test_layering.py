@@ -11,7 +11,8 @@ import mixvae
 
 SOURCE = Path(mixvae.__file__).parent
 LEVELS = {
-    -1: ("parts",),
+    -2: ("resources",),
+    -1: ("arrays", "failures", "parts"),
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
     2: ("posteriors", "model", "pages"),

@@ -198,8 +198,9 @@ def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
         with pytest.raises(ValueError, match="--trust"):
             config.check_description({"model": spec}, "run.json")
     posterior = mixvae.SeparateEncoders(functools.partial(mixvae.GatedEncoder, (1, 8, 8), 2), 2)
-    model = mixvae.MixtureVAE(posterior, mixvae.StandardNormal(2), mixvae.MLP(2, (1, 8, 8)))
-    assert config.check_description(config.describe(model, (1, 8, 8)), "run.json") == []
+    for prior in (mixvae.StandardNormal(2), mixvae.VampPrior(posterior, (1, 8, 8), 3)):  # whose squash is torch.sigmoid
+        model = mixvae.MixtureVAE(posterior, prior, mixvae.MLP(2, (1, 8, 8)))
+        assert config.check_description(config.describe(model, (1, 8, 8)), "run.json") == []
 
 
 def test_a_grid_that_names_a_strangers_class_imports_nothing(marker, capsys):

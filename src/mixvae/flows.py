@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.distributions import Distribution, Transform
 
 from mixvae.parts import Part
+from mixvae.resources import make
 
 _validate_args = Distribution._validate_args
 import zuko.distributions  # noqa: E402, F401
@@ -39,8 +41,13 @@ class ZukoFlow(Part):
         super().__init__()
         if transforms < 1:
             raise ValueError(f"a flow needs at least 1 transform; got {transforms}")
+        numbers = itertools.count()
         self.steps = nn.ModuleList(
-            transform(features=latent, **options, **self.options_of(t, latent)) for t in range(transforms)
+            make(
+                lambda: transform(features=latent, **options, **self.options_of(next(numbers), latent)),
+                transforms,
+                "transforms",
+            )
         )
 
     def options_of(self, step: int, latent: int) -> dict[str, object]:

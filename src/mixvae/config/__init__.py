@@ -1,14 +1,17 @@
 """Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
 
-from mixvae.config.building import build, construct, parameters, parse, plain_errors, resolve, settings
+from mixvae.config.building import build, construct, parameters, parse, resolve, settings, split
 from mixvae.config.naming import describe, rebuild
 from mixvae.config.reading import (
+    Parser,
     add_arguments,
     changes,
     check_file,
+    check_words,
     flags,
     from_dict,
     from_namespace,
+    load_yaml,
     locate,
     nearest,
     nested,
@@ -16,6 +19,7 @@ from mixvae.config.reading import (
     read,
     read_yaml,
     shipped,
+    spelled,
     to_yaml,
 )
 from mixvae.config.schema import Config, DataConfig, ModelConfig, Spec, StartConfig, TrainingConfig
@@ -42,6 +46,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "ModelConfig",
+    "Parser",
     "Spec",
     "StartConfig",
     "TrainingConfig",
@@ -49,23 +54,26 @@ __all__ = [
     "build",
     "changes",
     "check_file",
+    "check_words",
     "construct",
     "describe",
     "flags",
     "from_dict",
     "from_namespace",
+    "load_yaml",
     "locate",
     "nearest",
     "nested",
     "parameters",
     "parse",
-    "plain_errors",
     "presets",
     "read",
     "read_yaml",
     "rebuild",
     "resolve",
     "settings",
+    "split",
     "shipped",
+    "spelled",
     "to_yaml",
 ]

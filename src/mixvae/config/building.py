@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mixvae.config.reading import nearest
+from mixvae.config.reading import PATH, nearest
 from mixvae.config.schema import ModelConfig, Spec, TrainingConfig
+from mixvae.failures import called, plain_errors, said
+from mixvae.resources import built
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,12 +34,16 @@ def resolve(name: str, room: str) -> Any:
     Raises:
         ValueError: there is no such module or name; the nearest is named.
     """
+    if not PATH.fullmatch(name):
+        raise ValueError(f"{name!r} is not the name of a class or function: give one such as package.module.Name")
     module_name, _, attribute = name.rpartition(".")
     module_name = module_name or room
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"cannot import {name!r}: there is no module {error.name!r}") from None
+    except Exception as error:  # noqa: BLE001  (modules of others raise what they like)
+        raise ValueError(f"cannot import {name!r}: {said(error)}") from error
     if not hasattr(module, attribute):
         near = nearest(attribute, [n for n in vars(module) if not n.startswith("_")])
         own = [n for n, v in vars(module).items() if _belongs(v, module_name) and not n.startswith("_")]
@@ -69,16 +74,37 @@ def construct(spec: Spec, room: str, **context: Any) -> Any:
     for name, parameter in known.items():
         optional = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if name not in given and parameter.default is parameter.empty and not optional:
-            raise ValueError(f"{kind.__name__} needs the argument {name!r}: give it beside class_path")
-    return kind(**given)
+            raise ValueError(f"{_name(kind)} needs the argument {name!r}: give it beside class_path")
+    with plain_errors(f"{called(kind, **arguments)} cannot be made"):
+        return kind(**given)
+
+
+def _name(kind: Callable[..., Any]) -> str:
+    """What a class or function is called."""
+    return str(getattr(kind, "__name__", type(kind).__name__))
 
 
 def parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Parameters of a callable; none where it does not tell them."""
     try:
         return inspect.signature(kind).parameters
-    except ValueError:
+    except (ValueError, TypeError):
         return {}
+
+
+def split(spec: Spec) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a class, which may stand beside `class_path` or under `init_args`.
+
+    Raises:
+        ValueError: the spec has another form.
+    """
+    content: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else dict(spec)
+    path, inner = content.pop("class_path", None), content.pop("init_args", None) or {}
+    if not isinstance(path, str):
+        raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
+    if not isinstance(inner, Mapping):
+        raise ValueError(f"init_args of {path} must map arguments to values; got {inner!r}")
+    return path, {**inner, **content}
 
 
 def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -87,18 +113,15 @@ def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     Raises:
         ValueError: the class does not exist, or has no such argument; the nearest is named.
     """
-    content: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else dict(spec)
-    if not isinstance(content.get("class_path"), str):
-        raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
-    kind = resolve(content.pop("class_path"), room)
-    arguments = {**(content.pop("init_args", None) or {}), **content}
+    path, arguments = split(spec)
+    kind = _function(path, room)
     known = parameters(kind)
     open_ended = not known or any(p.kind is p.VAR_KEYWORD for p in known.values())
     for name in arguments:
         if name not in known and not open_ended:
             near = nearest(name, list(known))
             hint = f"did you mean {near}?" if near else f"it takes {', '.join(known)}"
-            raise ValueError(f"{kind.__name__} has no argument {name!r}: {hint}")
+            raise ValueError(f"{_name(kind)} has no argument {name!r}: {hint}")
     resolved: dict[str, Any] = {}
     for name, value in arguments.items():
         wants_class = name in known and str(known[name].annotation).startswith("Callable")
@@ -107,6 +130,18 @@ def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         elif isinstance(value, str) and wants_class:
             resolved[name] = resolve(value, room)
     return kind, arguments | resolved
+
+
+def _function(name: str, room: str) -> Callable[..., Any]:
+    """Import a class or function.
+
+    Raises:
+        ValueError: there is none, or it cannot be called.
+    """
+    found = resolve(name, room)
+    if not callable(found):
+        raise ValueError(f"{name} is no class or function but of type {type(found).__name__}")
+    return found
 
 
 def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Tensor | None = None) -> MixtureVAE:
@@ -120,6 +155,16 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
     Raises:
         ValueError: a class or an argument is wrong, or its parts do not fit each other.
     """
+    shape = tuple(shape or config.shape or ())
+    if not shape:
+        raise ValueError("the shape of the data is unknown: give model.shape, such as [1, 28, 28]")
+    if config.latent < 1:
+        raise ValueError(f"latent must be at least 1; got {config.latent}")
+    return built(partial(_build, config, shape, examples), config.components, config.latent, shape)
+
+
+def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None) -> MixtureVAE:
+    """Build the model of data of a known shape."""
     import torch
     from torch import nn
 
@@ -127,11 +172,6 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
     from mixvae.posteriors import FlowPosterior
     from mixvae.priors import ChainPrior
 
-    shape = tuple(shape or config.shape or ())
-    if not shape:
-        raise ValueError("the shape of the data is unknown: give model.shape, such as [1, 28, 28]")
-    if config.latent < 1:
-        raise ValueError(f"latent must be at least 1; got {config.latent}")
     known = {"shape": shape, "latent": config.latent, "components": config.components}
     kind, arguments = parse(config.likelihood, "mixvae.decoders")
     if inspect.isclass(kind) and issubclass(kind, nn.Module):
@@ -176,23 +216,13 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
     return MixtureVAE(posterior, prior, decoder)
 
 
-@contextmanager
-def plain_errors(what: str) -> Iterator[None]:
-    """Turn the errors of networks that do not fit into a `ValueError` of one line."""
-    try:
-        yield
-    except (RuntimeError, TypeError, AttributeError, IndexError) as error:
-        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{what}: {first}") from error
-
-
 def settings(config: TrainingConfig) -> dict[str, Any]:
     """Arguments of `training.fit` that a configuration describes, with its classes imported."""
     values = asdict(config)
     for name in ("accelerator", "devices", "strategy", "precision", "threads", "freeze"):
         del values[name]
-    values["bound"] = resolve(config.bound, "mixvae.bounds")
-    values["gradient"] = resolve(config.gradient, "mixvae.gradients")
+    values["bound"] = _function(config.bound, "mixvae.bounds")
+    values["gradient"] = _function(config.gradient, "mixvae.gradients")
     values["score_all"] = values.pop("scored") == "all"
     kind, arguments = parse(config.optimizer, "torch.optim")
     values["optimizer"] = partial(kind, **arguments)

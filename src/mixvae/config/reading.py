@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,8 +14,20 @@ from typing import Any, get_type_hints
 import jsonargparse
 import yaml
 
-from mixvae.config.schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig
-from mixvae.config.trust import NOBODY, Trust, check_config
+from mixvae.config.bounded import MODE, check_bounds, load_yaml, read_yaml
+from mixvae.config.schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig, check_nulls
+from mixvae.config.trust import NOBODY, Trust, check_config, granting
+
+__all__ = [
+    "Parser", "add_arguments", "changes", "check_file", "check_words", "flags", "from_dict", "from_namespace",
+    "load_yaml", "locate", "nearest", "nested", "presets", "read", "read_yaml", "shipped", "spelled", "to_yaml",
+]  # fmt: skip
+
+
+PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""What the import path of a class looks like, or a bare name."""
+GROUPS = ("data", "model", "training", "start")
+"""Keys of a configuration that hold others."""
 
 
 def shipped(folder: str) -> dict[str, Path]:
@@ -48,9 +62,70 @@ def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
+class Parser(jsonargparse.ArgumentParser):
+    """A parser that raises its errors, and reads YAML within bounds."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("parser_mode", MODE)
+        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
+
+
+class ConfigFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
+    """The option `--config`: a file is checked before anything in it counts; a text was typed."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Take in a file or a text."""
+        if is_file(values):
+            check_file(Path(values))
+        super().__call__(parser, cfg, values, option_string)
+
+
+def is_file(value: Any) -> bool:
+    """Whether a value names something that exists and can be opened."""
+    try:
+        return isinstance(value, str | Path) and Path(value).exists() and not Path(value).is_dir()
+    except (OSError, ValueError):  # too long, or a null byte in it
+        return False
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse values beyond bounds, and a file for one group of options, as `--model FILE`, where nothing checks it.
+
+    Raises:
+        ValueError: a word does.
+    """
+    for word, following in zip(words, [*words, ""][1:], strict=True):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            continue
+        with suppress(yaml.YAMLError):  # which the parser tells
+            check_bounds(value if equals else following, name)
+        if name.removeprefix("--") in GROUPS and is_file(value if equals else following):
+            raise ValueError(f"{name} takes values, not the file {value or following}: give the file by --config")
+
+
+def spelled(words: Sequence[str]) -> list[str]:
+    """Options in the form that the parser merges: a class by name, with arguments of its own in other options.
+
+    `--model.prior VampPrior --model.prior.pseudo_inputs 3` becomes `--model.prior={class_path: VampPrior} …`.
+    """
+    options = [word.partition("=")[0] for word in words]
+    rest, whole = iter(words), list[str]()
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if not word.startswith("--") or not any(other.startswith(f"{name}.") for other in options):
+            whole.append(word)
+            continue
+        value = value if equals else next(rest, "")
+        named = PATH.fullmatch(value) and name.removeprefix("--") not in GROUPS
+        before = (i for i, other in enumerate(whole) if other.startswith(f"{name}."))  # or it would replace these
+        whole.insert(next(before, len(whole)), f"{name}={{class_path: {value}}}" if named else f"{name}={value}")
+    return whole
+
+
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """Add every field of `Config` to a parser."""
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_argument("--config", action=ConfigFile, help="a YAML file with any of the options below")
     parser.add_class_arguments(Config)
 
 
@@ -73,16 +148,25 @@ def read(name: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     """
     path = locate(name)
     check_file(path, Trust(frozenset(trust)))
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    check_words(overrides)
+    parser = Parser()
     add_arguments(parser)
     try:
-        return from_namespace(parser.parse_args([f"--config={path}", *overrides]))
+        with granting(*trust):
+            return from_namespace(parser.parse_args([f"--config={path}", *spelled(overrides)]))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
 def from_dict(content: Mapping[str, Any]) -> Config:
-    """Make the typed configuration from its own plain values, as `dataclasses.asdict` gives them."""
+    """Make the typed configuration from its own plain values, as `dataclasses.asdict` gives them.
+
+    Raises:
+        ValueError: a setting is null that must not be, or a text is empty.
+    """
+    check_nulls(content)
+    if not content["data"]["name"]:
+        raise ValueError("data.name is empty: name a data set, a file or a folder")
     return Config(
         DataConfig(**content["data"]),
         ModelConfig(**content["model"]),
@@ -98,28 +182,20 @@ def from_namespace(namespace: jsonargparse.Namespace) -> Config:
     return from_dict(values)
 
 
-def read_yaml(path: Path) -> Any:
-    """Content of a YAML file.
-
-    Raises:
-        ValueError: the file is not YAML.
-    """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from None
-
-
 def check_file(path: Path, trust: Trust = NOBODY) -> None:
     """Refuse a YAML file with keys that do not exist, or with classes that are not trusted.
 
     Raises:
         ValueError: the file is not YAML, a key is unknown, with the nearest one, or a class is not trusted.
     """
-    content = read_yaml(path) or {}
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys such as data, model and training; it holds {type(content).__name__}")
     known = set(_keys(Config))
+    for group in GROUPS:
+        if not isinstance(content.get(group, {}), dict):
+            what = " ".join(f"{content[group]!r}"[:80].split())
+            raise ValueError(f"{path}: {group} must map settings to values, as in `{group}: {{…}}`; got {what}")
     for key in _given(content, known):
         if key not in known:
             near = nearest(key, sorted(known))

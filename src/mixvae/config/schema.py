@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
 
 Spec = str | dict[str, Any]
 """A class by name or import path, or `{class_path: …, argument: value, …}`."""
@@ -152,3 +154,24 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
     start: StartConfig = field(default_factory=StartConfig)
+
+
+def check_nulls(content: Mapping[str, Any], kind: type = Config, prefix: str = "") -> None:
+    """Refuse a setting that is null where it has no such value.
+
+    Args:
+        content: the settings as plain values, complete.
+        kind: the dataclass that they are of.
+        prefix: what their names begin with.
+
+    Raises:
+        ValueError: one is null, or no mapping where it holds settings.
+    """
+    for name, hint in get_type_hints(kind).items():
+        value, where = content[name], f"{prefix}{name}"
+        if is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where} must map settings to values; got {value!r}: leave it out for its defaults")
+            check_nulls(value, hint, f"{where}.")  # pyright: ignore[reportArgumentType]
+        elif value is None and NoneType not in get_args(hint):
+            raise ValueError(f"{where} is null: give it a value, or leave it out for its default")

@@ -202,9 +202,9 @@ def _is_allowed(path: str, place: str) -> bool:
 
 DESCRIBED = re.compile(
     r"mixvae(\.(networks|posteriors|priors|decoders|flows|model|distributions))?\.[A-Z][A-Za-z0-9]*"
-    r"|torch\.nn\.[A-Z][A-Za-z0-9]*|torch\.(b?float16|float32|float64)|functools\.partial"
+    r"|torch\.nn\.[A-Z][A-Za-z0-9]*|torch\.(b?float16|float32|float64)|torch\.sigmoid|functools\.partial"
 )
-"""Classes that the description of a model may name: mixvae's and torch's modules, by a path through nothing else."""
+"""What the description of a model may name: mixvae's and torch's modules, and the function that a VampPrior has."""
 
 
 def _named_in_description(content: Any, where: str = "the model") -> Iterator[tuple[str, str, bool]]:

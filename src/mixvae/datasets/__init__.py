@@ -19,6 +19,7 @@ from torch import Tensor
 from mixvae.datasets.download import fetch, folders, locate
 from mixvae.datasets.formats import ARRAY_SUFFIXES, read_array, read_cifar, read_idx, read_images
 from mixvae.datasets.splits import Dataset, Split
+from mixvae.resources import check
 
 __all__ = ["SOURCES", "Dataset", "Split", "as_split", "load", "resolve_paths", "search"]
 
@@ -160,15 +161,33 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
         raise ValueError(f"{name} has {len(x)} examples, its labels have shape {y.shape}: give one label each")
     if x.dtype.kind not in "buif":
         raise ValueError(f"{name} must hold numbers or booleans; got {x.dtype}")
+    if y is not None:
+        _check_labels(y, name)
     bytes_fit = x.dtype.kind in "bui" and x.size > 0 and x.min() >= 0 and x.max() <= 255
     if x.dtype.kind in "bui" and x.ndim > 2 and x.size and not bytes_fit:
         raise ValueError(f"{name} holds whole numbers from {x.min()} to {x.max()}; 8-bit images have 0 to 255")
     as_bytes = bytes_fit and (x.ndim > 2 or x.dtype.kind == "b" or x.dtype == np.uint8 or x.max() <= 1)
-    values = x.astype(np.uint8 if as_bytes else np.float32)
+    kept = np.dtype(np.uint8 if as_bytes else np.float32)
+    check(2 * x.size * kept.itemsize, f"{name} of shape {x.shape}", "give fewer or smaller examples")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+        values = x.astype(kept)
     levels = 255 if as_bytes and x.max() > 1 else 1
     labels = None if y is None else torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
     tensor = torch.from_numpy(np.ascontiguousarray(values[:, None] if x.ndim == 3 else values))
     return Split(tensor, labels, levels)
+
+
+def _check_labels(y: np.ndarray, name: str) -> None:
+    """Refuse labels that name no class.
+
+    Raises:
+        ValueError: they are neither numbers nor text, or some are NaN or infinite.
+    """
+    if y.dtype.kind not in "buifUS":
+        raise ValueError(f"the labels of {name} must be numbers or text; got {y.dtype}")
+    if y.dtype.kind == "f" and not np.isfinite(y).all():
+        bad = int((~np.isfinite(y)).sum())
+        raise ValueError(f"the labels of {name} hold {bad} values that are NaN or infinite: give every example a class")
 
 
 def _shuffled(whole: Split, sizes: tuple[int, int], seed: int) -> tuple[Split, Split, Split]:

@@ -16,6 +16,7 @@ from mixvae import figures
 from mixvae.bounds import Terms, jsd, log_weights
 from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.resources import check, short
 
 DENSITIES = 2**22
 """Cross densities computed at once."""
@@ -159,6 +160,8 @@ def overlap(
     with torch.no_grad(), evaluating(model):
         prior = model.prior()
         components = model.posterior(x[:1]).batch_shape[0]
+        needed = 8 * draws * components * (components + prior.event_shape.numel())
+        check(needed, f"{short(draws)} draws of each of {components} components", "give fewer draws")
         size = max(1, DENSITIES // (draws * components**2))
         kl = x.new_zeros(components, components, dtype=torch.float64)
         parts: list[dict[str, Tensor]] = []

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mixvae.distributions import Components, keyed_normal
+from mixvae.failures import at_least
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.resources import check, short
 
 LARGEST_BATCH = 256
 ACTIVE_VARIANCE = 0.01
@@ -42,12 +44,13 @@ def draw_latents(model: MixtureVAE, x: Float[Tensor, "N ..."], draws: int, *, se
         draws: draws K per example.
         seed: seed of the noise.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1; got {draws}")
+    at_least(1, draws=draws)
     parts = []
     with evaluating(model):
         for first, batch in zip(range(0, len(x), LARGEST_BATCH), x.split(LARGEST_BATCH), strict=True):
             q = model.posterior(batch)
+            needed = draws * q.batch_shape.numel() * q.event_shape.numel() * 8
+            check(needed, f"{short(draws)} draws of the latents of {len(batch)} examples", "give fewer draws")
             size, numbers = q.batch_shape[0], np.arange(first, first + len(batch))
             noise = keyed_normal(seed, numbers, 0, draws, (size, q.event_shape[0])).to(batch.device)
             k = torch.arange(draws)

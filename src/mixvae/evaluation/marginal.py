@@ -17,9 +17,17 @@ from torch import Tensor
 from mixvae.bounds import Terms, jsd, log_weights
 from mixvae.distributions import DRAW_BLOCK, keyed_normal
 from mixvae.evaluation.estimate import Estimate, fingerprint
+from mixvae.failures import at_least
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.resources import check, check_count, device_memory, short
 
 LARGEST_BATCH = 256
+SHORTEST_TAIL = 5
+"""Weights of a tail that k̂ can be fitted to."""
+MOST_DRAWS = 100_000_000
+"""Draws per example, which take a minute or more of every example."""
+WEIGHTS = 4
+"""Copies of all weights of an example that are made to fit k̂."""
 
 
 def log_marginal(
@@ -64,6 +72,7 @@ def log_marginal(
         prior = model.prior()
         components = model.posterior(x[:1]).batch_shape[0]
         each = draws_of_each(components, draws, draws_per_component)
+        _check_memory(x, prior.event_shape.numel(), components, each, chunk)
         size = min(max(1, chunk // (components * min(each, DRAW_BLOCK))), LARGEST_BATCH)
         for first in range(0, len(x), size):
             batch, numbers = x[first : first + size], keys[first : first + size]
@@ -79,17 +88,36 @@ def log_marginal(
     return Estimate(**arrays, components=components, draws_per_component=each, seed=seed, observations=fingerprint(x))
 
 
-def check_draws(draws: int, draws_per_component: int | None, chunk: int, seed: int) -> None:
+def check_draws(draws: int, draws_per_component: int | None = None, chunk: int = 1, seed: int = 0) -> None:
     """Refuse settings of an evaluation that are out of range.
 
     Raises:
         ValueError: one is.
     """
-    for name, value in (("draws", draws), ("draws_per_component", draws_per_component), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be at least 0 and below 2**63; got {seed}")
+    at_least(1, draws=draws, draws_per_component=draws_per_component, chunk=chunk)
+    at_least(0, seed=seed)
+    _check_weights(draws if draws_per_component is None else draws_per_component)
+
+
+def _check_memory(x: Tensor, latent: int, components: int, each: int, chunk: int) -> None:
+    """Refuse draws that do not fit into memory: a chunk of them, or the weights of one example, which k̂ needs.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    batch = min(max(1, chunk // (components * min(each, DRAW_BLOCK))), LARGEST_BATCH, len(x))
+    at_once = components * batch * min(each, max(1, chunk // (components * batch)))
+    needed = at_once * (8 * latent + (latent + x[0].numel() + components) * x.element_size())  # noise, z, p(x|z), log q
+    check(needed, f"evaluating {short(at_once)} latents at once", "give a smaller chunk", device_memory(x.device))
+    _check_weights(components * each)
+
+
+def _check_weights(draws: int) -> None:
+    """Refuse draws of an example whose weights k̂ cannot be fitted to, or that would take all too long."""
+    if _tail(draws) >= SHORTEST_TAIL:
+        remedy = "give fewer draws; time grows with their number too"
+        check(WEIGHTS * 8 * draws, f"Pareto k̂ of {short(draws)} draws", remedy)
+    check_count(draws, MOST_DRAWS, "draws per example", "give fewer draws")
 
 
 def draws_of_each(components: int, draws: int, draws_per_component: int | None) -> int:
@@ -172,7 +200,7 @@ def _pareto_k(largest: np.ndarray, draws: int) -> float:
     """Pareto k̂ of the largest log weights of so many draws; the rest lies below them and does not enter."""
     from arviz_stats.base.array import array_stats
 
-    if _tail(draws) < 5 or not np.isfinite(largest).all() or largest[0] - largest[-2] < 1e-9:
+    if _tail(draws) < SHORTEST_TAIL or not np.isfinite(largest).all() or largest[0] - largest[-2] < 1e-9:
         return math.nan
     weights = np.full(draws, largest[-1])
     weights[: len(largest)] = largest

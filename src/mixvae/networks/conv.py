@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from mixvae.networks.dense import GatedLinear, mean_and_log_var
 from mixvae.parts import Part
+from mixvae.resources import make
 
 PAPER_LAYERS = ((32, 7, 1), (32, 3, 2), (64, 5, 1), (64, 3, 2), (6, 3, 1))
 """Channels, kernel and stride of the paper's gated convolutional encoder."""
@@ -199,7 +200,9 @@ class PixelCNN(Part):
         self.checkpoint = checkpoint
         self.image = MaskedConv2d(channels, width, kernel, sees_itself=False)
         self.context = nn.Conv2d(context, width, kernel, padding=kernel // 2, bias=False)
-        self.hidden = nn.ModuleList(MaskedConv2d(width, width, kernel, sees_itself=True) for _ in range(layers - 1))
+        self.hidden = nn.ModuleList(
+            make(lambda: MaskedConv2d(width, width, kernel, sees_itself=True), layers - 1, "layers")
+        )
         self.norms = nn.ModuleList(CausalNorm(width) for _ in range(layers))
         self.out = nn.Conv2d(width, outputs, 1)
 

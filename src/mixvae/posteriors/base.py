@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixvae.distributions import Components
+from mixvae.failures import at_least
 from mixvae.parts import Part
 
 
@@ -41,7 +42,9 @@ class Posterior(Part, ABC):
         if components < 1:
             raise ValueError(f"a mixture needs at least 1 component; got {components}")
         scores = torch.ones(components) if weights is None else torch.as_tensor(weights, dtype=torch.float32)
-        if scores.shape != (components,) or not bool((scores > 0).all() and scores.isfinite().all()):
+        if weights is not None and not (
+            scores.shape == (components,) and bool((scores > 0).all() and scores.isfinite().all())
+        ):
             raise ValueError(f"weights must be {components} positive numbers, one per component; got {weights}")
         if learn_weights:
             self.log_scores = nn.Parameter(scores.log())
@@ -72,9 +75,10 @@ class Posterior(Part, ABC):
             fresh: start from random weights instead of copies.
 
         Raises:
-            ValueError: there are more components already.
+            ValueError: there are more components already, or the noise is not a number that is at least 0.
         """
         old = self.components
+        at_least(0, noise=noise)
         if components < old:
             raise ValueError(f"the posterior has {old} components already; got components = {components}: give more")
         sources = [i % old for i in range(old, components)]

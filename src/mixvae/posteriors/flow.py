@@ -14,6 +14,7 @@ from mixvae.distributions import Flowed
 from mixvae.parts import Part
 from mixvae.posteriors.base import Posterior
 from mixvae.posteriors.separate import extend_modules
+from mixvae.resources import make
 
 
 class FlowPosterior(Part):
@@ -42,7 +43,7 @@ class FlowPosterior(Part):
         if hasattr(base, "top"):  # two levels: the flow leaves z2 alone
             self.top = base.top
         self.build, self.per_component = build, per_component
-        self.flows = nn.ModuleList(build() for _ in range(base.components if per_component else 1))
+        self.flows = nn.ModuleList(make(build, base.components if per_component else 1, "flows"))
         self.latent = latent
         if per_component:
             _check_inverse(self.flows[0], latent)

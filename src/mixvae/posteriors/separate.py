@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
 from mixvae.posteriors.base import Posterior, add_noise
+from mixvae.resources import make
 
 
 def distinct_modules(build: Callable[[], nn.Module], n: int) -> nn.ModuleList:
     """Build n modules.
 
     Raises:
-        ValueError: the same module came twice.
+        ValueError: the same module came twice, or so many cannot fit into memory.
     """
-    built = [build() for _ in range(n)]
+    built = make(build, n, "encoders")
     if len({id(module) for module in built}) < n:
         raise ValueError("build must make a new encoder at every call; it returned the same module twice")
     return nn.ModuleList(built)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mixvae.config.naming.paths import first_line
+from mixvae.failures import said
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def describe(model: nn.Module, shape: Sequence[int] | None = None) -> dict[str, 
     except ValueError as error:
         raise ValueError(f"{error}; {REMEDY}") from None
     except Exception as error:  # noqa: BLE001  (modules of others may do anything when they are looked at)
-        raise ValueError(f"the model cannot be described: {first_line(error)}; {REMEDY}") from error
+        raise ValueError(f"the model cannot be described: {said(error)}; {REMEDY}") from error
     return spec
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from mixvae.failures import said
+
 HOMES = ("torch", "torch.nn.functional", "torch.special", "math", "operator", "builtins")
 """Modules in which functions are found that were made elsewhere or nowhere."""
 
@@ -54,12 +56,6 @@ def imported(path: str) -> Any:
                 raise ValueError(f"cannot import {path!r}: there is no module {error.name!r}") from None
             continue
         except Exception as error:  # noqa: BLE001  (modules of others raise what they like)
-            raise ValueError(f"cannot import {path!r}: {first_line(error)}") from None
+            raise ValueError(f"cannot import {path!r}: {said(error)}") from None
         return found
     raise ValueError(f"cannot import {path!r}: there is no module {names[0]!r}: put its folder on PYTHONPATH")
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line."""
-    first, *_ = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

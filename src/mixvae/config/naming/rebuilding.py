@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from mixvae.config.naming.paths import first_line, imported
+from mixvae.config.naming.paths import imported
+from mixvae.failures import said
 from mixvae.model import evaluating
 
 VERSION = 1
@@ -31,7 +32,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     except ValueError:
         raise
     except Exception as error:  # noqa: BLE001  (constructors of others raise what they like)
-        raise ValueError(f"the model cannot be built from its description: {first_line(error)}") from error
+        raise ValueError(f"the model cannot be built from its description: {said(error)}") from error
     finally:
         torch.set_default_dtype(before)
     return model
