@@ -143,7 +143,7 @@ PARENT = """
 import os, sys
 from mixvae.experiments import _run_child
 print(os.getpid(), flush=True)
-script = "import os, sys, time; from mixvae.experiments import _end_with_parent; _end_with_parent(); "
+script = "import os, sys, time; from mixvae.training.lives import stop_with_parent; stop_with_parent(); "
 script += "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
 print(_run_child([sys.executable, "-c", script, sys.argv[1]], None), flush=True)
 """

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -17,9 +17,14 @@ from typing import Any
 
 from mixvae import config, figures, report, runs, toys
 from mixvae.datasets import Dataset
-from mixvae.evaluation import Evaluation
+from mixvae.evaluation import Evaluation, check_draws
+from mixvae.failures import at_least
 from mixvae.files import canonical, write_bytes, write_json, write_text
+from mixvae.resources import check_count
+from mixvae.training import lives
 
+MOST_CELLS = 10_000
+"""Trainings of one grid."""
 DOING = {"new": "training", "unfinished": "resuming", "trained": "evaluating"}
 """What a sweep does to a cell, by how it stands."""
 
@@ -140,9 +145,9 @@ def grow(
     """
     folder, base, rows = Path(out), runs.open_run(run), list[dict[str, Any]]()
     size = base.config.model.components
-    for name, value, least in (("most", most, size + 1), ("epochs", epochs, 1), ("draws", draws, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
+    at_least(size + 1, most=most)
+    at_least(1, epochs=epochs, draws=draws)
+    at_least(0, errors=errors)
     if examples is not None and examples < 2:
         raise ValueError(f"examples must be at least 2, so that a gain has an error; got {examples}")
     _check_steps(
@@ -216,6 +221,7 @@ class Grid:
         Raises:
             ValueError: a directory holds something else, such as a run of another configuration.
         """
+        check_draws(self.draws, self.draws_per_component)
         loaded: dict[str, Dataset] = {}
         found = {}
         for name, cell in self.cells.items():
@@ -260,6 +266,8 @@ def read_grid(name: str | Path) -> Grid:
     named = all(
         isinstance(a, dict) and all(isinstance(v, dict | None) for v in a.values()) for a in content["axes"].values()
     )
+    if not content["axes"] or not all(content["axes"].values()):
+        raise ValueError(f"{path}: axes must name at least one axis, and every axis a value; got {content['axes']}")
     if not named or not isinstance(content.get("set") or {}, dict):
         raise ValueError(f"{path}: every axis must map names to options, as in `size: {{S1: {{model.components: 1}}}}`")
     for key in ("base", "out"):
@@ -269,6 +277,8 @@ def read_grid(name: str | Path) -> Grid:
         number = content.get(key)
         if number is not None and not (isinstance(number, int) and number >= 1):
             raise ValueError(f"{path}: {key} must be a whole number, at least 1; got {number!r}")
+    number = math.prod(map(len, content["axes"].values()))
+    check_count(number, MOST_CELLS, f"the cells of {path}", "give fewer axes or values")
     cells = {}
     for values in itertools.product(*(axis.items() for axis in content["axes"].values())):
         options = dict(content.get("set") or {})
@@ -308,8 +318,7 @@ def run_cells(grid: Grid, *, jobs: int = 1, say: Callable[[str], object] = print
     Raises:
         ValueError: jobs is not positive, or a cell's folder holds something else.
     """
-    if jobs < 1:
-        raise ValueError(f"jobs must be at least 1; got {jobs}")
+    at_least(1, jobs=jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else None
     result, standing, children = Sweep(), grid.standing(), set[subprocess.Popen[str]]()
     trusted = sorted(config.granted().packages)  # here, since threads have grants of their own
@@ -350,13 +359,10 @@ def _run_child(
 ) -> tuple[int, str]:
     """Run a process that ends when this one does; returns its status and the last line of its errors.
 
-    The other end of its standard input is held open here, so that the child, which calls `_end_with_parent`, sees it
-    close whatever ends this process, `kill -9` included. While it runs it is among `children`.
+    The child calls `lives.stop_with_parent`. While it runs it is among `children`.
     """
-    pipe, running = subprocess.PIPE, set() if children is None else children
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe, text=True, env=environment
-    ) as child:
+    running = set() if children is None else children
+    with lives.start(command, environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
         running.add(child)
         last = ""
@@ -367,19 +373,9 @@ def _run_child(
         return status, last
 
 
-def _end_with_parent() -> None:
-    """Stop this process as SIGTERM does, which saves a training, when the process that started it has ended."""
-
-    def watch() -> None:
-        os.read(0, 1)  # nothing ever comes but the end
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def run_cell(file: str, out: str, evaluation: str, *trust: str) -> None:
     """Train and evaluate one cell of a sweep, from the beginning or from where it stands, as a child of `run_cells`."""
-    _end_with_parent()
+    lives.stop_with_parent()
     try:
         with config.granting(*trust, working_folder=True):
             run = runs.train(config.read(file), out, resume=True, amend=False)

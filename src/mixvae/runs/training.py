@@ -25,9 +25,9 @@ from mixvae.runs.recipe import Recipe, path_of, recipe_of, recipe_of_model
 from mixvae.runs.run import Run, open_data
 from mixvae.runs.standing import refuse, standing_run
 from mixvae.runs.starting import new_model
-from mixvae.runs.store import RunStore
+from mixvae.runs.store import Layout, RunStore
 from mixvae.training import MakeOptimizer, MakeSchedule, Trainer, keep_freed_memory, launch
-from mixvae.training.processes import errors_once, first_alone
+from mixvae.training.processes import as_one, first_alone
 
 DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
 
@@ -64,7 +64,11 @@ def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool 
         loaded.append(open_data(located.data))
         return located
 
-    with errors_once(fabric):
+    def again() -> str:
+        begun = Layout(path).manifest.exists()
+        return f"`mixvae train --resume {path}` goes on where it was" if begun else "give the command again"
+
+    with as_one(fabric, again, quiet=True):
         config = first_alone(fabric, begin)
         data = loaded[0] if loaded else open_data(config.data)
         _check_same_data(fabric, data)
@@ -225,7 +229,8 @@ def fit(
     }  # fmt: skip
     fabric = fabric or launch()
     if run is None:
-        return Trainer(model, data, seed=seed, store=None, fabric=fabric, **settings).run()
+        with as_one(fabric, lambda: "give the call again", quiet=False):
+            return Trainer(model, data, seed=seed, store=None, fabric=fabric, **settings).run()
     path = Path(run).expanduser()
     precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric shows it nowhere else)
 
@@ -240,10 +245,10 @@ def fit(
             refuse(there, there.why_not_recipe(recipe, epochs, patience, amend=amend), "pass amend=True to change it")
         return recipe
 
-    with errors_once(fabric):
+    with as_one(fabric, lambda: "the same call goes on where it was", quiet=False):
         recipe = first_alone(fabric, compare)
-    goal = {"epochs": epochs, "patience": patience}
-    store = RunStore(path, recipe, goal, _runtime(data, path, fabric, save_every=save_every), model=described)
-    trainer = Trainer(model, data, seed=seed, store=store, fabric=fabric, **settings)
-    described["components"] = trainer.components
-    return _run(trainer, store)
+        goal = {"epochs": epochs, "patience": patience}
+        store = RunStore(path, recipe, goal, _runtime(data, path, fabric, save_every=save_every), model=described)
+        trainer = Trainer(model, data, seed=seed, store=store, fabric=fabric, **settings)
+        described["components"] = trainer.components
+        return _run(trainer, store)

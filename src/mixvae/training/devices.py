@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from mixvae.failures import plain_errors
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -34,12 +37,28 @@ def launch(
         strategy = "ddp_find_unused_parameters_true"  # a step on some components leaves the others' encoders alone
     from lightning_fabric import Fabric
 
-    try:
+    from mixvae.training.processes import meet
+
+    with plain_errors(
+        f"devices {devices!r} with accelerator {accelerator!r} and precision {precision!r} cannot be used"
+    ):
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
-    except TypeError as error:
-        raise ValueError(f"devices {devices!r} is not a number of devices: {' '.join(str(error).split())}") from None
-    fabric.launch()
+    _check_processes(fabric)
+    meet(fabric)
     return fabric
+
+
+def _check_processes(fabric: Fabric) -> None:
+    """Refuse to start more processes on the CPU than it could run.
+
+    Raises:
+        ValueError: there would be more than its cores, or than two where it has one.
+    """
+    count, cores = fabric.world_size, os.cpu_count() or 1
+    if fabric.device.type == "cpu" and count > max(cores, 2) and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"devices {count} would start {count} processes, and this machine has {cores} cores: give fewer"
+        )
 
 
 def default_device() -> str:

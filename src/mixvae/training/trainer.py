@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any, cast
@@ -21,21 +21,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
+from mixvae.failures import at_least
 from mixvae.files import load_tensors
 from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.training.estimates import check_step, check_training
 from mixvae.training.objective import Objective
 from mixvae.training.processes import first_alone
 from mixvae.training.progress import Display
 from mixvae.training.state import State, Store, is_over
+from mixvae.training.trial import MakeOptimizer, MakeSchedule, try_bound, try_steps
 
 VALIDATION_BATCH = 500
 VALIDATION_SEED = 0
+MOST_THREADS = 1024
+"""CPU threads: torch ends the process where it cannot start as many as it is told."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals after which a training saves and ends."""
-
-MakeOptimizer = Callable[..., torch.optim.Optimizer]
-MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
 
 
 class Trainer:
@@ -69,17 +71,15 @@ class Trainer:
         save_every: float,
         threads: int | None = None,
     ):
-        for name, value, least in (
-            ("epochs", epochs, 1), ("batch", batch, 1), ("draws", draws, 1), ("warmup", warmup, 0),
-            ("patience", patience, 1), ("seed", seed, 0), ("active", active, 1),
-            ("validation_components", validation_components, 1), ("threads", threads, 1),
-        ):  # fmt: skip
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value}")
+        at_least(1, epochs=epochs, batch=batch, draws=draws, patience=patience, active=active, threads=threads)
+        at_least(1, validation_components=validation_components)
+        at_least(0, warmup=warmup, seed=seed, save_every=save_every)
+        if threads is not None and threads > MOST_THREADS:
+            raise ValueError(f"threads must be at most {MOST_THREADS}; got {threads}")
         if ema is not None and not 0 < ema < 1:
             raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {ema}")
-        if clip is not None and clip <= 0:
-            raise ValueError(f"clip must be positive; got {clip}")
+        if clip is not None and not 0 < clip < math.inf:
+            raise ValueError(f"clip must be a positive number; got {clip}")
         if min(batch, len(data.train)) < fabric.world_size:
             raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
         if threads is not None:
@@ -94,7 +94,10 @@ class Trainer:
         self.unsaved_best = False
         self.saved = False
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
-        made = optimizer([p for p in model.parameters() if p.requires_grad])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        check_training(model, trained, optimizer, fabric.device, averaged=ema is not None)
+        try_steps(trained, optimizer, schedule)
+        made = optimizer(trained)
         objective = Objective(model, bound, gradient, score_all=score_all)
         self.objective, self.optimizer = fabric.setup(objective, made)
         self.base = [
@@ -111,9 +114,19 @@ class Trainer:
             if value is not None and value > self.components:
                 raise ValueError(f"{name} must be at most the number of components, {self.components}; got {value}")
         self.active = active
+        for size, drawn, scored, each in (
+            (min(batch, len(data.train)) // fabric.world_size, active or self.components,
+             self.components if score_all else active or self.components, draws),
+            (min(VALIDATION_BATCH, len(data.validation)), validation_components or self.components, self.components, 1),
+        ):  # fmt: skip
+            check_step(
+                fabric.device, data.shape, draws=each, drawn=drawn, scored=scored, batch=size, latent=self.latent,
+                half="16" in str(fabric._precision.precision),  # noqa: SLF001  (Fabric shows it nowhere else)
+            )  # fmt: skip
         with torch.no_grad(), torch.random.fork_rng():  # what bound and gradient refuse, they refuse now
             chosen = self._choose(torch.Generator(fabric.device))
-            objective(trial, torch.zeros(draws, active or self.components, 1, self.latent).to(trial), 1.0, chosen)
+            noise = torch.zeros(draws, active or self.components, 1, self.latent).to(trial)
+            try_bound(lambda: objective(trial, noise, 1.0, chosen))
         validated = torch.randperm(self.components, generator=torch.Generator().manual_seed(VALIDATION_SEED))
         self.validated = validated[: validation_components or self.components].sort().values
         self.stop_signal = 0
@@ -347,6 +360,7 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _interrupt(self) -> None:
+        self.fabric.barrier()  # no process ends while the first one saves
         if self.stop_signal == signal.SIGINT:
             where = f"stopped in epoch {self.state.epoch + 1}"
             raise KeyboardInterrupt(f"{where}, after a checkpoint: the same call goes on" if self.store else where)

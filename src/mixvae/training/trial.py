@@ -1,0 +1,81 @@
+"""What optimiser, schedule and bound refuse, they refuse before a training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from mixvae.failures import called, plain_errors, said
+
+MakeOptimizer = Callable[..., torch.optim.Optimizer]
+MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
+
+
+def try_steps(parameters: Sequence[Tensor], make: MakeOptimizer, schedule: MakeSchedule | None) -> None:
+    """Take one step of an optimiser and of its schedule on tensors of the parameters' shapes.
+
+    Args:
+        parameters: what will be trained.
+        make: makes the optimiser from parameters.
+        schedule: makes the schedule from the optimiser.
+
+    Raises:
+        ValueError: nothing is to be trained, one of them cannot be made, or cannot take the steps that training takes.
+    """
+    if not parameters:
+        raise ValueError("every parameter of the model is frozen, so that there is nothing to train")
+    zeros = [nn.Parameter(torch.zeros_like(p)) for p in parameters]
+    with torch.random.fork_rng():
+        with plain_errors(f"the optimiser {called(make)} cannot be made"):
+            optimizer: Any = make(zeros)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"the optimiser must be a torch.optim.Optimizer; it is of class {type(optimizer).__name__}"
+            )
+        made: Any = None
+        if schedule is not None:
+            with plain_errors(f"the learning-rate schedule {called(schedule)} cannot be made"):
+                made = schedule(optimizer)
+        for zero in zeros:
+            zero.grad = torch.ones_like(zero)
+        _step(optimizer)
+        if not all(bool(zero.isfinite().all()) for zero in zeros):
+            name = type(optimizer).__name__
+            raise ValueError(f"a step of {name} gives NaN or infinity: its learning rate and options must be finite")
+        if isinstance(made, ReduceLROnPlateau):
+            _step(made, 0.0)
+        elif made is not None:
+            _step(made)
+
+
+def _step(taker: Any, *arguments: float) -> None:
+    """Take one step.
+
+    Raises:
+        ValueError: it raised, or has no steps.
+    """
+    try:
+        taker.step(*arguments)
+    except Exception as error:
+        name = type(taker).__name__
+        raise ValueError(f"{name} cannot take the steps of a training here: {said(error)}") from error
+
+
+def try_bound(bound: Callable[[], Any]) -> None:
+    """Compute a bound of one example.
+
+    Args:
+        bound: computes it.
+
+    Raises:
+        ValueError: it raises, or is not one value per example.
+    """
+    with plain_errors("the bound of an example cannot be computed"):
+        value = bound()
+    if not isinstance(value, Tensor) or value.shape != (1,) or not value.is_floating_point():
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"a bound must be one number per example; bound and gradient together gave {found} for one")
