@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,19 @@ from torch import Tensor, nn
 from mixvae import figures
 from mixvae.bounds import Terms, elbo, log_weights
 from mixvae.distributions import Components, DiagonalGaussian, Flowed
+from mixvae.failures import at_least
 from mixvae.flows import InverseAutoregressiveFlow
+from mixvae.resources import check, check_count, short
 
 LEARNING_RATE, SAMPLES = 0.1, 100
 """Adam's rate and the draws per component of the paper."""
 FLOW_LEARNING_RATE = 1e-3
 """Adam's rate for the flow, which diverges at the paper's 0.1 here."""
 FRAMES = 40
+FINAL = 10_000
+"""Draws per component of the last estimate."""
+MOST_STEPS = 10_000_000
+"""Steps that take hours."""
 GRID, EDGE = 601, 6
 """Points along each axis of the quadrature, and how many of them are its edge."""
 
@@ -123,6 +130,8 @@ def quadrature(log_density: LogDensity, name: str = "target", span: float = 3.0)
         ValueError: the log-density fails, returns another shape, NaN or plus infinity, or has no mass on the square or
             much at its edge.
     """
+    if not 0 < span < math.inf:
+        raise ValueError(f"span must be a positive number; got {span}")
     points = _grid(span)
     try:
         with torch.no_grad():
@@ -183,8 +192,10 @@ def approximate(
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
     """
-    if components < 1 or steps < 1:
-        raise ValueError(f"components and steps must be at least 1; got {components} and {steps}")
+    at_least(1, components=components, steps=steps)
+    at_least(0, seed=seed)
+    check_count(steps, MOST_STEPS, "steps", "the optimisation has converged long before")
+    check(4 * FINAL * components**2, f"the density of {short(components)} components", "give fewer components")
     torch.manual_seed(seed)
     model = FreeMixture(components, _gentle(InverseAutoregressiveFlow(2, transforms, (10,))) if flow else None)
     optimizer = torch.optim.Adam(model.parameters(), FLOW_LEARNING_RATE if flow else LEARNING_RATE)
@@ -200,7 +211,7 @@ def approximate(
         if progress is not None:
             progress(step)
     with torch.no_grad():
-        log_w, weight = _log_weights(model(), target.log_density, 10_000)
+        log_w, weight = _log_weights(model(), target.log_density, FINAL)
         parts = [model().mixture().log_prob(part[:, None])[:, 0] for part in _grid(target.span).split(2**16)]
     density = torch.cat(parts).double().exp().reshape(GRID, GRID).numpy()
     covered = np.minimum(density, target.density).sum() * (2 * target.span / (GRID - 1)) ** 2

@@ -5,26 +5,25 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
 import yaml
 
 from mixvae import config
 from mixvae.cli.commands import COMMANDS, list_runs, report, reproduce, train
+from mixvae.cli.explaining import explain
 from mixvae.cli.output import fail
 
 __all__ = ["COMMANDS", "Parser", "main", "parser"]
 
 
-class Parser(jsonargparse.ArgumentParser):
-    """A parser that raises its errors, and shows options as they are usually written, with dashes."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
+class Parser(config.Parser):
+    """A parser that shows options as they are usually written, with dashes."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help text."""
@@ -36,6 +35,8 @@ def parser(chosen: str | None = None) -> Parser:
     """Make the parser of the command line, with the arguments of the chosen command only: all would take a second."""
     top = Parser(prog="mixvae", description="Mixture VAEs with likelihoods that can be trusted.")
     top.add_argument("--version", action="version", version=_version())
+    top.add_argument("--trust", metavar="PACKAGE", help="let files name classes of this package too; may be repeated")
+    top.add_argument("--debug", action="store_true", help="show where an error came from")
     commands = top.add_subcommands(title="commands", dest="command")
     for name, function in COMMANDS.items():
         summary = _summary(function)
@@ -80,25 +81,17 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     try:
         words, trusted = _trusted(words)
         with config.granting(*trusted, working_folder=True):
             words = _flags(_grouped(words))
             _run(words)
-    except FloatingPointError as error:
-        fail(str(error), 1)
-    except RuntimeError as error:
-        lease = sys.modules.get("mixvae.files.lease")  # which imports torch, and is there only where a command ran
-        if lease is None or not isinstance(error, lease.LeaseLost):
-            raise
-        fail(str(error), 1)
-    except KeyboardInterrupt:
-        fail(
-            "interrupted; `mixvae train --resume RUN`, or the same `mixvae sc train`, goes on where it was",
-            130,
-        )
-    except (jsonargparse.ArgumentError, ValueError, OSError) as error:
-        fail(_explain(error, words), 2)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        fail(*explain(error, list(COMMANDS), partial(_options, words)))
 
 
 def _run(words: list[str]) -> None:
@@ -109,6 +102,7 @@ def _run(words: list[str]) -> None:
     words, preset = _train_words(words) if words[0] == "train" else (words, "")
     if words[0] == "train":
         _typed(words[1:])
+        words = config.spelled(words)
     arguments = parser(words[0]).parse_args(words)
     command = arguments.command
     given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
@@ -138,12 +132,14 @@ def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
 
 def _typed(words: list[str]) -> None:
     """Look for classes that were typed as flags in the working folder too: who types a name trusts it."""
+    config.check_words(words)
     options = {}
     for i, word in enumerate(words):
         value = _value(words, i)
         if word.startswith(("--model.", "--training.")) and value:
             with suppress(yaml.YAMLError):  # which the parser tells
-                options[word[2:].partition("=")[0]] = yaml.safe_load(value)
+                name = word[2:].partition("=")[0]
+                options[name] = config.load_yaml(value, f"--{name}")
     config.check_config(config.nested(options), "the command line", config.EVERYBODY)
 
 
@@ -223,28 +219,13 @@ def _underscored(word: str) -> str:
     return "--" + option[2:].replace("-", "_") + equals + value
 
 
-def _explain(error: Exception, words: Sequence[str]) -> str:
-    """One line on what was wrong, with the nearest option or command where one was mistyped."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
-        near = config.nearest(unknown[1], _options(words[0]))
-        return f"unknown option --{unknown[1]}" + (f": did you mean --{near}?" if near else "")
-    if choice := re.search(r"invalid choice: '(.*?)'", text):
-        near = config.nearest(choice[1], COMMANDS)
-        hint = (
-            f"did you mean {near}?" if near else f"choose {', '.join(name.replace('sc-', 'sc ') for name in COMMANDS)}"
-        )
-        return f"unknown command {choice[1]!r}: {hint}"
-    text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
-    text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m[1] or ''}", text)
-    return text.replace(". Got value:", "; got")
-
-
-def _options(command: str) -> list[str]:
+def _options(words: Sequence[str]) -> list[str]:
     """Names of a command's options."""
+    if words[0] not in COMMANDS:
+        return ["help", "version", "trust", "debug"]
     sub = Parser()
-    _add_arguments(sub, COMMANDS[command])
-    return [option.lstrip("-") for action in sub._actions for option in action.option_strings]
+    _add_arguments(sub, COMMANDS[words[0]])
+    return [option.lstrip("-") for action in sub._actions for option in action.option_strings] + ["trust", "debug"]
 
 
 def _version() -> str:

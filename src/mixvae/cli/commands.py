@@ -9,7 +9,7 @@ from typing import Literal
 
 from mixvae import config
 from mixvae.cli.experiments import demo, grow, reproduce, sweep, toy
-from mixvae.cli.output import names, progress_bar, show, show_comparison, show_rows, show_scores, suffix_of, write
+from mixvae.cli.output import folder, names, progress_bar, show, show_comparison, show_rows, show_scores, target, write
 from mixvae.cli.single_cell import SINGLE_CELL
 
 Split = Literal["train", "validation", "test"]
@@ -108,6 +108,8 @@ def evaluate(
     """
     from mixvae import report, runs
 
+    if per_example is not None:
+        target(per_example, ".npz", option="--per-example")
     opened = runs.open_run(run, data=data_name)
     if representation:
         with progress_bar("classifying by the latents") as (advance, _):
@@ -142,10 +144,9 @@ def sample(run: str, n: int = 64, out: str | None = None, seed: int = 0) -> None
     """
     from mixvae import figures, runs
 
-    path = Path(out or Path(run) / "figures" / "samples.png")
-    suffix = suffix_of(path, ".png", ".npy")
+    path = target(out or Path(run) / "figures" / "samples.png", ".png", ".npy")
     means = runs.sample(run, n, seed=seed)
-    write(path, means, lambda: figures.images(means), as_array=suffix == ".npy")
+    write(path, means, lambda: figures.images(means), as_array=path.suffix == ".npy")
 
 
 def reconstruct(
@@ -162,10 +163,9 @@ def reconstruct(
     """
     from mixvae import figures, runs
 
-    path = Path(out or Path(run) / "figures" / "reconstructions.png")
-    suffix = suffix_of(path, ".png", ".npy")
+    path = target(out or Path(run) / "figures" / "reconstructions.png", ".png", ".npy")
     originals, rebuilt = runs.reconstruct(runs.open_run(run, data=data_name), n, split=split)
-    write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=suffix == ".npy")
+    write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=path.suffix == ".npy")
 
 
 def encode(run: str, out: str | None = None, split: Split = "test", data_name: str | None = None) -> None:
@@ -179,8 +179,7 @@ def encode(run: str, out: str | None = None, split: Split = "test", data_name: s
     """
     from mixvae import runs
 
-    path = Path(out or Path(run) / "latents.npz")
-    suffix_of(path, ".npz")
+    path = target(out or Path(run) / "latents.npz", ".npz")
     features = runs.encode_split(runs.open_run(run, data=data_name), split=split)
     runs.save_arrays(path, features)
     shapes = ", ".join(f"{name} {value.shape}" for name, value in features.items())
@@ -197,6 +196,8 @@ def report(runs: list[str], out: str | None = None) -> None:
     from mixvae import report as pages
     from mixvae.runs import evaluation_of, open_runs
 
+    if out is not None:
+        target(out)
     opened = open_runs(runs)
     evaluations = [evaluation_of(run) for run in opened]
     path = pages.write(opened, out, evaluations)
@@ -258,7 +259,7 @@ def components(
     from mixvae import figures, runs
     from mixvae.files import write_bytes
 
-    folder = Path(out or Path(run) / "figures")
+    place = folder(out or Path(run) / "figures")
     opened = runs.open_run(run, data=data_name)
     found, drawn = runs.cooperation(opened, draws=draws, split=split, examples=examples)
     table = Table("component", "share", "KL to the prior", "nearest", "KL both ways (nats)", "redundant?")
@@ -268,8 +269,8 @@ def components(
     show(table)
     show(f"{len(found.redundant())} of {len(found.share)} components are redundant")
     for name, figure in drawn.items():
-        write_bytes(folder / f"{name}.png", figures.png(figure))
-    show(f"wrote {', '.join(f'{name}.png' for name in drawn)} in {folder}")
+        write_bytes(place / f"{name}.png", figures.png(figure))
+    show(f"wrote {', '.join(f'{name}.png' for name in drawn)} in {place}")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

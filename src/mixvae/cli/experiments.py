@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixvae import config
-from mixvae.cli.output import fail, names, progress_bar, show, show_comparison, show_rows
+from mixvae.cli.output import fail, folder, names, progress_bar, show, show_comparison, show_rows
 
 
 def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
@@ -19,7 +19,7 @@ def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
     """
     from mixvae import experiments
 
-    comparison, path = experiments.demo(out, draws=draws, seed=seed, say=show)
+    comparison, path = experiments.demo(folder(out), draws=draws, seed=seed, say=show)
     show_comparison(comparison)
     show(f"wrote {path}")
 
@@ -73,9 +73,9 @@ def grow(
     from mixvae import experiments
     from mixvae.runs import open_run
 
-    folder = Path(out or f"{Path(run)}-grown")
+    place = folder(out or f"{Path(run)}-grown")
     rows = experiments.grow(
-        open_run(run, data=data_name), folder, errors=errors, most=most, epochs=epochs, draws=draws,
+        open_run(run, data=data_name), place, errors=errors, most=most, epochs=epochs, draws=draws,
         examples=examples, freeze=names(freeze), say=show,
     )  # fmt: skip
     table = Table("S", "gain (nats)", "NLL, pooled", "JSD", "effective S", "", title="validation examples")
@@ -84,7 +84,7 @@ def grow(
         gain = f"{row['gain']:.3f} ± {row['gain_se']:.3f}"
         table.add_row(str(row["components"]), gain, *numbers, "stays" if row["accepted"] else "gains too little")
     show(table)
-    show(f"wrote {folder / 'growth.json'} and {folder / 'growth.png'}")
+    show(f"wrote {place / 'growth.json'} and {place / 'growth.png'}")
 
 
 def toy(
@@ -115,12 +115,12 @@ def toy(
     sizes = names(components)
     if not sizes or not all(size.isdigit() and int(size) for size in sizes):
         raise ValueError(f"--components takes positive numbers separated by commas, such as 1,2,5; got {components!r}")
-    folder = Path(out or f"runs/toy-{target}")
+    place = folder(out or f"runs/toy-{target}")
     if "." in target:
         config.look_in_working_folder()  # who types a name trusts it
     with progress_bar("training") as (advance, say):
         result = experiments.toy(
-            target, folder, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,
+            target, place, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,
             say=say, progress=advance,
         )  # fmt: skip
     title = f"{target}, log Z = {result.target.log_z:.3f} nats by quadrature"
@@ -129,7 +129,7 @@ def toy(
         bound = f"{row['bound']:.3f} ± {row['bound_se']:.3f}"
         table.add_row(row["name"], bound, f"{row['gap']:.3f}", f"{row['covered']:.0%}")
     show(table)
-    show(f"wrote {folder / 'toy.png'}, {folder / 'toy.gif'} and {folder / 'results.json'}")
+    show(f"wrote {place / 'toy.png'}, {place / 'toy.gif'} and {place / 'results.json'}")
 
 
 def reproduce(
@@ -171,6 +171,8 @@ def reproduce(
     if seeds is not None and not all(seed.isdigit() for seed in names(seeds)):
         raise ValueError(f"--seeds takes numbers separated by commas, such as 0,1,2; got {seeds!r}")
     numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
+    if out is not None:
+        folder(out)
     found = experiments.reproduce(
         name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup,
         models=None if models is None else names(models), jobs=jobs, say=show,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from mixvae.pages import Column
     from mixvae.report import Comparison
 
+LONGEST = 1000
+"""Characters of an error, of which the middle is left out where it repeats a long value."""
 PAGE = 180
 """Characters in a line of what is printed into a file."""
 
@@ -25,15 +28,40 @@ def names(words: str) -> list[str]:
 
 def fail(message: str, status: int) -> None:
     """End the process with a line on standard error."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} […] {message[-LONGEST // 2 :]}"
     print(f"mixvae: error: {message}" if status != 130 else f"mixvae: {message}", file=sys.stderr)
     raise SystemExit(status)
 
 
-def suffix_of(path: Path, *allowed: str) -> str:
-    """Suffix of a file to write, if it is one that the command can write."""
-    if path.suffix not in allowed:
-        raise ValueError(f"--out must end in {' or '.join(allowed)}; got {path}")
-    return path.suffix
+def target(path: str | Path, *suffixes: str, option: str = "--out") -> Path:
+    """A file to write, if it can be written: told before the work begins.
+
+    Raises:
+        ValueError: it has another suffix, is a directory, or its folder cannot be made or written to.
+    """
+    path = Path(path)
+    if suffixes and path.suffix not in suffixes:
+        raise ValueError(f"{option} must end in {' or '.join(suffixes)}; got {path}")
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a directory: give the name of a file")
+    folder(path.parent, option=option)
+    return path
+
+
+def folder(path: str | Path, option: str = "--out") -> Path:
+    """A folder to write into, if it is there or can be made.
+
+    Raises:
+        ValueError: something of that name is no folder, or nothing can be written there.
+    """
+    path = Path(path)
+    there = next(place for place in (path, *path.parents) if place.exists() or place == place.parent)
+    if not there.is_dir():
+        raise ValueError(f"{option} {path} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{option} {path} cannot be written: {there} is read-only")
+    return path
 
 
 def write(path: Path, values: Any, draw: Callable[[], Any], *, as_array: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from mixvae.cli.output import names, progress_bar, show, suffix_of
+from mixvae.cli.output import names, progress_bar, show, target
 
 KEYS = ("model", "S", "seeds")
 """What names a row of the study."""
@@ -95,8 +95,7 @@ def embed(run: str, file: str, out: str | None = None) -> None:
         file: an .h5ad file with the genes of the run.
         out: the .h5ad file to write; FILE-embedded.h5ad by default.
     """
-    path = Path(out or f"{Path(file).stem}-embedded.h5ad")
-    suffix_of(path, ".h5ad")
+    path = target(out or f"{Path(file).stem}-embedded.h5ad", ".h5ad")
     _import()
     from mixvae.single_cell import runs
 

@@ -31,6 +31,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from mixvae.failures import Failed
 from mixvae.files.atomic import write_json
 
 BEAT_SECONDS = 10.0
@@ -47,7 +48,7 @@ KINDS = {"generation": int, "owner": str, "host": str, "boot": str, "pid": int, 
 """What a holder writes of itself."""
 
 
-class LeaseLost(RuntimeError):
+class LeaseLost(Failed):
     """Another process has taken over what this one was writing to."""
 
 

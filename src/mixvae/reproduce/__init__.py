@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from mixvae import figures, pages
+from mixvae.failures import at_least
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.reproduce.catalogue import EXPERIMENTS
 from mixvae.reproduce.findings import Experiment, Findings, Gap, Say, Verdict, judge, unknown
@@ -63,11 +64,13 @@ def reproduce(
         say: takes a line on what happens now.
 
     Raises:
-        ValueError: there is no such experiment, or a training failed; what is done stays.
+        ValueError: there is no such experiment, or a number is wrong.
+        Failed: a training failed; what is done stays.
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
     """
+    at_least(1, jobs=jobs)
     experiment = find(name)
     plan = experiment.scales[scale]
     if any(value is not None for value in (seeds, epochs, warmup, models)):

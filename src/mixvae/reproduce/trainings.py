@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from mixvae import config, experiments, figures, runs
 from mixvae.evaluation import Evaluation, differences, standard_error
+from mixvae.failures import Failed, at_least
 from mixvae.pages import Column
 from mixvae.representation import Representation
 from mixvae.reproduce.findings import Findings, Gap, Say, judge, margin, unknown
@@ -127,9 +128,8 @@ class Trainings:
             )
         if models is not None and not models:
             raise ValueError("models must name at least one model")
-        for name, value, least in (("epochs", epochs, 1), ("warmup", warmup, 0)):
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}; got {value}")
+        at_least(1, epochs=epochs)
+        at_least(0, warmup=warmup)
         options = dict(self.options)
         options |= {} if epochs is None else {"training.epochs": epochs}
         options |= {} if warmup is None else {"training.warmup": warmup}
@@ -164,12 +164,12 @@ class Trainings:
         """Train and evaluate what is not done yet, and compare.
 
         Raises:
-            ValueError: a training failed; what was done before stays.
+            Failed: a training failed; what was done before stays.
         """
         grid = self.grid(out)
         result = experiments.run_cells(grid, jobs=jobs, say=say)
         if result.failed:
-            raise ValueError("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
+            raise Failed("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
         if self.represent:
             say("classifying by the latents where that is not done")
         cells = {

@@ -1,0 +1,80 @@
+"""What went wrong, in one line with its exit status."""
+
+from __future__ import annotations
+
+import re
+import site
+import sysconfig
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jsonargparse
+
+from mixvae import config
+from mixvae.failures import Failed, said
+
+BAD_INPUT, FAILED, STOPPED = 2, 1, 130
+LIBRARIES = tuple(
+    {
+        str(Path(__file__).parents[1]),
+        *(sysconfig.get_path(n) for n in ("stdlib", "purelib", "platlib")),
+        *site.getsitepackages(),
+    }
+)
+"""Folders of code that is not the user's."""
+
+
+def explain(error: BaseException, commands: Sequence[str], options: Callable[[], list[str]]) -> tuple[str, int]:
+    """Tell an error in one line, and the status that the process ends with.
+
+    Args:
+        error: what was raised.
+        commands: names of all commands.
+        options: names of the command's options.
+
+    Returns:
+        The line, and 2 for bad input, 1 for a training that failed or a fault of mixvae, 130 for Ctrl-C.
+    """
+    match error:
+        case KeyboardInterrupt():
+            return (
+                "interrupted; `mixvae train --resume RUN`, or the same `mixvae sc train`, goes on where it was",
+                STOPPED,
+            )
+        case FloatingPointError() | Failed():
+            return _joined(error), FAILED
+        case jsonargparse.ArgumentError() | ValueError() | OSError():
+            return _bad_input(error, commands, options), BAD_INPUT
+    frames = traceback.extract_tb(error.__traceback__)
+    training = any(frame.name == "_epoch" and frame.filename.endswith("trainer.py") for frame in frames)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        return f"out of memory: take a smaller batch, fewer draws or a smaller --chunk ({said(error)})", FAILED
+    own = next((frame for frame in reversed(frames) if not frame.filename.startswith((*LIBRARIES, "<"))), None)
+    if own is not None:
+        return f"{own.filename}, line {own.lineno}, in {own.name}: {said(error)}", FAILED if training else BAD_INPUT
+    if training:
+        return f"the training failed: {said(error)}; --debug shows where", FAILED
+    return f"unexpected {said(error)}; --debug shows where: please report it", FAILED
+
+
+def _joined(error: BaseException) -> str:
+    """All lines of an error as one."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], list[str]]) -> str:
+    """One line on what was wrong, with the nearest option or command where one was mistyped."""
+    text = _joined(error)
+    if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
+        near = config.nearest(unknown[1], options())
+        return f"unknown option --{unknown[1]}" + (f": did you mean --{near}?" if near else "")
+    if choice := re.search(r"invalid choice: '(.*?)'", text):
+        near = config.nearest(choice[1], commands)
+        hint = (
+            f"did you mean {near}?" if near else f"choose {', '.join(name.replace('sc-', 'sc ') for name in commands)}"
+        )
+        return f"unknown command {choice[1]!r}: {hint}"
+    text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m[1] or ''}", text)
+    return text.replace(". Got value:", "; got")

@@ -1,0 +1,204 @@
+"""Whatever a user gets wrong is told in one line, with the exit status that says whose fault it was."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import refused
+from mixvae import config
+from mixvae.cli import main
+from mixvae.experiments import Sweep
+from mixvae.failures import at_least, called, plain_errors
+
+TINY = ("--training.epochs=1", "--data.limit=20", "--data.limit_validation=20")
+MINE = """
+import torch
+class Raises(torch.nn.Module):
+    def __init__(self): raise KeyError("x")
+class Five(torch.nn.Module):
+    def forward(self, x): return 5
+class Later(torch.nn.Module):
+    def __init__(self, latent):
+        super().__init__()
+        self.calls, self.layer = 0, torch.nn.Linear(64, 2 * latent)
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > 6: return {}[self.calls]
+        return self.layer(x.flatten(1)).chunk(2, -1)
+def divides(log_w, weight): raise ZeroDivisionError
+def whole(log_w, weight): return log_w.logsumexp((0, 1)).long()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, as_users_run):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mine_failing.py").write_text(MINE)
+    (tmp_path / "raises_itself.py").write_text("raise RuntimeError('no')")
+    (tmp_path / "no_python.py").write_text("def (:")
+    yield tmp_path
+    sys.modules.pop("mine_failing", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--training.optimizer.lr=abc"], "Adam(lr='abc', fused=True) cannot be made"),
+        (["--training.optimizer.lr={}"], "cannot be made"),
+        (["--training.optimizer.lr=.inf"], "its learning rate and options must be finite"),
+        (["--training.optimizer=LBFGS"], "LBFGS cannot take the steps"),
+        (["--training.optimizer=SparseAdam"], "SparseAdam cannot take the steps"),
+        (["--training.optimizer=mine_failing.divides"], "cannot be made"),
+        (["--training.schedule=StepLR"], "missing 1 required positional argument: 'step_size'"),
+        (["--training.bound=torch.nn.functional.relu"], "a bound must be one number per example"),
+        (["--training.bound=math.pi"], "no class or function"),
+        (["--training.bound=mine_failing.divides"], "ZeroDivisionError"),
+        (["--training.bound=mine_failing.whole"], "a bound must be one number per example"),
+        (["--training.gradient=os.getcwd"], "cannot be computed"),
+        (["--training.clip=.nan"], "clip must be a positive number"),
+        (["--training.clip=.inf"], "clip must be a positive number"),
+        (["--training.save_every=.nan"], "save_every must be at least 0"),
+        (["--training.threads=100000"], "threads must be at most"),
+        (["--training.devices=3000000"], "would start 3000000 processes"),
+        (["--training.devices=nan"], "cannot be used"),
+        (["--training.accelerator=tpu"], "accelerator 'tpu'"),
+        (["--training.freeze=[decoder,prior,posterior]"], "nothing to train"),
+        (["--seed=9223372036854775808"], "seed must be below 2**63"),
+        (["--data.seed=-1"], "data.seed must be at least 0"),
+        (["--data.name="], "data.name is empty"),
+        (["--model.shape=[1,2,2]"], "but the data have shape [1, 8, 8]"),
+        (["--model.encoder.hidden=abc"], "GatedEncoder(hidden='abc') cannot be made"),
+        (["--model.encoder=../.."], "'../..' is not the name of a class"),
+        (["--model.encoder=mine_failing.Raises"], "Raises() cannot be made: KeyError: 'x'"),
+        (["--model.encoder=mine_failing.Five"], "must return a pair"),
+        (["--model.encoder=raises_itself.A"], "cannot import 'raises_itself.A'"),
+        (["--model.encoder=no_python.A"], "SyntaxError"),
+        (["--model.decoder=mine_failing.Five"], "AttributeError"),
+        (["--model.prior=mine_failing.Five"], "TypeError"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_nothing_is_written(folder, capsys, words, part):
+    before = sorted(folder.iterdir())
+    assert part in refused(capsys, "train", "digits", "--out=run", *TINY, *words)
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("model: null", "model must map settings"),
+        ("training:", "training must map settings"),
+        ("", "must hold keys such as data"),
+        ("seed: null", "seed is null"),
+        ("training: {optimizer: null}", "training.optimizer is null"),
+        ("data: {name: null}", "data.name is null"),
+        ("model: {encoder: {class_path: GatedEncoder, init_args: 5}}", "init_args of GatedEncoder must map"),
+        ("model: {encoder: {class_path: 5}}", "a class is given by its name"),
+    ],
+)
+def test_a_wrong_yaml_is_one_line(folder, capsys, text, part):
+    (folder / "file.yaml").write_text(text)
+    assert part in refused(capsys, "train", "file.yaml", "--out=run", *TINY)
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("axes", ["{}", "{a: {}}", "{a: {x: {}}, b: {}}"])
+def test_a_grid_without_a_cell_is_refused(folder, capsys, axes):
+    (folder / "grid.yaml").write_text(f"axes: {axes}")
+    assert "at least one axis" in refused(capsys, "sweep", "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--foo",), ("toy", ".."), ("toy", "ring", "--span=.nan"), ("toy", "ring", "--seed=-1"), ("demo", "--draws=0"),
+        ("reproduce", "toys", "--jobs=0"), ("toy", "ring", "--out=mine_failing.py"),
+        ("demo", "--out=mine_failing.py/x"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_told_before_any_work(folder, capsys, words):
+    refused(capsys, *words)
+    assert not (folder / "runs").exists()
+
+
+def test_a_users_module_that_fails_in_training_is_named_with_its_line(folder, capsys):
+    words = ["train", "digits", "--out=run", *TINY, "--model.encoder=mine_failing.Later", "--training.batch=2"]
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    err = capsys.readouterr().err
+    assert end.value.code == 1
+    assert err.strip().count("\n") == 0
+    assert "mine_failing.py, line 13, in forward: KeyError: 7" in err
+
+
+def test_debug_shows_where_an_error_came_from(folder, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--debug", "train", "digits", "--out=run", "--model.encoder=mine_failing.Raises"])
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert "Traceback" in err
+    assert "mine_failing.py" in err
+    assert err.splitlines()[-1].startswith("mixvae: error: ")
+
+
+def test_a_fault_of_our_own_says_so_and_ends_with_status_1(monkeypatch, capsys):
+    cli = sys.modules["mixvae.cli"]
+    code = compile("def broken():\n    'x'\n    raise AttributeError('oops')", str(cli.__file__), "exec")
+    space = {}
+    exec(code, space)  # as if it stood in a file of mixvae
+    monkeypatch.setitem(cli.COMMANDS, "presets", space["broken"])
+    with pytest.raises(SystemExit) as end:
+        main(["presets"])
+    assert end.value.code == 1
+    assert "unexpected AttributeError: oops" in capsys.readouterr().err
+
+
+def test_a_module_run_with_dash_m_does_not_import_from_the_working_folder(tmp_path):
+    for name in ("rich.py", "yaml.py", "jsonargparse.py"):
+        (tmp_path / name).write_text("raise SystemExit('hijacked')")
+    command = [sys.executable, "-m", "mixvae", "presets"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_class_and_its_arguments_may_be_given_by_flags_of_their_own():
+    for words in (
+        ["--model.prior=VampPrior", "--model.prior.pseudo_inputs=3"],
+        ["--model.prior", "VampPrior", "--model.prior.pseudo_inputs", "3"],
+        ["--model.prior.pseudo_inputs=3", "--model.prior=VampPrior"],
+    ):
+        assert config.read("digits", words).model.prior == {"class_path": "VampPrior", "pseudo_inputs": 3}
+    assert config.read("digits", ["--model.prior", "VampPrior"]).model.prior == "VampPrior"
+
+
+def test_a_training_that_fails_in_reproduce_ends_with_status_1(monkeypatch, capsys, tmp_path):
+    failed = Sweep(failed={"S1": "the bound became NaN"})
+    monkeypatch.setattr("mixvae.experiments.run_cells", lambda *_, **__: failed)
+    with pytest.raises(SystemExit) as end:
+        main(["reproduce", "mnist", "--scale", "smoke", "--out", str(tmp_path)])
+    assert end.value.code == 1
+    assert "S1: the bound became NaN" in capsys.readouterr().err
+
+
+def test_numbers_are_refused_by_name():
+    at_least(0, seed=0, epochs=None)
+    for wrong in (-1, float("nan"), float("inf"), 2**63, True, "3"):
+        with pytest.raises(ValueError, match="draws must be"):
+            at_least(0, draws=wrong)
+
+
+def test_errors_that_say_what_was_wrong_pass_as_they_are():
+    for kind in (ValueError, OSError, FloatingPointError):
+        with pytest.raises(kind, match=r"^as it was$"), plain_errors("context"):
+            raise kind("as it was")
+    with pytest.raises(ValueError, match=r"^context: AssertionError$"), plain_errors("context"):
+        raise AssertionError
+
+
+def test_a_long_call_is_shortened():
+    assert called(dict, a=1) == "dict(a=1)"
+    assert len(called(dict, a=[0] * 1000)) <= 160
