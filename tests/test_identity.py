@@ -393,3 +393,83 @@ def test_a_record_that_lacks_something_is_damaged_and_hides_no_other_run(copy, t
         assert f"is damaged: it has no {name}" in refused(capsys, "evaluate", copy)
     (copy.parent / "good").symlink_to(trained)
     assert {row["run"]: row["state"] for row in runs.listing(copy.parent)} == {"copy": "damaged", "good": "done"}
+
+
+@pytest.fixture
+def old(copy):
+    """The run as a directory from before runs had an identity."""
+    text = (copy / "config.yaml").read_text().partition("\n")[2]
+    (copy / "config.yaml").write_text(text)
+    shutil.copy(next((copy / "evaluations").glob("*.npz")), copy / "examples.npz")
+    shutil.rmtree(copy / "evaluations")
+    (copy / "run.json").unlink()
+    return copy
+
+
+def test_a_legacy_run_with_odd_files_is_told_and_hides_no_other(old, trained, capsys):
+    """`list` ended with a traceback, of which the other runs of the folder had no share."""
+    (old.parent / "good").symlink_to(trained)
+    assert runs.evaluation_of(old)["nll_pooled"] == runs.evaluation_of(trained)["nll_pooled"]
+    before = contents(old)
+    results, arrays, rows = (before[old / name] for name in ("results.json", "examples.npz", "metrics.jsonl"))
+    odd = {
+        "results.json": [
+            b"", b"5", b"[]", b"null", b"{}", results[:99], b"\xff" + results,
+            results.replace(b'"draws": 4', b'"draws": "4"'), results.replace(b'"draws": 4', b'"draws": null'), 
+            results.replace(b'"nll_pooled":', b'"nll_pooled": [], "x":'),
+            results.replace(b'"examples":', b'"examples": -1, "x":'), b"[" * 100_000,
+        ],
+        "examples.npz": [b"", arrays[:99], b"PK" + arrays[9:], arrays[:300] + b"?" + arrays[301:], b"text"],
+        "metrics.jsonl": [b"5\n", b"{}\n", b'{"epoch": "1"}\n' + rows],
+    }  # fmt: skip
+    for name, contents_ in odd.items():
+        for content in contents_:
+            (old / name).write_bytes(content)
+            assert name in refused(capsys, "report", old), content
+            states = {row["run"]: row["state"] for row in runs.listing(old.parent)}
+            assert states == {"copy": "damaged", "good": "done"}, content
+        (old / name).write_bytes(before[old / name])
+    (old / "metrics.jsonl").write_bytes(rows + b'{"epoch": 3, "va')  # cut off by a crash
+    assert runs.open_run(old).epoch == 2
+    for text in ("[]", "{}", '{"scores": 5}', '{"scores": {"means": {"knn": []}}}'):
+        (old / "representation.json").write_text(text)
+        assert "representation.json" in refused(capsys, "report", old)
+
+
+def test_a_damaged_evaluation_is_named_with_what_to_do_before_anything_is_written(copy, trained, capsys):
+    runs.evaluate(copy, 8)
+    file = next((copy / "evaluations").glob("*draws8*.json"))
+    whole = file.read_bytes()
+    for content in (b"", b"{}", whole[:200], whole.replace(b'"created"', b'"made"')):
+        file.write_bytes(content)
+        told = refused(capsys, "report", trained, copy, "--out", copy / "page.html")
+        assert file.name in told
+        assert "to go on without it, delete it" in told
+        assert not (copy / "page.html").exists()
+        assert not (copy / "figures").exists()
+    file.unlink()
+    scores = file.with_name("representation-test-0.json")
+    scores.write_text("{")
+    assert scores.name in refused(capsys, "report", copy)
+    assert not (copy / "figures").exists()
+    scores.unlink()
+    assert report.write([copy], copy / "page.html").exists()
+
+
+def test_a_report_needs_no_room_beside_its_runs(copy, capsys):
+    (copy / "figures").write_text("no folder, so that nothing can be written into it")
+    assert report.write([copy], copy / "page.html").read_text().count("data:image/png;base64") >= 3
+    assert f"{copy / 'figures'}" in refused(capsys, "report", copy, "--out", copy / "figures" / "page.html")
+
+
+def test_a_copy_of_the_configuration_that_cannot_be_read_is_told(copy, capsys):
+    for content in (b"", b"# A comment", b"{", b"\0", b"5"):
+        (copy / "config.yaml").write_bytes(content)
+        assert "or delete it: it is a copy" in refused(capsys, "train", "--resume", copy, "--training.epochs=3")
+
+
+def test_a_gain_of_something_else_is_told_in_one_line(trained, as_users_run):
+    evaluation = runs.evaluation_of(trained)
+    for other in (open_run(trained), str(trained), evaluation.results, 5):
+        with pytest.raises(TypeError, match=r"a paired gain is of what .* returns; got \w+"):
+            mixvae.paired_gain(evaluation, other)

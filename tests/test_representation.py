@@ -40,6 +40,28 @@ def test_discriminants_do_not_depend_on_the_scale_of_a_feature(scale):
         assert classify(x * units, labels, new * units, new_labels, qda) == wanted
 
 
+@pytest.mark.parametrize("varying", [0, 1])
+def test_collapsed_latents_are_found_at_chance(varying):
+    """Discriminant analysis ended with a LinAlgError of scikit-learn where no latent of a class varied."""
+    labels = np.arange(120) % 3
+    x = np.random.default_rng(0).normal(size=(120, 4)) * (np.arange(4) < varying) + 2.0
+    found = classify(x, labels, x, labels)
+    assert all(abs(value - 1 / 3) < 0.35 for value in found.values()), found
+    assert set(cluster(x, labels)) == {"ari", "nmi", "asw"}
+    apart = np.eye(3)[labels]
+    assert classify(apart, labels, apart, labels, {"qda": classifiers()["qda"]}) == {"qda": 1}
+
+
+def test_latents_that_are_no_numbers_are_told_in_one_line():
+    labels = np.arange(60) % 3
+    for value in (np.nan, np.inf, 1e30):
+        x = np.full((60, 2), value)
+        with pytest.raises(ValueError, match="the latents hold values up to"):
+            classify(x, labels, x, labels)
+        with pytest.raises(ValueError, match="the latents hold values up to"):
+            cluster(x, labels)
+
+
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3]])
 def test_too_few_classes_or_examples_are_refused(labels):
     x, labels = np.zeros((4, 2)), np.array(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,8 @@ def write(
 ) -> Path:
     """Write the report of some runs as one HTML file without any network request.
 
+    Pictures go beside each run too, in its `figures`, unless that folder cannot be written to.
+
     Args:
         paths: evaluated runs.
         out: the file; `report.html` in the first run's directory by default.
@@ -169,22 +172,28 @@ def write(
 
     Returns:
         The file written.
+
+    Raises:
+        FileNotFoundError: a run was not evaluated yet.
+        OSError: the file cannot be written; nothing is left.
+        ValueError: the runs are of different data, or a file of one is damaged.
     """
     opened = runs.open_runs(paths)
     comparison = compare(opened, evaluations)
     rows = comparison.table
     target = Path(out) if out is not None else opened[0].layout.report
     by_path = {str(run.path): run for run in opened}
-    sections = []
+    sections: list[dict[str, Any]] = []
+    files: dict[Path, bytes] = {}
+    scores = {path: _representation(run) for path, run in by_path.items()}  # first: a damaged file is told at once
     for row in rows:
         run = by_path[row["path"]]
         drawn = {name: figures.png(figure) for name, figure in pictures(run).items()} if run.has_weights else {}
-        for name, picture in drawn.items():
-            write_bytes(run.layout.figures / f"{name.replace(' ', '_')}.png", picture)
+        files |= {run.layout.figures / f"{name.replace(' ', '_')}.png": picture for name, picture in drawn.items()}
         embedded = {name: pages.embed(picture) for name, picture in drawn.items()}
-        sections.append({"row": row, "figures": embedded, "representation": _representation(run)})
+        sections.append({"row": row, "figures": embedded, "representation": scores[row["path"]]})
     curves = {_label(row, rows): by_path[row["path"]].metrics for row in rows}
-    return pages.render(
+    pages.render(
         "report.html",
         target,
         columns=COLUMNS,
@@ -195,6 +204,10 @@ def write(
         curves=pages.embed(figures.learning_curves(curves)),
         sections=sections,
     )
+    for path, picture in files.items():
+        with suppress(OSError):  # the page holds it
+            write_bytes(path, picture)
+    return target
 
 
 def _representation(run: Run) -> dict[str, Any] | None:

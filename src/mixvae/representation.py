@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,38 @@ LARGEST_SILHOUETTE = 5000
 """Examples that the silhouette is computed on at most; it needs all their distances."""
 SINGULAR = 1e-9
 """Variance of standardised features below which a class has none."""
+LARGEST_FEATURE = 1e15
+"""Size of a feature beyond which the solvers of classifiers fail."""
 STARTS: Any = 10
 """Starts of k-means, of which the best counts."""
+
+
+class ShrunkCovariance:
+    """Covariance shrunk towards a multiple of the identity that never vanishes, as scikit-learn takes an estimator.
+
+    Args:
+        shrinkage: weight of the identity, whose multiple is the mean variance.
+    """
+
+    def __init__(self, shrinkage: float = 0.1):
+        self.shrinkage = shrinkage
+
+    def fit(self, x: np.ndarray) -> ShrunkCovariance:
+        """Estimate it from features (N, F)."""
+        centred = x - x.mean(0)
+        empirical = centred.T @ centred / len(x)
+        variance = max(float(empirical.trace()) / x.shape[1], 2 * SINGULAR / self.shrinkage)
+        self.covariance_ = (1 - self.shrinkage) * empirical + self.shrinkage * variance * np.eye(x.shape[1])
+        return self
 
 
 def classifiers(seed: int = 0) -> dict[str, Callable[[], Any]]:
     """The paper's classifiers by name, each a function that makes one.
 
     k nearest neighbours (k = 5), a linear support vector machine (C = 0.025), a perceptron with one hidden layer of
-    100, and quadratic discriminant analysis whose covariances are shrunk by 10 % to be invertible. The last two are
-    given standardised features: shrinking would otherwise drown deviations, which are smaller than means.
+    100, and quadratic discriminant analysis whose covariances are shrunk by 10 % to be invertible, also where the
+    latents of a class do not vary at all. The last two are given standardised features: shrinking would otherwise drown
+    deviations, which are smaller than means.
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
@@ -41,7 +64,8 @@ def classifiers(seed: int = 0) -> dict[str, Callable[[], Any]]:
         "svm": lambda: SVC(kernel="linear", C=0.025),
         "mlp": lambda: make_pipeline(StandardScaler(), MLPClassifier(random_state=seed, early_stopping=True)),
         "qda": lambda: make_pipeline(
-            StandardScaler(), QuadraticDiscriminantAnalysis(solver="eigen", shrinkage=0.1, tol=SINGULAR)
+            StandardScaler(),
+            QuadraticDiscriminantAnalysis(solver="eigen", covariance_estimator=ShrunkCovariance(), tol=SINGULAR),
         ),
     }
 
@@ -68,6 +92,7 @@ def classify(
         ValueError: there are fewer classes than two, or too few examples of them.
     """
     classes = _count_classes("classification", train_labels)
+    _check_finite(train, test)
     fewest = int(np.unique(train_labels, return_counts=True)[1].min())
     if using is None and (len(train_labels) < 10 * classes or fewest < 2):
         raise ValueError(
@@ -96,10 +121,14 @@ def cluster(
         ValueError: there are fewer classes than two, or fewer examples than classes.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 
     classes = _count_classes("clustering", labels)
-    clusters = KMeans(classes, n_init=STARTS, random_state=seed).fit(features if fitted_to is None else fitted_to)
+    _check_finite(features, features if fitted_to is None else fitted_to)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of fewer points than clusters, which the scores tell
+        clusters = KMeans(classes, n_init=STARTS, random_state=seed).fit(features if fitted_to is None else fitted_to)
     found = clusters.predict(features)
     most = min(len(features), LARGEST_SILHOUETTE)
     return {
@@ -118,6 +147,14 @@ def _count_classes(what: str, labels: np.ndarray) -> int:
             f"{len(labels)} examples"
         )
     return classes
+
+
+def _check_finite(*features: np.ndarray) -> None:
+    """Refuse features that no classifier can take."""
+    for values in features:
+        largest = np.abs(values).max(initial=0.0)
+        if not largest < LARGEST_FEATURE:
+            raise ValueError(f"the latents hold values up to {largest:.3g}, which nothing can be fitted to")
 
 
 @dataclass(frozen=True)

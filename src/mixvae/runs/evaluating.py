@@ -25,6 +25,7 @@ from mixvae.evaluation import (
     fingerprint,
     log_marginal,
 )
+from mixvae.failures import at_least
 from mixvae.files import atomic, write_json
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.runs import legacy
@@ -42,8 +43,7 @@ def part_of(run: Run, split: str, examples: int | None = None) -> Split:
     Raises:
         ValueError: the data are not those of the training, or `examples` is not positive.
     """
-    if examples is not None and examples < 1:
-        raise ValueError(f"examples must be at least 1; got {examples}")
+    at_least(1, examples=examples)
     keep_freed_memory()
     return run.data.split(split).head(examples).to(default_device())
 

@@ -12,16 +12,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import mixvae.config
+from mixvae.arrays import read_npz
 from mixvae.evaluation import Evaluation, Identity
-from mixvae.files import read_json
+from mixvae.files import one_line, read_json
 from mixvae.representation import Representation
 from mixvae.runs.recipe import legacy_recipe
 from mixvae.runs.store import MARK, Layout
+from mixvae.runs.stored import scores_in
 
-BOUNDS = ("elbo", "miselbo", "pooled")
+COUNTED = ("epoch", "best_epoch", "seconds", "validation")
+"""What every row of the metrics holds."""
+SHOWN = (
+    "elbo", "miselbo", "nll_miselbo", "nll_pooled", "nll_pooled_se", "jsd", "effective_components", "parameters",
+    "train_seconds", "pareto_k_unreliable",
+)  # fmt: skip
+"""Numbers of an evaluation that tables show."""
+NAMED = ("data", "data_sha256", "split")
+"""Texts of an evaluation that tables show."""
 
 
 def is_run(path: Path) -> bool:
@@ -36,9 +44,7 @@ def manifest(path: Path) -> dict[str, Any]:
     """What `run.json` would hold, as far as it is known."""
     config = mixvae.config.read(path / "config.yaml")
     rows = _rows(path / "metrics.jsonl")
-    results = read_json(path / "results.json") if (path / "results.json").exists() else {}
-    if not isinstance(results, dict):
-        raise ValueError(f"{path / 'results.json'} is no result of mixvae: restore the file from a copy")
+    results = _results(path / "results.json") if (path / "results.json").exists() else {}
     last = rows[-1] if rows else {"epoch": 0, "best_epoch": 0, "seconds": 0.0}
     return {
         "recipe": legacy_recipe(config, results.get("data_sha256")).to_json(),
@@ -59,14 +65,46 @@ def manifest(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of the metrics; a line cut off by a crash is left out."""
+    """All whole lines of the metrics; a line cut off by a crash is left out.
+
+    Raises:
+        ValueError: a line is whole, but no row of metrics.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not all(_is_number(row.get(name)) for name in COUNTED):
+            raise ValueError(f"{path} is damaged: {line[:60]} is no row of metrics; restore the file from a copy")
+        rows.append(row)
     return rows
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """What an evaluation found.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    results = read_json(path)
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} is no result of mixvae: restore the file from a copy")
+    sizes = [results.get(name) for name in ("examples", "draws")]
+    sizes += [results.get(name, 1) for name in ("components", "draws_per_component", "seed")]
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f"{path} is damaged: it holds no numbers of examples and draws; restore it from a copy")
+    wrong = [name for name in SHOWN if results.get(name) is not None and not _is_number(results[name])]
+    wrong += [name for name in ("elbo", "nll_pooled") if results.get(name) is None]
+    wrong += [name for name in NAMED if not isinstance(results.get(name), str | None)]
+    if wrong:
+        raise ValueError(f"{path} is damaged: {wrong[0]} is {str(results.get(wrong[0]))[:60]}; restore it from a copy")
+    return {**dict.fromkeys(SHOWN), "data": "unknown", "split": None, **results}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def weights(path: Path) -> bytes:
@@ -91,17 +129,19 @@ def evaluation(path: Path) -> Evaluation | None:
     arrays = path / "examples.npz"
     if not layout.results.exists():
         return None
-    results = read_json(layout.results)
+    results = _results(layout.results)
     if not arrays.exists():
         raise FileNotFoundError(f"{arrays} does not exist: run `mixvae evaluate {path}` again")
     try:
-        with np.load(arrays, allow_pickle=False) as content:
-            bounds = {name: content[name].astype(float) for name in content.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{arrays} is damaged: {error}") from None
+        bounds = {name: values.astype(float) for name, values in read_npz(arrays, arrays.name).items()}
+    except Exception as error:  # noqa: BLE001  (damage shows as any kind: BadZipFile, zlib.error, KeyError, struct.error …)
+        raise ValueError(f"{arrays} is damaged: {one_line(error)}; restore it from a copy, or evaluate again") from None
     for name, sign in (("elbo", 1), ("nll_miselbo", -1), ("nll_pooled", -1)):
         bound = bounds.get(name.removeprefix("nll_"))
-        if bound is not None and not math.isclose(sign * bound.mean(), results[name], rel_tol=1e-5, abs_tol=1e-5):
+        if bound is None:
+            continue
+        told = results.get(name)
+        if told is None or not math.isclose(sign * bound.mean(), told, rel_tol=1e-5, abs_tol=1e-5):
             raise ValueError(f"{arrays} and {layout.results} do not belong together: {name} differs; evaluate again")
     identity = Identity(
         results.get("data_sha256"),
@@ -122,4 +162,6 @@ def representations(path: Path) -> list[tuple[str, Representation]]:
     if not file.exists():
         return []
     content = read_json(file)
-    return [(content.get("split", "unknown"), Representation(content["scores"]))]
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is no result of mixvae: restore the file from a copy, or delete it")
+    return [(str(content.get("split", "unknown")), scores_in(content, file))]

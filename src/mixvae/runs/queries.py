@@ -13,12 +13,16 @@ from mixvae import figures
 from mixvae.datasets import Split
 from mixvae.diagnostics import Overlap, Plane, exact_posteriors, overlap
 from mixvae.evaluation import draw_latents, encode
-from mixvae.files import canonical, checksum, commit, read_manifest, write_bytes
+from mixvae.failures import at_least
+from mixvae.files import canonical, checksum, commit, write_bytes
+from mixvae.model import evaluating
 from mixvae.representation import Latents, Representation, represent
+from mixvae.resources import check, device_memory, short
 from mixvae.runs import legacy
 from mixvae.runs.evaluating import SplitName, part_of, prepared
 from mixvae.runs.opening import open_run
 from mixvae.runs.run import Run
+from mixvae.runs.stored import read_stored, scores_in
 from mixvae.training import default_device
 
 REPRESENTED = 10_000
@@ -60,9 +64,15 @@ def cooperation(
 
 def sample(run: str | Path | Run, n: int = 64, *, seed: int = 0) -> np.ndarray:
     """Means of p(x|z) for n latents drawn from the prior, (n, *shape)."""
-    if n < 1:
-        raise ValueError(f"n must be at least 1; got {n}")
+    at_least(1, n=n)
+    at_least(0, seed=seed)
     model = open_run(run).model
+    with torch.no_grad(), evaluating(model):
+        z = model.prior().sample((1,))
+        values = model.decoder(z).event_shape.numel() + z.numel()
+    check(
+        4 * n * values, f"{short(n)} samples of {values} numbers", "give a smaller n", device_memory(default_device())
+    )
     torch.manual_seed(seed)
     return model.sample(n).cpu().numpy()
 
@@ -114,8 +124,7 @@ def representation(
     if part.y is None:
         raise ValueError(f"{run.path} has data without labels ({run.data.name}): classification needs labels")
     train = run.data.split("train").to(default_device())
-    if samples is not None and samples < 1:
-        raise ValueError(f"samples must be at least 1; got {samples}")
+    at_least(1, samples=samples)
     draws = samples or run.model.posterior(prepared(run, part.head(1))).batch_shape[0]
     about = {
         "split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "samples": draws,
@@ -147,20 +156,25 @@ def representation(
 def _stored(file: Path, about: dict[str, object]) -> Representation | None:
     """Scores that are stored under an identity, if they are whole."""
     try:
-        content = read_manifest(file)
+        content = read_stored(file)
+        return scores_in(content, file) if content.get("identity") == about else None
     except (OSError, ValueError):
         return None
-    return Representation(content["scores"]) if content["identity"] == about else None
 
 
 def representations(run: str | Path | Run) -> list[tuple[str, Representation]]:
-    """Split and scores of what is stored of a run's present weights."""
+    """Split and scores of what is stored of a run's present weights.
+
+    Raises:
+        ValueError: a file of them is damaged.
+    """
     run = open_run(run)
     if run.is_legacy:
         return legacy.representations(run.path)
     found = []
     for file in sorted(run.layout.evaluations.glob("representation-*.json")):
-        content = read_manifest(file)
-        if content["identity"]["weights"] == run.weights_sha256:
-            found.append((content["identity"]["split"], Representation(content["scores"])))
+        content = read_stored(file)
+        identity = content.get("identity")
+        if isinstance(identity, dict) and identity.get("weights") == run.weights_sha256:
+            found.append((str(identity.get("split")), scores_in(content, file)))
     return found

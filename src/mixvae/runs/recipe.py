@@ -21,6 +21,7 @@ from torch import nn
 import mixvae.config
 from mixvae.config import Config, Spec
 from mixvae.datasets import Dataset
+from mixvae.failures import called, plain_errors
 from mixvae.files import canonical, checksum
 
 VERSION = 1
@@ -233,7 +234,7 @@ def describe_optimizer(
     make: Callable[..., torch.optim.Optimizer], parameters: Sequence[nn.Parameter] = ()
 ) -> tuple[list[dict[str, Any]], str]:
     """Options of each parameter group, defaults included and what is off left out, and the optimiser's class."""
-    with mixvae.config.plain_errors("the optimiser cannot be made"):
+    with plain_errors(f"the optimiser {called(make)} cannot be made"):
         made = make(list(parameters) or [nn.Parameter(torch.zeros(1))])
     groups = [{k: plain(v, numbers=float) for k, v in group.items() if k != "params"} for group in made.param_groups]
     kept = [{k: v for k, v in group.items() if v is not None and v is not False} for group in groups]
@@ -254,9 +255,8 @@ def describe_callable(make: Callable[..., Any]) -> Any:
 
 def describe_spec(spec: Spec, room: str) -> dict[str, Any]:
     """A class of a configuration by its full name, with all arguments that are not filled in, defaults included."""
-    content: dict[str, Any] = {"class_path": spec} if isinstance(spec, str) else dict(spec)
-    kind = mixvae.config.resolve(content.pop("class_path"), room)
-    given = {**(content.pop("init_args", None) or {}), **content}
+    path, given = mixvae.config.split(spec)
+    kind = mixvae.config.resolve(path, room)
     parameters = mixvae.config.parameters(kind)
     described = {name: value for name, value in _defaults(kind).items() if name not in FILLED_IN}
     for name, value in given.items():

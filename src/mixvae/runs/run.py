@@ -15,6 +15,7 @@ from mixvae import datasets
 from mixvae.config import Config, DataConfig, Trust
 from mixvae.datasets import Dataset
 from mixvae.evaluation import Evaluation
+from mixvae.failures import at_least
 from mixvae.files import canonical, checksum, is_intact, load_tensors, read_part, weights_from_bytes
 from mixvae.files.lease import holder
 from mixvae.model import MixtureVAE
@@ -87,7 +88,7 @@ class Run:
         self._check_trust()
         config = mixvae.config.from_dict(content)
         if not self.is_legacy and not is_intact(self.layout.manifest, self.manifest["files"]["config"]):
-            self._refuse_changed(config, mixvae.config.read(self.layout.config, trust=tuple(self._trust.packages)))
+            self._refuse_changed(config)
         return config
 
     def _check_trust(self) -> None:
@@ -95,8 +96,12 @@ class Run:
         if not self.is_legacy:  # whose configuration is a file, which is checked when it is read
             memory.check(self.manifest, str(self.layout.manifest), self._trust)
 
-    def _refuse_changed(self, config: Config, written: Config) -> None:
+    def _refuse_changed(self, config: Config) -> None:
         """Refuse a config.yaml that describes another run than the one that was trained."""
+        try:
+            written = mixvae.config.read(self.layout.config, trust=tuple(self._trust.packages))
+        except ValueError as error:
+            raise ValueError(f"{error}; restore {self.layout.config}, or delete it: it is a copy") from None
         changed = [name for name in mixvae.config.changes(config, written) if name not in ("data.name", "data.root")]
         if changed:
             raise ValueError(
@@ -353,4 +358,5 @@ def _changed_data(old: Mapping[str, Any], data: Dataset) -> str:
 
 def open_data(config: DataConfig) -> Dataset:
     """Load the data that a configuration names."""
+    at_least(0, **{"data.seed": config.seed})
     return datasets.load(**asdict(config))

@@ -12,8 +12,10 @@ import torch
 import mixvae.config
 from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
+from mixvae.failures import plain_errors
 from mixvae.files import load_tensors
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.resources import together
 from mixvae.runs.opening import open_run
 from mixvae.runs.run import Run
 
@@ -23,11 +25,16 @@ EXAMPLES = 10_000
 
 def new_model(config: Config, data: Dataset, *, started: bool = False) -> tuple[MixtureVAE, Config]:
     """Build a model from its seed or its start, and try it on two examples, before anything is written."""
+    if config.model.shape is not None and tuple(config.model.shape) != tuple(data.shape):
+        raise ValueError(
+            f"model.shape is {config.model.shape}, but the data have shape {list(data.shape)}: leave it out"
+        )
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(data.train), generator=generator)[:EXAMPLES]
     examples = data.train.batch(chosen, generator)
-    model = mixvae.config.build(config.model, data.shape, examples)
+    with together(_copies(config)):
+        model = mixvae.config.build(config.model, data.shape, examples)
     if config.start.run is not None and not started:
         start = _extended(config)
         load_tensors(model, start.state_dict(), f"the start {config.start.run}")
@@ -37,13 +44,22 @@ def new_model(config: Config, data: Dataset, *, started: bool = False) -> tuple[
         raise ValueError("a prior that follows the encoders is frozen by `mixvae extend RUN --freeze prior` only")
     trial = data.train.batch(slice(0, 2), generator)
     state = torch.get_rng_state()
-    with mixvae.config.plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
+    with plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
         model(trial)
         for part in (data.validation, data.test):
             for rows in torch.arange(len(part)).split(EXAMPLES):
                 model.check(part.batch(rows))
     torch.set_rng_state(state)
     return model, replace(config, model=replace(config.model, shape=list(data.shape)))
+
+
+def _copies(config: Config) -> int:
+    """Copies of its weights that a training holds at least: the best epoch's, gradients and the optimiser's state."""
+    if config.training.freeze:
+        return 2
+    spec = config.training.optimizer
+    name = str(spec if isinstance(spec, str) else spec.get("class_path")).rpartition(".")[2]
+    return 5 if name in ("Adam", "AdamW", "NAdam", "RAdam") else 3
 
 
 def _extended(config: Config) -> MixtureVAE:

@@ -11,12 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from mixvae.arrays import read_npz
 from mixvae.evaluation import Evaluation, Identity
-from mixvae.files import commit, read_manifest, read_part
+from mixvae.files import commit, one_line, read_manifest, read_part
+from mixvae.representation import Representation
 
 FORMAT = "mixvae evaluation"
 VERSION = 1
 """Version of what evaluation computes; a change makes stored ones be computed again."""
+
+
+AGAIN = "to go on without it, delete it and evaluate again"
+"""What to do about an evaluation that cannot be read."""
 
 
 def save_evaluation(path: Path, made: Evaluation, extra: Mapping[str, Any] | None = None) -> None:
@@ -52,13 +58,47 @@ def stored_evaluation(path: Path, identity: Identity, extra: Mapping[str, Any] |
         return None
 
 
+def read_stored(path: Path) -> dict[str, Any]:
+    """Content of a stored evaluation, or of stored scores.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        return read_manifest(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {AGAIN}") from None
+
+
+def scores_in(content: Mapping[str, Any], path: Path) -> Representation:
+    """What latents tell about labels, from the content of a file.
+
+    Raises:
+        ValueError: the file holds no such scores.
+    """
+    scores = content.get("scores")
+    if not isinstance(scores, dict) or not scores or not all(map(_are_scores, scores.values())):
+        raise ValueError(f"{path} holds no scores of latents: {AGAIN}")
+    return Representation(scores)
+
+
+def _are_scores(metrics: object) -> bool:
+    """Whether these are as many numbers for each of some metrics."""
+    if not isinstance(metrics, dict) or not metrics:
+        return False
+    lists = list(metrics.values())
+    return all(isinstance(one, list) and one and len(one) == len(lists[0]) for one in lists) and all(
+        isinstance(value, int | float) for one in lists for value in one
+    )
+
+
 def identity_in(path: Path) -> tuple[Identity, float]:
     """Identity of a stored evaluation, and when it was made.
 
     Raises:
         ValueError: the file is damaged, or was written by another version of mixvae.
     """
-    return _identity(path, read_manifest(path))
+    return _identity(path, read_stored(path))
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -67,13 +107,21 @@ def read_evaluation(path: Path) -> Evaluation:
     Raises:
         ValueError: one of its files is damaged, or was written by another version of mixvae.
     """
-    content, arrays = read_part(path, "arrays")
+    try:
+        content, arrays = read_part(path, "arrays")
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"{error}; {AGAIN}") from None
     identity, _ = _identity(path, content)
-    with np.load(io.BytesIO(arrays), allow_pickle=False) as bounds:
-        return Evaluation(identity, {name: bounds[name] for name in bounds.files}, content["results"])
+    try:
+        return Evaluation(identity, read_npz(arrays, f"{path.stem}.npz"), content["results"])
+    except Exception as error:  # noqa: BLE001  (whatever NumPy and its archive say of what is none)
+        raise ValueError(f"the arrays of {path} are damaged: {one_line(error)}; {AGAIN}") from None
 
 
 def _identity(path: Path, content: Mapping[str, Any]) -> tuple[Identity, float]:
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"{path} was not written by this version of mixvae: delete it and evaluate again")
-    return Identity(**content["identity"]), content["created"]
+        raise ValueError(f"{path} was not written by this version of mixvae: {AGAIN}")
+    try:
+        return Identity(**content["identity"]), float(content["created"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {one_line(error)}; {AGAIN}") from None

@@ -14,11 +14,12 @@ from scipy.sparse import csr_matrix
 from scvi.model import SCVI
 
 from mixvae.evaluation import Evaluation, Identity
+from mixvae.failures import at_least
 from mixvae.runs.stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import cortex
 from mixvae.single_cell.diagnostics import integration_scores
 from mixvae.single_cell.model import MixtureSCVI
-from mixvae.single_cell.recipes import Training, at_least
+from mixvae.single_cell.recipes import Training
 from mixvae.single_cell.results import MIXTURE, SCVI_NAME, Job, agree, labels_sha256, legacy
 from mixvae.single_cell.runs import trained
 

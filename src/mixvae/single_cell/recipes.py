@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 
+from mixvae.failures import at_least
 from mixvae.files import canonical, checksum
 from mixvae.runs import Recipe
 from mixvae.runs.recipe import path_of
@@ -84,17 +85,6 @@ class Training:
             "monitor": MONITOR,
             "weights": "last epoch",
         }
-
-
-def at_least(least: int, **values: int | None) -> None:
-    """Check that whole numbers are not too small; None passes.
-
-    Raises:
-        ValueError: one is.
-    """
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
 
 
 def recipe_of(model: SCVI, training: Training, start: Mapping[str, Any] | None = None) -> Recipe:

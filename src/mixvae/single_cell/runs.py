@@ -12,11 +12,12 @@ from anndata import AnnData
 from scvi.model import SCVI
 from scvi.model._utils import get_max_epochs_heuristic
 
+from mixvae.failures import at_least
 from mixvae.files import atomic, load_tensors, load_weights, read_json, read_part, weights_from_bytes
 from mixvae.runs import Layout, Run, open_run
 from mixvae.single_cell.data import check_genes, read_h5ad
 from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
-from mixvae.single_cell.recipes import Training, as_registry, at_least, recipe_of
+from mixvae.single_cell.recipes import Training, as_registry, recipe_of
 from mixvae.single_cell.training import Progress, fit, is_legacy, standing
 
 LATENT_KEY = "X_mixvae"

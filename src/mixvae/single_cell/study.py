@@ -20,13 +20,14 @@ from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 
 from mixvae.evaluation import Evaluation, Identity, fingerprint
+from mixvae.failures import at_least
 from mixvae.representation import classifiers, classify, cluster
 from mixvae.runs import Run
 from mixvae.runs.stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
 from mixvae.single_cell.integration import integrate, with_batches
 from mixvae.single_cell.model import MixtureSCVI
-from mixvae.single_cell.recipes import Training, at_least
+from mixvae.single_cell.recipes import Training
 from mixvae.single_cell.results import (
     FROZEN,
     MIXTURE,
