@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ENDURANCE := runs/endurance
 
-.PHONY: help install demo test test-slow smoke lint format types bench docs clean
+.PHONY: help install demo test test-slow fuzz smoke lint format types bench docs clean endurance kills flat disks downloads test-lowest wheel
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +29,15 @@ test: install  ## the test suite, under ten minutes on two cores, in two process
 test-slow: install  ## the checks that take longer
 	$(BIN)/pytest -m slow
 
+fuzz: install  ## 2000 inputs to the commands and 400 damaged files: an answer or one line
+	MIXVAE_FUZZ=2000 MIXVAE_DAMAGE=400 OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_fuzz.py -n 2 -p no:benchmark -rP
+
+test-lowest:  ## the suite with the lowest versions that pyproject.toml allows, in .venv/lowest
+	$(PYTHON) .ci/lowest.py
+
+wheel:  ## sdist and wheel into dist/; installed without extras and used
+	$(PYTHON) .ci/wheel.py
+
 smoke: install  ## every experiment of the paper at its smallest scale, into runs/smoke
 	rm -rf runs/smoke
 	@set -e; for name in $$($(BIN)/python -c 'from mixvae.reproduce import EXPERIMENTS; print(*EXPERIMENTS)'); do \
@@ -50,6 +60,23 @@ bench: install  ## training steps against the looped baseline, as ratios
 docs: install  ## the documentation as a site, in site/
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
+
+endurance: downloads disks flat kills  ## kills, leaks, full disks, bad servers; hours
+
+kills: install  ## 300 kills of every command at random instants; resumes where it was
+	$(BIN)/python tests/endurance/kills.py --trials 300 --seed 0 --out $(ENDURANCE)/kills.json
+
+flat: install  ## memory and descriptors over 30 minutes of training
+	rm -rf $(ENDURANCE)/flat.work
+	$(BIN)/python tests/endurance/flat.py --minutes 30 --out $(ENDURANCE)/flat.json --figure $(ENDURANCE)/flat.png
+
+disks: install  ## full and read-only disks, no inodes, clocks set back, a user without a home; needs root
+	rm -rf $(ENDURANCE)/disks.work
+	$(BIN)/python tests/endurance/disks.py --out $(ENDURANCE)/disks.json
+
+downloads: install  ## servers that are slow, broken or send something else
+	@mkdir -p $(ENDURANCE)
+	$(BIN)/python tests/endurance/downloads.py --out $(ENDURANCE)/downloads.json
 
 clean:  ## remove what was built, but no runs
 	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .hypothesis

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECONDS = 20.0
-"""After so long a command counts as hanging, by the processor's clock; on a busy machine, after thrice that."""
+"""After so long a command counts as hanging, by the processor's clock; by the wall's, if it is idle."""
+IDLE = 0.05
+"""Share of the processor below which a command is idle, other programs and all."""
 MEMORY = 4 * 2**30
 """Bytes that a command may ask for beyond what the imports took."""
 LARGEST_FILE = 2**28
@@ -124,7 +126,7 @@ def faults(outcome: Outcome, command: str, before: dict[str, str], after: dict[s
         return [] if outcome.busy and lines else [f"hang of {command}"]
     if outcome.status not in (0, 1, 2):
         found.append(f"status {outcome.status} of {command}")
-    if "Traceback" in outcome.err or "unexpected" in outcome.err:
+    if "Traceback" in outcome.err or "error: unexpected " in outcome.err:
         return [*found, f"unexpected {outcome.origin or lines[-1][:60]}"]
     if outcome.status == 0 and errors:
         found.append(f"an error and status 0 of {command}")
@@ -183,9 +185,12 @@ def serve(*, cells: bool) -> None:
 
 def _wait(pid: int, seconds: float) -> tuple[int | None, bool]:
     """Status of a child, None if it was killed because it took too long, and whether it was at work then."""
-    watched, until, ended = os.pidfd_open(pid), time.monotonic() + 3 * seconds, []
-    while not ended and time.monotonic() < until and _worked(pid) < seconds:
+    watched, start, ended = os.pidfd_open(pid), time.monotonic(), []
+    while not ended:
         ended = select.select([watched], [], [], 1.0)[0]
+        passed, worked = time.monotonic() - start, _worked(pid)
+        if worked >= seconds or passed > 10 * seconds or (passed > seconds and worked < IDLE * passed):
+            break
     os.close(watched)
     busy = not ended and _worked(pid) >= seconds / 2
     if not ended:
@@ -194,13 +199,14 @@ def _wait(pid: int, seconds: float) -> tuple[int | None, bool]:
     return (status if ended else None), busy
 
 
-def _worked(pid: int) -> float:
-    """Seconds that a process and what it started and waited for have taken of the processor."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+def _worked(leader: int) -> float:
+    """Seconds that the processes of a session have taken of the processor, with those that they waited for."""
+    ticks = 0
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text(errors="replace").rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15])) if int(fields[3]) == leader else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _child(request) -> None:

@@ -116,7 +116,7 @@ def test_a_grid_without_a_cell_is_refused(folder, capsys, axes):
     [
         ("--foo",), ("toy", ".."), ("toy", "ring", "--span=.nan"), ("toy", "ring", "--seed=-1"), ("demo", "--draws=0"),
         ("reproduce", "toys", "--jobs=0"), ("toy", "ring", "--out=mine_failing.py"),
-        ("demo", "--out=mine_failing.py/x"),
+        ("demo", "--out=mine_failing.py/x"), ("toy", "ring", "--span=" + "9" * 400),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_told_before_any_work(folder, capsys, words):

@@ -498,7 +498,7 @@ REFUSED = {
     ),
     "what cannot be compared": (
         lambda: model_of(decoder=Decoder(Odd())),
-        "the model cannot be described: RuntimeError: not to be compared",
+        "the model cannot be described: not to be compared",
     ),
     "a change within a part": (
         changed_within,

@@ -12,6 +12,7 @@ from mixvae import config, runs
 from mixvae.cli import main
 from mixvae.cli.output import PAGE, show_rows
 from mixvae.evaluation import Evaluation, Identity
+from mixvae.failures import Failed
 from mixvae.files import commit, read_json, weights_to_bytes
 from mixvae.reproduce import EXPERIMENTS, Gap, judge, trainings
 from mixvae.reproduce.findings import margin
@@ -270,6 +271,6 @@ def test_a_training_that_fails_is_told_and_the_rest_stays(tmp_path):
     wild = {"model.components": 2, "training.optimizer.lr": 1e20}
     small = {"data.limit": 100, "training.epochs": 2, "model.latent": 2}
     failing = Trainings([Variant("m", 1, "digits"), Variant("m", 2, "digits", wild)], [], small, draws=4, examples=10)
-    with pytest.raises(ValueError, match="m-S2-seed0: "):
+    with pytest.raises(Failed, match="m-S2-seed0: "):
         failing.carry_out(tmp_path, jobs=1, say=lambda line: None)
     assert runs.find_evaluation(tmp_path / "m-S1-seed0", 4, examples=10) is not None

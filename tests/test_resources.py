@@ -177,7 +177,7 @@ def test_a_large_model_is_looked_at_first_and_built_as_ever(monkeypatch):
         return {name: t.clone() for name, t in config.build(wanted, SHAPE).state_dict().items()}
 
     plain = weights()
-    monkeypatch.setattr(resources, "LARGE", 10_000)
+    monkeypatch.setattr(resources, "LARGE", 200_000)  # within the first encoder, after some weights were drawn
     monkeypatch.setattr(GatedEncoder, "__init__", noting(GatedEncoder.__init__, seen))
     for name, tensor in weights().items():
         assert torch.equal(tensor, plain[name])
@@ -248,7 +248,9 @@ def test_weights_gradients_and_states_count_in_a_training(tmp_path, monkeypatch)
     monkeypatch.setattr(resources, "memory", lambda: 4 * size)
     with pytest.raises(ValueError, match="needs at least"):
         trained(tmp_path, wide)
-    monkeypatch.setattr(resources, "together", lambda copies: together(1))
+    monkeypatch.setattr("mixvae.runs.starting.together", lambda copies: together(1))
+    with pytest.raises(ValueError, match="training .* weights by Adam needs at least"):
+        trained(tmp_path, wide)
     trained(tmp_path, wide, "--training.optimizer={class_path: SGD, lr: 0.001}")
 
 

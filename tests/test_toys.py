@@ -88,7 +88,7 @@ def test_the_command_writes_a_table_a_picture_and_an_animation(tmp_path, capsys)
         (["test_toys.failing"], "test_toys.failing fails at points (361201, 2): RuntimeError two lines"),
         (["torch.abs"], "must map points (N, 2) to log-densities (N,); for N = 361201 it gave (361201, 2)"),
         (["ring", "--components=1,0"], "positive numbers separated by commas, such as 1,2,5; got '1,0'"),
-        (["ring", "--steps=0"], "components and steps must be at least 1; got 1 and 0"),
+        (["ring", "--steps=0"], "steps must be at least 1; got 0"),
         (["test_toys.nowhere"], "has no mass between −3.0 and 3.0"),
         (["ring", "--span=0.1"], "reaches the edge of the square from −0.1 to 0.1, where"),
     ],

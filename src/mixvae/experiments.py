@@ -147,7 +147,8 @@ def grow(
     size = base.config.model.components
     at_least(size + 1, most=most)
     at_least(1, epochs=epochs, draws=draws)
-    at_least(0, errors=errors)
+    if not math.isfinite(errors):
+        raise ValueError(f"errors must be a finite number of standard errors; got {errors}")
     if examples is not None and examples < 2:
         raise ValueError(f"examples must be at least 2, so that a gain has an error; got {examples}")
     _check_steps(

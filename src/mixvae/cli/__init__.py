@@ -103,7 +103,10 @@ def _run(words: list[str]) -> None:
     if words[0] == "train":
         _typed(words[1:])
         words = config.spelled(words)
-    arguments = parser(words[0]).parse_args(words)
+    try:
+        arguments = parser(words[0]).parse_args(words)
+    except OverflowError as error:
+        raise ValueError(f"a number is too large: {error}") from None
     command = arguments.command
     given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
     if command != "train":

@@ -90,8 +90,6 @@ def _check_bounds(text: str) -> None:
     def close(anchor: str | None, size: int, height: int) -> None:
         if anchor is not None:
             sizes[anchor], heights[anchor] = size, height
-        if size > MOST:
-            raise OutOfBounds(f"of more than {MOST:,} values, aliases written out, which no configuration has")
         if len(open_nodes) + height > DEEPEST:
             raise OutOfBounds(f"nested more than {DEEPEST} levels deep, which no configuration is")
         if open_nodes:
@@ -103,7 +101,7 @@ def _check_bounds(text: str) -> None:
             if event.anchor is not None:
                 sizes[event.anchor] = None
             open_nodes.append([event.anchor, 1, 1])
-            if len(open_nodes) > DEEPEST:
+            if len(open_nodes) > DEEPEST:  # which is found below too, but not before the text has been read
                 raise OutOfBounds(f"nested more than {DEEPEST} levels deep, which no configuration is")
         elif isinstance(event, yaml.CollectionEndEvent):
             close(*open_nodes.pop())

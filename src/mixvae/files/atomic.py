@@ -19,6 +19,9 @@ _PARTIAL = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.partial(\.[^.]*)?")
 _STAGED = re.compile(r"\..+\.([0-9a-f]{16})\.staged(\.[^.]*)?")
 _LIKE_FLOAT = re.compile(r"=*(-?0x[01]\.[0-9a-f]+p[+-]\d+|-?inf|nan)")
 
+LARGEST_JSON = 2**28
+"""Bytes of a JSON file: a million epochs have fewer."""
+
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
@@ -132,10 +135,13 @@ def read_json(path: Path | str) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON.
+        ValueError: the file is not JSON, or larger than any of ours.
     """
+    path = Path(path)
+    if path.is_file() and path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} is larger than {LARGEST_JSON // 2**20} MiB, which no record of mixvae is")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {one_line(error)}") from None
 

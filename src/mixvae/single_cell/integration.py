@@ -15,12 +15,13 @@ from scvi.model import SCVI
 
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.failures import at_least
+from mixvae.resources import check_count
 from mixvae.runs.stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import cortex
 from mixvae.single_cell.diagnostics import integration_scores
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.recipes import Training
-from mixvae.single_cell.results import MIXTURE, SCVI_NAME, Job, agree, labels_sha256, legacy
+from mixvae.single_cell.results import MIXTURE, MOST_SEEDS, SCVI_NAME, Job, agree, labels_sha256, legacy
 from mixvae.single_cell.runs import trained
 
 SCORES = "scib-metrics"
@@ -67,6 +68,7 @@ def integrate(
         ValueError: a run or a result in the folder was made from other cells or by other settings.
     """
     at_least(0, seeds=seeds)
+    check_count(seeds, MOST_SEEDS, "the seeds of a comparison", "give fewer")
     folder = Path(out).expanduser() / "integration"
     listed = [
         job for seed in range(seeds) for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components))

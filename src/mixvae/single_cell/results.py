@@ -14,6 +14,8 @@ from anndata import AnnData
 from mixvae.evaluation import Evaluation, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 
+MOST_SEEDS = 1000
+"""Seeds of every model, each of which trains for minutes."""
 SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
 BOUNDS = ("elbo", "miselbo", "pooled")
 LEGACY_BATCH = 128

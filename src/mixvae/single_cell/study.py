@@ -22,6 +22,7 @@ from scvi.model import SCVI
 from mixvae.evaluation import Evaluation, Identity, fingerprint
 from mixvae.failures import at_least
 from mixvae.representation import classifiers, classify, cluster
+from mixvae.resources import check_count
 from mixvae.runs import Run
 from mixvae.runs.stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
@@ -31,6 +32,7 @@ from mixvae.single_cell.recipes import Training
 from mixvae.single_cell.results import (
     FROZEN,
     MIXTURE,
+    MOST_SEEDS,
     RIVAL,
     SCVI_NAME,
     UNNORMALISED,
@@ -86,6 +88,7 @@ class Plan:
 
 def jobs(seeds: int = 3, more_seeds: int = 6) -> list[Job]:
     """All models of the experiment: more seeds for SCVI and mixtures of one and three, so that they compare well."""
+    check_count(max(seeds, more_seeds), MOST_SEEDS, "the seeds of a study", "give fewer")
     listed = []
     for seed in range(max(seeds, more_seeds)):
         every = seed < seeds
