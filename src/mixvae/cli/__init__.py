@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 import traceback
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where a user has no home to keep fonts in
     words = [word for word in words if word != "--debug"]
     try:
         words, trusted = _trusted(words)
