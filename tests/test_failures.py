@@ -1,8 +1,10 @@
 """Whatever a user gets wrong is told in one line, with the exit status that says whose fault it was."""
 
+import inspect
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -182,6 +184,27 @@ def test_a_training_that_fails_in_reproduce_ends_with_status_1(monkeypatch, caps
         main(["reproduce", "mnist", "--scale", "smoke", "--out", str(tmp_path)])
     assert end.value.code == 1
     assert "S1: the bound became NaN" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_meets_a_full_disk_shows_no_traceback_and_other_faults_do(monkeypatch, capsys):
+    """TensorBoard writes in a thread of its own, which raises what the command tells in one line."""
+
+    def work(kind):
+        raise kind("in a thread")
+
+    for kind, traces in ((OSError, 0), (KeyError, 1)):
+
+        def command(kind=kind):
+            """Start a thread that fails."""
+            thread = threading.Thread(target=work, args=(kind,))
+            thread.start()
+            thread.join()
+
+        command.__signature__ = inspect.Signature()
+        monkeypatch.setitem(sys.modules["mixvae.cli"].COMMANDS, "presets", command)
+        main(["presets"])
+        assert capsys.readouterr().err.count("Traceback") == traces
 
 
 def test_numbers_are_refused_by_name():

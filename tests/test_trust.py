@@ -232,6 +232,12 @@ def test_nothing_in_the_working_folder_stands_in_for_what_is_installed(capsys):
     assert (done.returncode, "hijacked" in done.stderr) == (0, False)
 
 
+def test_a_state_folder_that_cannot_be_read_is_as_good_as_none(monkeypatch):
+    """Catches a run without classes of anybody's that a user with another's home could not open."""
+    monkeypatch.setenv("XDG_STATE_HOME", f"/{'x' * 300}")  # which raises, as a folder without permission does
+    memory.check({"config": None, "model": None, "recipe": {}, "files": {}}, "run.json", config.NOBODY)
+
+
 def test_memory_holds_one_file_for_a_training(marker):
     name, _ = marker
     words = [*SMALL, f"--model.encoder={name}.Encoder", "--training.epochs=4", "--training.save_every=0"]

@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where a user has no home to keep fonts in
     words = [word for word in words if word != "--debug"]
+    hook, threading.excepthook = threading.excepthook, threading.excepthook if debug else _threads_fail
     try:
         words, trusted = _trusted(words)
         with config.granting(*trusted, working_folder=True):
@@ -94,6 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         fail(*explain(error, list(COMMANDS), partial(_options, words)))
+    finally:
+        threading.excepthook = hook
+
+
+def _threads_fail(failure: threading.ExceptHookArgs) -> None:
+    """Show what ends a thread, but not that a disk is full, which TensorBoard's thread meets before the command."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _run(words: list[str]) -> None:

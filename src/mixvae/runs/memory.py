@@ -45,7 +45,9 @@ def check(manifest: Mapping[str, Any], source: str, trust: config.Trust) -> None
     Raises:
         ValueError: a class is not trusted.
     """
-    known = (folder() / _key(manifest)).exists()
+    known = False
+    with suppress(OSError):  # a home of somebody else's cannot be looked into
+        known = (folder() / _key(manifest)).exists()
     names_of_others(manifest, source, config.EVERYBODY if known else trust)
 
 
