@@ -389,13 +389,14 @@ def test_a_missing_file_is_downloaded_once_checked_and_cached(server):
         ("slow.gz", md5(Files.content), OSError, "too slow"),
     ],
 )
-def test_a_download_that_fails_is_told_and_leaves_nothing(server, monkeypatch, file, checksum, error, told):
+def test_a_download_that_fails_is_told_and_leaves_nothing(server, monkeypatch, tmp_path, file, checksum, error, told):
     monkeypatch.setattr(download, "TIMEOUT", 0.5)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "there"))
     with pytest.raises(error, match=told) as caught:
         IdxSource("mnist", server, {file: checksum})._path(file, None)
     assert re.search(r"put \S+ into \S+", str(caught.value)), "says how to mend it"
     assert "\n" not in str(caught.value)
-    assert not download.cache("mnist").exists()
+    assert not (tmp_path / "not").exists(), "no folder above it either"
     del caught
     gc.collect()  # the socket goes here, where its warning is ignored, and not in whatever test comes next
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import fields, replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from mixvae.cli import main
 from mixvae.config import DataConfig
 from mixvae.evaluation import log_marginal
 from mixvae.files import read_json
-from mixvae.runs import Layout, open_run
+from mixvae.runs import Layout, open_run, queries
 
 SMALL = [
     "--data.limit=200", "--training.epochs=3", "--model.latent=3",
@@ -396,8 +397,14 @@ def test_components_draws_all_that_the_run_allows(two, tmp_path, capsys):
     assert all(row["kl"] > 0 for row in table)
 
 
-def test_evaluate_classifies_by_the_latents(two, capsys):
-    main(["evaluate", str(two / "S2"), "--draws", "20", "--representation", "--samples", "3"])
+def test_evaluate_classifies_by_the_latents(two, capsys, monkeypatch):
+    words = ["evaluate", str(two / "S2"), "--draws", "20", "--representation", "--samples", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(queries, "write_bytes", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(SystemExit, match="130"):
+            main(words)
+    assert runs.representations(two / "S2") == []  # scores that stand mean that the figure stands too
+    main(words)
     shown = capsys.readouterr().out
     assert "3 samples" in shown
     assert "mean and std" in shown

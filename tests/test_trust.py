@@ -16,7 +16,7 @@ from conftest import refused
 from mixvae import config, experiments, runs
 from mixvae.cli import main
 from mixvae.files import canonical, checksum, read_json
-from mixvae.runs import memory
+from mixvae.runs import memory, store
 
 SMALL = [
     "--data.limit=60", "--model.latent=2", "--training.epochs=1", "--model.decoder.hidden=[4]", "--training.batch=60",
@@ -134,6 +134,23 @@ def test_a_class_typed_as_a_flag_is_one_line_and_its_run_is_remembered(marker, c
     main(["sample", "elsewhere/copy", "--n=2"])
     main(["train", "--resume", "run", "--training.epochs=2"])
     main(["encode", "run"])
+
+
+def test_a_run_is_known_from_the_instant_of_its_commit(marker, monkeypatch):
+    """A process that was killed between commit and memory left its own run as a stranger's."""
+    name, _ = marker
+    committed = store.commit
+
+    def then_killed(manifest, *args, **kwargs):
+        committed(manifest, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "commit", then_killed)
+        with pytest.raises(SystemExit, match="130"):
+            main(["train", "digits", *SMALL, f"--model.encoder={name}.Encoder", "--out", "run"])
+    main(["train", "--resume", "run"])
+    assert len(list(memory.folder().iterdir())) < 3  # what it was before is forgotten
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def fetch(url: str, checksum: str, name: str) -> Path:
     import urllib3
 
     folder = cache(name)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     target = folder / url.rpartition("/")[2]
     manual = f"put {target.name} into {folder}, or name its folder with --data.root"
     bar = _Bar(target.name)
@@ -85,9 +86,9 @@ def fetch(url: str, checksum: str, name: str) -> Path:
     finally:
         bar.close()
         logger.setLevel(level)
-        for empty in (folder, folder.parent):
+        for ours in made:
             with suppress(OSError):  # it holds something
-                empty.rmdir()
+                ours.rmdir()
 
 
 def _download(bar: _Bar, url: str, path: str, _: object) -> None:

@@ -51,12 +51,13 @@ def check(manifest: Mapping[str, Any], source: str, trust: config.Trust) -> None
     names_of_others(manifest, source, config.EVERYBODY if known else trust)
 
 
-def remember(manifest: Mapping[str, Any], before: str | None) -> str | None:
-    """Remember a run that was committed, instead of what it was before; only where it names classes of others.
+def remember(manifest: Mapping[str, Any]) -> str | None:
+    """Remember a run that is about to be committed, only where it names classes of others.
+
+    Before the commit and not after it: a process that is killed in between would leave its own run as a stranger's.
 
     Args:
-        manifest: what `run.json` holds now.
-        before: what this returned for the commit before.
+        manifest: what `run.json` will hold.
 
     Returns:
         The name that it is remembered by, if it is.
@@ -67,9 +68,13 @@ def remember(manifest: Mapping[str, Any], before: str | None) -> str | None:
     with suppress(OSError):  # without a state folder the user gives --trust
         folder().mkdir(parents=True, exist_ok=True)
         (folder() / key).touch()
-        if before not in (None, key):
-            (folder() / str(before)).unlink(missing_ok=True)
     return key
+
+
+def forget(key: str) -> None:
+    """Forget what a run was before its last commit."""
+    with suppress(OSError):
+        (folder() / key).unlink(missing_ok=True)
 
 
 def _key(manifest: Mapping[str, Any]) -> str:

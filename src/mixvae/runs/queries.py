@@ -148,8 +148,8 @@ def representation(
         return latents(train.take(chosen.sort().values), seed), latents(part, seed)
 
     found = represent(both, seeds, progress)
+    write_bytes(run.layout.figures / "representation.png", figures.png(found.figure))  # first: scores say it is done
     commit(file, {"identity": about, "scores": found.scores}, {})
-    write_bytes(run.layout.figures / "representation.png", figures.png(found.figure))
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mixvae.files import (
     canonical,
+    checksum,
     commit,
     read_manifest,
     read_part,
@@ -28,7 +29,7 @@ from mixvae.files import (
     write_text,
 )
 from mixvae.files.lease import Lease
-from mixvae.runs.memory import remember
+from mixvae.runs.memory import forget, remember
 from mixvae.runs.recipe import Recipe
 from mixvae.training import State
 
@@ -240,9 +241,11 @@ class RunStore:
             "rows": rows,
             "files": self._files,
         }
-        committed = commit(self.layout.manifest, content, parts, check=self._lease.check)
-        self._files = committed["files"]
-        self._remembered = remember(committed, self._remembered)
+        files = self._files if weights is None else {**self._files, "weights": {"sha256": checksum(weights)}}
+        before, self._remembered = self._remembered, remember({**content, "files": files})
+        self._files = commit(self.layout.manifest, content, parts, check=self._lease.check)["files"]
+        if before not in (None, self._remembered):
+            forget(before)
         self._described, self.is_stale = True, False
         if weights is not None:
             self.layout.results.unlink(missing_ok=True)  # it is of older weights; the evaluation itself stays
