@@ -1,7 +1,11 @@
 """Files that are small and unpack to more than there is, that lie about their size, or that nest without end."""
 
+import functools
 import gzip
 import io
+import json
+import os
+import shutil
 import struct
 import sys
 import tarfile
@@ -16,11 +20,13 @@ import yaml
 from PIL import Image
 
 from conftest import refused
-from mixvae import config, datasets, experiments, resources
+from mixvae import config, datasets, experiments, resources, runs
 from mixvae.arrays import read_npy, read_npz
+from mixvae.cli import main
 from mixvae.config import bounded
 from mixvae.datasets import as_split, formats
 from mixvae.datasets.formats import read_array, read_cifar, read_idx, read_images
+from mixvae.files import canonical, checksum, read_json
 
 DEEP = "[" * 3000 + "]" * 3000
 GIB = 2**30
@@ -380,3 +386,85 @@ def test_the_command_line_tells_bad_data_in_one_line(tmp_path, capsys, kind):
         (path / "b.png").write_bytes(png(30_000, 30_000))
     refused(capsys, "train", "digits", "--data.name", path, "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run."""
+    path = tmp_path_factory.mktemp("bombs") / "run"
+    runs.train(config.read("digits", ["--data.limit=60", "--model.latent=2", "--training.epochs=1"]), path)
+    return path
+
+
+@pytest.mark.parametrize("file", ["run.json", "model.safetensors", "last/state.pt"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "sparse"])
+def test_a_file_of_a_run_that_never_ends_is_not_read(trained, tmp_path, capsys, file, kind):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / file).unlink()
+    if kind == "device":
+        (run / file).symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(run / file)
+    else:
+        with open(run / file, "wb") as content:
+            content.truncate(300 * 2**30)
+    command = ["train", "--resume", run, "--training.epochs=2"] if file == "last/state.pt" else ["sample", run]
+    assert peak(lambda: refused(capsys, *map(str, command))) < 2**24
+    main(["list", str(tmp_path)])
+
+
+def test_an_old_run_of_such_files_is_none(tmp_path, capsys):
+    for i, (config_file, weights) in enumerate([("/dev/zero", "x"), ("c", "/dev/zero")]):
+        run = tmp_path / str(i)
+        run.mkdir()
+        for name, target in (("config.yaml", config_file), ("model.safetensors", weights)):
+            (run / name).symlink_to(target) if target.startswith("/") else (run / name).write_text("seed: 0")
+        refused(capsys, "sample", str(run))
+    main(["list", str(tmp_path)])
+
+
+def test_more_components_than_memory_holds_are_refused(trained, tmp_path, capsys):
+    for number in (99_999_999_999, 10**7):
+        words = ["extend", str(trained), "--components", str(number), "--epochs=1", "--out", str(tmp_path / "x")]
+        assert "of memory" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"identity": {}, "journal": None}}, {"recipe": {"identity": [], "journal": [{}]}}, {"version": "x"},
+        {"files": {}}, {"rows": [{"epoch": 1}]},
+        {"rows": [dict.fromkeys(("epoch", "best_epoch", "validation", "seconds"))]},
+        {"config": {}}, {"config": {"model": {}}}, {"progress": {}}, {"progress": []}, {"runtime": {}}, {"goal": None},
+        {"model": []}, {"rows": None}, {"more": functools.reduce(lambda inner, _: [inner], range(900), [])},
+    ],
+)  # fmt: skip
+def test_a_record_of_another_form_is_one_line_and_hides_no_other_run(trained, tmp_path, capsys, change):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    shutil.copytree(trained, tmp_path / "good")
+    content = read_json(run / "run.json") | change
+    content.pop("checksum")
+    if "model" in change:
+        content["config"] = None
+    sys.setrecursionlimit(5000)
+    try:
+        text = json.dumps(content | {"checksum": checksum(canonical(content))})
+    finally:
+        sys.setrecursionlimit(1000)
+    (run / "run.json").write_text(text)
+    assert "damaged" in refused(capsys, "sample", str(run)) or "version" in change
+    main(["list", str(tmp_path)])
+    assert "good" in capsys.readouterr().out
+
+
+class Grown:
+    def __reduce__(self):
+        return bytearray, (3_000_000_000,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_file_that_asks_for_memory_by_a_number_is_refused(tmp_path, capsys, zipped):
+    torch.save({"x": torch.zeros(20, 4), "z": Grown()}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    assert peak(told(lambda: read_array(tmp_path / "x.pt"), "holds a bytearray")) < 2**24

@@ -58,6 +58,15 @@ def test_flags_change_single_arguments_of_a_class():
     assert settings.training.optimizer["lr"] == 1e-3
 
 
+def test_flags_give_arguments_to_a_class_that_the_file_or_the_default_only_names():
+    """The class was lost where the file has it without arguments."""
+    settings = config.read("conv", ["--model.encoder.layers=[[4, 3, 1]]", "--model.posterior.learn_weights=true"])
+    assert settings.model.encoder == {"class_path": "GatedConvEncoder", "layers": [[4, 3, 1]]}
+    assert settings.model.posterior == {"class_path": "SeparateEncoders", "learn_weights": True}
+    settings = config.read("conv", ["--model.encoder.hidden=[4]", "--model.encoder=GatedEncoder"])
+    assert settings.model.encoder == {"class_path": "GatedEncoder", "hidden": [4]}
+
+
 def test_a_users_encoder_by_import_path_becomes_a_mixture(tmp_path, monkeypatch):
     (tmp_path / "users_own.py").write_text(USER_MODULE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -98,7 +98,7 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_written(folder, capsys, word
         ("training: {optimizer: null}", "training.optimizer is null"),
         ("data: {name: null}", "data.name is null"),
         ("model: {encoder: {class_path: GatedEncoder, init_args: 5}}", "init_args of GatedEncoder must map"),
-        ("model: {encoder: {class_path: 5}}", "a class is given by its name"),
+        ("model: {encoder: {class_path: 5}}", "class_path must be the name of a class; got 5"),
     ],
 )
 def test_a_wrong_yaml_is_one_line(folder, capsys, text, part):

@@ -124,6 +124,81 @@ def test_what_is_on_the_allowlist_needs_no_trust():
     assert config.check_config({"training": content}, "x") == []
 
 
+HIDDEN = {
+    "dotted": "model.latent: 2\nmodel.encoder: {class_path: %s.Encoder}",
+    "dotted in a group": 'model: {"encoder.class_path": %s.Encoder}',
+    "dotted optimizer": "training.optimizer: {class_path: %s.Encoder}",
+    "pairs": "model: {encoder: [[class_path, %s.Encoder]]}",
+    "a class within a class": "model: {encoder: {class_path: {class_path: %s.Encoder}}}",
+    "a class within an argument's class": "model: {encoder: {class_path: GatedEncoder, hidden: {class_path: [%s.E]}}}",
+    "another alphabet": "model: {prior: {class_path: VampPrior, squash: é%s.f}}",
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_no_form_of_writing_a_class_passes_by_the_check(marker, capsys, kind):
+    name, mark = marker
+    Path(f"é{name}.py").write_text(Path(f"{name}.py").read_text())
+    sys.path.append(os.getcwd())
+    Path("a.yaml").write_text(HIDDEN[kind] % name)
+    refused(capsys, "train", "a.yaml", *SMALL, "--out", "run")
+    with pytest.raises(ValueError, match=r"a\.yaml|class"):
+        config.read("a.yaml")
+    assert not mark.exists()
+    assert not Path("run").exists()
+
+
+def test_a_file_in_the_home_folder_is_checked_too(marker, capsys, monkeypatch):
+    """The parser expands ~, which a shell leaves alone after an equals sign."""
+    name, mark = marker
+    sys.path.append(os.getcwd())
+    monkeypatch.setenv("HOME", os.getcwd())
+    Path("e.yaml").write_text(f"model: {{encoder: {name}.Encoder}}")
+    assert f"--trust {name}" in refused(capsys, "train", "digits", *SMALL, "--config=~/e.yaml", "--out", "run")
+    assert not mark.exists()
+
+
+def test_a_legacy_run_that_is_listed_imports_nothing(marker, capsys):
+    name, mark = marker
+    sys.path.append(os.getcwd())
+    Path("old/r").mkdir(parents=True)
+    Path("old/r/model.safetensors").touch()
+    Path("old/r/config.yaml").write_text(f"model.encoder: {name}.Encoder\ntraining.bound: {name}.Encoder")
+    main(["list", "old"])
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "set: {config: {model: {encoder: {class_path: NAME.Encoder}}}}\naxes: {a: {S1: {}}}",
+        "set: {model.encoder: {class_path: NAME.Encoder}}\naxes: {a: {S1: {model: {}}}}",
+        "set: {model.encoder: {class_path: NAME.Encoder}}\naxes: {a: {S1: {model.encoder: GatedEncoder}}}",
+        'set: {"model.encoder=NAME.Encoder #": 1}\naxes: {a: {S1: {}}}',
+        'set: {"model.encoder+": NAME.Encoder}\naxes: {a: {S1: {}}}',
+        'axes: {a: {S1: {model: {"encoder.class_path": NAME.Encoder}}}}',
+    ],
+)
+def test_no_form_of_writing_a_class_in_a_grid_passes_by_the_check(marker, capsys, content):
+    name, mark = marker
+    sys.path.append(os.getcwd())
+    Path("g.yaml").write_text("base: digits\n" + content.replace("NAME", name))
+    assert "g.yaml" in refused(capsys, "sweep", "g.yaml")
+    assert not mark.exists()
+
+
+def test_pairs_in_a_run_are_no_class(marker, capsys):
+    name, mark = marker
+    sys.path.append(os.getcwd())
+    main(["train", "digits", *SMALL, "--out", "run"])
+    content = read_json("run/run.json")
+    content["config"]["model"]["encoder"] = [["class_path", f"{name}.Encoder"]]
+    content.pop("checksum")
+    Path("run/run.json").write_text(json.dumps(content | {"checksum": checksum(canonical(content))}))
+    assert "model.encoder must be the name of a class" in refused(capsys, "sample", "run")
+    assert not mark.exists()
+
+
 def test_a_class_typed_as_a_flag_is_one_line_and_its_run_is_remembered(marker, capsys):
     name, _ = marker
     flag = f"--model.encoder={name}.Encoder"

@@ -129,3 +129,22 @@ def _damaged(source: object, error: Exception) -> ValueError:
         return error
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return ValueError(f"{source} is truncated, damaged, or holds pickled objects: {short(lines[0], 200)}")
+
+
+def check_pickle(file: IO[bytes]) -> None:
+    """Refuse a file of torch's that asks for memory by a number: `bytearray(n)`, which torch's loader allows.
+
+    Args:
+        file: the file, open for reading; it is read from its beginning.
+
+    Raises:
+        ValueError: it does.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    else:
+        file.seek(0)
+        pickles = [file.read()]
+    if any(b"bytearray" in content for content in pickles):
+        raise ValueError("it holds a bytearray, which no tensor needs")

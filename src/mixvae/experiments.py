@@ -282,10 +282,9 @@ def read_grid(name: str | Path) -> Grid:
     check_count(number, MOST_CELLS, f"the cells of {path}", "give fewer axes or values")
     cells = {}
     for values in itertools.product(*(axis.items() for axis in content["axes"].values())):
-        options = dict(content.get("set") or {})
+        options = config.check_options(content.get("set") or {}, str(path))
         for _, more in values:
-            options |= more or {}
-        config.check_config(config.nested(options), str(path))
+            options |= config.check_options(more or {}, str(path))
         name = "-".join(str(value) for value, _ in values)
         if name in cells:
             raise ValueError(f"{path}: two cells are called {name}: name the values of the axes so that they differ")

@@ -9,12 +9,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mixvae import config
 from mixvae.cli.commands import COMMANDS, list_runs, report, reproduce, train
@@ -112,8 +109,9 @@ def _run(words: list[str]) -> None:
         parser().print_help()
         return
     words, preset = _train_words(words) if words[0] == "train" else (words, "")
+    typed: list[str] = []
     if words[0] == "train":
-        _typed(words[1:])
+        typed = _typed(words[1:])
         words = config.spelled(words)
     try:
         arguments = parser(words[0]).parse_args(words)
@@ -126,6 +124,7 @@ def _run(words: list[str]) -> None:
         COMMANDS[command](**given, **({} if located is None else {"data_name": located["name"]}))
         return
     settings = config.from_namespace(arguments[command])
+    config.check_parsed(settings, preset or "the configuration", typed)
     resume = given["resume"]
     if resume and given["out"]:
         raise ValueError("give either --out for a new run or --resume for an old one, not both")
@@ -145,17 +144,10 @@ def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
     return rest, packages
 
 
-def _typed(words: list[str]) -> None:
+def _typed(words: list[str]) -> list[str]:
     """Look for classes that were typed as flags in the working folder too: who types a name trusts it."""
     config.check_words(words)
-    options = {}
-    for i, word in enumerate(words):
-        value = _value(words, i)
-        if word.startswith(("--model.", "--training.")) and value:
-            with suppress(yaml.YAMLError):  # which the parser tells
-                name = word[2:].partition("=")[0]
-                options[name] = config.load_yaml(value, f"--{name}")
-    config.check_config(config.nested(options), "the command line", config.EVERYBODY)
+    return config.typed_names(words)
 
 
 def _grouped(words: list[str]) -> list[str]:

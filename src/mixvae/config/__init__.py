@@ -7,6 +7,8 @@ from mixvae.config.reading import (
     add_arguments,
     changes,
     check_file,
+    check_options,
+    check_parsed,
     check_words,
     flags,
     from_dict,
@@ -21,6 +23,7 @@ from mixvae.config.reading import (
     shipped,
     spelled,
     to_yaml,
+    typed_names,
 )
 from mixvae.config.schema import Config, DataConfig, ModelConfig, Spec, StartConfig, TrainingConfig
 from mixvae.config.trust import (
@@ -54,6 +57,8 @@ __all__ = [
     "build",
     "changes",
     "check_file",
+    "check_options",
+    "check_parsed",
     "check_words",
     "construct",
     "describe",
@@ -76,4 +81,5 @@ __all__ = [
     "shipped",
     "spelled",
     "to_yaml",
+    "typed_names",
 ]

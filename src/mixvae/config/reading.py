@@ -9,18 +9,19 @@ from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import jsonargparse
 import yaml
 
 from mixvae.config.bounded import MODE, check_bounds, load_yaml, read_yaml
 from mixvae.config.schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig, check_nulls
-from mixvae.config.trust import NOBODY, Trust, check_config, granting
+from mixvae.config.trust import EVERYBODY, NOBODY, Trust, check_config, granting
 
 __all__ = [
-    "Parser", "add_arguments", "changes", "check_file", "check_words", "flags", "from_dict", "from_namespace",
-    "load_yaml", "locate", "nearest", "nested", "presets", "read", "read_yaml", "shipped", "spelled", "to_yaml",
+    "Parser", "add_arguments", "changes", "check_file", "check_options", "check_parsed", "check_words", "flags",
+    "from_dict", "from_namespace", "load_yaml", "locate", "nearest", "nested", "presets", "read", "read_yaml",
+    "shipped", "spelled", "to_yaml", "typed_names",
 ]  # fmt: skip
 
 
@@ -76,15 +77,16 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivat
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Take in a file or a text."""
         if is_file(values):
-            check_file(Path(values))
+            check_file(Path(values).expanduser())
         super().__call__(parser, cfg, values, option_string)
 
 
 def is_file(value: Any) -> bool:
     """Whether a value names something that exists and can be opened."""
     try:
-        return isinstance(value, str | Path) and Path(value).exists() and not Path(value).is_dir()
-    except (OSError, ValueError):  # too long, or a null byte in it
+        path = Path(value).expanduser() if isinstance(value, str | Path) else None  # as the parser does
+        return path is not None and path.exists() and not path.is_dir()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte in it, or nobody's home
         return False
 
 
@@ -107,9 +109,16 @@ def check_words(words: Sequence[str]) -> None:
 def spelled(words: Sequence[str]) -> list[str]:
     """Options in the form that the parser merges: a class by name, with arguments of its own in other options.
 
-    `--model.prior VampPrior --model.prior.pseudo_inputs 3` becomes `--model.prior={class_path: VampPrior} …`.
+    `--model.prior VampPrior --model.prior.pseudo_inputs 3` becomes `--model.prior={class_path: VampPrior} …`, and so
+    does `--model.prior.pseudo_inputs 3` after the `--config` of a file that says `prior: VampPrior`.
     """
+    words = list(words)
     options = [word.partition("=")[0] for word in words]
+    for name, kind in _classes(words).items():
+        first = next((i for i, option in enumerate(options) if option.startswith(f"{name}.")), None)
+        if first is not None and name not in options:
+            words.insert(first, f"{name}={kind}")
+            options.insert(first, name)
     rest, whole = iter(words), list[str]()
     for word in rest:
         name, equals, value = word.partition("=")
@@ -121,6 +130,23 @@ def spelled(words: Sequence[str]) -> list[str]:
         before = (i for i, other in enumerate(whole) if other.startswith(f"{name}."))  # or it would replace these
         whole.insert(next(before, len(whole)), f"{name}={{class_path: {value}}}" if named else f"{name}={value}")
     return whole
+
+
+def _classes(words: Sequence[str]) -> dict[str, str]:
+    """Options that are classes without arguments, as the defaults and the files among some words have them."""
+    values = asdict(Config())
+    for word, following in zip(words, [*words, ""][1:], strict=False):
+        name, equals, value = word.partition("=")
+        if name == "--config" and is_file(value if equals else following):
+            content = read_yaml(Path(value if equals else following).expanduser())
+            for group in GROUPS:
+                given = content.get(group) if isinstance(content, dict) else None
+                values[group] |= given if isinstance(given, dict) else {}
+    kinds = {group: get_type_hints(hint) for group, hint in get_type_hints(Config).items() if group in GROUPS}
+    specs = [
+        (group, name) for group, hints in kinds.items() for name in hints if dict[str, Any] in get_args(hints[name])
+    ]
+    return {f"--{g}.{n}": values[g][n] for g, n in specs if isinstance(values[g][n], str)}
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -153,9 +179,40 @@ def read(name: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     add_arguments(parser)
     try:
         with granting(*trust):
-            return from_namespace(parser.parse_args([f"--config={path}", *spelled(overrides)]))
+            found = from_namespace(parser.parse_args(spelled([f"--config={path}", *overrides])))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    check_parsed(found, str(path), [*trust, *typed_names(overrides)])
+    return found
+
+
+def typed_names(words: Sequence[str]) -> list[str]:
+    """Classes beyond the allowlist that options name, and texts of `--config`, as a user typed them."""
+    options: dict[str, Any] = {}
+    names: list[str] = []
+    for word, following in zip(words, [*words, ""][1:], strict=False):
+        name, equals, value = word.partition("=")
+        value = value if equals else following
+        with suppress(yaml.YAMLError):  # which the parser tells
+            if name.startswith(("--model.", "--training.")) and value:
+                options[name.removeprefix("--")] = load_yaml(value, name)
+            elif name == "--config" and not is_file(value) and isinstance(content := load_yaml(value, name), dict):
+                names += check_config(content, name, EVERYBODY)
+    return names + check_config(nested(options), "the command line", EVERYBODY)
+
+
+def check_parsed(config: Config, source: str, trust: Sequence[str]) -> None:
+    """Check what will be used, after what was read has been checked: no form of writing it passes by both.
+
+    Args:
+        config: the configuration.
+        source: where it comes from, for the error.
+        trust: packages and classes that the user trusts.
+
+    Raises:
+        ValueError: a class is not trusted.
+    """
+    check_config(asdict(config), source, Trust(frozenset(trust)))
 
 
 def from_dict(content: Mapping[str, Any]) -> Config:
@@ -200,7 +257,50 @@ def check_file(path: Path, trust: Trust = NOBODY) -> None:
         if key not in known:
             near = nearest(key, sorted(known))
             raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
+    if dotted := next(_dotted(content), None):
+        raise ValueError(f"{path}: {dotted!r} is no key: write settings inside one another, as `model: {{latent: 2}}`")
     check_config(content, str(path), trust)
+
+
+def _dotted(content: Any) -> Iterator[str]:
+    """Keys at any depth that a parser would take apart, so that they mean something else than they say."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            if isinstance(key, str) and not key.isidentifier():
+                yield key
+            yield from _dotted(value)
+    elif isinstance(content, list | tuple):
+        for part in content:
+            yield from _dotted(part)
+
+
+def check_options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Options of a file in dotted form, such as `{"model.components": 3}`, each checked by itself.
+
+    Args:
+        options: the options; one group may hold others, as `{"model": {"components": 3}}`.
+        source: the file.
+
+    Returns:
+        The options by their dotted names.
+
+    Raises:
+        ValueError: an option does not exist, or names a class that is not trusted.
+    """
+    known = {key for key in _keys(Config) if key not in GROUPS}
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        inside = key in GROUPS and isinstance(value, Mapping)
+        flat |= {f"{key}.{name}": part for name, part in value.items()} if inside else {str(key): value}
+    for key, value in flat.items():
+        parts = key.split(".")
+        if not (key in known or (".".join(parts[:2]) in known and all(part.isidentifier() for part in parts[2:]))):
+            near = nearest(key, sorted(known))
+            raise ValueError(f"{source}: unknown option {key}" + (f": did you mean {near}?" if near else ""))
+        if dotted := next(_dotted(value), None):
+            raise ValueError(f"{source}: {dotted!r} in {key} is no key: write settings inside one another")
+        check_config(nested({key: value}), source)
+    return flat
 
 
 def nested(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ SCHEDULES = frozenset(
 )
 NESTED = re.compile(r"(torch\.nn|torch\.distributions|zuko\.transforms|zuko\.flows)\.[A-Z][A-Za-z0-9]*")
 """Classes that may be arguments: modules, distributions and transforms, and no functions."""
-PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 """What an argument looks like that could name something to import."""
 MODEL_PLACES = ("posterior", "encoder", "flow", "prior", "lower", "decoder", "likelihood")
 
@@ -160,12 +160,25 @@ def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str
     if isinstance(spec, str):
         yield where, spec, _is_allowed(spec, place)
     elif isinstance(spec, Mapping):
-        path = spec.get("class_path")
-        if isinstance(path, str):
+        if (path := _class_of(spec, where)) is not None:
             yield where, path, _is_allowed(path, place)
         for name, value in spec.items():
             if name != "class_path":
                 yield from _named_in_argument(value, f"{where}.{name}")
+    else:
+        raise ValueError(f"{where} must be the name of a class or {{class_path: name, …}}; got {str(spec)[:60]}")
+
+
+def _class_of(spec: Mapping[str, Any], where: str) -> str | None:
+    """Name of a class that a mapping holds, if it holds one.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    path = spec.get("class_path")
+    if "class_path" in spec and not isinstance(path, str):
+        raise ValueError(f"{where}: class_path must be the name of a class; got {str(path)[:60]}")
+    return path
 
 
 def _named_in_argument(value: Any, where: str) -> Iterator[tuple[str, str, bool]]:
@@ -174,8 +187,7 @@ def _named_in_argument(value: Any, where: str) -> Iterator[tuple[str, str, bool]
         if PATH.fullmatch(value):
             yield where, value, _is_allowed(value, "")
     elif isinstance(value, Mapping):
-        path = value.get("class_path")
-        if isinstance(path, str):
+        if (path := _class_of(value, where)) is not None:
             yield where, path, _is_allowed(path, "")
         for name, part in value.items():
             if name != "class_path":

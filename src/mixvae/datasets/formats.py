@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
-from mixvae.arrays import FEWER, members, names_in, read_npy, read_npz
+from mixvae.arrays import FEWER, check_pickle, members, names_in, read_npy, read_npz
 from mixvae.resources import TooLarge, check, short
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
@@ -176,6 +176,8 @@ def _read_pt(path: Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 unpacked = sum(info.file_size for info in members(archive, str(path)).values())
             check(unpacked, f"{path}, unpacked,", FEWER)
+        with open(path, "rb") as file:
+            check_pickle(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old kinds of tensors, which are refused below
             return torch.load(path, map_location="cpu", weights_only=True)

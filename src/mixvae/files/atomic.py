@@ -7,11 +7,14 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from mixvae.resources import check
 
 ORPHAN_SECONDS = 3600.0
 """Age at which a file that a killed process left behind is taken away."""
@@ -138,12 +141,31 @@ def read_json(path: Path | str) -> Any:
         ValueError: the file is not JSON, or larger than any of ours.
     """
     path = Path(path)
-    if path.is_file() and path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{path} is larger than {LARGEST_JSON // 2**20} MiB, which no record of mixvae is")
+    content = read_regular(path, LARGEST_JSON)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {one_line(error)}") from None
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """Read a file that is one: a device never ends, and a pipe waits for who writes.
+
+    Args:
+        path: the file.
+        most: bytes that it may have; as many as fit into memory by default.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no ordinary file, or too large.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no ordinary file: restore it from a copy")
+    if most is not None and found.st_size > most:
+        raise ValueError(f"{path} is larger than {most // 2**20} MiB, which no record of mixvae is")
+    check(found.st_size, f"{path} of {found.st_size} bytes", "restore it from a copy")
+    return path.read_bytes()
 
 
 def canonical(value: Any) -> str:

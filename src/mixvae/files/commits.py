@@ -19,7 +19,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mixvae.files.atomic import canonical, checksum, json_bytes, read_json, remove_orphans, sync_folder, write_bytes
+from mixvae.files.atomic import (
+    canonical,
+    checksum,
+    json_bytes,
+    read_json,
+    read_regular,
+    remove_orphans,
+    sync_folder,
+    write_bytes,
+)
 
 ATTEMPTS = 20
 """How often a reader looks again when a writer commits while it reads."""
@@ -110,7 +119,9 @@ def read_part(manifest: Path, name: str) -> tuple[dict[str, Any], bytes]:
         entry = content["files"][name]
         for path in (_staged(manifest, entry), manifest.parent / entry["path"]):
             with suppress(FileNotFoundError):  # a staged file may be given its ordinary name at any moment
-                data = path.read_bytes()
+                if entry.get("bytes", size := path.stat().st_size) != size:
+                    continue
+                data = read_regular(path)
                 if checksum(data) == entry["sha256"]:
                     return content, data
         newer = read_manifest(manifest)
@@ -128,14 +139,17 @@ def is_intact(manifest: Path, entry: Mapping[str, Any]) -> bool:
     if _staged(manifest, entry).exists():
         return True
     try:
-        return checksum((manifest.parent / entry["path"]).read_bytes()) == entry["sha256"]
+        return checksum(read_regular(manifest.parent / entry["path"])) == entry["sha256"]
     except FileNotFoundError:
         return True
 
 
 def _wrong_checksum(content: Mapping[str, Any]) -> str:
     """What is wrong with the checksum of a JSON file over itself; empty if nothing is."""
-    own = checksum(canonical({key: value for key, value in content.items() if key != "checksum"}))
+    try:
+        own = checksum(canonical({key: value for key, value in content.items() if key != "checksum"}))
+    except RecursionError:
+        return "it is nested too deeply"
     return "" if content.get("checksum") == own else "its checksum is wrong"
 
 

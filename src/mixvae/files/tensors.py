@@ -10,6 +10,7 @@ import torch
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
+from mixvae.arrays import check_pickle
 from mixvae.files.atomic import one_line, write_bytes
 
 
@@ -97,6 +98,7 @@ def state_from_bytes(content: bytes, source: Path | str) -> dict[str, Any]:
         ValueError: the content is truncated or damaged.
     """
     try:
+        check_pickle(io.BytesIO(content))
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (damage shows as any kind: UnpicklingError, KeyError, IndexError …)
         raise ValueError(f"{source} is truncated or damaged: {one_line(error)}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from mixvae.distributions import Components
 from mixvae.failures import at_least
 from mixvae.parts import Part
+from mixvae.resources import check
+
+SMALLEST = 64
+"""Bytes that a component takes at least."""
 
 
 @torch.no_grad()
@@ -35,6 +40,9 @@ class Posterior(Part, ABC):
     """
 
     starting_only = ("weights",)
+    gathers: ClassVar[bool] = False
+    """Whether components are picked by an index that stays on the device; if not, pass indices on the CPU."""
+
     log_scores: Tensor
 
     def __init__(self, components: int, weights: Sequence[float] | None = None, *, learn_weights: bool = False):
@@ -81,6 +89,7 @@ class Posterior(Part, ABC):
         at_least(0, noise=noise)
         if components < old:
             raise ValueError(f"the posterior has {old} components already; got components = {components}: give more")
+        check((components - old) * SMALLEST, f"{components} components", "give fewer")
         sources = [i % old for i in range(old, components)]
         scores = torch.cat([self.log_scores.detach(), self.log_scores.detach()[sources]])
         self._add(sources, noise, fresh=fresh)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
 from mixvae.posteriors.base import Posterior, add_noise
-from mixvae.resources import make
+from mixvae.resources import check, gib, make
 
 
 def distinct_modules(build: Callable[[], nn.Module], n: int) -> nn.ModuleList:
@@ -30,6 +30,8 @@ def extend_modules(
     modules: nn.ModuleList, sources: Sequence[int], build: Callable[[], nn.Module], noise: float, *, fresh: bool
 ) -> None:
     """Append one module for each source: a noisy copy of it, or a fresh one."""
+    each = sum(p.nbytes for p in modules[0].parameters())
+    check(len(sources) * each, f"{len(sources)} more components of {gib(each)} each", "give fewer")
     for source in sources:
         like = next(modules[source].parameters())
         added = (build() if fresh else copy.deepcopy(modules[source])).to(like).train(modules[source].training)

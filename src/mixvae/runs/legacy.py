@@ -15,7 +15,7 @@ from typing import Any
 import mixvae.config
 from mixvae.arrays import read_npz
 from mixvae.evaluation import Evaluation, Identity
-from mixvae.files import one_line, read_json
+from mixvae.files import one_line, read_json, read_regular
 from mixvae.representation import Representation
 from mixvae.runs.recipe import legacy_recipe
 from mixvae.runs.store import MARK, Layout
@@ -35,8 +35,11 @@ NAMED = ("data", "data_sha256", "split")
 def is_run(path: Path) -> bool:
     """Whether a directory is such a run."""
     file = path / "config.yaml"
-    if not file.exists() or (path / "run.json").exists() or file.read_bytes().startswith(MARK.encode()):
+    if not file.is_file() or (path / "run.json").exists():
         return False
+    with open(file, "rb") as content:
+        if content.read(len(MARK.encode())) == MARK.encode():
+            return False
     return any((path / name).exists() for name in ("results.json", "model.safetensors", "last/state.pt"))
 
 
@@ -71,7 +74,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         ValueError: a line is whole, but no row of metrics.
     """
     rows = []
-    for line in path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []:
+    for line in read_regular(path).decode(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -116,7 +119,7 @@ def weights(path: Path) -> bytes:
     file = Layout(path).weights
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist: this legacy run came without weights; train it anew")
-    return file.read_bytes()
+    return read_regular(file)
 
 
 def evaluation(path: Path) -> Evaluation | None:

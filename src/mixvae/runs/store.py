@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+import mixvae.config
+from mixvae.failures import plain_errors
 from mixvae.files import (
     canonical,
     checksum,
@@ -119,11 +121,37 @@ def read_run(path: Path) -> dict[str, Any]:
     if not manifest.exists():
         raise FileNotFoundError(f"{path} is not a run: it has no run.json")
     content = read_manifest(manifest)
-    if content.get("format") != FORMAT or content.get("version", 0) > VERSION:
+    version = content.get("version", 0)
+    if content.get("format") != FORMAT or not isinstance(version, int) or version > VERSION:
         raise ValueError(f"{manifest} was written by another version of mixvae: update mixvae, or train the run anew")
     if missing := sorted(HELD - content.keys()):
         raise ValueError(f"{manifest} is damaged: it has no {missing[0]}; restore the file from a copy")
+    with plain_errors(f"{manifest} is damaged, restore the file from a copy"):
+        _try_parts(content)
     return content
+
+
+def _try_parts(content: Mapping[str, Any]) -> None:
+    """Read what readers rely on, so that a record that is none fails here and not somewhere within a command."""
+    recipe, progress, goal = Recipe.from_json(content["recipe"]), content["progress"], content["goal"]
+    if not isinstance(recipe.identity, dict):
+        raise TypeError("the recipe's identity is no object")
+    recipe.amendable  # noqa: B018
+    numbers = [progress["epoch"], progress["step"], progress["best_epoch"], progress["seconds"], goal["epochs"]]
+    numbers += [value for value in (progress["best"], goal.get("patience")) if value is not None]
+    for row in content["rows"]:
+        numbers += [row["epoch"], row["best_epoch"], row["validation"], row["seconds"]]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise TypeError("an epoch, a bound or a time is no number")
+    if not isinstance(content["rows"], list) or not isinstance(content["runtime"]["data"], dict):
+        raise TypeError("rows or data have another form")
+    if content["config"] is not None:
+        content["files"]["config"]  # noqa: B018
+        shape = mixvae.config.from_dict(content["config"]).model.shape
+        if shape is not None and not (shape and all(type(size) is int and size > 0 for size in shape)):
+            raise TypeError("model.shape holds something else than sizes")
+    elif content["model"] is not None and not isinstance(content["model"], dict):
+        raise TypeError("the model is no object")
 
 
 @dataclass
