@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENDURANCE := runs/endurance
 
-.PHONY: help install demo test test-slow fuzz smoke lint format types bench docs clean endurance kills flat disks downloads test-lowest wheel
+.PHONY: help install demo test test-slow fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,6 +56,9 @@ types: install  ## static types
 
 bench: install  ## training steps against the looped baseline, as ratios
 	OMP_NUM_THREADS=2 $(BIN)/pytest benchmarks -m 'not slow'
+
+gpu: install  ## training steps on a GPU: eager, compiled, CUDA graphs; nothing where there is none
+	$(BIN)/python benchmarks/gpu.py
 
 docs: install  ## the documentation as a site, in site/
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -16,6 +16,7 @@ from mixvae.distributions import (
     Pooled,
     keyed_normal,
 )
+from mixvae.distributions.gaussian import FEW
 
 
 def gaussians(components=3, batch=4, latent=5, spread=2.0, low=-6.0, high=2.0, dtype=torch.float64, weighted=True):
@@ -34,8 +35,10 @@ def test_log_prob_follows_the_rule_of_the_component_axis():
         torch.testing.assert_close(every[l, s, b], normal.log_prob(z[l, 0, b]).sum())
 
 
-def test_cross_density_scores_every_component_of_the_same_example_at_every_draw():
-    q = gaussians()
+@pytest.mark.parametrize("components", [3, FEW + 1])
+def test_cross_density_scores_every_component_of_the_same_example_at_every_draw(components):
+    """Difference by difference, and as one product where there are more."""
+    q = gaussians(components=components)
     z = q.rsample((2,))
     cross = q.cross_log_prob(z)
     for l, s, j, b in itertools.product(range(2), range(3), range(3), range(4)):  # noqa: E741
@@ -43,15 +46,16 @@ def test_cross_density_scores_every_component_of_the_same_example_at_every_draw(
         torch.testing.assert_close(cross[l, s, j, b], expected)
 
 
-def test_pairwise_density_scores_every_point_under_every_component_of_every_example():
-    q, points = gaussians(), torch.randn(7, 5, dtype=torch.float64)
+@pytest.mark.parametrize(("batch", "points"), [(4, 7), (FEW, FEW + 1)])
+def test_pairwise_density_scores_every_point_under_every_component_of_every_example(batch, points):
+    q, points = gaussians(batch=batch), torch.randn(points, 5, dtype=torch.float64)
     torch.testing.assert_close(q.pairwise_log_prob(points), Components.pairwise_log_prob(q, points))
 
 
 @pytest.mark.parametrize(("spread", "log_var"), [(2.0, -6.0), (50.0, -6.0), (1e3, -12.0)])
 def test_matrix_product_keeps_float32_digits_however_narrow_or_far_the_gaussians(spread, log_var):
     """A quadratic expanded in float32 alone is wrong by hundreds of nats for the last of these."""
-    exact = gaussians(spread=spread, low=log_var, high=log_var + 1)
+    exact = gaussians(components=FEW + 1, spread=spread, low=log_var, high=log_var + 1)
     z = exact.rsample((2,))
     rounded = DiagonalGaussian(exact.mean.float(), exact.log_var.float(), exact.log_pi.float())
     as_doubles = DiagonalGaussian(rounded.mean.double(), rounded.log_var.double(), rounded.log_pi.double())
@@ -63,7 +67,7 @@ def test_matrix_product_keeps_float32_digits_however_narrow_or_far_the_gaussians
 
 def test_densities_stay_exact_under_autocast():
     """A product taken in bfloat16 would be wrong by whole nats."""
-    q = gaussians(dtype=torch.float32)
+    q = gaussians(components=FEW + 1, dtype=torch.float32)
     z = q.rsample((2,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = q.cross_log_prob(z), Pooled(q).log_prob(z)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mixvae.evaluation import active_units, encode, log_marginal, paired_gain
     from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
     from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
-    from mixvae.model import MixtureVAE
+    from mixvae.model import MixtureVAE, unread
     from mixvae.networks import (
         GatedConvEncoder,
         GatedConvTrunk,
@@ -55,7 +55,7 @@ _ROOMS = {
     "evaluation": ("active_units", "encode", "log_marginal", "paired_gain"),
     "flows": ("CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"),
     "gradients": ("doubly_reparameterised", "reparameterised", "sticking_the_landing"),
-    "model": ("MixtureVAE",),
+    "model": ("MixtureVAE", "unread"),
     "networks": (
         "GatedConvEncoder",
         "GatedConvTrunk",
@@ -124,6 +124,7 @@ __all__ = [
     "pooled",
     "reparameterised",
     "sticking_the_landing",
+    "unread",
 ]
 
 

@@ -55,7 +55,7 @@ def log_mean_exp(x: Float[Tensor, ...], dim: int) -> Float[Tensor, ...]:
     return x.logsumexp(dim) - math.log(x.shape[dim])
 
 
-def log_weights(terms: Terms, beta: float = 1.0) -> Float[Tensor, "L S B"]:
+def log_weights(terms: Terms, beta: float | Tensor = 1.0) -> Float[Tensor, "L S B"]:
     """Log importance weights log p(x|z) + β (log p(z) − log q(z|x)) of every draw, in nats.
 
     Args:

@@ -4,20 +4,68 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
 
 import torch
-from torch import nn
-from torch.distributions import Distribution, Transform
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform, constraints
 
+from mixvae.distributions import with_volume
 from mixvae.parts import Part
 from mixvae.resources import make
 
 _validate_args = Distribution._validate_args
 import zuko.distributions  # noqa: E402, F401
 import zuko.flows  # noqa: E402
-from zuko.transforms import ComposedTransform  # noqa: E402
+from zuko.transforms import CouplingTransform  # noqa: E402
 
 Distribution.set_default_validate_args(_validate_args)  # zuko switches torch's validation off for everyone
+
+
+class Composed(Transform):
+    """Transforms of vectors one after another, the Jacobians' log-determinants added up.
+
+    Like zuko's own composition, but put together without looking at event dimensions, so that it compiles.
+
+    Args:
+        steps: transforms of R^D, in the order in which they are applied.
+    """
+
+    domain = codomain = constraints.real_vector
+
+    def __init__(self, steps: Sequence[Transform]):
+        super().__init__()
+        self.steps = tuple(steps)
+        self.bijective = all(step.bijective for step in self.steps)
+
+    @property
+    def inv(self) -> Composed:
+        """The inverses in reverse."""
+        return Composed([step.inv for step in reversed(self.steps)])
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply all, and return the log-determinant of their Jacobian beside the result."""
+        x, total = with_volume(self.steps[0], x)
+        for step in self.steps[1:]:
+            x, more = with_volume(step, x)
+            total = total + more
+        return x, total
+
+    def _call(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)  # pyright: ignore[reportAssignmentType]
+        return x
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        for step in reversed(self.steps):
+            y = step.inv(y)  # pyright: ignore[reportAssignmentType]
+        return y
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-determinant of the Jacobian at x."""
+        del y
+        return self.call_and_ladj(x)[1]
 
 
 class ZukoFlow(Part):
@@ -57,7 +105,7 @@ class ZukoFlow(Part):
 
     def forward(self) -> Transform:
         """Return the flow."""
-        return ComposedTransform(*(step() for step in self.steps))
+        return Composed([step() for step in self.steps])
 
 
 class InverseAutoregressiveFlow(ZukoFlow):
@@ -83,6 +131,31 @@ class InverseAutoregressiveFlow(ZukoFlow):
         return {"order": order.flip(0) if step % 2 else order}
 
 
+class _Coupling(zuko.flows.GeneralCouplingTransform):
+    """zuko's coupling with the places of its halves found once, where zuko looks them up at every call."""
+
+    kept: Tensor
+    changed: Tensor
+
+    def __init__(self, features: int, **options: Any):
+        super().__init__(features, **options)
+        mask = cast(Tensor, self.mask)
+        self.register_buffer("kept", mask.nonzero().squeeze(-1), persistent=False)
+        self.register_buffer("changed", (~mask).nonzero().squeeze(-1), persistent=False)
+
+    def forward(self, c: Any = None) -> Transform:
+        """Return the transform."""
+        return _Halves(partial(self.meta, c), self.kept, self.changed)
+
+
+class _Halves(CouplingTransform):
+    """A coupling transform whose halves are given by their places."""
+
+    def __init__(self, meta: Callable[[Tensor], Transform], kept: Tensor, changed: Tensor):
+        Transform.__init__(self)
+        self.meta, self.idx_a, self.idx_b = meta, kept, changed
+
+
 class CouplingFlow(ZukoFlow):
     """Affine coupling flow: one pass to sample and one to invert, so that every component may have its own.
 
@@ -101,8 +174,7 @@ class CouplingFlow(ZukoFlow):
     def __init__(self, latent: int, transforms: int = 4, hidden: Sequence[int] = (64, 64)):
         if latent % 2:
             raise ValueError(f"a coupling flow splits the latents in halves: their number must be even; got {latent}")
-        make: Callable[..., nn.Module] = zuko.flows.GeneralCouplingTransform
-        super().__init__(latent, make, transforms, hidden_features=tuple(hidden), activation=nn.ELU)
+        super().__init__(latent, _Coupling, transforms, hidden_features=tuple(hidden), activation=nn.ELU)
 
     def options_of(self, step: int, latent: int) -> dict[str, object]:
         """Every second transform changes the other half."""

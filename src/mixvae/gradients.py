@@ -30,7 +30,7 @@ def reparameterised(
     bound: Bound = elbo,
     draws: int = 1,
     *,
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     active: Sequence[int] | Tensor | None = None,
     scored: Sequence[int] | Tensor | None = None,
     noise: Float[Tensor, "L S B D"] | None = None,
@@ -60,7 +60,7 @@ def sticking_the_landing(
     bound: Bound = elbo,
     draws: int = 1,
     *,
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     active: Sequence[int] | Tensor | None = None,
     scored: Sequence[int] | Tensor | None = None,
     noise: Float[Tensor, "L S B D"] | None = None,
@@ -93,7 +93,7 @@ def sticking_the_landing(
             f"sticking the landing is unbiased for the elbo only; got {_name(bound)}: use `reparameterised`, or "
             "`doubly_reparameterised` for iwelbo and pooled"
         )
-    view = MixtureVAE(_HeldPosterior(model.posterior), model.prior, model.decoder)
+    view = model.with_posterior(_HeldPosterior(model.posterior))
     return reparameterised(view, x, bound, draws, beta=beta, active=active, scored=scored, noise=noise)
 
 
@@ -103,7 +103,7 @@ def doubly_reparameterised(
     bound: Bound = pooled,
     draws: int = 1,
     *,
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
     active: Sequence[int] | Tensor | None = None,
     scored: Sequence[int] | Tensor | None = None,
     noise: Float[Tensor, "L S B D"] | None = None,
@@ -155,7 +155,7 @@ def doubly_reparameterised(
     n = draws * len(log_pi)
     chosen = torch.multinomial(log_pi.exp(), n, replacement=True)
     held = _HeldPosterior(posterior)
-    view = MixtureVAE(held, model.prior, model.decoder)
+    view = model.with_posterior(held)
     each = None if noise is None else noise.reshape(1, n, *noise.shape[2:])
     log_w = log_weights(view(x, 1, active=chosen, noise=each), beta)
     u = log_w.detach().softmax(1)
@@ -212,10 +212,13 @@ class _Held(Components):
     def select(self, index: Int[Tensor, " K"]) -> Components:
         return self.q.select(index)
 
+    def drawn(self, own: Int[Tensor, " S"] | None) -> Components:
+        return self.q.drawn(own)  # whose weights keep their gradient
+
     def rsample_and_cross_log_prob(
-        self, sample_shape: Sequence[int], own: Int[Tensor, " S"], noise: Tensor | None = None
+        self, sample_shape: Sequence[int], own: Int[Tensor, " S"] | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        z = self.q.select(own).rsample(sample_shape, noise)
+        z = self.drawn(own).rsample(sample_shape, noise)
         self.owner.drawn = z if not z.requires_grad else z.view_as(z)
         return self.owner.drawn, self.score(self.owner.drawn)
 

@@ -33,6 +33,8 @@ class MixtureVAE(Part):
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
     """
 
+    _reads_values: bool = True
+
     def __init__(self, posterior: nn.Module, prior: nn.Module | Distribution, decoder: nn.Module):
         super().__init__()
         self.posterior = posterior
@@ -61,17 +63,18 @@ class MixtureVAE(Part):
 
         Raises:
             ValueError: an active component is not scored, x is outside the likelihood's support, or the parts
-                do not fit each other.
+                do not fit each other. Within `unread` only shapes are looked at.
 
         References:
             Hotti et al., Efficient Mixture Learning in Black-Box Variational Inference (2024),
             https://arxiv.org/abs/2406.07083
         """
-        index = None if scored is None else torch.as_tensor(scored, device=x.device)
+        index = None if scored is None else torch.as_tensor(scored)
         q = self.posterior(x) if index is None else self.posterior(x, index)
-        own = torch.arange(q.batch_shape[0], device=x.device)
-        if active is not None:
-            own = _positions(active, own if index is None else index)
+        own = None
+        if active is not None and active is not scored:
+            every = torch.arange(q.batch_shape[0], device=torch.as_tensor(active).device) if index is None else index
+            own = _positions(active, every, check=self._reads_values)
         return self.terms(x, q, self.prior(), draws, own=own, noise=noise)
 
     def terms(
@@ -99,16 +102,14 @@ class MixtureVAE(Part):
                 f"the posterior has latent shape {tuple(q.event_shape)}, the prior {tuple(prior.event_shape)}: "
                 "give both the same latent size"
             )
-        if own is None:
-            own = torch.arange(q.batch_shape[0], device=x.device)
         z, log_q = q.rsample_and_cross_log_prob((draws,), own, noise)
         return Terms(
             log_px=self.log_likelihood(x, z),
             log_pz=prior.log_prob(z),
             log_q=log_q,
             log_pi=q.log_pi,
-            weight=q.select(own).log_pi.exp(),
-            own=own,
+            weight=q.drawn(own).log_pi.exp(),
+            own=torch.arange(q.batch_shape[0], device=x.device) if own is None else own.to(x.device),
         )
 
     def log_likelihood(self, x: Float[Tensor, "B ..."], z: Float[Tensor, "... B D"]) -> Float[Tensor, "... B"]:
@@ -118,7 +119,9 @@ class MixtureVAE(Part):
             ValueError: x has another shape than the decoder's output, or lies outside its support.
         """
         likelihood = self.decoder(z)
-        _check_support(likelihood, x)
+        _check_shape(likelihood, x)
+        if self._reads_values:
+            _check_support(likelihood, x)
         return likelihood.log_prob(x)
 
     @torch.no_grad()
@@ -128,8 +131,9 @@ class MixtureVAE(Part):
         Raises:
             ValueError: x has another shape than the decoder's output, or lies outside its support.
         """
-        z = self.prior().sample((1,))
-        _check_support(self.decoder(z), x)
+        likelihood = self.decoder(self.prior().sample((1,)))
+        _check_shape(likelihood, x)
+        _check_support(likelihood, x)
 
     def extended(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> MixtureVAE:
         """A copy of this model with more components; a VampPrior of the copy goes through all of them.
@@ -144,6 +148,12 @@ class MixtureVAE(Part):
         """
         model = copy.deepcopy(self)
         model.posterior.extend(components, noise=noise, fresh=fresh)  # pyright: ignore[reportCallIssue]
+        return model
+
+    def with_posterior(self, posterior: nn.Module) -> MixtureVAE:
+        """This model behind another posterior: prior and decoder are the same modules, not copies."""
+        model = MixtureVAE(posterior, self.prior, self.decoder)
+        model._reads_values = self._reads_values  # noqa: SLF001
         return model
 
     def freeze(self, *parts: str) -> None:
@@ -179,13 +189,17 @@ class MixtureVAE(Part):
             return self.decoder(q.rsample((), x.new_zeros(*q.batch_shape, *q.event_shape))).mean
 
 
-def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
-    """Refuse observations of another shape, or outside the support, of a likelihood."""
+def _check_shape(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
+    """Refuse observations of another shape than a likelihood's."""
     if likelihood.event_shape != x.shape[1:]:
         raise ValueError(
             f"the decoder describes observations of shape {tuple(likelihood.event_shape)}; "
             f"x has shape {tuple(x.shape[1:])}"
         )
+
+
+def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
+    """Refuse observations outside the support of a likelihood."""
     support = likelihood.support
     if support is not None and not bool(support.check(x).all()):
         raise ValueError(
@@ -194,15 +208,36 @@ def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
         )
 
 
-def _positions(active: Sequence[int] | Tensor, scored: Tensor) -> Tensor:
+def _positions(active: Sequence[int] | Tensor, scored: Tensor, *, check: bool) -> Tensor:
     """Where each active component stands among the scored ones."""
     active = torch.as_tensor(active, device=scored.device)
     match = active[:, None] == scored
-    if len(active) == 0 or not bool(match.any(1).all()):
+    if len(active) == 0 or (check and not bool(match.any(1).all())):
         raise ValueError(
             f"active components must be among the scored ones; got active {active.tolist()}, scored {scored.tolist()}"
         )
     return match.int().argmax(1)
+
+
+@contextmanager
+def unread(*models: MixtureVAE) -> Iterator[None]:
+    """Leave values unread within, those of x and of components' indices: for loops over data that were checked.
+
+    A look at a value makes the host wait for the device, at every step. Check the data once, by `model.check(x)`.
+
+        model.check(images)
+        with unread(model):
+            for x in images.split(100):
+                loss = -elbo(log_weights(terms := model(x)), terms.weight).mean()
+    """
+    before = [model._reads_values for model in models]  # noqa: SLF001
+    for model in models:
+        model._reads_values = False  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for model, value in zip(models, before, strict=True):
+            model._reads_values = value  # noqa: SLF001
 
 
 @contextmanager

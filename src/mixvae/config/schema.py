@@ -96,6 +96,8 @@ class TrainingConfig:
         devices: number of devices.
         strategy: auto or ddp.
         precision: 32-true, bf16-mixed, … as Lightning Fabric knows them.
+        compile: none, default or reduce-overhead: whether the bound and its gradient become one graph of torch.compile,
+            with CUDA graphs where they reduce overhead. Compiling takes a minute or so before the first step.
         threads: CPU threads; torch's own choice by default.
     """
 
@@ -119,6 +121,7 @@ class TrainingConfig:
     devices: int | str = 1
     strategy: str = "auto"
     precision: str = "32-true"
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
     threads: int | None = None
 
 

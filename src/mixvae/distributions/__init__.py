@@ -4,7 +4,7 @@ from mixvae.distributions.autoregressive import Autoregressive
 from mixvae.distributions.chain import Chain, ChainComponents, ComponentLower
 from mixvae.distributions.components import Components, Mixture, OnReals
 from mixvae.distributions.fixed import Fixed
-from mixvae.distributions.flowed import Flowed
+from mixvae.distributions.flowed import Flowed, with_volume
 from mixvae.distributions.gaussian import DiagonalGaussian, normal_log_prob
 from mixvae.distributions.noise import DRAW_BLOCK, keyed_normal
 from mixvae.distributions.observations import (
@@ -34,4 +34,5 @@ __all__ = [
     "full_precision",
     "keyed_normal",
     "normal_log_prob",
+    "with_volume",
 ]

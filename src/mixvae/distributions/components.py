@@ -75,6 +75,10 @@ class Components(OnReals):
     def select(self, index: Int[Tensor, " K"]) -> Components:
         """Return the components with these positions, in this order."""
 
+    def drawn(self, own: Int[Tensor, " S"] | None) -> Components:
+        """Return the components that are drawn from: those with these positions, all by default."""
+        return self if own is None else self.select(own)
+
     def noise_of(self, value: Points) -> Float[Tensor, "... S B D"]:
         """Noise that each component would draw a value from: `rsample` with it gives the value back.
 
@@ -96,13 +100,13 @@ class Components(OnReals):
         return self.log_prob(z[:, None, None])
 
     def rsample_and_cross_log_prob(
-        self, sample_shape: Sequence[int], own: Int[Tensor, " S"], noise: Tensor | None = None
+        self, sample_shape: Sequence[int], own: Int[Tensor, " S"] | None = None, noise: Tensor | None = None
     ) -> tuple[Float[Tensor, "L S B D"], Float[Tensor, "L S J B"]]:
-        """Draw from the components `own` and score each draw under all components.
+        """Draw from the components `own`, all by default, and score each draw under all components.
 
         A family whose densities are cheaper at its own draws overrides this one.
         """
-        z = self.select(own).rsample(sample_shape, noise)
+        z = self.drawn(own).rsample(sample_shape, noise)
         return z, self.cross_log_prob(z)
 
 

@@ -79,32 +79,32 @@ class Flowed(Components):
         return self.base.pairwise_log_prob(start) + log_volume[:, None, None]
 
     def rsample_and_cross_log_prob(
-        self, sample_shape: Sequence[int], own: Int[Tensor, " S"], noise: Tensor | None = None
+        self, sample_shape: Sequence[int], own: Int[Tensor, " S"] | None = None, noise: Tensor | None = None
     ) -> tuple[Float[Tensor, "L S B D"], Float[Tensor, "L S J B"]]:
         """Draw and score; draws of a shared flow are scored without inverting it."""
         if not self.shared:
             return super().rsample_and_cross_log_prob(sample_shape, own, noise)
         start, log_base = self.base.rsample_and_cross_log_prob(sample_shape, own, noise)
-        z, log_volume = _with_volume(self.flows[0], start)
+        z, log_volume = with_volume(self.flows[0], start)
         return z, log_base - log_volume.unsqueeze(-2)
 
     def _forward(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """Push (…, S, B, D) through each component's own flow."""
         if self.shared:
-            return _with_volume(self.flows[0], start)
-        parts = [_with_volume(flow, start[..., s, :, :]) for s, flow in enumerate(self.flows)]
+            return with_volume(self.flows[0], start)
+        parts = [with_volume(flow, start[..., s, :, :]) for s, flow in enumerate(self.flows)]
         return torch.stack([z for z, _ in parts], -3), torch.stack([ladj for _, ladj in parts], -2)
 
     def _inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Where each component's flow came from, and the log-volume of its inverse."""
         if self.shared:
-            return _with_volume(self.flows[0].inv, value)
+            return with_volume(self.flows[0].inv, value)
         own = value.shape[-3] == len(self.flows)
-        parts = [_with_volume(flow.inv, value[..., s if own else 0, :, :]) for s, flow in enumerate(self.flows)]
+        parts = [with_volume(flow.inv, value[..., s if own else 0, :, :]) for s, flow in enumerate(self.flows)]
         return torch.stack([z for z, _ in parts], -3), torch.stack([ladj for _, ladj in parts], -2)
 
 
-def _with_volume(flow: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
+def with_volume(flow: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
     """Apply a flow, and return the logarithm of its Jacobian's determinant beside the result."""
     if hasattr(flow, "call_and_ladj"):  # zuko's, which computes both at once
         return flow.call_and_ladj(x)  # pyright: ignore[reportAttributeAccessIssue]

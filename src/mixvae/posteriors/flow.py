@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from mixvae.distributions import Flowed
+from mixvae.distributions import Flowed, with_volume
 from mixvae.parts import Part
 from mixvae.posteriors.base import Posterior
 from mixvae.posteriors.separate import extend_modules
@@ -47,6 +47,11 @@ class FlowPosterior(Part):
         self.latent = latent
         if per_component:
             _check_inverse(self.flows[0], latent)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether components are picked by an index that stays on the device."""
+        return self.base.gathers and not self.per_component
 
     @property
     def components(self) -> int:
@@ -86,6 +91,14 @@ class _OnTail(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         return torch.cat([y[..., : self.start], cast(Tensor, self.inner.inv(y[..., self.start :]))], -1)
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        tail, volume = with_volume(self.inner, x[..., self.start :])
+        return torch.cat([x[..., : self.start], tail], -1), volume
+
+    @property
+    def inv(self) -> Transform:
+        return _OnTail(self.inner.inv, self.start)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         return self.inner.log_abs_det_jacobian(x[..., self.start :], y[..., self.start :])

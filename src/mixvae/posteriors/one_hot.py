@@ -37,6 +37,8 @@ class OneHotEncoder(Posterior):
         https://arxiv.org/abs/2406.07083
     """
 
+    gathers = True
+
     def __init__(
         self,
         build: Callable[[], nn.Module],

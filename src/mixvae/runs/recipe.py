@@ -216,6 +216,7 @@ def _recipe(
         "freeze": sorted(freeze),
         "precision": precision,
         "optimizer": {"class": kind, "groups": [_without(group, "lr", "weight_decay") for group in groups]},
+        **({} if settings["compile"] == "none" else {"compile": settings["compile"]}),  # runs from before have none
         "schedule": None if settings.get("schedule") is None else describe_callable(settings["schedule"]),
     }
     clip = settings["clip"]

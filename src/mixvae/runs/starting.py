@@ -18,6 +18,7 @@ from mixvae.model import MixtureVAE, evaluating
 from mixvae.resources import together
 from mixvae.runs.opening import open_run
 from mixvae.runs.run import Run
+from mixvae.training.trial import check_values
 
 EXAMPLES = 10_000
 """Training examples that a prior may choose its pseudo-inputs from."""
@@ -46,9 +47,7 @@ def new_model(config: Config, data: Dataset, *, started: bool = False) -> tuple[
     state = torch.get_rng_state()
     with plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
         model(trial)
-        for part in (data.validation, data.test):
-            for rows in torch.arange(len(part)).split(EXAMPLES):
-                model.check(part.batch(rows))
+        check_values(model, data.test)
     torch.set_rng_state(state)
     return model, replace(config, model=replace(config.model, shape=list(data.shape)))
 

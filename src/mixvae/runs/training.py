@@ -26,7 +26,7 @@ from mixvae.runs.run import Run, open_data
 from mixvae.runs.standing import refuse, standing_run
 from mixvae.runs.starting import new_model
 from mixvae.runs.store import Layout, RunStore
-from mixvae.training import MakeOptimizer, MakeSchedule, Trainer, keep_freed_memory, launch
+from mixvae.training import Compile, MakeOptimizer, MakeSchedule, Trainer, keep_freed_memory, launch
 from mixvae.training.processes import as_one, first_alone
 
 DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
@@ -172,6 +172,7 @@ def fit(
     patience: int | None = None,
     clip: float | None = None,
     ema: float | None = None,
+    compile: Compile = "none",
     seed: int = 0,
     run: str | Path | None = None,
     amend: bool = False,
@@ -204,6 +205,9 @@ def fit(
         patience: epochs without a better validation MISELBO, after the warm-up, that end the training.
         clip: largest norm of the gradient.
         ema: decay of a running average of the weights, which is then what is validated and kept.
+        compile: `none`, `default` or `reduce-overhead`: whether the bound and its gradient become one graph of
+            `torch.compile`, with CUDA graphs where they reduce overhead. It takes a minute or so before the first step.
+            A run goes on under the setting that it was begun with only.
         seed: seed of shuffling, binarisation and draws.
         run: the run directory; nothing is written by default.
         amend: go on with an unfinished run under another learning rate, weight decay or clipping, and record it; the
@@ -225,7 +229,7 @@ def fit(
         "epochs": epochs, "batch": batch, "draws": draws, "bound": bound, "gradient": gradient, "active": active,
         "score_all": score_all, "validation_components": validation_components, "optimizer": optimizer,
         "schedule": schedule, "warmup": warmup, "patience": patience, "clip": clip, "ema": ema,
-        "save_every": save_every,
+        "compile": compile, "save_every": save_every,
     }  # fmt: skip
     fabric = fabric or launch()
     if run is None:

@@ -13,9 +13,10 @@ from mixvae.training.memory import keep_freed_memory
 from mixvae.training.state import State, Store, is_over
 
 if TYPE_CHECKING:
-    from mixvae.training.trainer import MakeOptimizer, MakeSchedule, Trainer
+    from mixvae.training.trainer import Compile, MakeOptimizer, MakeSchedule, Trainer
 
 __all__ = [
+    "Compile",
     "MakeOptimizer",
     "MakeSchedule",
     "State",
@@ -29,6 +30,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("MakeOptimizer", "MakeSchedule", "Trainer"):
+    if name not in ("Compile", "MakeOptimizer", "MakeSchedule", "Trainer"):
         raise AttributeError(f"module 'mixvae.training' has no attribute {name!r}")
     return getattr(importlib.import_module("mixvae.training.trainer"), name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,7 @@ from typing import Any, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixvae.bounds import Bound, log_weights, miselbo
@@ -24,20 +23,21 @@ from mixvae.distributions import keyed_normal
 from mixvae.failures import at_least
 from mixvae.files import load_tensors
 from mixvae.gradients import Estimator
-from mixvae.model import MixtureVAE, evaluating
+from mixvae.model import MixtureVAE, evaluating, unread
 from mixvae.training.estimates import check_step, check_training
-from mixvae.training.objective import Objective
+from mixvae.training.objective import Compile, Objective, check_compile
 from mixvae.training.processes import first_alone
 from mixvae.training.progress import Display
+from mixvae.training.rates import amend, base_rates
+from mixvae.training.signals import StopSignal
 from mixvae.training.state import State, Store, is_over
-from mixvae.training.trial import MakeOptimizer, MakeSchedule, try_bound, try_steps
+from mixvae.training.trial import MakeOptimizer, MakeSchedule, check_values, rehearsing, try_bound, try_steps
+from mixvae.training.watch import EVERY, Watch, all_finite
 
 VALIDATION_BATCH = 500
 VALIDATION_SEED = 0
 MOST_THREADS = 1024
 """CPU threads: torch ends the process where it cannot start as many as it is told."""
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals after which a training saves and ends."""
 
 
 class Trainer:
@@ -56,6 +56,7 @@ class Trainer:
         draws: int,
         bound: Bound,
         gradient: Estimator,
+        compile: Compile = "none",
         active: int | None,
         score_all: bool,
         validation_components: int | None,
@@ -89,21 +90,24 @@ class Trainer:
         self.warmup, self.patience, self.clip, self.save_every = warmup, patience, clip, save_every
         self.train, self.validation = data.train.to(fabric.device), data.validation.to(fabric.device)
         self.state = State()
+        self.watch = Watch(fabric.device)
         self.rows: list[dict[str, Any]] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.unsaved_best = False
-        self.saved = False
+        self.saved = self.stopping = False
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
         trained = [p for p in model.parameters() if p.requires_grad]
         check_training(model, trained, optimizer, fabric.device, averaged=ema is not None)
         try_steps(trained, optimizer, schedule)
         made = optimizer(trained)
-        objective = Objective(model, bound, gradient, score_all=score_all)
-        self.objective, self.optimizer = fabric.setup(objective, made)
-        self.base = [
-            {"lr": float(group["lr"]), "weight_decay": float(group.get("weight_decay", 0))}
-            for group in made.param_groups
-        ]  # before a schedule changes it
+        whole = len(range(fabric.global_rank, min(batch, len(data.train)), fabric.world_size))
+        self.on_device = bool(getattr(model.posterior, "gathers", False))
+        check_compile(compile, gradient, None if active is None or self.on_device else model.posterior)
+        self.bare = Objective(
+            model, bound, gradient, score_all=score_all, compile=compile, whole=whole, device=fabric.device
+        )
+        self.objective, self.optimizer = fabric.setup(self.bare, made)
+        self.base = base_rates(made)  # before a schedule changes them
         self.schedule = schedule(made) if schedule else None
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
         trial = self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
@@ -114,6 +118,7 @@ class Trainer:
             if value is not None and value > self.components:
                 raise ValueError(f"{name} must be at most the number of components, {self.components}; got {value}")
         self.active = active
+        check_values(model, self.train, self.validation)
         for size, drawn, scored, each in (
             (min(batch, len(data.train)) // fabric.world_size, active or self.components,
              self.components if score_all else active or self.components, draws),
@@ -123,14 +128,34 @@ class Trainer:
                 fabric.device, data.shape, draws=each, drawn=drawn, scored=scored, batch=size, latent=self.latent,
                 half="16" in str(fabric._precision.precision),  # noqa: SLF001  (Fabric shows it nowhere else)
             )  # fmt: skip
-        with torch.no_grad(), torch.random.fork_rng():  # what bound and gradient refuse, they refuse now
-            chosen = self._choose(torch.Generator(fabric.device))
-            noise = torch.zeros(draws, active or self.components, 1, self.latent).to(trial)
-            try_bound(lambda: objective(trial, noise, 1.0, chosen))
+        self._try(whole)
         validated = torch.randperm(self.components, generator=torch.Generator().manual_seed(VALIDATION_SEED))
         self.validated = validated[: validation_components or self.components].sort().values
-        self.stop_signal = 0
+        self.signal = StopSignal()
         self.last_save = time.monotonic()
+
+    def _try(self, whole: int) -> None:
+        """Let bound, gradient and compiler refuse now what they refuse, before anything is written.
+
+        Raises:
+            ValueError: one of them does.
+        """
+        generator = torch.Generator(self.fabric.device)
+        chosen = self._choose(torch.Generator())
+
+        def inputs(examples: int) -> tuple[Tensor, Tensor, Tensor | None]:
+            x = self._cast(self.train.batch(slice(0, examples), generator))
+            noise = torch.randn(self.draws, self.active or self.components, examples, self.latent).to(x)
+            return x, noise, chosen
+
+        self.model.train()  # as the training will: another mode is another graph
+        with rehearsing(self.model), unread(self.model):
+            with torch.no_grad():
+                few = min(2, whole)  # a BatchNorm of the user's takes no single one
+                try_bound(lambda: self.bare.each(*inputs(few)), few)
+            if self.bare.compiled is not None:
+                with self.fabric.autocast():
+                    self.bare.try_compiled(*inputs(whole))
 
     @property
     def kept(self) -> MixtureVAE:
@@ -145,8 +170,9 @@ class Trainer:
     def run(self) -> list[dict[str, Any]]:
         """Train to the end and leave the best weights in the model; returns one row per epoch."""
         self._resume()
+        self.watch = Watch(self.fabric.device, self.state.total)
         show = Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
-        with show as display, self._signals():
+        with show as display, self.signal.listening(), unread(self.model, self.kept), self._left_finite():
             if not self.saved or (self.store is not None and self.store.is_stale):
                 self._save()  # so that a kill at any later instant finds a run to go on with
             while not self.done:
@@ -154,33 +180,43 @@ class Trainer:
                 self.rows.append(row)
                 if self.store is not None and self.fabric.is_global_zero:
                     self._log(row)
-                if self.done or time.monotonic() - self.last_save >= self.save_every:
+                if self.done or self.stopping or time.monotonic() - self.last_save >= self.save_every:
                     self._save()
+                if self.stopping:
+                    self._interrupt()
                 if display is not None:
                     display.show(row)
         if self.best_weights is not None:
             load_tensors(self.model, self.best_weights, "the best epoch")
         return self.rows
 
+    @contextmanager
+    def _left_finite(self) -> Iterator[None]:
+        """Leave a model that diverged with the weights of the best epoch, if there was one."""
+        try:
+            yield
+        except FloatingPointError:
+            if self.best_weights is not None:
+                load_tensors(self.model, self.best_weights, "the best epoch")
+            raise
+
     def _epoch(self) -> dict[str, Any]:
         """Train one epoch, or what is left of it, and validate."""
         state, world, rank = self.state, self.fabric.world_size, self.fabric.global_rank
         started, before = time.monotonic(), state.seconds
-        beta = min(1.0, (state.epoch + 1) / self.warmup) if self.warmup else 1.0
+        self.bare.beta.fill_(self._beta)
         shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
         batches = torch.randperm(len(self.train), generator=shuffle).to(self.fabric.device).split(self.batch)
+        choices = [self._choose(shuffle) for _ in batches]
         self.model.train()
-        for rows in batches[state.step :]:
+        for rows, chosen in zip(batches[state.step :], choices[state.step :], strict=True):
             # every process draws the noise of the whole batch, so that results do not depend on their number
             x = self.train.batch(rows, self.noise)
-            chosen = self._choose(self.noise)
             shape = self.draws, self.active or self.components, len(rows), self.latent
             noise = torch.randn(shape, generator=self.noise, device=self.fabric.device)
-            value = self.objective(x[rank::world], noise[:, :, rank::world], beta, chosen).sum()
-            report = torch.stack([value.detach(), value.new_tensor(float(self.stop_signal))])
-            total, stop = self._over_all(report).tolist()
-            if not math.isfinite(total):
-                raise FloatingPointError(self._diverged("the bound", beta))
+            value = self.objective(x[rank::world], noise[:, :, rank::world], chosen)
+            told = torch.full_like(value, self.signal.number, requires_grad=False)
+            self.watch.note(state.step, *self._over_all(torch.stack([value.detach(), told])))
             self.optimizer.zero_grad()
             self.fabric.backward(-value * (world / len(rows)))
             if self.clip is not None:
@@ -188,26 +224,47 @@ class Trainer:
             self.optimizer.step()
             if self.ema:
                 self.ema.update_parameters(self.model)
-            state.step, state.total = state.step + 1, state.total + total
+            state.step += 1
             state.seconds = before + time.monotonic() - started
+            stop = self.signal.number > 0 and world == 1  # where there are others, all of them stop at the same step
+            if state.step % EVERY == 0:
+                stop = self._look() or stop
             if stop:
                 self._save()
                 self._interrupt()
             if time.monotonic() - self.last_save >= self.save_every:
                 self._save()
-        return self._end_of_epoch(beta, before, started)
+        return self._end_of_epoch(before, started)
+
+    @property
+    def _beta(self) -> float:
+        """Weight β of the KL part in this epoch."""
+        return min(1.0, (self.state.epoch + 1) / self.warmup) if self.warmup else 1.0
 
     def _choose(self, generator: torch.Generator) -> Tensor | None:
         """Components that a step draws from: so many at random, without replacement, or all."""
         if self.active is None:
             return None
-        return torch.randperm(self.components, generator=generator, device=generator.device)[: self.active]
+        chosen = torch.randperm(self.components, generator=generator)[: self.active]
+        return chosen.to(self.fabric.device) if self.on_device else chosen
 
-    def _end_of_epoch(self, beta: float, before: float, started: float) -> dict[str, Any]:
+    def _look(self) -> bool:
+        """Read what the device has found out since the last time; returns whether to stop.
+
+        Raises:
+            FloatingPointError: the bound was NaN or infinite at a step since then.
+        """
+        self.state.total, broken, stop = self.watch.read()
+        if broken is not None:
+            raise FloatingPointError(self._diverged("the bound", broken + 1))
+        return stop
+
+    def _end_of_epoch(self, before: float, started: float) -> dict[str, Any]:
         state = self.state
+        self.stopping = self._look()
         validation = self._validate()
         if not math.isfinite(validation):
-            raise FloatingPointError(self._diverged("the validation bound", beta))
+            raise FloatingPointError(self._diverged("the validation bound", state.step))
         improved = validation > state.best
         if improved:
             state.best, state.best_epoch, self.unsaved_best = validation, state.epoch + 1, True
@@ -222,12 +279,13 @@ class Trainer:
             "epoch": state.epoch + 1,
             "bound": state.total / len(self.train),
             "validation": validation,
-            "beta": beta,
+            "beta": self._beta,
             "learning_rate": float(rate),
             "best_epoch": state.best_epoch,
             "seconds": round(state.seconds, 3),
         }
         state.epoch, state.step, state.total = state.epoch + 1, 0, 0.0
+        self.watch = Watch(self.fabric.device)
         return row
 
     @torch.no_grad()
@@ -239,7 +297,8 @@ class Trainer:
             for rows in torch.arange(len(self.validation))[rank::world].split(VALIDATION_BATCH):
                 x = self._cast(self.validation.batch(rows.to(self.fabric.device)))
                 noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, (len(self.validated), self.latent))
-                terms = model(x, noise=noise.to(x.device), active=self.validated)
+                active = self.validated if len(self.validated) < self.components else None
+                terms = model(x, noise=noise.to(x.device), active=active)
                 total += miselbo(log_weights(terms), terms.weight).double().sum()
         return float(self._over_all(total)) / len(self.validation)
 
@@ -263,23 +322,25 @@ class Trainer:
             scalars = {name: row[name] for name in ("bound", "validation", "beta", "learning_rate")}
             self.fabric.loggers[0].log_metrics(scalars, row["epoch"])
 
-    def _diverged(self, what: str, beta: float) -> str:
-        where = f"epoch {self.state.epoch + 1}, step {self.state.step + 1} (β = {beta:.2f})"
+    def _diverged(self, what: str, step: int) -> str:
+        where = f"epoch {self.state.epoch + 1}, step {step} (β = {self._beta:.2f})"
         kept = f"; the last good checkpoint is kept in {self.store.path}" if self.store else ""
         return f"{what} became NaN or infinite at {where}{kept}: lower the learning rate or clip gradients"
 
     def _save(self) -> None:
-        """Commit the state, which is complete in itself, and the best weights for others to read."""
+        """Commit the state, which is complete in itself, and the best weights for others to read.
+
+        Raises:
+            FloatingPointError: something in it is NaN or infinite; the checkpoint before stays.
+        """
         self.last_save = time.monotonic()
+        self._look()
         if self.store is None or not self.fabric.is_global_zero:
             return
-        tensors = self.model.state_dict()
-        if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
-            raise FloatingPointError(self._diverged("a weight", min(1.0, (self.state.epoch + 1) / (self.warmup or 1))))
         state = {
             "state": asdict(self.state),
             "rows": self.rows,
-            "model": tensors,
+            "model": self.model.state_dict(),
             "best": self.best_weights,
             "ema": self.ema.state_dict() if self.ema else None,
             "optimizer": self.optimizer.state_dict(),
@@ -290,6 +351,10 @@ class Trainer:
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "threads": torch.get_num_threads(),
         }
+        for what in ("model", "ema", "optimizer"):
+            if not all_finite(state[what]):
+                name = {"model": "a weight", "ema": "a weight's average", "optimizer": "the optimiser's state"}[what]
+                raise FloatingPointError(self._diverged(name, self.state.step))
         self.store.save(state, self.best_weights if self.unsaved_best else None, self.rows, self.state)
         self.saved, self.unsaved_best = True, False
 
@@ -305,7 +370,7 @@ class Trainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.schedule is not None and saved["schedule"] is not None:
             self.schedule.load_state_dict(saved["schedule"])
-        self._amend(saved["base"])
+        amend(self.optimizer, self.schedule, saved["base"], self.base)
         if self.ema is not None and saved["ema"] is not None:
             self.ema.load_state_dict(saved["ema"])
         self.noise.set_state(saved["noise"])
@@ -314,62 +379,9 @@ class Trainer:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
         self.best_weights = saved["best"]
 
-    def _amend(self, old: list[dict[str, float]]) -> None:
-        """Use the learning rate and weight decay asked for now, where they differ from those of the checkpoint.
-
-        A schedule's progress is kept: the present rate changes by the ratio of the new base rate to the old one.
-
-        Raises:
-            ValueError: the schedule has rates of its own, so that another one of the optimiser would change nothing.
-        """
-        schedules = list(_nested(self.schedule))
-        own = [type(schedule).__name__ for schedule in schedules if isinstance(schedule, OneCycleLR | CyclicLR)]
-        if own and [now["lr"] for now in self.base] != [before["lr"] for before in old]:
-            raise ValueError(f"{own[0]} sets learning rates of its own: another rate of the optimiser changes nothing")
-        for i, (group, before, now) in enumerate(zip(self.optimizer.param_groups, old, self.base, strict=True)):
-            if now["lr"] != before["lr"]:
-                group["lr"] = group["lr"] * (now["lr"] / before["lr"]) if before["lr"] else now["lr"]
-                if not self.schedule:
-                    group["lr"] = now["lr"]
-                if "initial_lr" in group:
-                    group["initial_lr"] = now["lr"]
-                for schedule in schedules:
-                    schedule.base_lrs[i] = now["lr"]
-            if "weight_decay" in group:
-                group["weight_decay"] = now["weight_decay"]
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn Ctrl-C, SIGTERM and SIGHUP into a stop after the current step; a second Ctrl-C stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: object) -> None:
-            del frame
-            if self.stop_signal == number == signal.SIGINT:
-                raise KeyboardInterrupt  # pressed twice: do not wait for the step to end
-            self.stop_signal = number
-
-        caught = [n for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores SIGHUP, and so do we
-        old = {number: signal.signal(number, note) for number in caught}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
     def _interrupt(self) -> None:
         self.fabric.barrier()  # no process ends while the first one saves
-        if self.stop_signal == signal.SIGINT:
+        if self.signal.number == signal.SIGINT:
             where = f"stopped in epoch {self.state.epoch + 1}"
             raise KeyboardInterrupt(f"{where}, after a checkpoint: the same call goes on" if self.store else where)
-        raise SystemExit(128 + (self.stop_signal or signal.SIGTERM))  # 0: another process of the training was told
-
-
-def _nested(schedule: LRScheduler | ReduceLROnPlateau | None) -> Iterator[LRScheduler]:
-    """A schedule and those that it is made of, which have base rates of their own."""
-    if isinstance(schedule, LRScheduler) and hasattr(schedule, "base_lrs"):
-        yield schedule
-    for inner in getattr(schedule, "_schedulers", []):
-        yield from _nested(inner)
+        raise SystemExit(128 + (self.signal.number or signal.SIGTERM))  # 0: another process of the training was told

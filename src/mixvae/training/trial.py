@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from mixvae.datasets import Split
 from mixvae.failures import called, plain_errors, said
+from mixvae.model import MixtureVAE, evaluating
 
+LOOKED_AT = 10_000
+"""Examples that are looked at together."""
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
 
@@ -65,17 +70,48 @@ def _step(taker: Any, *arguments: float) -> None:
         raise ValueError(f"{name} cannot take the steps of a training here: {said(error)}") from error
 
 
-def try_bound(bound: Callable[[], Any]) -> None:
-    """Compute a bound of one example.
+def try_bound(bound: Callable[[], Any], examples: int) -> None:
+    """Compute a bound of a few examples.
 
     Args:
         bound: computes it.
+        examples: how many they are.
 
     Raises:
         ValueError: it raises, or is not one value per example.
     """
-    with plain_errors("the bound of an example cannot be computed"):
+    with plain_errors("the bound cannot be computed"):
         value = bound()
-    if not isinstance(value, Tensor) or value.shape != (1,) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or value.shape != (examples,) or not value.is_floating_point():
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"a bound must be one number per example; bound and gradient together gave {found} for one")
+        raise ValueError(
+            f"a bound must be one number per example; bound and gradient together gave {found} for {examples}"
+        )
+
+
+@contextmanager
+def rehearsing(model: nn.Module) -> Iterator[None]:
+    """Put random generators and the buffers of a model back afterwards, such as a BatchNorm's statistics."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
+
+
+@torch.no_grad()
+def check_values(model: MixtureVAE, *parts: Split) -> None:
+    """Look at all values of data in memory once, so that no step has to.
+
+    Raises:
+        ValueError: some lie outside the support of the model's likelihood.
+    """
+    dtype = next(model.parameters()).dtype
+    with evaluating(model), torch.random.fork_rng():
+        for part in parts:
+            generator = torch.Generator(part.x.device)  # of its own: binarising and mirroring draw
+            for rows in torch.arange(len(part), device=part.x.device).split(LOOKED_AT):
+                model.check(part.batch(rows, generator).to(dtype))
