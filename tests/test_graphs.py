@@ -223,7 +223,7 @@ def test_the_step_that_diverged_is_named_though_it_is_found_later(tmp_path, save
     assert all(p.isfinite().all() for p in model.parameters()), "the best epoch's weights are in the model"
 
 
-def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch):
+def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch, capsys):
     """One did give gradients that were wrong by a quarter; here the encoder's are halved."""
 
     class Halved(torch.autograd.Function):
@@ -254,6 +254,7 @@ def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch):
         assert not (tmp_path / "run").exists()
         patch.setattr(torch, "compile", lambda function, **options: function)
         fit(model, data, epochs=1, batch=20, compile="default")
+    assert "compiling the training step" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("gradient", [sticking_the_landing, doubly_reparameterised])

@@ -13,6 +13,11 @@ PLAIN_SECONDS = 10.0
 """Seconds between progress lines where there is no terminal to draw a bar on."""
 
 
+def announce(text: str) -> None:
+    """Say on standard error what takes a while now."""
+    Console(stderr=True, markup=False, emoji=False).print(text, highlight=False, soft_wrap=True)
+
+
 class Display:
     """Progress of a training: a bar on a terminal, a line now and then elsewhere."""
 

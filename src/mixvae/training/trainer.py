@@ -27,7 +27,7 @@ from mixvae.model import MixtureVAE, evaluating, unread
 from mixvae.training.estimates import check_step, check_training
 from mixvae.training.objective import Compile, Objective, check_compile
 from mixvae.training.processes import first_alone
-from mixvae.training.progress import Display
+from mixvae.training.progress import Display, announce
 from mixvae.training.rates import amend, base_rates
 from mixvae.training.signals import StopSignal
 from mixvae.training.state import State, Store, is_over
@@ -154,6 +154,8 @@ class Trainer:
                 few = min(2, whole)  # a BatchNorm of the user's takes no single one
                 try_bound(lambda: self.bare.each(*inputs(few)), few)
             if self.bare.compiled is not None:
+                if self.fabric.is_global_zero:
+                    announce("compiling the training step, which takes a minute or more")
                 with self.fabric.autocast():
                     self.bare.try_compiled(*inputs(whole))
 
