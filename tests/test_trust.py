@@ -131,6 +131,12 @@ HIDDEN = {
     "pairs": "model: {encoder: [[class_path, %s.Encoder]]}",
     "a class within a class": "model: {encoder: {class_path: {class_path: %s.Encoder}}}",
     "a class within an argument's class": "model: {encoder: {class_path: GatedEncoder, hidden: {class_path: [%s.E]}}}",
+    "a text that reads as a class": "model: {encoder: {class_path: GatedEncoder, hidden: '{class_path: %s.Encoder}'}}",
+    "a text of JSON": """model: {encoder: {class_path: GatedEncoder, hidden: '{"class_path": "%s.Encoder"}'}}""",
+    "a text of escapes": r"""model: {prior: {class_path: VampPrior, squash: '{"class\u005fpath": "%s.Encoder"}'}}""",
+    "all arguments a text": "model: {encoder: {class_path: GatedEncoder, init_args: '{hidden: {class_path: %s.E}}'}}",
+    "a text as a class": "model: {encoder: '{class_path: %s.Encoder}'}",
+    "a text in the optimizer": "training: {optimizer: {class_path: Adam, lr: '{class_path: %s.Encoder}'}}",
     "another alphabet": "model: {prior: {class_path: VampPrior, squash: é%s.f}}",
 }
 
@@ -163,9 +169,13 @@ def test_a_legacy_run_that_is_listed_imports_nothing(marker, capsys):
     sys.path.append(os.getcwd())
     Path("old/r").mkdir(parents=True)
     Path("old/r/model.safetensors").touch()
-    Path("old/r/config.yaml").write_text(f"model.encoder: {name}.Encoder\ntraining.bound: {name}.Encoder")
-    main(["list", "old"])
-    assert not mark.exists()
+    for text in (
+        f"model.encoder: {name}.Encoder\ntraining.bound: {name}.Encoder",
+        f"model: {{encoder: {{class_path: GatedEncoder, hidden: '{{class_path: {name}.Encoder}}'}}}}",
+    ):
+        Path("old/r/config.yaml").write_text(text)
+        main(["list", "old"])
+        assert not mark.exists()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +187,7 @@ def test_a_legacy_run_that_is_listed_imports_nothing(marker, capsys):
         'set: {"model.encoder=NAME.Encoder #": 1}\naxes: {a: {S1: {}}}',
         'set: {"model.encoder+": NAME.Encoder}\naxes: {a: {S1: {}}}',
         'axes: {a: {S1: {model: {"encoder.class_path": NAME.Encoder}}}}',
+        "axes: {a: {S1: {model.encoder: {class_path: GatedEncoder, hidden: '{class_path: NAME.Encoder}'}}}}",
     ],
 )
 def test_no_form_of_writing_a_class_in_a_grid_passes_by_the_check(marker, capsys, content):
@@ -192,11 +203,16 @@ def test_pairs_in_a_run_are_no_class(marker, capsys):
     sys.path.append(os.getcwd())
     main(["train", "digits", *SMALL, "--out", "run"])
     content = read_json("run/run.json")
-    content["config"]["model"]["encoder"] = [["class_path", f"{name}.Encoder"]]
     content.pop("checksum")
-    Path("run/run.json").write_text(json.dumps(content | {"checksum": checksum(canonical(content))}))
-    assert "model.encoder must be the name of a class" in refused(capsys, "sample", "run")
-    assert not mark.exists()
+    for encoder, told in (
+        ([["class_path", f"{name}.Encoder"]], "model.encoder must be the name of a class"),
+        ({"class_path": "GatedEncoder", "hidden": f"{{class_path: {name}.Encoder}}"}, f"--trust {name}"),
+    ):
+        content["config"]["model"]["encoder"] = encoder
+        Path("run/run.json").write_text(json.dumps(content | {"checksum": checksum(canonical(content))}))
+        for command in (["sample", "run"], ["train", "--resume", "run", "--training.epochs=2"]):
+            assert told in refused(capsys, *command)
+            assert not mark.exists()
 
 
 def test_a_class_typed_as_a_flag_is_one_line_and_its_run_is_remembered(marker, capsys):

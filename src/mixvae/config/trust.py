@@ -16,6 +16,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
+from mixvae.config.bounded import load_yaml
+
 OWN: dict[str, tuple[str, frozenset[str]]] = {
     "posterior": ("mixvae.posteriors", frozenset({"OneHotEncoder", "SeparateEncoders", "TwoLevelPosterior"})),
     "encoder": (
@@ -157,6 +161,7 @@ def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
 
 def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str, bool]]:
     """What one class of a configuration and its arguments name."""
+    spec = _as_parsed(spec)
     if isinstance(spec, str):
         yield where, spec, _is_allowed(spec, place)
     elif isinstance(spec, Mapping):
@@ -167,6 +172,17 @@ def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str
                 yield from _named_in_argument(value, f"{where}.{name}")
     else:
         raise ValueError(f"{where} must be the name of a class or {{class_path: name, …}}; got {str(spec)[:60]}")
+
+
+def _as_parsed(value: Any) -> Any:
+    """A value as the parser reads it, which takes a text such as `{class_path: name}` for the class that it writes."""
+    if not isinstance(value, str) or PATH.fullmatch(value):
+        return value
+    try:
+        inner = load_yaml(value)
+    except (yaml.YAMLError, ValueError):  # the parser cannot read it either, and leaves it a text
+        return value
+    return inner if isinstance(inner, Mapping | list) else value
 
 
 def _class_of(spec: Mapping[str, Any], where: str) -> str | None:
@@ -183,6 +199,7 @@ def _class_of(spec: Mapping[str, Any], where: str) -> str | None:
 
 def _named_in_argument(value: Any, where: str) -> Iterator[tuple[str, str, bool]]:
     """What an argument names, at any depth."""
+    value = _as_parsed(value)
     if isinstance(value, str):
         if PATH.fullmatch(value):
             yield where, value, _is_allowed(value, "")
