@@ -281,10 +281,15 @@ def read_grid(name: str | Path) -> Grid:
     number = math.prod(map(len, content["axes"].values()))
     check_count(number, MOST_CELLS, f"the cells of {path}", "give fewer axes or values")
     cells = {}
-    for values in itertools.product(*(axis.items() for axis in content["axes"].values())):
-        options = config.check_options(content.get("set") or {}, str(path))
+    common = config.check_options(content.get("set") or {}, str(path))
+    axes = [
+        [(value, config.check_options(more or {}, str(path))) for value, more in axis.items()]
+        for axis in content["axes"].values()
+    ]
+    for values in itertools.product(*axes):
+        options = dict(common)
         for _, more in values:
-            options |= config.check_options(more or {}, str(path))
+            options |= more
         name = "-".join(str(value) for value, _ in values)
         if name in cells:
             raise ValueError(f"{path}: two cells are called {name}: name the values of the axes so that they differ")

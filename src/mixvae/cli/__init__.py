@@ -111,7 +111,8 @@ def _run(words: list[str]) -> None:
     words, preset = _train_words(words) if words[0] == "train" else (words, "")
     typed: list[str] = []
     if words[0] == "train":
-        typed = _typed(words[1:])
+        config.check_words(words[1:])
+        typed = config.typed_names(words[1:])  # looked for in the working folder too: who types a name trusts it
         words = config.spelled(words)
     try:
         arguments = parser(words[0]).parse_args(words)
@@ -142,12 +143,6 @@ def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
         packages.append(value)
         del rest[index - 1 : index + ("=" not in rest[index - 1])]
     return rest, packages
-
-
-def _typed(words: list[str]) -> list[str]:
-    """Look for classes that were typed as flags in the working folder too: who types a name trusts it."""
-    config.check_words(words)
-    return config.typed_names(words)
 
 
 def _grouped(words: list[str]) -> list[str]:

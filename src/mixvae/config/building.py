@@ -98,8 +98,9 @@ def split(spec: Spec) -> tuple[str, dict[str, Any]]:
     Raises:
         ValueError: the spec has another form.
     """
-    whole: Any = {"class_path": spec} if isinstance(spec, str) else spec
-    content: dict[str, Any] = dict(whole) if isinstance(whole, Mapping) else {}  # a list of pairs is no mapping
+    if isinstance(spec, str):
+        spec = {"class_path": spec}
+    content: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {}  # a list of pairs is no mapping
     path, inner = content.pop("class_path", None), content.pop("init_args", None) or {}
     if not isinstance(path, str):
         raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")

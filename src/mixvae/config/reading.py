@@ -96,14 +96,19 @@ def check_words(words: Sequence[str]) -> None:
     Raises:
         ValueError: a word does.
     """
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        name, equals, value = word.partition("=")
-        if not name.startswith("--"):
-            continue
+    for name, value in _options(words):
         with suppress(yaml.YAMLError):  # which the parser tells
-            check_bounds(value if equals else following, name)
-        if name.removeprefix("--") in GROUPS and is_file(value if equals else following):
-            raise ValueError(f"{name} takes values, not the file {value or following}: give the file by --config")
+            check_bounds(value, name)
+        if name.removeprefix("--") in GROUPS and is_file(value):
+            raise ValueError(f"{name} takes values, not the file {value}: give the file by --config")
+
+
+def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Every option and its value, or the word after it where it has none of its own."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            yield name, value if equals else following
 
 
 def spelled(words: Sequence[str]) -> list[str]:
@@ -135,10 +140,9 @@ def spelled(words: Sequence[str]) -> list[str]:
 def _classes(words: Sequence[str]) -> dict[str, str]:
     """Options that are classes without arguments, as the defaults and the files among some words have them."""
     values = asdict(Config())
-    for word, following in zip(words, [*words, ""][1:], strict=False):
-        name, equals, value = word.partition("=")
-        if name == "--config" and is_file(value if equals else following):
-            content = read_yaml(Path(value if equals else following).expanduser())
+    for name, value in _options(words):
+        if name == "--config" and is_file(value):
+            content = read_yaml(Path(value).expanduser())
             for group in GROUPS:
                 given = content.get(group) if isinstance(content, dict) else None
                 values[group] |= given if isinstance(given, dict) else {}
@@ -190,9 +194,7 @@ def typed_names(words: Sequence[str]) -> list[str]:
     """Classes beyond the allowlist that options name, and texts of `--config`, as a user typed them."""
     options: dict[str, Any] = {}
     names: list[str] = []
-    for word, following in zip(words, [*words, ""][1:], strict=False):
-        name, equals, value = word.partition("=")
-        value = value if equals else following
+    for name, value in _options(words):
         with suppress(yaml.YAMLError):  # which the parser tells
             if name.startswith(("--model.", "--training.")) and value:
                 options[name.removeprefix("--")] = load_yaml(value, name)
