@@ -57,7 +57,8 @@ types: install  ## static types
 bench: install  ## training steps against the looped baseline, as ratios
 	OMP_NUM_THREADS=2 $(BIN)/pytest benchmarks -m 'not slow'
 
-gpu: install  ## training steps on a GPU: eager, compiled, CUDA graphs; nothing where there is none
+gpu: install  ## tests and training steps on a GPU: eager, compiled, CUDA graphs; nothing where there is none
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_cuda.py -p no:benchmark
 	$(BIN)/python benchmarks/gpu.py
 
 docs: install  ## the documentation as a site, in site/

@@ -33,7 +33,7 @@ from mixvae import (
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
 from mixvae.training import keep_freed_memory
-from mixvae.training.objective import Objective
+from mixvae.training.objective import Inputs, Objective
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -110,7 +110,7 @@ def ours(model, x, noise, active=None, compile="none"):
 
     def bound():
         with unread(model):
-            return step(x, noise, active) / len(x)
+            return step(Inputs(x, noise, active)) / len(x)
 
     return bound
 

@@ -1,6 +1,6 @@
 """Training steps on a GPU: eager, compiled and with CUDA graphs, in float32, TF32 and bfloat16; time and peak memory.
 
-    make gpu                                    (or python benchmarks/gpu.py [--quick] [--device cpu])
+    make gpu                        (or python benchmarks/gpu.py [--presets vamp flow] [--ways bf16] [--device cpu])
 
 Prints what it measured, and nothing where there is no CUDA device. The paper's presets at S = 4 and batch 100, the
 one-hot encoder with A = 400, and S = 1 … 16 separate encoders one after another against one `bmm` per layer. A time is
@@ -20,13 +20,17 @@ from torch import nn
 from mixvae import GatedEncoder, config, elbo
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
-from mixvae.training.objective import Objective
+from mixvae.training.objective import Inputs, Objective
 
 BATCH, COMPONENTS, GREY, COLOUR = 100, 4, (1, 28, 28), (3, 32, 32)
-PRESETS = {
-    "vanilla": GREY, "vamp": GREY, "flow": GREY, "two_level": GREY, "two_level_vamp": GREY, "one_hot": GREY,
-    "conv": GREY, "conv_vamp": GREY, "composite": GREY, "cifar10": COLOUR, "cifar10_pixelcnn": COLOUR,
-}  # fmt: skip
+PRESETS = {"vae": ("vanilla", GREY, ["--model.components=1"])} | {
+    name: (name, COLOUR if name.startswith("cifar") else GREY, [f"--model.components={COMPONENTS}"])
+    for name in (
+        "vanilla", "vamp", "flow", "two_level", "two_level_vamp", "conv", "conv_vamp", "composite", "cifar10",
+        "cifar10_pixelcnn",
+    )
+} | {"one_hot": ("one_hot", GREY, [])}  # fmt: skip
+"""Preset, shape and flags of every row."""
 WAYS = {
     "float32": ("none", "highest", None),
     "TF32": ("none", "high", None),
@@ -72,11 +76,12 @@ class Device:
         return 1e3 * (time.perf_counter() - start) / calls
 
 
-def training_step(name, shape, way, device, components=COMPONENTS):
+def training_step(name, way, device):
     """A step of a preset's training in one way."""
+    preset, shape, flags = PRESETS[name]
     compile, _, half = WAYS[way]
     torch.manual_seed(0)
-    wanted = config.read(name, [] if name == "one_hot" else [f"--model.components={components}"])
+    wanted = config.read(preset, flags)
     examples = (torch.rand(1000, *shape) < 0.3).float()
     model = config.build(wanted.model, shape, examples).to(device.name)
     x = examples[:BATCH].to(device.name)
@@ -96,7 +101,7 @@ def training_step(name, shape, way, device, components=COMPONENTS):
     def step():
         noise = torch.randn(1, drawn, BATCH, q.event_shape[0], device=device.name, generator=generator)
         with unread(model), torch.autocast(device.name, half) if half else nullcontext():
-            loss = -bound(x, noise, active) / BATCH
+            loss = -bound(Inputs(x, noise, active)) / BATCH
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -104,17 +109,19 @@ def training_step(name, shape, way, device, components=COMPONENTS):
     return step
 
 
-def presets(device, rounds, calls, chosen):
+def presets(device, rounds, calls, chosen, ways):
     """Print a table of all presets and ways."""
-    print("\n| preset | " + " | ".join(f"{way}: ms, MB" for way in WAYS) + " |\n|---|" + "--:|" * len(WAYS))
+    print("\n| preset | " + " | ".join(f"{way}: ms, MB" for way in ways) + " |\n|---|" + "--:|" * len(ways))
     for name in chosen:
         cells = []
-        for way, (_, matmul, _) in WAYS.items():
+        for way in ways:
+            _, matmul, _ = WAYS[way]
             torch.set_float32_matmul_precision(matmul)
+            torch.backends.cudnn.allow_tf32 = matmul != "highest"
             torch.compiler.reset()
             device.forget_peak()
             try:
-                step = training_step(name, PRESETS[name], way, device)
+                step = training_step(name, way, device)
                 for _ in range(5):
                     step()
                 times = [device.milliseconds(step, calls) for _ in range(rounds)]
@@ -186,7 +193,10 @@ def main():
     """Measure, or say that there is nothing to measure on."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the script itself")
-    parser.add_argument("--quick", action="store_true", help="two presets and few rounds")
+    parser.add_argument("--quick", action="store_true", help="few rounds")
+    parser.add_argument("--presets", nargs="*", choices=PRESETS, default=list(PRESETS), help="which; all by default")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which; all by default")
+    parser.add_argument("--encoders", nargs="*", type=int, default=[1, 2, 4, 8, 16], help="how many, one after another")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("gpu: no CUDA device here, so nothing was measured")
@@ -195,8 +205,10 @@ def main():
     name = torch.cuda.get_device_name() if device.is_cuda else "cpu"
     print(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}; batch {BATCH}, S = {COMPONENTS}")
     rounds, calls = (2, 2) if options.quick else (15, 20)
-    encoders(device, rounds, calls, (1, 4) if options.quick else (1, 2, 4, 8, 16))
-    presets(device, rounds, calls, ("vanilla", "one_hot") if options.quick else PRESETS)
+    if options.encoders:
+        encoders(device, rounds, calls, options.encoders)
+    if options.presets:
+        presets(device, rounds, calls, options.presets, options.ways)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import mixvae
 SOURCE = Path(mixvae.__file__).parent
 LEVELS = {
     -2: ("resources",),
-    -1: ("arrays", "failures", "parts"),
+    -1: ("arrays", "failures", "parts", "precision"),
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
     2: ("posteriors", "model", "pages"),
@@ -64,7 +64,7 @@ def test_a_file_stays_readable_in_one_sitting(path):
 
 def test_the_core_knows_no_concrete_part():
     known = set(imported_rooms(SOURCE / "model.py"))
-    assert known == {"bounds", "distributions", "parts"}
+    assert known == {"bounds", "distributions", "parts", "precision"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["evaluate", "--help"], ["presets"]])

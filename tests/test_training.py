@@ -732,3 +732,23 @@ def test_tiny_models_of_any_shape_train():
     data = datasets.load("digits", limit=20)
     model = tiny_model(shape=(1, 8, 8), dtype=torch.float32)
     assert len(fit(model, data, epochs=1, batch=7)) == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-mixed", torch.float32), ("32-true", torch.float32), ("64-true", torch.float64)],
+)
+def test_observations_and_noise_are_not_rounded_with_the_products(digits, precision, dtype):
+    """Fabric rounds what a wrapped module is called with: a grey value would fall into another bin."""
+    seen = set()
+
+    class Watched(MixtureVAE):
+        def forward(self, x, *args, **options):
+            seen.update((x.dtype, options["noise"].dtype) if self.training else ())
+            return super().forward(x, *args, **options)
+
+    model = Watched(
+        SeparateEncoders(lambda: GatedEncoder((1, 8, 8), 2, (5,)), 2), StandardNormal(2), MLP(2, (1, 8, 8), (5,))
+    )
+    fit(model, digits, epochs=1, fabric=launch("cpu", precision=precision))
+    assert seen == {dtype}

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
 from mixvae.parts import Part
+from mixvae.precision import exact_products
 
 
 class MixtureVAE(Part):
@@ -242,11 +243,12 @@ def unread(*models: MixtureVAE) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every part of a module in evaluation mode, and afterwards back into the mode it had."""
+    """Put every part of a module in evaluation mode, with exact products, and afterwards back into the mode it had."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        yield
+        with exact_products():
+            yield
     finally:
         for part, mode in modes:
             part.training = mode

@@ -50,6 +50,21 @@ def check_compile(compile: Compile, gradient: Estimator, changing: nn.Module | N
         )
 
 
+class Inputs:
+    """Inputs of a step as they are: Fabric rounds tensors, and collections of them, to half precision.
+
+    Only products of matrices are to be rounded; a grey value would fall into another bin of its likelihood.
+
+    Args:
+        x: observations, (B, ...).
+        noise: standard normal noise, (L, S, B, D).
+        active: components to draw from; all by default.
+    """
+
+    def __init__(self, x: Tensor, noise: Tensor, active: Tensor | None = None):
+        self.all = x, noise, active
+
+
 class Objective(nn.Module):
     """What is maximised: the sum of the bounds of some examples, as one module that Fabric can wrap.
 
@@ -64,7 +79,7 @@ class Objective(nn.Module):
 
     Attributes:
         beta: weight β of the KL part, a tensor on the device: a number would be another graph for every value. It is
-            no argument of `forward`, which Fabric would round to half precision, and no buffer, likewise.
+            no buffer, which Fabric would round to half precision.
     """
 
     def __init__(
@@ -84,18 +99,13 @@ class Objective(nn.Module):
         self.whole, self.graphs = whole, compile == "reduce-overhead"
         self.compiled: Callable[..., Tensor] | None = None if compile == "none" else _compiled(self._sum, compile)
 
-    def forward(
-        self,
-        x: Float[Tensor, "B ..."],
-        noise: Float[Tensor, "L S B D"],
-        active: Int[Tensor, " S"] | None = None,
-    ) -> Float[Tensor, ""]:
+    def forward(self, inputs: Inputs) -> Float[Tensor, ""]:
         """Return the sum of the examples' bounds, their KL part scaled by beta."""
-        if self.compiled is None or len(x) != self.whole:
-            return self._sum(x, noise, active)
+        if self.compiled is None or len(inputs.all[0]) != self.whole:
+            return self._sum(*inputs.all)
         if self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        return self.compiled(x, noise, active)
+        return self.compiled(*inputs.all)
 
     def _sum(self, x: Tensor, noise: Tensor, active: Tensor | None) -> Tensor:
         return self.each(x, noise, active).sum()
@@ -109,26 +119,26 @@ class Objective(nn.Module):
             self.model, x, self.bound, len(noise), beta=self.beta, active=active, scored=scored, noise=noise
         )
 
-    def try_compiled(self, *inputs: Any) -> None:
+    def try_compiled(self, inputs: Inputs) -> None:
         """Compile forward and backward pass now, on a whole batch, and compare the gradient with the eager one.
 
         Compilers make mistakes: torch 2.13 gave a one-hot encoder gradients that were wrong by a quarter where the
         graph returned each example's bound. A model that is random by itself, as with dropout, is not compared.
 
         Args:
-            *inputs: arguments of `forward`.
+            inputs: those of a whole batch.
 
         Raises:
             ValueError: they do not make one graph, or its gradient is another one.
         """
         with plain_errors("the training step does not compile to one graph: set compile to none; it stops at"):
-            found = self._gradient(self.forward, *inputs)
-        one, other = (self._gradient(self._sum, *inputs) for _ in range(2))
+            found = self._gradient(self.forward(inputs))
+        one, other = (self._gradient(self._sum(*inputs.all)) for _ in range(2))
         if not all(map(torch.equal, one.values(), other.values())):
             return
         overall = torch.stack([g.norm() for g in one.values()]).norm()
         half = any(g.dtype in (torch.float16, torch.bfloat16) for g in one.values()) or torch.is_autocast_enabled(
-            inputs[0].device.type
+            inputs.all[0].device.type
         )
         for name, expected in one.items():
             error = float((found[name] - expected).norm() / (expected.norm() + NEGLIGIBLE * overall))
@@ -138,10 +148,10 @@ class Objective(nn.Module):
                     "wrong: set compile to none, or try another version of torch"
                 )
 
-    def _gradient(self, bound: Callable[..., Tensor], *inputs: Any) -> dict[str, Tensor]:
+    def _gradient(self, bound: Tensor) -> dict[str, Tensor]:
         """Gradient of a bound in every parameter that it has one in."""
         learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        found = torch.autograd.grad(bound(*inputs), list(learned.values()), allow_unused=True)
+        found = torch.autograd.grad(bound, list(learned.values()), allow_unused=True)
         return {name: g.detach().clone() for name, g in zip(learned, found, strict=True) if g is not None}
 
 

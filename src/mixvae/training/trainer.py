@@ -15,7 +15,6 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
@@ -24,8 +23,9 @@ from mixvae.failures import at_least
 from mixvae.files import load_tensors
 from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating, unread
+from mixvae.training.average import RunningAverage
 from mixvae.training.estimates import check_step, check_training
-from mixvae.training.objective import Compile, Objective, check_compile
+from mixvae.training.objective import Compile, Inputs, Objective, check_compile
 from mixvae.training.processes import first_alone
 from mixvae.training.progress import Display, announce
 from mixvae.training.rates import amend, base_rates
@@ -109,7 +109,7 @@ class Trainer:
         self.objective, self.optimizer = fabric.setup(self.bare, made)
         self.base = base_rates(made)  # before a schedule changes them
         self.schedule = schedule(made) if schedule else None
-        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
+        self.ema = RunningAverage(model, ema) if ema else None
         trial = self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
         with torch.no_grad(), evaluating(model):
             q = model.posterior(trial)
@@ -143,21 +143,21 @@ class Trainer:
         generator = torch.Generator(self.fabric.device)
         chosen = self._choose(torch.Generator())
 
-        def inputs(examples: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        def inputs(examples: int) -> Inputs:
             x = self._cast(self.train.batch(slice(0, examples), generator))
             noise = torch.randn(self.draws, self.active or self.components, examples, self.latent).to(x)
-            return x, noise, chosen
+            return Inputs(x, noise, chosen)
 
         self.model.train()  # as the training will: another mode is another graph
         with rehearsing(self.model), unread(self.model):
             with torch.no_grad():
                 few = min(2, whole)  # a BatchNorm of the user's takes no single one
-                try_bound(lambda: self.bare.each(*inputs(few)), few)
+                try_bound(lambda: self.bare.each(*inputs(few).all), few)
             if self.bare.compiled is not None:
                 if self.fabric.is_global_zero:
                     announce("compiling the training step, which takes a minute or more")
                 with self.fabric.autocast():
-                    self.bare.try_compiled(*inputs(whole))
+                    self.bare.try_compiled(inputs(whole))
 
     @property
     def kept(self) -> MixtureVAE:
@@ -213,10 +213,10 @@ class Trainer:
         self.model.train()
         for rows, chosen in zip(batches[state.step :], choices[state.step :], strict=True):
             # every process draws the noise of the whole batch, so that results do not depend on their number
-            x = self.train.batch(rows, self.noise)
+            x = self._cast(self.train.batch(rows, self.noise))
             shape = self.draws, self.active or self.components, len(rows), self.latent
-            noise = torch.randn(shape, generator=self.noise, device=self.fabric.device)
-            value = self.objective(x[rank::world], noise[:, :, rank::world], chosen)
+            noise = torch.randn(shape, generator=self.noise, device=self.fabric.device).to(x)
+            value = self.objective(Inputs(x[rank::world], noise[:, :, rank::world], chosen))
             told = torch.full_like(value, self.signal.number, requires_grad=False)
             self.watch.note(state.step, *self._over_all(torch.stack([value.detach(), told])))
             self.optimizer.zero_grad()

@@ -44,9 +44,11 @@ class Watch:
 
 
 def all_finite(state: Any) -> bool:
-    """Whether every floating-point tensor within nested dictionaries and lists is finite: one read for all of them."""
-    tensors = list(_tensors(state))
-    return not tensors or bool(torch.stack([t.isfinite().all() for t in tensors]).all())
+    """Whether every floating-point tensor within nested dictionaries and lists is finite: one read for each device."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for tensor in _tensors(state):  # an optimiser counts its steps on the host, whatever the device
+        found.setdefault(tensor.device, []).append(tensor.isfinite().all())
+    return all(bool(torch.stack(each).all()) for each in found.values())
 
 
 def _tensors(state: Any) -> Iterator[Tensor]:
