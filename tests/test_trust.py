@@ -102,6 +102,24 @@ def test_functions_and_ways_around_are_refused(path, capsys):
     assert f"names {path} as model.encoder" in refused(capsys, "train", "stranger.yaml")
 
 
+@pytest.mark.parametrize(
+    ("place", "spec"),
+    [
+        ("training.schedule", "{class_path: CyclicLR, base_lr: 0.1, max_lr: 0.2, scale_fn: ref}"),
+        ("model.flow", "{class_path: ZukoFlow, transform: cast}"),
+        ("model.flow", "{class_path: ZukoFlow, transform: Path}"),
+    ],
+)
+def test_a_bare_name_in_an_argument_reaches_no_function_of_its_room(tmp_path, capsys, place, spec):
+    group, _, name = place.partition(".")
+    path = tmp_path / "bare.yaml"
+    path.write_text(f"data: {{name: digits, limit: 20}}\n{group}: {{{name}: {spec}}}\n")
+    error = refused(capsys, "train", path, "--out", tmp_path / "run")
+    bare = spec.rstrip("}").rpartition(" ")[2]
+    assert f"got {bare!r}" in error or f"has no {bare!r}" in error or "has no argument" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_place_makes_only_its_own_kind():
     for place, other in (("encoder", "MLP"), ("decoder", "GatedEncoder"), ("prior", "OneHotEncoder"), ("bound", "jsd")):
         content = {"model": {place: other}} if place != "bound" else {"training": {place: other}}

@@ -130,8 +130,20 @@ def parse(spec: Spec, room: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         if isinstance(value, dict) and "class_path" in value:
             resolved[name] = construct(value, room)
         elif isinstance(value, str) and wants_class:
-            resolved[name] = resolve(value, room)
+            resolved[name] = resolve(value, room) if "." in value else _own_class(value, room, name)
     return kind, arguments | resolved
+
+
+def _own_class(value: str, room: str, argument: str) -> Any:
+    """A class of a module by its bare name, as a file may give it: no function, and nothing that the module imports.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = resolve(value, room)
+    if not (inspect.isclass(found) and _belongs(found, room)):
+        raise ValueError(f"{argument} must be a class of {room}, or a path such as package.module.Name; got {value!r}")
+    return found
 
 
 def _function(name: str, room: str) -> Callable[..., Any]:
