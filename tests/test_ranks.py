@@ -123,10 +123,10 @@ GOES_ON = "; `mixvae train --resume {run}` goes on where it was"
 ANEW = "; give the command again"
 CASES = {
     "1:step": (1, "process 1 of 2 ended (Killed)" + GOES_ON),
-    "0:join": (-9, "process 0 of 2 ended" + ANEW),
-    "0:full": (2, "No space left on device"),
 }
 MORE = {
+    "0:join": (-9, "process 0 of 2 ended" + ANEW),
+    "0:full": (2, "No space left on device"),
     "0:start": (-9, "process 0 of 2 ended" + ANEW),
     "1:start": (1, "process 1 of 2 ended (Killed)" + ANEW),
     "1:join": (1, "process 1 of 2 ended (Killed)" + ANEW),

@@ -195,7 +195,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_killed_process_resumes_to_the_same_weights(uninterrupted, tmp_path, number):
     run = Layout(tmp_path / "killed")
     process = subprocess.Popen(command(run.path), stderr=subprocess.PIPE, env=one_thread())
@@ -546,7 +546,9 @@ def test_a_model_that_cannot_be_named_says_what_to_pass(digits, tmp_path, capsys
         assert "was built in Python" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("subset", [[], ["--training.active=1", "--training.scored=active"]])
+@pytest.mark.parametrize(
+    "subset", [pytest.param([], marks=pytest.mark.slow), ["--training.active=1", "--training.scored=active"]]
+)
 def test_two_processes_train_the_same_model_as_one(tmp_path, subset):
     """Gradients are averaged over processes, and every process draws its part of the same noise."""
     runs = {}
