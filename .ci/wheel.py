@@ -24,7 +24,7 @@ ONLY_IN_EXTRAS = ("pytest", "beartype", "hypothesis", "tensorboard", "scvi", "sc
 IN_PYTHON = """
 import importlib.util, torch, mixvae
 from functools import partial
-from mixvae import MLP, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, datasets, fit, log_marginal
+from mixvae import MLPDecoder, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, datasets, fit, log_marginal
 from mixvae.experiments import read_grid
 
 found = [name for name in {extras} if importlib.util.find_spec(name)]
@@ -35,7 +35,7 @@ for name in {grids}:
     assert read_grid(name).cells
 data = datasets.load("digits")
 posterior = SeparateEncoders(partial(GatedEncoder, data.shape, 4, (16,)), 2)
-model = MixtureVAE(posterior, StandardNormal(4), MLP(4, data.shape, (16,)))
+model = MixtureVAE(posterior, StandardNormal(4), MLPDecoder(4, data.shape, (16,)))
 fit(model, data, epochs=1)
 print(log_marginal(model, data.test.batch(slice(0, 5)), draws=8).summary()["nll_pooled"])
 """

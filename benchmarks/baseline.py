@@ -65,7 +65,7 @@ class PlainMixtureVAE(nn.Module):
         self.last.load_state_dict(last.state_dict())
         self.pseudo = None
         if isinstance(model.prior, VampPrior):
-            self.pseudo = nn.Parameter(model.prior.unsquashed.detach().clone())
+            self.pseudo = nn.Parameter(model.prior.raw_inputs.detach().clone())
 
     def log_prior(self, z):
         if self.pseudo is None:
@@ -128,7 +128,9 @@ class PlainPixelCNN(nn.Module):
     def __init__(self, decoder):
         super().__init__()
         network = decoder.network
-        self.told = nn.Sequential(PlainGate(decoder.told[0]), nn.Unflatten(-1, decoder.told[1].unflattened_size))
+        self.conditioning = nn.Sequential(
+            PlainGate(decoder.conditioning[0]), nn.Unflatten(-1, decoder.conditioning[1].unflattened_size)
+        )
         first = torch.cat([network.image.weight, network.context.weight], 1).detach()
         above = torch.zeros(3, 3)
         above[0], above[1, 0] = 1, 1
@@ -141,8 +143,8 @@ class PlainPixelCNN(nn.Module):
         self.norms, self.out = copy.deepcopy(network.norms), copy.deepcopy(network.out)
 
     def forward(self, x, z):
-        told, before = self.told(z), None
-        h = torch.cat([2 * x - 1, told], 1)
+        context, before = self.conditioning(z), None
+        h = torch.cat([2 * x - 1, context], 1)
         for weight, mask, norm in zip(self.weights, self.masks, self.norms, strict=True):
             convolved = norm(F.conv2d(h, weight * mask, padding=1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             h = F.relu(convolved if before is None else convolved + before)
@@ -159,7 +161,7 @@ class PlainComposite(nn.Module):
         for encoder in self.encoders:
             encoder.upper, encoder.lower = plain_trunk(encoder.upper), plain_trunk(encoder.lower)
         self.flow, self.lower = copy.deepcopy(model.posterior.flows[0]), copy.deepcopy(model.prior.lower)
-        self.pseudo = nn.Parameter(model.prior.top.unsquashed.detach().clone())
+        self.pseudo = nn.Parameter(model.prior.top.raw_inputs.detach().clone())
         self.pixels = PlainPixelCNN(model.decoder)
         self.latent = model.posterior.latent
 

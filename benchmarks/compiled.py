@@ -20,11 +20,11 @@ from test_steps import BATCH, LATENT, PSEUDO, SHAPE, digits, peak_gflops
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixvae import (
-    MLP,
     GatedEncoder,
     GatedTrunk,
     MixtureVAE,
-    OneHotEncoder,
+    MLPDecoder,
+    OneHotPosterior,
     SeparateEncoders,
     StandardNormal,
     VampPrior,
@@ -43,20 +43,20 @@ def separate(components, prior="normal"):
     torch.manual_seed(0)
     posterior = SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT), components)
     p = VampPrior(posterior, SHAPE, PSEUDO) if prior == "vamp" else StandardNormal(LATENT)
-    return MixtureVAE(posterior, p, MLP(LATENT, SHAPE))
+    return MixtureVAE(posterior, p, MLPDecoder(LATENT, SHAPE))
 
 
 def one_hot(components):
     """One encoder that is told which component to be."""
     torch.manual_seed(0)
-    posterior = OneHotEncoder(lambda: GatedTrunk(SHAPE), SHAPE, LATENT, components)
-    return MixtureVAE(posterior, StandardNormal(LATENT), MLP(LATENT, SHAPE))
+    posterior = OneHotPosterior(lambda: GatedTrunk(SHAPE), SHAPE, LATENT, components)
+    return MixtureVAE(posterior, StandardNormal(LATENT), MLPDecoder(LATENT, SHAPE))
 
 
 def plain_function(model):
     """The bound as one function of tensors: what is left when everything but the maths of `model` is taken away."""
     encoders, (trunk, last, _) = model.posterior.encoders, model.decoder.network
-    pseudo = model.prior.unsquashed if isinstance(model.prior, VampPrior) else None
+    pseudo = model.prior.raw_inputs if isinstance(model.prior, VampPrior) else None
     log_s = math.log(len(encoders))
 
     def gated(x, layers):

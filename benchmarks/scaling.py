@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from mixvae import (
-    MLP,
     DiagonalGaussian,
     GatedEncoder,
     GatedTrunk,
     MixtureVAE,
-    OneHotEncoder,
+    MLPDecoder,
+    OneHotPosterior,
     SeparateEncoders,
     StandardNormal,
     elbo,
@@ -31,7 +31,7 @@ SHAPE, LATENT, BATCH, ROUNDS = (1, 28, 28), 40, 100, 15
 
 
 def one_hot(components):
-    return OneHotEncoder(lambda: GatedTrunk(SHAPE), SHAPE, LATENT, components)
+    return OneHotPosterior(lambda: GatedTrunk(SHAPE), SHAPE, LATENT, components)
 
 
 def separate(components):
@@ -40,7 +40,7 @@ def separate(components):
 
 def training_step(posterior, x, active):
     """A step of a mixture, all components scored."""
-    model = MixtureVAE(posterior, StandardNormal(LATENT), MLP(LATENT, SHAPE))
+    model = MixtureVAE(posterior, StandardNormal(LATENT), MLPDecoder(LATENT, SHAPE))
     optimizer = torch.optim.Adam(model.parameters(), 5e-4, fused=True)
 
     def step():

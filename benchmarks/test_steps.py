@@ -14,9 +14,9 @@ from baseline import PlainComposite, PlainConvPixelCNN, PlainMixtureVAE
 from torch.utils.flop_counter import FlopCounterMode
 
 from mixvae import (
-    MLP,
     GatedEncoder,
     MixtureVAE,
+    MLPDecoder,
     SeparateEncoders,
     StandardNormal,
     VampPrior,
@@ -55,7 +55,7 @@ def test_training_step(benchmark, components, prior, stage):
     torch.manual_seed(0)
     posterior = SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT), components)
     p = VampPrior(posterior, SHAPE, PSEUDO) if prior == "vamp" else StandardNormal(LATENT)
-    model = MixtureVAE(posterior, p, MLP(LATENT, SHAPE))
+    model = MixtureVAE(posterior, p, MLPDecoder(LATENT, SHAPE))
     images = digits()
     x = images[:BATCH]
     if stage == "trained":

@@ -4,7 +4,16 @@ import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
 
-from mixvae import MLP, GatedEncoder, Gaussian, MixtureVAE, SeparateEncoders, StandardNormal, fit, log_marginal
+from mixvae import (
+    GatedEncoder,
+    GaussianLikelihood,
+    MixtureVAE,
+    MLPDecoder,
+    SeparateEncoders,
+    StandardNormal,
+    fit,
+    log_marginal,
+)
 from mixvae.datasets import Dataset, as_split
 from mixvae.evaluation import paired_gain
 
@@ -26,7 +35,9 @@ def main(epochs: int = 200, draws: int = 1000) -> dict[int, float]:
     for components in (1, 4):
         torch.manual_seed(0)
         posterior = SeparateEncoders(lambda: GatedEncoder(data.shape, 5, (64,)), components)
-        model = MixtureVAE(posterior, StandardNormal(5), MLP(5, data.shape, (64,), Gaussian(data.shape)))
+        model = MixtureVAE(
+            posterior, StandardNormal(5), MLPDecoder(5, data.shape, (64,), GaussianLikelihood(data.shape))
+        )
         fit(model, data, epochs=epochs, batch=50, warmup=20)
         estimates[components] = log_marginal(model, x, draws)
         summary = estimates[components].summary()

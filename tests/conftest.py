@@ -26,7 +26,7 @@ install_import_hook([f"mixvae.{room}" for room in ROOMS], "beartype.beartype")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from mixvae.decoders import MLP  # noqa: E402
+from mixvae.decoders import MLPDecoder  # noqa: E402
 from mixvae.model import MixtureVAE  # noqa: E402
 from mixvae.networks import GatedEncoder  # noqa: E402
 from mixvae.posteriors import SeparateEncoders  # noqa: E402
@@ -41,7 +41,7 @@ def tiny_model(components=3, shape=(1, 2, 2), latent=2, prior=None, dtype=torch.
         torch.nn.init.normal_(encoder.head.weight, std=1.0)
         torch.nn.init.normal_(encoder.head.bias, std=0.7)
     p = StandardNormal(latent) if prior is None else prior(q, shape, latent)
-    return MixtureVAE(q, p, MLP(latent, shape, (5,))).to(dtype)
+    return MixtureVAE(q, p, MLPDecoder(latent, shape, (5,))).to(dtype)
 
 
 def binary(n, shape=(1, 2, 2), seed=1, dtype=torch.float64):

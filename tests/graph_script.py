@@ -14,7 +14,7 @@ import torch
 from torch.optim.lr_scheduler import StepLR
 
 import mixvae
-from mixvae import MLP, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, config, datasets, elbo, fit
+from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, config, datasets, elbo, fit
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
 from mixvae.training import launch, objective
@@ -27,7 +27,7 @@ SHALLOW = {
     "GatedEncoder": "--model.encoder.hidden=[8]", "TwoLevelDense": "--model.encoder.hidden=[8]",
     "GatedConvEncoder": "--model.encoder.layers=[[4, 3, 1], [4, 3, 2]]",
     "TwoLevelConv": "--model.encoder.layers=[[4, 3, 1], [4, 3, 2]]",
-    "PixelCNNDecoder": "--model.decoder.layers=2", "MLP": "--model.decoder.hidden=[8]",
+    "PixelCNNDecoder": "--model.decoder.layers=2", "MLPDecoder": "--model.decoder.hidden=[8]",
 }  # fmt: skip
 """Fewer layers of the same kinds: more of them take longer to compile, and are no other graph."""
 
@@ -93,7 +93,7 @@ def fitted(backend, folder, name, compile, accelerator="cpu", precision="32-true
 
     torch.manual_seed(0)
     posterior = SeparateEncoders(partial(GatedEncoder, (1, 8, 8), 3, (12,)), 2)
-    model = MixtureVAE(posterior, StandardNormal(3), MLP(3, (1, 8, 8), (12,)))
+    model = MixtureVAE(posterior, StandardNormal(3), MLPDecoder(3, (1, 8, 8), (12,)))
     torch.compile = original if backend == "inductor" else with_backend
     rows = fit(
         model, datasets.load("digits", limit=70, limit_validation=20), epochs=4, batch=16, warmup=3, compile=compile,

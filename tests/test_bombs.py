@@ -36,7 +36,7 @@ def laughs(height=10, width=9):
     """A YAML text whose aliases stand for width**height values."""
     lines = [f"a0: &a0 [{', '.join('x' * width)}]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, height)]
-    return "model: {decoder: {class_path: MLP, hidden: {" + ", ".join(lines) + "}}}\n"
+    return "model: {decoder: {class_path: MLPDecoder, hidden: {" + ", ".join(lines) + "}}}\n"
 
 
 BOMBS = {
@@ -46,7 +46,7 @@ BOMBS = {
         "nested more than 50 levels deep",
     ),
     "laughs": (laughs(), "more than 20,000 values, aliases written out"),
-    "endless": ("model: {decoder: &a {class_path: MLP, hidden: [*a]}}\n", r"the alias \*a stands inside"),
+    "endless": ("model: {decoder: &a {class_path: MLPDecoder, hidden: [*a]}}\n", r"the alias \*a stands inside"),
     "merged": ("x0: &x0 {a: 1}\n" + "".join(
         f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}\n" for i in range(1, 10)), "more than 20,000 values"),
     "many": ("model: {weights: [" + "1," * 30_000 + "]}\n", "more than 20,000 values"),
@@ -84,8 +84,9 @@ def test_a_flag_that_nests_without_end_is_one_line(capsys, flag):
 
 def test_aliases_of_a_usual_size_are_read(tmp_path):
     (tmp_path / "c.yaml").write_text(
-        "model: {encoder: {class_path: GatedEncoder, hidden: &h [7, 8]}, decoder: {class_path: MLP, hidden: *h}}\n"
-    )  # noqa: E501
+        "model: {encoder: {class_path: GatedEncoder, hidden: &h [7, 8]}, "
+        "decoder: {class_path: MLPDecoder, hidden: *h}}\n"
+    )
     model = config.read(tmp_path / "c.yaml").model
     assert model.encoder["hidden"] == model.decoder["hidden"] == [7, 8]
 

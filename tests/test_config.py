@@ -7,7 +7,7 @@ from torch import nn
 from mixvae import config
 from mixvae.bounds import pooled
 from mixvae.config import Config, ModelConfig, TrainingConfig
-from mixvae.decoders import ContinuousBernoulli, Gaussian
+from mixvae.decoders import ContinuousBernoulli, GaussianLikelihood
 from mixvae.networks import GatedEncoder
 from mixvae.priors import VampPrior
 
@@ -89,9 +89,9 @@ def test_weights_and_likelihoods_reach_the_model():
     model = config.build(ModelConfig(components=2, weights=[3.0, 1.0], likelihood="ContinuousBernoulli"), (4,))
     assert model.posterior.log_pi().exp().tolist() == pytest.approx([0.75, 0.25])
     assert model.decoder.likelihood is ContinuousBernoulli
-    wide = ModelConfig(likelihood={"class_path": "Gaussian", "minimum": 0.5})
+    wide = ModelConfig(likelihood={"class_path": "GaussianLikelihood", "minimum": 0.5})
     likelihood = config.build(wide, (4,)).decoder.likelihood
-    assert isinstance(likelihood, Gaussian)
+    assert isinstance(likelihood, GaussianLikelihood)
     assert likelihood.minimum == 0.5
 
 

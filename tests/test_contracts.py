@@ -8,13 +8,13 @@ from torch import nn
 
 from mixvae.bounds import elbo, log_weights
 from mixvae.decoders import (
-    MLP,
     Bernoulli,
     ContinuousBernoulli,
-    Conv,
+    ConvDecoder,
     Decoder,
-    Gaussian,
+    GaussianLikelihood,
     LogisticMixture,
+    MLPDecoder,
     PixelCNNDecoder,
 )  # fmt: skip
 from mixvae.files import load_tensors
@@ -29,8 +29,8 @@ from mixvae.networks import (
     TwoLevelConv,
     TwoLevelDense,
 )  # fmt: skip
-from mixvae.posteriors import FlowPosterior, OneHotEncoder, SeparateEncoders, TwoLevelPosterior
-from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
+from mixvae.posteriors import FlowPosterior, OneHotPosterior, SeparateEncoders, TwoLevelPosterior
+from mixvae.priors import GaussianMixturePrior, StandardNormal, TwoLevelPrior, VampPrior
 
 SHAPE, LATENT, COMPONENTS, BATCH = (1, 4, 4), 2, 3, 4
 LAYERS = ((3, 3, 1), (2, 3, 2))
@@ -68,8 +68,8 @@ POSTERIORS = {
     "flow per component": lambda: FlowPosterior(
         separate(), lambda: CouplingFlow(LATENT, 2, (6,)), LATENT, per_component=True
     ),
-    "one-hot": lambda: OneHotEncoder(lambda: GatedTrunk(SHAPE, (5,)), SHAPE, LATENT, COMPONENTS),
-    "one-hot, convolutional, weighted": lambda: OneHotEncoder(
+    "one-hot": lambda: OneHotPosterior(lambda: GatedTrunk(SHAPE, (5,)), SHAPE, LATENT, COMPONENTS),
+    "one-hot, convolutional, weighted": lambda: OneHotPosterior(
         lambda: GatedConvTrunk(SHAPE, LAYERS), SHAPE, LATENT, COMPONENTS, [3.0, 2.0, 1.0]
     ),
     "two levels": two_level,
@@ -79,23 +79,23 @@ POSTERIORS = {
 }
 PRIORS = {
     "standard normal": lambda q: StandardNormal(LATENT),
-    "Gaussian mixture": lambda q: GaussianMixture(LATENT, 3),
+    "Gaussian mixture": lambda q: GaussianMixturePrior(LATENT, 3),
     "VampPrior": lambda q: VampPrior(q, SHAPE, 5),
     "VampPrior from examples": lambda q: VampPrior(q, SHAPE, 5, examples=data("Bernoulli")[0].repeat(3, 1, 1, 1)),
     "VampPrior on the real line": lambda q: VampPrior(q, SHAPE, 5, squash=nn.Identity()),
 }
 TWO_LEVEL_PRIORS = {
-    "chain": lambda q: ChainPrior(StandardNormal(1), GaussianNetwork(1, 1, (5,)), 1),
-    "chain with VampPrior": lambda q: ChainPrior(
+    "chain": lambda q: TwoLevelPrior(StandardNormal(1), GaussianNetwork(1, 1, (5,)), 1),
+    "chain with VampPrior": lambda q: TwoLevelPrior(
         VampPrior(two_level().double().top, SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1
     ),
 }
 DECODERS = {
-    "Bernoulli": lambda: MLP(LATENT, SHAPE, (5,)),
-    "continuous Bernoulli": lambda: MLP(LATENT, SHAPE, (5,), ContinuousBernoulli),
-    "Gaussian": lambda: MLP(LATENT, SHAPE, (5,), Gaussian(SHAPE)),
-    "convolutional": lambda: Conv(LATENT, SHAPE, 3),
-    "discretised logistics": lambda: MLP(LATENT, SHAPE, (5,), LogisticMixture(SHAPE)),
+    "Bernoulli": lambda: MLPDecoder(LATENT, SHAPE, (5,)),
+    "continuous Bernoulli": lambda: MLPDecoder(LATENT, SHAPE, (5,), ContinuousBernoulli),
+    "Gaussian": lambda: MLPDecoder(LATENT, SHAPE, (5,), GaussianLikelihood(SHAPE)),
+    "convolutional": lambda: ConvDecoder(LATENT, SHAPE, 3),
+    "discretised logistics": lambda: MLPDecoder(LATENT, SHAPE, (5,), LogisticMixture(SHAPE)),
     "PixelCNN": lambda: PixelCNNDecoder(LATENT, SHAPE, 3, 4),
     "PixelCNN of discretised logistics": lambda: PixelCNNDecoder(
         LATENT, SHAPE, 2, 4, likelihood=LogisticMixture(SHAPE)

@@ -13,7 +13,7 @@ import torch
 import graph_script
 from mixvae import datasets, runs
 from mixvae.bounds import elbo
-from mixvae.decoders import MLP
+from mixvae.decoders import MLPDecoder
 from mixvae.evaluation import log_marginal
 from mixvae.gradients import reparameterised
 from mixvae.model import MixtureVAE, unread
@@ -39,7 +39,7 @@ def small(components=2):
     """A model of the digits."""
     torch.manual_seed(0)
     posterior = SeparateEncoders(partial(GatedEncoder, (1, 8, 8), 3, (12,)), components)
-    return MixtureVAE(posterior, StandardNormal(3), MLP(3, (1, 8, 8), (12,)))
+    return MixtureVAE(posterior, StandardNormal(3), MLPDecoder(3, (1, 8, 8), (12,)))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from mixvae.decoders import MLP, ContinuousBernoulli, Conv, Decoder, Gaussian, PixelCNNDecoder
+from mixvae.decoders import ContinuousBernoulli, ConvDecoder, Decoder, GaussianLikelihood, MLPDecoder, PixelCNNDecoder
 
 
 def test_gaussian_variance_is_learned_and_has_a_floor():
-    likelihood = Gaussian((3,), minimum=0.1).double()
+    likelihood = GaussianLikelihood((3,), minimum=0.1).double()
     assert likelihood(torch.zeros(3, dtype=torch.float64)).scale.tolist() == pytest.approx([1.1] * 3)
     data = torch.randn(2000, 3, dtype=torch.float64) * torch.tensor([0.5, 2.0, 0.0])
     optimizer = torch.optim.Adam(likelihood.parameters(), 0.05)
@@ -23,7 +23,7 @@ def test_gaussian_variance_is_learned_and_has_a_floor():
 
 
 def test_gaussian_likelihood_is_the_normal_density():
-    decoder = MLP(2, (3,), (4,), Gaussian((3,)))
+    decoder = MLPDecoder(2, (3,), (4,), GaussianLikelihood((3,)))
     z, x = torch.randn(5, 2), torch.randn(5, 3)
     expected = Normal(decoder.network(z), decoder.likelihood(torch.zeros(3)).scale).log_prob(x).sum(-1)
     torch.testing.assert_close(decoder(z).log_prob(x), expected)
@@ -39,7 +39,7 @@ def test_half_precision_logits_do_not_cost_the_likelihood_its_digits():
     assert p.log_prob(torch.rand(3)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [MLP, Conv, PixelCNNDecoder])
+@pytest.mark.parametrize("kind", [MLPDecoder, ConvDecoder, PixelCNNDecoder])
 def test_colour_images_with_a_bernoulli_likelihood_are_refused(kind):
     with pytest.raises(ValueError, match=r"got (RGB images of shape \(3, 8, 8\)|3 channels): use LogisticMixture"):
         kind(2, (3, 8, 8))

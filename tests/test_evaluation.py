@@ -331,8 +331,9 @@ def test_five_thousand_draws_of_the_papers_model_stay_under_a_gigabyte():
     """S = 4, batch 100, 28×28, latent 40, gated 300-300: peak resident memory of the whole process."""
     script = """
 import torch
-from mixvae import GatedEncoder, MLP, MixtureVAE, SeparateEncoders, StandardNormal, log_marginal
-model = MixtureVAE(SeparateEncoders(lambda: GatedEncoder((1, 28, 28), 40), 4), StandardNormal(40), MLP(40, (1, 28, 28)))
+from mixvae import GatedEncoder, MLPDecoder, MixtureVAE, SeparateEncoders, StandardNormal, log_marginal
+posterior = SeparateEncoders(lambda: GatedEncoder((1, 28, 28), 40), 4)
+model = MixtureVAE(posterior, StandardNormal(40), MLPDecoder(40, (1, 28, 28)))
 x = (torch.rand(100, 1, 28, 28) < 0.3).float()
 log_marginal(model, x, 5000)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))

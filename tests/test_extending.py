@@ -8,7 +8,7 @@ from mixvae import runs
 from mixvae.bounds import elbo, log_weights
 from mixvae.cli import main
 from mixvae.files import load_weights, read_json
-from mixvae.priors import GaussianMixture, VampPrior
+from mixvae.priors import GaussianMixturePrior, VampPrior
 
 TINY = [
     "--data.limit=200", "--training.epochs=2", "--model.latent=2",
@@ -53,7 +53,7 @@ def test_a_frozen_vampprior_keeps_its_density_while_encoders_move():
     z = torch.randn(50, 2, dtype=torch.float64)
     before = model.prior().log_prob(z)
     model.freeze("prior", "decoder")
-    assert isinstance(model.prior, GaussianMixture)
+    assert isinstance(model.prior, GaussianMixturePrior)
     torch.testing.assert_close(model.prior().log_prob(z), before)
     with torch.no_grad():
         model.posterior.encoders[0].head.bias += 1
@@ -133,7 +133,7 @@ def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice
     assert runs.open_run(out / "S2").metrics == trained_once
     for change, told in (
         (["--epochs=2", "--freeze=decoder"], "training.freeze is [], not ['decoder']"),
-        (["--epochs=1", "--freeze=prior"], "model.prior.class is mixvae.VampPrior, not mixvae.GaussianMixture"),
+        (["--epochs=1", "--freeze=prior"], "model.prior.class is mixvae.VampPrior, not mixvae.GaussianMixturePrior"),
     ):
         with pytest.raises(SystemExit) as end:
             main(["grow", str(trained), f"--out={out}", "--draws=20", "--examples=50", "--most=3", *change])

@@ -13,7 +13,7 @@ from mixvae.distributions import Chain, DiagonalGaussian, Flowed
 from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
 from mixvae.networks import GatedConvEncoder, GatedEncoder, GaussianNetwork, TwoLevelDense
 from mixvae.posteriors import FlowPosterior, SeparateEncoders, TwoLevelPosterior
-from mixvae.priors import ChainPrior, StandardNormal
+from mixvae.priors import StandardNormal, TwoLevelPrior
 
 SHAPE, LATENT, COMPONENTS = (1, 2, 3), 4, 3
 
@@ -137,7 +137,7 @@ def test_a_flow_without_an_inverse_may_be_shared_but_not_per_component():
         (lambda: ZukoFlow(4, nn.Identity, 0), "at least 1 transform; got 0"),
         (lambda: GatedConvEncoder((1, 27, 28), 2), "27×28 pixels do not divide so: crop or pad them to multiples of 4"),
         (lambda: GatedConvEncoder((64,), 2), r"needs images of shape \(C, H, W\); got data of shape \(64,\)"),
-        (lambda: config.build(config.ModelConfig(decoder="Conv"), (1, 10, 10)), "divisible by 4; got 10×10"),
+        (lambda: config.build(config.ModelConfig(decoder="ConvDecoder"), (1, 10, 10)), "divisible by 4; got 10×10"),
         (lambda: config.build(config.ModelConfig(lower="GaussianNetwork"), (4,)), "posterior of two levels"),
     ],
 )
@@ -181,7 +181,7 @@ def test_two_levels_equal_an_explicit_double_loop_over_components():
 
 
 def test_chain_prior_is_the_product_of_its_levels():
-    prior = shaken(ChainPrior(StandardNormal(2), GaussianNetwork(2, 3, (5,)), 3))
+    prior = shaken(TwoLevelPrior(StandardNormal(2), GaussianNetwork(2, 3, (5,)), 3))
     p = prior()
     assert isinstance(p, Chain)
     z = torch.randn(6, 5, dtype=torch.float64)

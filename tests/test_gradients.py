@@ -9,13 +9,13 @@ from torch import nn
 
 from conftest import binary, tiny_model
 from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
-from mixvae.decoders import MLP, Decoder, Gaussian
+from mixvae.decoders import Decoder, GaussianLikelihood, MLPDecoder
 from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow
 from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
 from mixvae.networks import GaussianNetwork, TwoLevelDense
 from mixvae.posteriors import FlowPosterior, SeparateEncoders, TwoLevelPosterior
-from mixvae.priors import ChainPrior, StandardNormal, VampPrior
+from mixvae.priors import StandardNormal, TwoLevelPrior, VampPrior
 
 SHAPE = (1, 2, 2)
 
@@ -23,15 +23,15 @@ SHAPE = (1, 2, 2)
 def two_level(components=2):
     torch.manual_seed(0)
     posterior = TwoLevelPosterior(lambda: TwoLevelDense(SHAPE, 1, (4,)), components)
-    prior = ChainPrior(StandardNormal(1), GaussianNetwork(1, 1, (4,)), 1)
-    return MixtureVAE(posterior, prior, MLP(2, SHAPE, (5,))).double()
+    prior = TwoLevelPrior(StandardNormal(1), GaussianNetwork(1, 1, (4,)), 1)
+    return MixtureVAE(posterior, prior, MLPDecoder(2, SHAPE, (5,))).double()
 
 
 def flowed(build=lambda: CouplingFlow(2, 1, (4,)), *, per_component=True):
     torch.manual_seed(0)
     base = tiny_model(2, dtype=torch.float32).posterior
     posterior = FlowPosterior(base, build, 2, per_component=per_component)
-    return MixtureVAE(posterior, StandardNormal(2), MLP(2, SHAPE, (5,))).double()
+    return MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, SHAPE, (5,))).double()
 
 
 MODELS = {
@@ -191,7 +191,7 @@ def exact_model(levels):
         latent = torch.tensor([[1.0, 0.8], [0.8, 0.8**2 + 0.5]], dtype=torch.float64)
     observed = weight @ latent @ weight.T + 0.49 * torch.eye(3, dtype=torch.float64)
     joint = torch.cat([torch.cat([latent, latent @ weight.T], 1), torch.cat([weight @ latent, observed], 1)])
-    likelihood = Gaussian((3,), minimum=0.0).double()
+    likelihood = GaussianLikelihood((3,), minimum=0.0).double()
     nn.init.constant_(likelihood.raw_scale, math.log(math.expm1(0.7)))
     network = nn.Linear(levels, 3, bias=False).double()
     network.weight.data = weight
@@ -201,7 +201,7 @@ def exact_model(levels):
     else:
         upper, lower = conditional(joint, 0, [2, 3, 4]), conditional(joint, 1, [0, 2, 3, 4])
         posterior = TwoLevelPosterior(lambda: ExactTwoLevel(upper, lower), 2)
-        prior = ChainPrior(StandardNormal(1), Slope(), 1)
+        prior = TwoLevelPrior(StandardNormal(1), Slope(), 1)
     return MixtureVAE(posterior, prior, Decoder(network, likelihood)).double()
 
 
@@ -229,7 +229,7 @@ def test_a_draw_is_scored_under_the_dropout_that_it_came_from():
         def forward(self, x):
             return self.net(x).chunk(2, -1)
 
-    model = MixtureVAE(SeparateEncoders(Encoder, 1), StandardNormal(2), MLP(2, SHAPE, (5,)).double()).double()
+    model = MixtureVAE(SeparateEncoders(Encoder, 1), StandardNormal(2), MLPDecoder(2, SHAPE, (5,)).double()).double()
     x, noise = binary(3), torch.randn(1, 1, 3, 2, dtype=torch.float64)
     values = []
     for estimator in (reparameterised, sticking_the_landing):

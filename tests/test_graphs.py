@@ -15,12 +15,12 @@ import graph_script
 from conftest import binary, refused, tiny_model
 from mixvae import config, datasets, runs
 from mixvae.bounds import elbo, miselbo
-from mixvae.decoders import MLP
+from mixvae.decoders import MLPDecoder
 from mixvae.flows import CouplingFlow
 from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE, unread
 from mixvae.networks import GatedEncoder, GatedTrunk
-from mixvae.posteriors import FlowPosterior, OneHotEncoder, SeparateEncoders
+from mixvae.posteriors import FlowPosterior, OneHotPosterior, SeparateEncoders
 from mixvae.priors import StandardNormal
 from mixvae.runs import fit
 from mixvae.training import Trainer
@@ -50,7 +50,7 @@ def test_a_step_with_a_flow_for_each_component_reads_nothing(drawn):
     """Its inverse too. Which components are drawn is known to the host here, whose flows they have."""
     base = SeparateEncoders(partial(GatedEncoder, (4,), 2, (5,)), 3)
     posterior = FlowPosterior(base, partial(CouplingFlow, 2, 2, (4,)), 2, per_component=True)
-    model = MixtureVAE(posterior, StandardNormal(2), MLP(2, (4,), (5,))).to("meta")
+    model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (5,))).to("meta")
     x = torch.zeros(6, 4, device="meta")
     with unread(model):
         terms = model(x, 2, active=drawn)
@@ -127,7 +127,7 @@ def separate(components=2):
 
 def one_hot(components=6):
     """A posterior whose components are gathered on the device."""
-    return OneHotEncoder(partial(GatedTrunk, (1, 8, 8), (8,)), (1, 8, 8), 2, components)
+    return OneHotPosterior(partial(GatedTrunk, (1, 8, 8), (8,)), (1, 8, 8), 2, components)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def one_hot(components=6):
 )
 def test_the_steps_of_a_training_read_nothing(reads, make, options):
     """Two epochs of 20 steps, each of which looks at step 16 and at its end."""
-    model = MixtureVAE(make(), StandardNormal(2), MLP(2, (1, 8, 8), (8,)))
+    model = MixtureVAE(make(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     data = datasets.load("digits", limit=200, limit_validation=20)
     with reads:
         fit(model, data, epochs=2, batch=10, **options)
@@ -157,7 +157,7 @@ def test_reads_are_found_where_there_are_some(reads):
         return value
 
     data = datasets.load("digits", limit=50, limit_validation=20)
-    model = MixtureVAE(one_hot(), StandardNormal(2), MLP(2, (1, 8, 8), (8,)))
+    model = MixtureVAE(one_hot(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     with reads:
         fit(model, data, epochs=1, batch=10, bound=looking)
     assert reads.found.count("aten::_local_scalar_dense") + reads.found.count("aten::is_nonzero") >= 5
@@ -194,7 +194,7 @@ def test_data_outside_the_support_are_refused_before_a_training_begins(tmp_path,
     part = datasets.Split(x, part.y)
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     broken = datasets.Dataset("mine", **splits | {split: part})
-    model = MixtureVAE(one_hot(), StandardNormal(2), MLP(2, (1, 8, 8), (8,)))
+    model = MixtureVAE(one_hot(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     with pytest.raises(ValueError, match="outside the likelihood's support"):
         fit(model, broken, epochs=1, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -213,7 +213,7 @@ def test_the_step_that_diverged_is_named_though_it_is_found_later(tmp_path, save
             return elbo(log_w, weight) * (float("nan") if self.calls > 24 else 1)
 
     data, run = datasets.load("digits", limit=200, limit_validation=20), tmp_path / "run"
-    model = MixtureVAE(one_hot(), StandardNormal(2), MLP(2, (1, 8, 8), (8,)))
+    model = MixtureVAE(one_hot(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     with pytest.raises(FloatingPointError, match=r"the bound became NaN or infinite at epoch 2, step 5 "):
         fit(model, data, epochs=3, batch=10, bound=Poisoned(), run=run, save_every=save_every)
     state = runs.open_run(run).manifest["progress"]
@@ -246,7 +246,7 @@ def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch, capsys):
     data = datasets.load("digits", limit=40, limit_validation=20)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", compile)
-        model = MixtureVAE(separate(), StandardNormal(2), MLP(2, (1, 8, 8), (8,)))
+        model = MixtureVAE(separate(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
         with pytest.raises(ValueError, match=r"differs from the eager one by 5\d\.\d%|differs .* by 4\d\.\d%"):
             fit(model, data, compile="default", run=tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -291,7 +291,7 @@ def test_an_encoder_that_breaks_the_graph_is_told_before_anything_is_written(tmp
 
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, fullgraph=True, backend="eager"))
-    model = MixtureVAE(SeparateEncoders(Reading, 2), StandardNormal(2), MLP(2, (1, 8, 8), (8,)))
+    model = MixtureVAE(SeparateEncoders(Reading, 2), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     with pytest.raises(ValueError, match="does not compile to one graph: set compile to none") as told:
         fit(model, datasets.load("digits", limit=40), compile="default", run=tmp_path / "run")
     assert "\n" not in str(told.value)
@@ -309,7 +309,7 @@ def test_a_trial_leaves_the_statistics_of_a_batchnorm_alone():
         def forward(self, x):
             return self.net(x).chunk(2, -1)
 
-    model = MixtureVAE(SeparateEncoders(Normed, 2), StandardNormal(2), MLP(2, (1, 8, 8), (8,)))
+    model = MixtureVAE(SeparateEncoders(Normed, 2), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     fit(model, datasets.load("digits", limit=40, limit_validation=20), epochs=1, batch=20)
     assert int(model.posterior.encoders[0].net[2].num_batches_tracked) == 2
 

@@ -10,11 +10,11 @@ from torch.distributions import MultivariateNormal, Normal
 
 from conftest import binary, tiny_model
 from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
-from mixvae.decoders import Decoder, Gaussian
+from mixvae.decoders import Decoder, GaussianLikelihood
 from mixvae.evaluation import log_marginal
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.posteriors import SeparateEncoders
-from mixvae.priors import GaussianMixture, StandardNormal, VampPrior
+from mixvae.priors import GaussianMixturePrior, StandardNormal, VampPrior
 
 WEIGHTS = [0.5, 0.2, 0.2, 0.1]
 
@@ -41,7 +41,7 @@ class AffineEncoder(nn.Module):
 def linear_gaussian(components=3, latent=2, observed=3):
     """p(z) = N(0, I), p(x|z) = N(W z, σ² I): log p(x) is a Gaussian's. The encoders are off, each its own way."""
     weight, noise = torch.randn(observed, latent, dtype=torch.float64), 0.7
-    likelihood = Gaussian((observed,), minimum=0.0).double()
+    likelihood = GaussianLikelihood((observed,), minimum=0.0).double()
     nn.init.constant_(likelihood.raw_scale, math.log(math.expm1(noise)))
     network = nn.Linear(latent, observed, bias=False).double()
     network.weight.data = weight
@@ -77,7 +77,7 @@ def test_pooled_bound_meets_the_exact_likelihood_of_a_linear_gaussian_model():
 def test_pooled_bound_meets_quadrature_in_two_dimensions(prior):
     make = {
         "standard": None,
-        "mixture": lambda q, shape, latent: GaussianMixture(latent, 3),
+        "mixture": lambda q, shape, latent: GaussianMixturePrior(latent, 3),
         "vamp": lambda q, shape, latent: VampPrior(q, shape, 4),
     }[prior]
     model, x = tiny_model(4, prior=make, weights=WEIGHTS), all_images()[:6]

@@ -22,13 +22,13 @@ from mixvae import config
 from mixvae.bounds import log_weights
 from mixvae.config import ModelConfig, describe, rebuild
 from mixvae.decoders import (
-    MLP,
     Bernoulli,
     ContinuousBernoulli,
-    Conv,
+    ConvDecoder,
     Decoder,
-    Gaussian,
+    GaussianLikelihood,
     LogisticMixture,
+    MLPDecoder,
     PixelCNNDecoder,
 )  # fmt: skip
 from mixvae.files import load_tensors
@@ -44,8 +44,8 @@ from mixvae.networks import (
     TwoLevelDense,
 )  # fmt: skip
 from mixvae.parts import Part, arguments_of
-from mixvae.posteriors import FlowPosterior, OneHotEncoder, SeparateEncoders, TwoLevelPosterior
-from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
+from mixvae.posteriors import FlowPosterior, OneHotPosterior, SeparateEncoders, TwoLevelPosterior
+from mixvae.priors import GaussianMixturePrior, StandardNormal, TwoLevelPrior, VampPrior
 
 SHAPE, LATENT, COMPONENTS = (1, 4, 4), 2, 3
 LAYERS = ((3, 3, 1), (2, 3, 2))
@@ -111,7 +111,7 @@ class Unsaved(Part):
 
 def model_of(posterior=None, prior=None, decoder=None):
     posterior = SeparateEncoders(ENCODER, COMPONENTS) if posterior is None else posterior
-    return MixtureVAE(posterior, prior or StandardNormal(LATENT), decoder or MLP(LATENT, SHAPE, (5,)))
+    return MixtureVAE(posterior, prior or StandardNormal(LATENT), decoder or MLPDecoder(LATENT, SHAPE, (5,)))
 
 
 def vamp(posterior=None, **options):
@@ -121,14 +121,14 @@ def vamp(posterior=None, **options):
 
 def two_level():
     posterior = TwoLevelPosterior(partial(TwoLevelDense, SHAPE, 1, (5,)), COMPONENTS)
-    return model_of(posterior, ChainPrior(VampPrior(posterior.top, SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1))
+    return model_of(posterior, TwoLevelPrior(VampPrior(posterior.top, SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1))
 
 
 def flow_on_two_levels():
     base = TwoLevelPosterior(partial(TwoLevelConv, SHAPE, 1, LAYERS, 5), COMPONENTS)
     posterior = FlowPosterior(base, partial(ZukoFlow, 1, MaskedAutoregressiveTransform, hidden_features=(3,)), 1)
     lower = GaussianNetwork(1, 1, (5,))
-    return model_of(posterior, ChainPrior(VampPrior(posterior.top, SHAPE, 4), lower, 1))
+    return model_of(posterior, TwoLevelPrior(VampPrior(posterior.top, SHAPE, 4), lower, 1))
 
 
 def shared_layer():
@@ -142,7 +142,7 @@ def extended():
 
 
 def extended_one_hot():
-    return model_of(OneHotEncoder(partial(GatedTrunk, SHAPE, (5,)), SHAPE, LATENT, COMPONENTS)).extended(5)
+    return model_of(OneHotPosterior(partial(GatedTrunk, SHAPE, (5,)), SHAPE, LATENT, COMPONENTS)).extended(5)
 
 
 def extended_flows():
@@ -164,7 +164,7 @@ def frozen_two_level():
 
 def replaced():
     model = vamp()
-    model.decoder = Conv(LATENT, SHAPE, 3)
+    model.decoder = ConvDecoder(LATENT, SHAPE, 3)
     return model
 
 
@@ -190,18 +190,20 @@ MODELS = {
             SeparateEncoders(ENCODER, 2), partial(InverseAutoregressiveFlow, LATENT, hidden=[6]), latent=LATENT
         )
     ),
-    "one-hot": lambda: model_of(OneHotEncoder(partial(GatedConvTrunk, SHAPE, LAYERS), SHAPE, LATENT, COMPONENTS)),
+    "one-hot": lambda: model_of(OneHotPosterior(partial(GatedConvTrunk, SHAPE, LAYERS), SHAPE, LATENT, COMPONENTS)),
     "two levels": two_level,
     "two levels, flow on the lower": flow_on_two_levels,
     "VampPrior from examples": lambda: vamp(examples=torch.rand(500, *SHAPE)),
     "VampPrior on the real line": lambda: vamp(squash=nn.Identity()),
-    "Gaussian mixture": lambda: model_of(prior=GaussianMixture(LATENT, 3)),
+    "Gaussian mixture": lambda: model_of(prior=GaussianMixturePrior(LATENT, 3)),
     "a distribution": lambda: model_of(prior=Independent(Normal(torch.zeros(2), 2 * torch.ones(2)), 1)),
     "a mixture of distributions": lambda: model_of(prior=mixture_of_fixed()),
-    "continuous Bernoulli": lambda: model_of(decoder=MLP(LATENT, SHAPE, (5,), ContinuousBernoulli)),
-    "Gaussian": lambda: model_of(decoder=MLP(LATENT, SHAPE, likelihood=Gaussian(SHAPE, minimum=0.1), hidden=[5])),
+    "continuous Bernoulli": lambda: model_of(decoder=MLPDecoder(LATENT, SHAPE, (5,), ContinuousBernoulli)),
+    "Gaussian": lambda: model_of(
+        decoder=MLPDecoder(LATENT, SHAPE, likelihood=GaussianLikelihood(SHAPE, minimum=0.1), hidden=[5])
+    ),
     "likelihood with arguments": lambda: model_of(
-        decoder=MLP(LATENT, SHAPE, (5,), partial(TorchBernoulli, validate_args=False))
+        decoder=MLPDecoder(LATENT, SHAPE, (5,), partial(TorchBernoulli, validate_args=False))
     ),
     "PixelCNN": lambda: model_of(decoder=PixelCNNDecoder(LATENT, SHAPE, 2, 4, likelihood=LogisticMixture(SHAPE))),
     "modules of torch": lambda: model_of(
@@ -291,10 +293,10 @@ def test_a_description_survives_copies_pickles_and_other_precisions():
 def test_remembered_arguments_are_neither_registered_nor_large():
     posterior = SeparateEncoders(ENCODER, 2)
     prior = VampPrior(posterior, SHAPE, 3, examples=torch.rand(5000, *SHAPE))
-    assert [name for name, _ in prior.named_parameters()] == ["unsquashed"]
+    assert [name for name, _ in prior.named_parameters()] == ["raw_inputs"]
     assert list(prior.modules()) == [prior]
     assert len(pickle.dumps(VampPrior(ENCODER().forward, SHAPE, 3, examples=torch.rand(5000, *SHAPE)))) < 20_000
-    pickle.dumps(OneHotEncoder(lambda: GatedTrunk(SHAPE, (5,)), SHAPE, LATENT, 2))  # as before
+    pickle.dumps(OneHotPosterior(lambda: GatedTrunk(SHAPE, (5,)), SHAPE, LATENT, 2))  # as before
 
 
 def test_a_vampprior_of_the_rebuilt_model_follows_its_posterior():

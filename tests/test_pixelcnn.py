@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from mixvae.decoders import Bernoulli, Gaussian, LogisticMixture, PixelCNNDecoder
+from mixvae.decoders import Bernoulli, GaussianLikelihood, LogisticMixture, PixelCNNDecoder
 from mixvae.distributions import DiscretizedLogisticMixture
 from mixvae.networks import PixelCNN
 
@@ -82,7 +82,7 @@ def test_a_pixel_never_changes_the_distribution_of_an_earlier_one(training, like
     module = decoder(shape, likelihood=likelihood if likelihood is Bernoulli else LogisticMixture(shape)).train(
         training
     )
-    network, context = module.network, module.told(torch.randn(1, 2, dtype=torch.float64))
+    network, context = module.network, module.conditioning(torch.randn(1, 2, dtype=torch.float64))
     x = torch.rand(1, *shape, dtype=torch.float64)
     before = network(x, context)
     height, width = shape[1:]
@@ -99,7 +99,7 @@ def test_a_pixel_never_changes_the_distribution_of_an_earlier_one(training, like
 def test_the_latent_reaches_every_pixel_the_first_one_too():
     module = decoder()
     x = torch.rand(1, 1, 4, 5, dtype=torch.float64)
-    one, other = (module.network(x, module.told(torch.randn(1, 2, dtype=torch.float64))) for _ in range(2))
+    one, other = (module.network(x, module.conditioning(torch.randn(1, 2, dtype=torch.float64))) for _ in range(2))
     assert (one != other).all()
 
 
@@ -186,7 +186,11 @@ def test_the_papers_masked_layers_have_the_papers_weights():
     [
         ((3, 4, 4), Bernoulli, "got 3 channels: use LogisticMixture"),
         ((5,), Bernoulli, r"needs images of shape \(C, H, W\); got data of shape \(5,\)"),
-        ((1, 4, 4), Gaussian((1, 4, 4)), "takes Bernoulli or LogisticMixture as its likelihood; got Gaussian"),
+        (
+            (1, 4, 4),
+            GaussianLikelihood((1, 4, 4)),
+            "takes Bernoulli or LogisticMixture as its likelihood; got GaussianLikelihood",
+        ),
     ],
 )
 def test_data_and_likelihoods_that_do_not_fit_are_refused(shape, likelihood, told):

@@ -6,7 +6,7 @@ from torch import nn
 
 from mixvae.decoders import PixelCNNDecoder
 from mixvae.networks import LOG_VAR_RANGE, GatedConvTrunk, GatedEncoder, OneHotHead, gated_mlp
-from mixvae.posteriors import OneHotEncoder, SeparateEncoders
+from mixvae.posteriors import OneHotPosterior, SeparateEncoders
 
 
 def encoder(output):
@@ -88,7 +88,7 @@ def test_the_one_hot_head_is_layers_fed_with_one_hot_vectors():
     head = OneHotHead(3, 2, 4).double()
     h = torch.randn(5, 3, dtype=torch.float64)
     mean, log_var = head(h)
-    weight, bias = head.told.weight.unflatten(0, (2, 3, 2)), head.told.bias.unflatten(0, (2, 3, 2))
+    weight, bias = head.projection.weight.unflatten(0, (2, 3, 2)), head.projection.bias.unflatten(0, (2, 3, 2))
     for a in range(4):
         one_hot = torch.zeros(4, dtype=torch.float64)
         one_hot[a] = 1
@@ -111,7 +111,7 @@ def test_the_one_hot_head_is_layers_fed_with_one_hot_vectors():
 @pytest.mark.parametrize("components", [1, 2, 400])
 def test_a_component_of_the_paper_costs_240_weights(components):
     shape = (1, 28, 28)
-    posterior = OneHotEncoder(lambda: GatedConvTrunk(shape), shape, 40, components)
+    posterior = OneHotPosterior(lambda: GatedConvTrunk(shape), shape, 40, components)
     decoder = PixelCNNDecoder(40, shape)
     norms = sum(p.numel() for p in decoder.network.norms.parameters())
     counted = sum(p.numel() for part in (posterior, decoder) for p in part.parameters())
@@ -125,4 +125,4 @@ def test_a_component_of_the_paper_costs_240_weights(components):
 )
 def test_a_trunk_without_features_is_refused(output, told):
     with pytest.raises(ValueError, match=told):
-        OneHotEncoder(encoder(output), (4,), 2, 3)
+        OneHotPosterior(encoder(output), (4,), 2, 3)

@@ -39,7 +39,7 @@ def test_every_pseudo_input_gets_a_gradient(make):
     model = tiny_model(2, prior=make)
     terms = model(binary(50))
     elbo(log_weights(terms), terms.weight).mean().backward()
-    assert (model.prior.unsquashed.grad.flatten(1).abs().amax(1) > 0).all()
+    assert (model.prior.raw_inputs.grad.flatten(1).abs().amax(1) > 0).all()
 
 
 def test_pseudo_inputs_start_from_distinct_examples():

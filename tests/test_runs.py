@@ -134,7 +134,8 @@ def test_training_from_a_yaml_file_with_an_own_encoder_and_own_data(tmp_path, mo
     np.save("own.npy", np.random.default_rng(0).normal(size=(60, 5)))
     (tmp_path / "own.yaml").write_text(
         "data: {name: own.npy, binarize: none}\n"
-        "model: {components: 2, latent: 2, likelihood: Gaussian, encoder: {class_path: own_encoder.MyEncoder}}\n"
+        "model: {components: 2, latent: 2, likelihood: GaussianLikelihood, "
+        "encoder: {class_path: own_encoder.MyEncoder}}\n"
         "training: {epochs: 2}\n"
     )
     done = subprocess.run(
@@ -158,7 +159,7 @@ BAD = {
     "wrong type": (["train", "--seed", "x"], "seed: expected int; got x"),
     "unknown data": (["train", "digits", "--data.name", "mnst"], "unknown data set 'mnst': did you mean mnist?"),
     "grey data": (["train", "digits", "--data.binarize", "none"], "outside the likelihood's support"),
-    "unknown likelihood": (["train", "digits", "--model.likelihood", "Gausian"], "did you mean Gaussian?"),
+    "unknown likelihood": (["train", "digits", "--model.likelihood", "GausianLikelihood"], "mean GaussianLikelihood?"),
     "untested strategy": (["train", "digits", "--training.strategy", "fsdp"], "use auto or ddp"),
     "unknown accelerator": (["train", "digits", "--training.accelerator", "abacus"], "abacus"),
     "unknown precision": (["train", "digits", "--training.precision", "3"], "3"),

@@ -50,7 +50,7 @@ def test_the_ablation_has_all_eight_architectures():
     assert len(cells) == 4 * 8
     model = config.build(cells["S2-two-flow-vamp"].model, (1, 28, 28), torch.rand(500, 1, 28, 28))
     kinds = [type(part).__name__ for part in (model.posterior, model.posterior.base, model.prior, model.prior.top)]
-    assert kinds == ["FlowPosterior", "TwoLevelPosterior", "ChainPrior", "VampPrior"]
+    assert kinds == ["FlowPosterior", "TwoLevelPosterior", "TwoLevelPrior", "VampPrior"]
 
 
 def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys):

@@ -20,7 +20,7 @@ from conftest import tiny_model
 from mixvae import datasets, runs
 from mixvae.bounds import elbo, iwelbo, pooled
 from mixvae.cli import main
-from mixvae.decoders import MLP
+from mixvae.decoders import MLPDecoder
 from mixvae.files import load_weights, state_from_bytes
 from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
@@ -43,7 +43,7 @@ def small(prior=None, seed=0, dropout=0.0):
     posterior = SeparateEncoders(
         lambda: nn.Sequential(nn.Dropout(dropout), GatedEncoder((1, 8, 8), 3, (12,))), components=2
     )
-    return MixtureVAE(posterior, prior(posterior) if prior else StandardNormal(3), MLP(3, (1, 8, 8), (12,)))
+    return MixtureVAE(posterior, prior(posterior) if prior else StandardNormal(3), MLPDecoder(3, (1, 8, 8), (12,)))
 
 
 def vamp(posterior):
@@ -408,7 +408,7 @@ def test_only_one_process_trains_a_run(digits, tmp_path):
 def nameable():
     torch.manual_seed(0)
     posterior = SeparateEncoders(partial(GatedEncoder, (1, 8, 8), 3, (12,)), components=2)
-    return MixtureVAE(posterior, vamp(posterior), MLP(3, (1, 8, 8), (12,)))
+    return MixtureVAE(posterior, vamp(posterior), MLPDecoder(3, (1, 8, 8), (12,)))
 
 
 def test_a_run_of_a_model_built_in_python_is_evaluated_and_loaded(digits, tmp_path):
@@ -438,7 +438,7 @@ def test_another_model_of_the_same_tensors_is_another_model(digits, tmp_path, ki
     def model(encoder):
         make = partial(encoder, (1, 8, 8), 3, (12,))
         posterior = SeparateEncoders(make if kind == "named" else lambda: make(), components=2)
-        return MixtureVAE(posterior, StandardNormal(3), MLP(3, (1, 8, 8), (12,)))
+        return MixtureVAE(posterior, StandardNormal(3), MLPDecoder(3, (1, 8, 8), (12,)))
 
     fit(model(GatedEncoder), digits, epochs=1, run=tmp_path / "run")
     with pytest.raises(ValueError, match="made from something else: model"):
@@ -517,7 +517,7 @@ def test_a_model_that_is_passed_must_be_the_runs_own(digits, tmp_path):
 
     def model(likelihood):
         posterior = SeparateEncoders(lambda: GatedEncoder((1, 8, 8), 3, (12,)), components=2)
-        return MixtureVAE(posterior, StandardNormal(3), MLP(3, (1, 8, 8), (12,), likelihood))
+        return MixtureVAE(posterior, StandardNormal(3), MLPDecoder(3, (1, 8, 8), (12,), likelihood))
 
     fit(model(mixvae.Bernoulli), digits, epochs=1, run=tmp_path / "run")
     assert mixvae.load(tmp_path / "run", model(mixvae.Bernoulli))
@@ -670,7 +670,7 @@ def test_a_full_disk_stops_plainly_and_keeps_the_old_checkpoint(digits, tmp_path
 def test_a_checkpoint_of_another_architecture_names_the_first_difference(digits, tmp_path):
     run = Layout(tmp_path / "run")
     fit(small(), digits, epochs=1, run=run.path)
-    told = r"made from something else: model.tensors.prior.unsquashed is None, not \(4, 1, 8, 8\)"
+    told = r"made from something else: model.tensors.prior.raw_inputs is None, not \(4, 1, 8, 8\)"
     with pytest.raises(ValueError, match=told):
         fit(small(vamp), digits, epochs=2, run=run.path)
 
@@ -750,7 +750,7 @@ def test_observations_and_noise_are_not_rounded_with_the_products(digits, precis
             return super().forward(x, *args, **options)
 
     model = Watched(
-        SeparateEncoders(lambda: GatedEncoder((1, 8, 8), 2, (5,)), 2), StandardNormal(2), MLP(2, (1, 8, 8), (5,))
+        SeparateEncoders(lambda: GatedEncoder((1, 8, 8), 2, (5,)), 2), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (5,))
     )
     fit(model, digits, epochs=1, fabric=launch("cpu", precision=precision))
     assert seen == {dtype}

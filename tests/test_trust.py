@@ -121,7 +121,12 @@ def test_a_bare_name_in_an_argument_reaches_no_function_of_its_room(tmp_path, ca
 
 
 def test_every_place_makes_only_its_own_kind():
-    for place, other in (("encoder", "MLP"), ("decoder", "GatedEncoder"), ("prior", "OneHotEncoder"), ("bound", "jsd")):
+    for place, other in (
+        ("encoder", "MLPDecoder"),
+        ("decoder", "GatedEncoder"),
+        ("prior", "OneHotPosterior"),
+        ("bound", "jsd"),
+    ):
         content = {"model": {place: other}} if place != "bound" else {"training": {place: other}}
         with pytest.raises(ValueError, match="--trust"):
             config.check_config(content, "x")
@@ -315,7 +320,7 @@ def test_a_remembered_run_that_was_changed_is_a_strangers(marker, capsys):
 def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
     for spec in (
         {"class_path": "os.system", "init_args": {"command": "touch pwned"}},
-        {"class_path": "mixvae.MLP", "init_args": {"activation": {"object": "os.system"}}},
+        {"class_path": "mixvae.MLPDecoder", "init_args": {"activation": {"object": "os.system"}}},
         {"class_path": "mixvae.experiments.subprocess.Popen"},
         {"class_path": "mixvae.networks.dense.torch.load"},
         {"partial": {"object": "builtins.eval"}, "args": ["1"]},
@@ -325,7 +330,7 @@ def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
             config.check_description({"model": spec}, "run.json")
     posterior = mixvae.SeparateEncoders(functools.partial(mixvae.GatedEncoder, (1, 8, 8), 2), 2)
     for prior in (mixvae.StandardNormal(2), mixvae.VampPrior(posterior, (1, 8, 8), 3)):  # whose squash is torch.sigmoid
-        model = mixvae.MixtureVAE(posterior, prior, mixvae.MLP(2, (1, 8, 8)))
+        model = mixvae.MixtureVAE(posterior, prior, mixvae.MLPDecoder(2, (1, 8, 8)))
         assert config.check_description(config.describe(model, (1, 8, 8)), "run.json") == []
 
 

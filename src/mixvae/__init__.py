@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mixvae.bounds import Terms, elbo, iwelbo, jsd, log_weights, miselbo, pooled
     from mixvae.decoders import (
-        MLP,
         Bernoulli,
         ContinuousBernoulli,
-        Conv,
+        ConvDecoder,
         Decoder,
-        Gaussian,
+        GaussianLikelihood,
         LogisticMixture,
+        MLPDecoder,
         PixelCNNDecoder,
     )
     from mixvae.distributions import Components, DiagonalGaussian, Flowed, Mixture, Pooled
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
         TwoLevelDense,
     )
     from mixvae.parts import Part
-    from mixvae.posteriors import FlowPosterior, OneHotEncoder, Posterior, SeparateEncoders, TwoLevelPosterior
-    from mixvae.priors import ChainPrior, GaussianMixture, StandardNormal, VampPrior
+    from mixvae.posteriors import FlowPosterior, OneHotPosterior, Posterior, SeparateEncoders, TwoLevelPosterior
+    from mixvae.priors import GaussianMixturePrior, StandardNormal, TwoLevelPrior, VampPrior
     from mixvae.runs import fit, load, open_run
 
 _ROOMS = {
     "bounds": ("Terms", "elbo", "iwelbo", "jsd", "log_weights", "miselbo", "pooled"),
     "decoders": (
-        "MLP",
+        "MLPDecoder",
         "Bernoulli",
         "ContinuousBernoulli",
-        "Conv",
+        "ConvDecoder",
         "Decoder",
-        "Gaussian",
+        "GaussianLikelihood",
         "LogisticMixture",
         "PixelCNNDecoder",
     ),
@@ -66,19 +66,19 @@ _ROOMS = {
         "TwoLevelDense",
     ),
     "parts": ("Part",),
-    "posteriors": ("FlowPosterior", "OneHotEncoder", "Posterior", "SeparateEncoders", "TwoLevelPosterior"),
-    "priors": ("ChainPrior", "GaussianMixture", "StandardNormal", "VampPrior"),
+    "posteriors": ("FlowPosterior", "OneHotPosterior", "Posterior", "SeparateEncoders", "TwoLevelPosterior"),
+    "priors": ("TwoLevelPrior", "GaussianMixturePrior", "StandardNormal", "VampPrior"),
     "runs": ("fit", "load", "open_run"),
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
-    "MLP",
+    "MLPDecoder",
     "Bernoulli",
-    "ChainPrior",
+    "TwoLevelPrior",
     "Components",
     "ContinuousBernoulli",
-    "Conv",
+    "ConvDecoder",
     "CouplingFlow",
     "Decoder",
     "DiagonalGaussian",
@@ -88,14 +88,14 @@ __all__ = [
     "GatedConvTrunk",
     "GatedEncoder",
     "GatedTrunk",
-    "Gaussian",
-    "GaussianMixture",
+    "GaussianLikelihood",
+    "GaussianMixturePrior",
     "GaussianNetwork",
     "InverseAutoregressiveFlow",
     "LogisticMixture",
     "Mixture",
     "MixtureVAE",
-    "OneHotEncoder",
+    "OneHotPosterior",
     "Part",
     "PixelCNNDecoder",
     "Pooled",

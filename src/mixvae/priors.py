@@ -34,7 +34,7 @@ class StandardNormal(Part):
         return Independent(Normal(self.zero, torch.ones_like(self.zero), validate_args=False), 1)
 
 
-class GaussianMixture(Part):
+class GaussianMixturePrior(Part):
     """Learned mixture of K diagonal Gaussians, Σ_k w_k N(z; μ_k, diag σ²_k).
 
     Args:
@@ -102,19 +102,19 @@ class VampPrior(Part):
         else:
             chosen = examples[torch.randperm(len(examples))[:pseudo_inputs]]
             start = chosen.clamp(*EXAMPLE_RANGE).logit() if squash is torch.sigmoid else chosen.clone()
-        self.unsquashed = nn.Parameter(start)
+        self.raw_inputs = nn.Parameter(start)
 
     @property
     def inputs(self) -> Float[Tensor, "K ..."]:
         """The pseudo-inputs u."""
-        return self.squash(self.unsquashed)
+        return self.squash(self.raw_inputs)
 
     def forward(self) -> Pooled:
         """Encode the pseudo-inputs, once, and return their mixture."""
         return Pooled(self._posterior[0](self.inputs))
 
     @torch.no_grad()
-    def frozen(self) -> GaussianMixture:
+    def frozen(self) -> GaussianMixturePrior:
         """The same density as K·S Gaussians of its own, which stays while the encoders go on learning.
 
         Raises:
@@ -126,14 +126,14 @@ class VampPrior(Part):
                 f"a VampPrior of {type(q).__name__} components is not a mixture of Gaussians and cannot be frozen: "
                 "leave the prior free"
             )
-        mixture = GaussianMixture(q.event_shape[0], q.batch_shape.numel()).to(q.loc)
+        mixture = GaussianMixturePrior(q.event_shape[0], q.batch_shape.numel()).to(q.loc)
         mixture.mean.copy_(q.loc.flatten(0, 1))
         mixture.log_var.copy_(q.log_var.flatten(0, 1))
         mixture.scores.copy_(q.log_pi[:, None].expand(q.batch_shape).flatten())
         return mixture
 
 
-class ChainPrior(Part):
+class TwoLevelPrior(Part):
     """Prior of two levels, p(z2) p(z1|z2), with z = [z2, z1] and a Gaussian p(z1|z2).
 
     Args:
@@ -146,10 +146,10 @@ class ChainPrior(Part):
         super().__init__()
         self.top, self.lower, self.latent = top, lower, latent
 
-    def frozen(self) -> ChainPrior:
+    def frozen(self) -> TwoLevelPrior:
         """The same prior, its upper one frozen where that follows the encoders."""
         frozen: Callable[[], nn.Module] | None = getattr(self.top, "frozen", None)
-        return self if frozen is None else ChainPrior(frozen(), self.lower, self.latent)
+        return self if frozen is None else TwoLevelPrior(frozen(), self.lower, self.latent)
 
     def forward(self) -> Chain:
         """Return the distribution."""

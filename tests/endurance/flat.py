@@ -20,7 +20,7 @@ from typing import Any
 TRAINING = [
     "train", "vamp", "--data.name=digits", "--model.latent=8", "--model.components=4",
     "--model.encoder={class_path: GatedEncoder, hidden: [100, 100]}",
-    "--model.decoder={class_path: MLP, hidden: [100, 100]}",
+    "--model.decoder={class_path: MLPDecoder, hidden: [100, 100]}",
     "--model.prior={class_path: VampPrior, pseudo_inputs: 50}", "--training.batch=20", "--training.warmup=0",
     "--training.epochs=1000000", "--training.patience=1000000", "--training.save_every=2",
 ]  # fmt: skip

@@ -53,7 +53,10 @@ class Scenario:
 
 COMMON = ["--training.epochs=3", "--training.warmup=1", "--training.batch=10", "--training.save_every=0"]
 DIGITS = ["--data.name=digits", "--data.limit=40", "--data.limit_validation=20", "--model.latent=4"]
-GATED = ["--model.encoder={class_path: GatedEncoder, hidden: [16]}", "--model.decoder={class_path: MLP, hidden: [16]}"]
+GATED = [
+    "--model.encoder={class_path: GatedEncoder, hidden: [16]}",
+    "--model.decoder={class_path: MLPDecoder, hidden: [16]}",
+]
 PIXELCNN = ["--model.decoder={class_path: PixelCNNDecoder, layers: 2, width: 8}"]
 VAMP = ["--model.prior={class_path: VampPrior, pseudo_inputs: 10}"]
 LEVELS = ["--model.lower={class_path: GaussianNetwork, hidden: [16]}"]
@@ -66,7 +69,7 @@ PRESETS: dict[str, list[str]] = {
     "digits": [*DIGITS, *S2],
     "vanilla": [*DIGITS, *GATED, *S2],
     "vamp": [*DIGITS, *GATED, *VAMP, *S2],
-    "gaussian_mixture": [*DIGITS, *GATED, "--model.prior={class_path: GaussianMixture, clusters: 5}", *S2],
+    "gaussian_mixture": [*DIGITS, *GATED, "--model.prior={class_path: GaussianMixturePrior, clusters: 5}", *S2],
     "flow": [*DIGITS, *GATED, *FLOW, *S2],
     "two_level": [*DIGITS, *DENSE_LEVELS, *S2],
     "two_level_vamp": [*DIGITS, *DENSE_LEVELS, *VAMP, *S2],
@@ -94,7 +97,7 @@ FIT = """
 from functools import partial
 import torch
 from mixvae import MixtureVAE, datasets, fit
-from mixvae.decoders import MLP
+from mixvae.decoders import MLPDecoder
 from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
 from mixvae.priors import VampPrior
@@ -102,7 +105,7 @@ torch.manual_seed(0)
 data = datasets.load("digits", limit=60, limit_validation=20)
 posterior = SeparateEncoders(partial(GatedEncoder, data.shape, 3, (16,)), 4)
 prior = VampPrior(posterior, data.shape, 8)
-model = MixtureVAE(posterior, prior, MLP(3, data.shape, (16,)))
+model = MixtureVAE(posterior, prior, MLPDecoder(3, data.shape, (16,)))
 fit(model, data, epochs=4, batch=20, ema=0.9, clip=1.0, run="run", save_every=0.0)
 """
 DEMO = "from mixvae.experiments import demo; demo('demo', components=(1, 2), draws=20, epochs=2)"

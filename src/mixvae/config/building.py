@@ -184,7 +184,7 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
 
     from mixvae.model import MixtureVAE, evaluating
     from mixvae.posteriors import FlowPosterior
-    from mixvae.priors import ChainPrior
+    from mixvae.priors import TwoLevelPrior
 
     known = {"shape": shape, "latent": config.latent, "components": config.components}
     kind, arguments = parse(config.likelihood, "mixvae.decoders")
@@ -218,7 +218,7 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
     )
     if config.lower is not None:
         lower = construct(config.lower, "mixvae.networks", inputs=config.latent, **known)
-        prior = ChainPrior(prior, lower, config.latent)
+        prior = TwoLevelPrior(prior, lower, config.latent)
     blank = torch.zeros(1, *shape)
     fit_together = plain_errors(f"the model's parts do not fit each other or data of shape {shape}")
     with fit_together, torch.no_grad():  # lazy layers take their sizes here

@@ -45,11 +45,11 @@ class ModelConfig:
         encoder: class of an encoder; any module that returns mean and log-variance.
         flow: class of a flow on the latents (on z1 of two levels), such as InverseAutoregressiveFlow; none by default.
         flow_per_component: give every component a flow of its own; use one with a fast inverse, as CouplingFlow.
-        prior: class of the prior, such as StandardNormal, GaussianMixture or VampPrior;
+        prior: class of the prior, such as StandardNormal, GaussianMixturePrior or VampPrior;
             of z2 where there are two levels.
         lower: class of the network from z2 to z1, such as GaussianNetwork, for a posterior of two levels.
         decoder: class of the decoder.
-        likelihood: Bernoulli, ContinuousBernoulli, Gaussian or LogisticMixture.
+        likelihood: Bernoulli, ContinuousBernoulli, GaussianLikelihood or LogisticMixture.
         weights: mixture weights, one per component; uniform by default.
         learn_weights: train the mixture weights.
         shape: event shape of the data; filled in by training.
@@ -63,7 +63,7 @@ class ModelConfig:
     flow_per_component: bool = False
     prior: Spec = "StandardNormal"
     lower: Spec | None = None
-    decoder: Spec = "MLP"
+    decoder: Spec = "MLPDecoder"
     likelihood: Spec = "Bernoulli"
     weights: list[float] | None = None
     learn_weights: bool = False

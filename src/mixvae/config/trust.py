@@ -21,7 +21,7 @@ import yaml
 from mixvae.config.bounded import load_yaml
 
 OWN: dict[str, tuple[str, frozenset[str]]] = {
-    "posterior": ("mixvae.posteriors", frozenset({"OneHotEncoder", "SeparateEncoders", "TwoLevelPosterior"})),
+    "posterior": ("mixvae.posteriors", frozenset({"OneHotPosterior", "SeparateEncoders", "TwoLevelPosterior"})),
     "encoder": (
         "mixvae.networks",
         frozenset(
@@ -30,11 +30,11 @@ OWN: dict[str, tuple[str, frozenset[str]]] = {
     ),
     "lower": ("mixvae.networks", frozenset({"GaussianNetwork"})),
     "flow": ("mixvae.flows", frozenset({"CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"})),
-    "prior": ("mixvae.priors", frozenset({"GaussianMixture", "StandardNormal", "VampPrior"})),
-    "decoder": ("mixvae.decoders", frozenset({"Conv", "Decoder", "MLP", "PixelCNNDecoder"})),
+    "prior": ("mixvae.priors", frozenset({"GaussianMixturePrior", "StandardNormal", "VampPrior"})),
+    "decoder": ("mixvae.decoders", frozenset({"ConvDecoder", "Decoder", "MLPDecoder", "PixelCNNDecoder"})),
     "likelihood": (
         "mixvae.decoders",
-        frozenset({"Bernoulli", "ContinuousBernoulli", "Gaussian", "LogisticMixture"}),
+        frozenset({"Bernoulli", "ContinuousBernoulli", "GaussianLikelihood", "LogisticMixture"}),
     ),
     "bound": ("mixvae.bounds", frozenset({"elbo", "iwelbo", "miselbo", "pooled"})),
     "gradient": (

@@ -1,16 +1,16 @@
 """Decoders p(x|z): modules whose `forward` maps z to a distribution over x, and likelihoods for them."""
 
-from mixvae.decoders.factorised import MLP, Conv, Decoder, Gaussian, Likelihood, LogisticMixture
+from mixvae.decoders.factorised import ConvDecoder, Decoder, GaussianLikelihood, Likelihood, LogisticMixture, MLPDecoder
 from mixvae.decoders.pixelcnn import PixelCNNDecoder
 from mixvae.distributions import Bernoulli, ContinuousBernoulli
 
 __all__ = [
-    "MLP",
+    "MLPDecoder",
     "Bernoulli",
     "ContinuousBernoulli",
-    "Conv",
+    "ConvDecoder",
     "Decoder",
-    "Gaussian",
+    "GaussianLikelihood",
     "Likelihood",
     "LogisticMixture",
     "PixelCNNDecoder",

@@ -20,7 +20,7 @@ Likelihood = Callable[[Tensor], Distribution]
 """Maps a network's output to one distribution per value of x: a distribution's class, or a module."""
 
 
-class Gaussian(Part):
+class GaussianLikelihood(Part):
     """Gaussian likelihood with a learned variance per value, N(x_d; m_d(z), σ_d²), for real data.
 
     σ has a floor, so that a constant column cannot drive the likelihood to infinity.
@@ -89,7 +89,7 @@ class Decoder(Part):
     Args:
         network: maps (N, D) to (N, *shape): one parameter, such as a logit or a mean, per value of x.
         likelihood: maps that output to a distribution per value: `Bernoulli`, `ContinuousBernoulli`,
-            a `Gaussian(shape)` module, or any callable that returns a torch Distribution.
+            a `GaussianLikelihood(shape)` module, or any callable that returns a torch Distribution.
     """
 
     def __init__(self, network: nn.Module, likelihood: Likelihood = Bernoulli):
@@ -107,7 +107,7 @@ class Decoder(Part):
         return Independent(p, single, validate_args=False) if single else p
 
 
-class MLP(Decoder):
+class MLPDecoder(Decoder):
     """Gated fully connected decoder of the paper.
 
     Args:
@@ -131,7 +131,7 @@ class MLP(Decoder):
         super().__init__(network, likelihood)
 
 
-class Conv(Decoder):
+class ConvDecoder(Decoder):
     """Gated convolutional decoder.
 
     Args:

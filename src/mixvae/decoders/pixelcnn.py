@@ -62,11 +62,11 @@ class PixelCNNDecoder(Part):
             raise ValueError(f"a PixelCNN decoder takes Bernoulli or LogisticMixture as its likelihood; got {name}")
         self.shape = tuple(shape)
         self.likelihood = likelihood
-        self.told = nn.Sequential(
+        self.conditioning = nn.Sequential(
             GatedLinear(latent, maps * height * columns), nn.Unflatten(-1, (maps, height, columns))
         )
         self.network = PixelCNN(channels, maps, wanted[0], layers, width, checkpoint=checkpoint)
 
     def forward(self, z: Float[Tensor, "... D"]) -> Autoregressive:
         """Return p(x|z) with batch shape z.shape[:-1] and event shape (C, H, W)."""
-        return Autoregressive(self.network, self.told(z), self.likelihood, self.shape)
+        return Autoregressive(self.network, self.conditioning(z), self.likelihood, self.shape)

@@ -55,7 +55,7 @@ def gated_mlp(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
 
 
 class GatedTrunk(Part):
-    """Gated dense layers on x: the features that a `OneHotEncoder` shares among its components.
+    """Gated dense layers on x: the features that a `OneHotPosterior` shares among its components.
 
     Args:
         shape: event shape of x, such as (1, 28, 28) or (64,).

@@ -37,22 +37,22 @@ class OneHotHead(Part):
 
     def __init__(self, features: int, latent: int, components: int):
         super().__init__()
-        self.told = nn.Linear(features, HEADS * LAYERS * latent)
+        self.projection = nn.Linear(features, HEADS * LAYERS * latent)
         self.component = nn.Parameter(torch.empty(components, HEADS, LAYERS, latent))
         self.previous = nn.Parameter(torch.empty(HEADS, LAYERS - 1, latent, latent))
         self.latent = latent
         spread = 1 / math.sqrt(features + components + latent)  # as one linear layer over [h, one-hot, previous]
-        for weight in (self.told.weight, self.told.bias, self.component, self.previous):
+        for weight in (self.projection.weight, self.projection.bias, self.component, self.previous):
             nn.init.uniform_(weight, -spread, spread)
 
     def forward(
         self, h: Float[Tensor, "B F"], index: Int[Tensor, " J"] | None = None
     ) -> tuple[Float[Tensor, "J B D"], Float[Tensor, "J B D"]]:
         """Return mean and log-variance of the chosen components, all by default."""
-        told = self.told(h).unflatten(-1, (HEADS, LAYERS, 1, self.latent))
+        projected = self.projection(h).unflatten(-1, (HEADS, LAYERS, 1, self.latent))
         own = self.component if index is None else self.component[index]
         # contiguous while they are small: their broadcast sums then are too, and need no copies
-        shared = told.permute(1, 2, 3, 0, 4).contiguous()  # (2, 3, 1, B, D)
+        shared = projected.permute(1, 2, 3, 0, 4).contiguous()  # (2, 3, 1, B, D)
         own = own.permute(1, 2, 0, 3).contiguous().unsqueeze(-2)  # (2, 3, J, 1, D)
 
         def fed(layer: int) -> Float[Tensor, "2 N D"]:

@@ -33,18 +33,18 @@ class TwoLevelEncoder(Part):
         super().__init__()
         self.upper, self.lower = upper, lower
         self.head = nn.Linear(features, 2 * latent)
-        self.told = GatedLinear(latent, width)
-        self.seen = nn.Linear(features, 2 * width)
+        self.from_top = GatedLinear(latent, width)
+        self.from_x = nn.Linear(features, 2 * width)
         self.joint = nn.Linear(width, 2 * width, bias=False)
         self.lower_head = nn.Linear(width, 2 * latent)
 
     def forward(self, x: Float[Tensor, "B ..."]) -> tuple[Tensor, Tensor, Callable[[Tensor], GaussianParameters]]:
         """Return mean and log-variance of z2, and the function from z2 (…, B, D) to those of z1."""
         mean, log_var = self.encode_top(x)
-        seen = self.seen(self.lower(x))  # (B, 2 width)
+        features = self.from_x(self.lower(x))  # (B, 2 width)
 
         def below(z2: Float[Tensor, "... B D"]) -> GaussianParameters:
-            joint = self.joint(self.told(z2)) + seen
+            joint = self.joint(self.from_top(z2)) + features
             return mean_and_log_var(self.lower_head(nn.functional.glu(joint, -1)))
 
         return mean, log_var, below

@@ -2,8 +2,8 @@
 
 from mixvae.posteriors.base import Posterior
 from mixvae.posteriors.flow import FlowPosterior
-from mixvae.posteriors.one_hot import OneHotEncoder
+from mixvae.posteriors.one_hot import OneHotPosterior
 from mixvae.posteriors.separate import SeparateEncoders
 from mixvae.posteriors.two_level import TwoLevelPosterior
 
-__all__ = ["FlowPosterior", "OneHotEncoder", "Posterior", "SeparateEncoders", "TwoLevelPosterior"]
+__all__ = ["FlowPosterior", "OneHotPosterior", "Posterior", "SeparateEncoders", "TwoLevelPosterior"]

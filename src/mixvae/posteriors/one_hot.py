@@ -13,13 +13,13 @@ from mixvae.networks import OneHotHead
 from mixvae.posteriors.base import Posterior, add_noise
 
 
-class OneHotEncoder(Posterior):
+class OneHotPosterior(Posterior):
     """A mixture of A Gaussians from one network that is told which component to be, by a one-hot vector.
 
     A trunk computes features of x, once for all components; a small residual head turns them into each component's
     mean and log-variance. A component more costs 6 · D weights, not a network:
 
-        posterior = OneHotEncoder(lambda: GatedTrunk((1, 28, 28)), (1, 28, 28), latent=40, components=400)
+        posterior = OneHotPosterior(lambda: GatedTrunk((1, 28, 28)), (1, 28, 28), latent=40, components=400)
 
     Args:
         build: makes the trunk, a module that maps x (B, *shape) to features (B, F); called once.

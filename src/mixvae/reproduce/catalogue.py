@@ -16,7 +16,7 @@ DIGITS: dict[str, Any] = {
 }  # fmt: skip
 """What makes any preset a trial on 8×8 digits."""
 _FEW = {"class_path": "VampPrior", "pseudo_inputs": 10}
-_GATED, _MLP = {"class_path": "GatedEncoder", "hidden": [16]}, {"class_path": "MLP", "hidden": [16]}
+_GATED, _MLP = {"class_path": "GatedEncoder", "hidden": [16]}, {"class_path": "MLPDecoder", "hidden": [16]}
 _PIXELCNN = {"class_path": "PixelCNNDecoder", "layers": 2, "width": 8}
 _LEVELS = {"model.encoder": {"class_path": "TwoLevelDense", "hidden": [16]},
            "model.lower": {"class_path": "GaussianNetwork", "hidden": [16]}}  # fmt: skip
@@ -88,7 +88,7 @@ def _nll(name: str) -> Experiment:
 def _iwae(sizes: Sequence[int], hidden: int, widths: dict[int, int], depths: dict[int, int], **rest: Any) -> Trainings:
     """Mixtures of S, against one encoder of as many parameters that is trained by the IWAE bound with S draws."""
     variants, pairs = [], []
-    small = {"model.decoder": {"class_path": "MLP", "hidden": [hidden] * 2}}
+    small = {"model.decoder": {"class_path": "MLPDecoder", "hidden": [hidden] * 2}}
     for s in sizes:
         gated = [("mixture", [hidden] * 2), ("wide IWAE", [widths[s]] * 2), ("deep IWAE", [hidden] * depths[s])]
         for model, layers in gated:
@@ -139,7 +139,7 @@ def _parts(hidden: Sequence[int], flow: Sequence[int], pseudo_inputs: int) -> di
 _TINY = {**DIGITS, "model.encoder": _GATED, "model.decoder": _MLP}
 _CIFAR = {
     **DIGITS, "data.flip": False, "model.encoder": {"class_path": "GatedConvEncoder"},
-    "model.decoder": {"class_path": "Conv", "width": 8},
+    "model.decoder": {"class_path": "ConvDecoder", "width": 8},
     "model.likelihood": {"class_path": "LogisticMixture", "mixtures": 2, "levels": 16},
 }  # fmt: skip
 
