@@ -87,7 +87,7 @@ PRIORS = {
 TWO_LEVEL_PRIORS = {
     "chain": lambda q: TwoLevelPrior(StandardNormal(1), GaussianNetwork(1, 1, (5,)), 1),
     "chain with VampPrior": lambda q: TwoLevelPrior(
-        VampPrior(two_level().double().top, SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1
+        VampPrior(two_level().double().top_level(), SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1
     ),
 }
 DECODERS = {

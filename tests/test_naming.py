@@ -121,14 +121,16 @@ def vamp(posterior=None, **options):
 
 def two_level():
     posterior = TwoLevelPosterior(partial(TwoLevelDense, SHAPE, 1, (5,)), COMPONENTS)
-    return model_of(posterior, TwoLevelPrior(VampPrior(posterior.top, SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1))
+    return model_of(
+        posterior, TwoLevelPrior(VampPrior(posterior.top_level(), SHAPE, 4), GaussianNetwork(1, 1, (5,)), 1)
+    )
 
 
 def flow_on_two_levels():
     base = TwoLevelPosterior(partial(TwoLevelConv, SHAPE, 1, LAYERS, 5), COMPONENTS)
     posterior = FlowPosterior(base, partial(ZukoFlow, 1, MaskedAutoregressiveTransform, hidden_features=(3,)), 1)
     lower = GaussianNetwork(1, 1, (5,))
-    return model_of(posterior, TwoLevelPrior(VampPrior(posterior.top, SHAPE, 4), lower, 1))
+    return model_of(posterior, TwoLevelPrior(VampPrior(posterior.top_level(), SHAPE, 4), lower, 1))
 
 
 def shared_layer():

@@ -35,7 +35,14 @@ if TYPE_CHECKING:
         TwoLevelDense,
     )
     from mixvae.parts import Part
-    from mixvae.posteriors import FlowPosterior, OneHotPosterior, Posterior, SeparateEncoders, TwoLevelPosterior
+    from mixvae.posteriors import (
+        FlowPosterior,
+        MixturePosterior,
+        OneHotPosterior,
+        Posterior,
+        SeparateEncoders,
+        TwoLevelPosterior,
+    )
     from mixvae.priors import GaussianMixturePrior, StandardNormal, TwoLevelPrior, VampPrior
     from mixvae.runs import fit, load, open_run
 
@@ -66,7 +73,14 @@ _ROOMS = {
         "TwoLevelDense",
     ),
     "parts": ("Part",),
-    "posteriors": ("FlowPosterior", "OneHotPosterior", "Posterior", "SeparateEncoders", "TwoLevelPosterior"),
+    "posteriors": (
+        "FlowPosterior",
+        "MixturePosterior",
+        "OneHotPosterior",
+        "Posterior",
+        "SeparateEncoders",
+        "TwoLevelPosterior",
+    ),
     "priors": ("TwoLevelPrior", "GaussianMixturePrior", "StandardNormal", "VampPrior"),
     "runs": ("fit", "load", "open_run"),
 }
@@ -94,6 +108,7 @@ __all__ = [
     "InverseAutoregressiveFlow",
     "LogisticMixture",
     "Mixture",
+    "MixturePosterior",
     "MixtureVAE",
     "OneHotPosterior",
     "Part",

@@ -170,8 +170,8 @@ class MixtureVAE(Part):
             if name not in ("posterior", "prior", "decoder"):
                 raise ValueError(f"there is no part {name!r} to freeze: choose among posterior, prior and decoder")
             part = getattr(self, name)
-            if hasattr(part, "frozen"):
-                part = part.frozen()
+            if isinstance(part, Part) and (held := part.frozen()) is not part:
+                part = held
                 setattr(self, name, part)
                 self.amend_arguments(**{name: part})
             part.requires_grad_(requires_grad=False)

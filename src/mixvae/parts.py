@@ -66,6 +66,10 @@ class Part(nn.Module):
         object.__setattr__(part, "_arguments", _bound(cls, args, kwargs))  # past nn.Module, which would register
         return part
 
+    def frozen(self) -> Part:
+        """What stays when this part is held fixed: itself, unless it follows other parts, as a VampPrior does."""
+        return self
+
     def amend_arguments(self, **changed: Any) -> None:
         """Remember other arguments, for a part that was changed in place; those it was not given are left alone."""
         arguments = arguments_of(self)

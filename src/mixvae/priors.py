@@ -137,7 +137,7 @@ class TwoLevelPrior(Part):
     """Prior of two levels, p(z2) p(z1|z2), with z = [z2, z1] and a Gaussian p(z1|z2).
 
     Args:
-        top: prior of z2, such as a `VampPrior(posterior.top, …)`.
+        top: prior of z2, such as a `VampPrior(posterior.top_level(), …)`.
         lower: maps z2 to mean and log-variance of z1, such as a `GaussianNetwork`.
         latent: size of z1.
     """
@@ -148,8 +148,8 @@ class TwoLevelPrior(Part):
 
     def frozen(self) -> TwoLevelPrior:
         """The same prior, its upper one frozen where that follows the encoders."""
-        frozen: Callable[[], nn.Module] | None = getattr(self.top, "frozen", None)
-        return self if frozen is None else TwoLevelPrior(frozen(), self.lower, self.latent)
+        top = self.top.frozen() if isinstance(self.top, Part) else self.top
+        return self if top is self.top else TwoLevelPrior(top, self.lower, self.latent)
 
     def forward(self) -> Chain:
         """Return the distribution."""

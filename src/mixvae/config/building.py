@@ -183,7 +183,7 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
     from torch import nn
 
     from mixvae.model import MixtureVAE, evaluating
-    from mixvae.posteriors import FlowPosterior
+    from mixvae.posteriors import FlowPosterior, Posterior
     from mixvae.priors import TwoLevelPrior
 
     known = {"shape": shape, "latent": config.latent, "components": config.components}
@@ -207,15 +207,13 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
             config.latent,
             per_component=config.flow_per_component,
         )
-    two_levels = config.lower is not None
-    if two_levels != hasattr(posterior, "top"):
+    top = posterior.top_level() if isinstance(posterior, Posterior) else posterior
+    if (config.lower is not None) != (top is not posterior):
         raise ValueError(
             f"model.lower goes with a posterior of two levels; got {config.lower} with {type(posterior).__name__}: "
             "give both, such as GaussianNetwork and TwoLevelPosterior, or neither"
         )
-    prior = construct(
-        config.prior, "mixvae.priors", posterior=getattr(posterior, "top", posterior), examples=examples, **known
-    )
+    prior = construct(config.prior, "mixvae.priors", posterior=top, examples=examples, **known)
     if config.lower is not None:
         lower = construct(config.lower, "mixvae.networks", inputs=config.latent, **known)
         prior = TwoLevelPrior(prior, lower, config.latent)

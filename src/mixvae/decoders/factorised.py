@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,18 @@ from mixvae.parts import Part
 
 Likelihood = Callable[[Tensor], Distribution]
 """Maps a network's output to one distribution per value of x: a distribution's class, or a module."""
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """A likelihood that needs another number of parameters than one for every value of x."""
+
+    output_shape: tuple[int, ...]
+    """Shape of its parameters for one example."""
+
+    def __call__(self, parameters: Tensor, /) -> Distribution:
+        """Return the distribution."""
+        ...
 
 
 class GaussianLikelihood(Part):
@@ -80,7 +93,7 @@ def output_shape(likelihood: Likelihood, shape: Sequence[int]) -> tuple[int, ...
             f"a Bernoulli likelihood describes binary images; got RGB images of shape {tuple(shape)}: use "
             "LogisticMixture and data.binarize none"
         )
-    return tuple(getattr(likelihood, "output_shape", shape))
+    return tuple(likelihood.output_shape if isinstance(likelihood, Shaped) else shape)
 
 
 class Decoder(Part):

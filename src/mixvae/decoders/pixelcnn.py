@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mixvae.decoders.factorised import Likelihood, output_shape
+from mixvae.decoders.factorised import Likelihood, Shaped, output_shape
 from mixvae.distributions import Autoregressive, Bernoulli
 from mixvae.networks import GatedLinear, PixelCNN
 from mixvae.networks.conv import image_shape
@@ -57,10 +57,10 @@ class PixelCNNDecoder(Part):
                 "use LogisticMixture"
             )
         wanted = output_shape(likelihood, shape)
-        if not hasattr(likelihood, "output_shape") and likelihood is not Bernoulli:
+        if not isinstance(likelihood, Shaped) and likelihood is not Bernoulli:
             name = likelihood.__name__ if inspect.isclass(likelihood) else type(likelihood).__name__
             raise ValueError(f"a PixelCNN decoder takes Bernoulli or LogisticMixture as its likelihood; got {name}")
-        self.shape = tuple(shape)
+        self.shape, self.parameters_shape = tuple(shape), wanted
         self.likelihood = likelihood
         self.conditioning = nn.Sequential(
             GatedLinear(latent, maps * height * columns), nn.Unflatten(-1, (maps, height, columns))
@@ -69,4 +69,4 @@ class PixelCNNDecoder(Part):
 
     def forward(self, z: Float[Tensor, "... D"]) -> Autoregressive:
         """Return p(x|z) with batch shape z.shape[:-1] and event shape (C, H, W)."""
-        return Autoregressive(self.network, self.conditioning(z), self.likelihood, self.shape)
+        return Autoregressive(self.network, self.conditioning(z), self.likelihood, self.shape, self.parameters_shape)

@@ -33,14 +33,23 @@ class Autoregressive(Distribution):
         context: features at every pixel, (*, F, H, W).
         likelihood: maps parameters to a distribution of pixels.
         shape: event shape (C, H, W).
+        parameters: shape of an image's parameters; the event shape by default.
 
     References:
         van den Oord et al., Conditional Image Generation with PixelCNN Decoders (2016),
         https://arxiv.org/abs/1606.05328
     """
 
-    def __init__(self, network: PixelNetwork, context: Tensor, likelihood: Any, shape: Sequence[int]):
+    def __init__(
+        self,
+        network: PixelNetwork,
+        context: Tensor,
+        likelihood: Any,
+        shape: Sequence[int],
+        parameters: Sequence[int] | None = None,
+    ):
         self.network, self.context, self.likelihood = network, context, likelihood
+        self.parameters = tuple(parameters or shape)
         super().__init__(context.shape[:-3], torch.Size(shape), validate_args=False)
 
     @property
@@ -51,7 +60,7 @@ class Autoregressive(Distribution):
     @property
     def support(self) -> constraints.Constraint:
         """Images whose pixels the likelihood can describe."""
-        empty = self.context.new_zeros(getattr(self.likelihood, "output_shape", self.event_shape))
+        empty = self.context.new_zeros(self.parameters)
         inner = self.likelihood(empty).support
         return constraints.independent(inner, 3 - inner.event_dim)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +27,57 @@ def add_noise(tensor: Tensor, noise: float) -> None:
 
 
 class Posterior(Part, ABC):
-    """A mixture of A components given x: `forward` returns its `Components`.
+    """What every posterior is: a mixture q(z|x) = Σ_s π_s q_s(z|x) of A components, `forward` of which computes them.
+
+    A posterior of your own derives from `MixturePosterior`, which holds the weights, or from this class.
+    """
+
+    @property
+    def gathers(self) -> bool:
+        """Whether components are picked by an index that stays on the device; if not, pass indices on the CPU."""
+        return False
+
+    @property
+    @abstractmethod
+    def components(self) -> int:
+        """Number of components A."""
+
+    @abstractmethod
+    def log_pi(self, index: Int[Tensor, " J"] | None = None) -> Float[Tensor, " J"]:
+        """Log mixture weights; of J active components log(A/J · π_j), which keeps the bound unbiased below."""
+
+    @abstractmethod
+    def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:
+        """Add components in place until there are so many.
+
+        Component a > A starts from component a mod A, its weight included, so that without noise a whole multiple
+        of A leaves the mixture as it was.
+
+        Args:
+            components: number of components afterwards.
+            noise: standard deviation of what is added to the copied weights, relative to each tensor's own.
+            fresh: start from random weights instead of copies.
+
+        Raises:
+            ValueError: there are more components already, or the noise is not a number that is at least 0.
+        """
+
+    def top_level(self) -> Callable[[Tensor], Components]:
+        """The components over the uppermost latents alone, which a VampPrior pools: all of them on a single level."""
+        return self
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> Components:
+        """Encode x.
+
+        Args:
+            x: a batch of observations.
+            index: which components to compute; all by default.
+        """
+
+
+class MixturePosterior(Posterior):
+    """A posterior that holds the weights π of its components.
 
     Args:
         components: number of components A.
@@ -40,9 +89,6 @@ class Posterior(Part, ABC):
     """
 
     starting_only = ("weights",)
-    gathers: ClassVar[bool] = False
-    """Whether components are picked by an index that stays on the device; if not, pass indices on the CPU."""
-
     log_scores: Tensor
 
     def __init__(self, components: int, weights: Sequence[float] | None = None, *, learn_weights: bool = False):
@@ -65,26 +111,14 @@ class Posterior(Part, ABC):
         return len(self.log_scores)
 
     def log_pi(self, index: Int[Tensor, " J"] | None = None) -> Float[Tensor, " J"]:
-        """Log mixture weights; of J active components log(A/J · π_j), which keeps the bound unbiased below."""
+        """Log mixture weights, as `Posterior.log_pi`."""
         log_pi = self.log_scores.log_softmax(0)
         if index is None:
             return log_pi
         return log_pi[index] + math.log(self.components / len(index))
 
     def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:
-        """Add components in place until there are so many.
-
-        Component a > A starts from component a mod A, its weight included, so that without noise a whole multiple
-        of A leaves the mixture as it was.
-
-        Args:
-            components: number of components afterwards.
-            noise: standard deviation of what is added to the copied weights, relative to each tensor's own.
-            fresh: start from random weights instead of copies.
-
-        Raises:
-            ValueError: there are more components already, or the noise is not a number that is at least 0.
-        """
+        """Add components in place, as `Posterior.extend`."""
         old = self.components
         at_least(0, noise=noise)
         if components < old:
@@ -101,12 +135,3 @@ class Posterior(Part, ABC):
     @abstractmethod
     def _add(self, sources: Sequence[int], noise: float, *, fresh: bool) -> None:
         """Add one component for each source, as a noisy copy of it or fresh."""
-
-    @abstractmethod
-    def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> Components:
-        """Encode x.
-
-        Args:
-            x: a batch of observations.
-            index: which components to compute; all by default.
-        """

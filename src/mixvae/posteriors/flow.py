@@ -10,14 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-from mixvae.distributions import Flowed, with_volume
-from mixvae.parts import Part
+from mixvae.distributions import Components, Flowed, with_volume
 from mixvae.posteriors.base import Posterior
 from mixvae.posteriors.separate import extend_modules
 from mixvae.resources import make
 
 
-class FlowPosterior(Part):
+class FlowPosterior(Posterior):
     """A posterior whose components are transformed by a flow, shared or one per component.
 
     With one flow per component the density of the mixture at a draw takes every flow's inverse, so choose a flow
@@ -40,8 +39,6 @@ class FlowPosterior(Part):
     def __init__(self, base: Posterior, build: Callable[[], nn.Module], latent: int, *, per_component: bool = False):
         super().__init__()
         self.base = base
-        if hasattr(base, "top"):  # two levels: the flow leaves z2 alone
-            self.top = base.top
         self.build, self.per_component = build, per_component
         self.flows = nn.ModuleList(make(build, base.components if per_component else 1, "flows"))
         self.latent = latent
@@ -61,6 +58,11 @@ class FlowPosterior(Part):
     def log_pi(self, index: Int[Tensor, " J"] | None = None) -> Float[Tensor, " J"]:
         """Log mixture weights, as those of the base."""
         return self.base.log_pi(index)
+
+    def top_level(self) -> Callable[[Tensor], Components]:
+        """The components after the flow; on two levels those over z2 alone, which the flow leaves as they are."""
+        top = self.base.top_level()
+        return self if top is self.base else top
 
     def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:
         """Add components in place, as `Posterior.extend`, each with a flow of its own unless one is shared."""

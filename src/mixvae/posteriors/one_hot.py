@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
 from mixvae.networks import OneHotHead
-from mixvae.posteriors.base import Posterior, add_noise
+from mixvae.posteriors.base import MixturePosterior, add_noise
 
 
-class OneHotPosterior(Posterior):
+class OneHotPosterior(MixturePosterior):
     """A mixture of A Gaussians from one network that is told which component to be, by a one-hot vector.
 
     A trunk computes features of x, once for all components; a small residual head turns them into each component's
@@ -37,8 +37,6 @@ class OneHotPosterior(Posterior):
         https://arxiv.org/abs/2406.07083
     """
 
-    gathers = True
-
     def __init__(
         self,
         build: Callable[[], nn.Module],
@@ -60,6 +58,11 @@ class OneHotPosterior(Posterior):
                 f"for B = 2 it gave {got}"
             )
         self.head = OneHotHead(features.shape[1], latent, components)
+
+    @property
+    def gathers(self) -> bool:
+        """True: an embedding is looked up on the device."""
+        return True
 
     def _add(self, sources: Sequence[int], noise: float, *, fresh: bool) -> None:
         old = self.head.component

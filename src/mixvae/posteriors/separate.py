@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
-from mixvae.posteriors.base import Posterior, add_noise
+from mixvae.posteriors.base import MixturePosterior, add_noise
 from mixvae.resources import check, gib, make
 
 
@@ -41,7 +41,7 @@ def extend_modules(
         modules.append(added)
 
 
-class SeparateEncoders(Posterior):
+class SeparateEncoders(MixturePosterior):
     """A mixture of A separate encoder networks, one Gaussian each: the Mixture VAE of the paper.
 
     Any module that maps x to mean and log-variance becomes a mixture in one line:

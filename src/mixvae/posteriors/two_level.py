@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mixvae.distributions import ChainComponents, DiagonalGaussian
+from mixvae.distributions import ChainComponents, Components, DiagonalGaussian
 from mixvae.networks import TwoLevelEncoder, stack_components
-from mixvae.posteriors.base import Posterior
+from mixvae.posteriors.base import MixturePosterior
 from mixvae.posteriors.separate import distinct_modules, extend_modules
 
 
@@ -28,7 +28,7 @@ class _Below:
         return _Below([self.functions[i] for i in index.tolist()])
 
 
-class TwoLevelPosterior(Posterior):
+class TwoLevelPosterior(MixturePosterior):
     """A mixture over two levels of latents, Σ_s π_s q_s(z2|x) q_s(z1|z2, x), with z = [z2, z1].
 
     Args:
@@ -63,6 +63,10 @@ class TwoLevelPosterior(Posterior):
         mean, log_var, below = zip(*(self.encoders[i](x) for i in chosen), strict=True)
         top = DiagonalGaussian(torch.stack(mean), torch.stack(log_var), self.log_pi(index))
         return ChainComponents(top, _Below(below), top.event_shape[0])
+
+    def top_level(self) -> Callable[[Tensor], Components]:
+        """The components over z2 alone."""
+        return self.top
 
     def top(self, x: Float[Tensor, "B ..."]) -> DiagonalGaussian:
         """Components over z2 alone, which a VampPrior on z2 pools."""

@@ -15,6 +15,7 @@ from mixvae.datasets import Dataset
 from mixvae.failures import plain_errors
 from mixvae.files import load_tensors
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.priors import TwoLevelPrior
 from mixvae.resources import together
 from mixvae.runs.opening import open_run
 from mixvae.runs.run import Run
@@ -111,6 +112,6 @@ def extension(
     start.freeze(*freeze)
     start.extended(components)  # refuses fewer than there are
     if start.prior is not prior:  # a prior that followed the encoders became Gaussians of its own
-        frozen: Any = getattr(start.prior, "top", start.prior)
-        config.model.prior = {"class_path": type(frozen).__name__, "clusters": len(frozen.mean)}
+        held: Any = start.prior.top if isinstance(start.prior, TwoLevelPrior) else start.prior
+        config.model.prior = {"class_path": type(held).__name__, "clusters": len(held.mean)}
     return config

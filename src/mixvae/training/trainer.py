@@ -23,6 +23,7 @@ from mixvae.failures import at_least
 from mixvae.files import load_tensors
 from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating, unread
+from mixvae.posteriors import Posterior
 from mixvae.training.average import RunningAverage
 from mixvae.training.estimates import check_step, check_training
 from mixvae.training.objective import Compile, Inputs, Objective, check_compile
@@ -101,7 +102,7 @@ class Trainer:
         try_steps(trained, optimizer, schedule)
         made = optimizer(trained)
         whole = len(range(fabric.global_rank, min(batch, len(data.train)), fabric.world_size))
-        self.on_device = bool(getattr(model.posterior, "gathers", False))
+        self.on_device = isinstance(model.posterior, Posterior) and bool(model.posterior.gathers)
         check_compile(compile, gradient, None if active is None or self.on_device else model.posterior)
         self.bare = Objective(
             model, bound, gradient, score_all=score_all, compile=compile, whole=whole, device=fabric.device
