@@ -12,7 +12,7 @@ import mixvae
 SOURCE = Path(mixvae.__file__).parent
 LEVELS = {
     -2: ("resources",),
-    -1: ("arrays", "failures", "parts", "precision"),
+    -1: ("arrays", "failures", "parts", "precision", "tables"),
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
     2: ("posteriors", "model", "pages"),

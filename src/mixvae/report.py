@@ -15,6 +15,7 @@ from mixvae.evaluation import Evaluation, mismatch, paired_gain
 from mixvae.files import write_bytes
 from mixvae.pages import Column
 from mixvae.runs import Run
+from mixvae.tables import Tabular
 
 SHOWN = 1000
 """Examples in the latent picture."""
@@ -41,8 +42,8 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Tabular):
     """Evaluated runs beside each other.
 
     Args:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mixvae import figures
+from mixvae.tables import Tabular
 
 LARGEST_SILHOUETTE = 5000
 """Examples that the silhouette is computed on at most; it needs all their distances."""
@@ -183,8 +184,8 @@ class Latents:
         return {name: values.reshape(len(values), -1) for name, values in kinds.items()}
 
 
-@dataclass(frozen=True)
-class Representation:
+@dataclass(frozen=True, repr=False)
+class Representation(Tabular):
     """How well labels are found from latents, over repetitions.
 
     Args:

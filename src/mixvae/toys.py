@@ -19,6 +19,7 @@ from mixvae.distributions import Components, DiagonalGaussian, Flowed
 from mixvae.failures import at_least
 from mixvae.flows import InverseAutoregressiveFlow
 from mixvae.resources import check, check_count, short
+from mixvae.tables import Tabular
 
 LEARNING_RATE, SAMPLES = 0.1, 100
 """Adam's rate and the draws per component of the paper."""
@@ -250,8 +251,8 @@ TARGETS: dict[str, LogDensity] = {"ring": ring, "bigaussian": bigaussian}
 """The paper's targets by name."""
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Tabular):
     """Approximations of one target.
 
     Args:

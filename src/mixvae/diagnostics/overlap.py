@@ -17,6 +17,7 @@ from mixvae.bounds import Terms, jsd, log_weights
 from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.resources import check, short
+from mixvae.tables import Tabular
 
 DENSITIES = 2**22
 """Cross densities computed at once."""
@@ -26,8 +27,8 @@ IDLE = 0.01
 """Share of the posterior, relative to 1/S, below which a component counts as idle."""
 
 
-@dataclass(frozen=True)
-class Overlap:
+@dataclass(frozen=True, repr=False)
+class Overlap(Tabular):
     """How the components of a mixture lie to each other, and what each one does for each of N examples.
 
     Args:

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from mixvae import figures
 from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.tables import Tabular
 
 SPAN = 8.0
 """The search for mass reaches from −SPAN to SPAN."""
@@ -56,8 +57,8 @@ class Posterior:
     draws: np.ndarray = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Plane:
+@dataclass(frozen=True, repr=False)
+class Plane(Tabular):
     """Exact posteriors of some examples.
 
     Args:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mixvae import figures
+from mixvae.tables import Tabular
 
 UNRELIABLE_K = 0.7
 """Pareto k̂ above which importance sampling is not to be trusted (Vehtari et al., 2024)."""
@@ -19,8 +20,8 @@ FINGERPRINTED = 1024
 """Examples that a checksum is made of at once, which bounds the memory that it takes."""
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Tabular):
     """Bounds and diagnostics of every example, in nats; arrays have shape (N,).
 
     Args:
@@ -88,6 +89,14 @@ class Estimate:
             "examples": len(self.elbo),
             "seed": self.seed,
         }
+
+    @property
+    def title(self) -> str:
+        """How many examples and draws."""
+        return (
+            f"{type(self).__name__} of {len(self.elbo)} examples in nats: {self.components} components, "
+            f"{self.draws_per_component} draws of each, seed {self.seed}"
+        )
 
     @property
     def table(self) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mixvae.evaluation.estimate import Estimate, standard_error
+from mixvae.tables import Tabular
 
 PROPOSAL = "posterior"
 """What evaluation draws from."""
@@ -58,8 +59,8 @@ class Identity:
         return f"{self.split}-{self.examples}-draws{self.draws}-seed{self.seed}-{self.proposal}"
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
     """Bounds of every example under one model, and what they were made from.
 
     Args:
@@ -71,6 +72,24 @@ class Evaluation:
     identity: Identity
     bounds: Mapping[str, np.ndarray] = field(repr=False)
     results: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """Which examples, and how many draws."""
+        of = self.identity
+        return (
+            f"{type(self).__name__} of {of.examples} {of.split or ''} examples in nats: {of.components} components, "
+            f"{of.draws_per_component} draws of each, seed {of.seed}".replace("  ", " ")
+        )
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """One row per bound on log p(x): its mean over examples and its standard error."""
+        return [
+            {"bound": name, "nats": float(self.bounds[name].mean()), "se": standard_error(self.bounds[name])}
+            for name in BOUNDS
+            if name in self.bounds
+        ]
 
     def __getitem__(self, name: str) -> Any:
         """One of the results by its name."""

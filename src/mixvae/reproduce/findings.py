@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from mixvae import config
 from mixvae.pages import Column
+from mixvae.tables import Tabular
 
 Say = Callable[[str], object]
 
@@ -85,8 +86,8 @@ def judge(claim: str, gaps: Sequence[Gap]) -> Verdict:
     return Verdict(claim, holds, "; ".join(map(str, gaps)) or "nothing was measured")
 
 
-@dataclass(frozen=True)
-class Findings:
+@dataclass(frozen=True, repr=False)
+class Findings(Tabular):
     """What an experiment found.
 
     Args:

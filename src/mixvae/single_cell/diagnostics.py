@@ -43,6 +43,10 @@ class CellDiagnosis:
     latent: np.ndarray
     cells: pd.Index
 
+    def __repr__(self) -> str:
+        """The table as text."""
+        return f"{type(self).__name__} of {len(self.jsd)} cells\n{self.table}"
+
     @property
     def dominant(self) -> np.ndarray:
         """The component that covers most of each cell's posterior, (cells,)."""
