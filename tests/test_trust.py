@@ -250,6 +250,46 @@ def test_a_class_typed_as_a_flag_is_one_line_and_its_run_is_remembered(marker, c
     main(["encode", "run"])
 
 
+def as_a_new_process(name):
+    """Forget what this one has imported, and where it looks."""
+    sys.modules.pop(name, None)
+    sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(Path.cwd().parent))]
+
+
+@pytest.mark.parametrize("command", [["evaluate", "run", "--draws=4"], ["train", "start.yaml", "--out", "new"]])
+def test_a_run_that_comes_back_brings_no_module_along(marker, tmp_path, capsys, command):
+    """A copy of this user's own run, with another module of the same name beside it, ran that module."""
+    name, mark = marker
+    main(["train", "digits", *SMALL, f"--model.encoder={name}.Encoder", "--out", "run"])
+    shutil.copytree("run", tmp_path / "bundle/run")
+    Path(tmp_path / "bundle/start.yaml").write_text("data: {name: digits, limit: 60}\nstart: {run: run}\n")
+    hijacked = tmp_path / "hijacked"
+    Path(tmp_path / f"bundle/{name}.py").write_text(ENCODER.format(marker=str(hijacked)))
+    as_a_new_process(name)
+    mark.unlink()
+    os.chdir(tmp_path / "bundle")
+    if command[0] == "evaluate":
+        main(command)
+        assert mark.exists()  # it is the class of then, from wherever the command is given
+    else:
+        refused(capsys, *command)
+    assert not hijacked.exists()
+
+
+def test_a_remembered_run_whose_module_is_gone_asks_for_trust(marker, tmp_path, capsys):
+    name, mark = marker
+    main(["train", "digits", *SMALL, f"--model.encoder={name}.Encoder", "--out", "run"])
+    as_a_new_process(name)
+    mark.unlink()
+    (tmp_path / "moved").mkdir()
+    shutil.move(f"{name}.py", tmp_path / f"moved/{name}.py")
+    shutil.move("run", tmp_path / "moved/run")
+    os.chdir(tmp_path / "moved")
+    assert f"--trust {name}" in refused(capsys, "evaluate", "run", "--draws=4")
+    assert not mark.exists()
+    main(["evaluate", "run", "--draws=4", "--trust", name])
+
+
 def test_a_run_is_known_from_the_instant_of_its_commit(marker, monkeypatch):
     """A process that was killed between commit and memory left its own run as a stranger's."""
     name, _ = marker

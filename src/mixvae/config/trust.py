@@ -64,10 +64,13 @@ class Trust:
     Args:
         packages: packages and modules whose every class is trusted.
         everything: whether all is, as what the user typed is.
+        folders: where the classes are looked for, after what is installed, and not in the working folder; for runs
+            that this user trained, whose classes must be those of then and no others of the same name.
     """
 
     packages: frozenset[str] = frozenset()
     everything: bool = False
+    folders: tuple[str, ...] | None = None
 
     def covers(self, path: str) -> bool:
         """Whether a class with this path is trusted."""
@@ -137,7 +140,10 @@ def _checked(named: Iterator[tuple[str, str, bool]], source: str, trust: Trust) 
                 f"{source} names {path} as {where}, which is not part of mixvae: its code would run; if you trust it, "
                 f"give --trust {package} (trust=[{package!r}] in Python)"
             )
-        look_in_working_folder()
+        if trust.folders is None or granted().covers(path):
+            look_in_working_folder()
+        else:
+            _look_in(trust.folders)
         yield path
 
 
@@ -145,6 +151,14 @@ def look_in_working_folder() -> None:
     """Find trusted classes in the working folder too, where `granting` says so."""
     if _working_folder.get() and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that nothing in it stands in for anything installed
+
+
+def _look_in(folders: tuple[str, ...]) -> None:
+    """Find classes in folders that are known, before the working folder if that is looked in."""
+    for folder in folders:
+        if folder not in sys.path:
+            here = _working_folder.get() and sys.path[-1:] == [os.getcwd()]
+            sys.path.insert(len(sys.path) - here, folder)
 
 
 def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:

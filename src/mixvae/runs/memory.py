@@ -1,12 +1,14 @@
 """Which runs this user trained: their own classes need no grant when such a run is opened again.
 
 A run is known by what it holds, its configuration, recipe and weights, and not by where it lies, so that a copy is
-known and a run that was changed is not. The memory is a folder of empty files in the user's state folder
-($XDG_STATE_HOME).
+known and a run that was changed is not. The memory is a folder in the user's state folder ($XDG_STATE_HOME), with a
+file for each run that holds the folders which its classes came from: they are looked for there and not in the working
+folder, where a run that comes back from somebody else may have other classes of the same name beside it.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from platformdirs import user_state_dir
 
 from mixvae import config
-from mixvae.files import canonical, checksum
+from mixvae.files import canonical, checksum, read_json, write_json
 
 
 def folder() -> Path:
@@ -45,10 +47,24 @@ def check(manifest: Mapping[str, Any], source: str, trust: config.Trust) -> None
     Raises:
         ValueError: a class is not trusted.
     """
-    known = False
-    with suppress(OSError):  # a home of somebody else's cannot be looked into
-        known = (folder() / _key(manifest)).exists()
-    names_of_others(manifest, source, config.EVERYBODY if known else trust)
+    folders = _remembered(manifest)
+    if folders is not None:
+        names = names_of_others(manifest, source, _trusted(()))
+        trust = _trusted(folders) if all(_is_there(name, folders) for name in names) else trust
+    names_of_others(manifest, source, trust)
+
+
+def _remembered(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Folders that a run's classes came from when this user trained it; None for the run of somebody else."""
+    with suppress(OSError, ValueError):  # a home of somebody else's cannot be looked into
+        folders = read_json(folder() / _key(manifest))
+        if isinstance(folders, list) and all(isinstance(one, str) for one in folders):
+            return tuple(folders)
+    return None
+
+
+def _trusted(folders: tuple[str, ...]) -> config.Trust:
+    return config.Trust(everything=True, folders=folders)
 
 
 def remember(manifest: Mapping[str, Any]) -> str | None:
@@ -62,12 +78,13 @@ def remember(manifest: Mapping[str, Any]) -> str | None:
     Returns:
         The name that it is remembered by, if it is.
     """
-    if not names_of_others(manifest, "", config.EVERYBODY):
+    names = names_of_others(manifest, "", config.EVERYBODY)
+    if not names:
         return None
     key = _key(manifest)
     with suppress(OSError):  # without a state folder the user gives --trust
         folder().mkdir(parents=True, exist_ok=True)
-        (folder() / key).touch()
+        write_json(folder() / key, sorted({home for name in names if (home := _home(name))}))
     return key
 
 
@@ -75,6 +92,19 @@ def forget(key: str) -> None:
     """Forget what a run was before its last commit."""
     with suppress(OSError):
         (folder() / key).unlink(missing_ok=True)
+
+
+def _home(name: str) -> str | None:
+    """Folder that the package of a class was imported from."""
+    module: Any = sys.modules.get(name.partition(".")[0])
+    places = list(getattr(module, "__path__", [])) or [getattr(module, "__file__", None)]
+    return None if places[0] is None else str(Path(places[0]).resolve().parent)
+
+
+def _is_there(name: str, folders: tuple[str, ...]) -> bool:
+    """Whether the package of a class lies in one of some folders."""
+    top = name.partition(".")[0]
+    return any((Path(folder) / top).is_dir() or any(Path(folder).glob(f"{top}.*")) for folder in folders)
 
 
 def _key(manifest: Mapping[str, Any]) -> str:
