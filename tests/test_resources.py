@@ -202,7 +202,7 @@ def test_a_class_that_needs_values_is_built_without_the_look(monkeypatch):
         assert float(net.weight.sum()) < 100
         return net
 
-    assert resources.built(build, 1, 1, (1,)).weight.device.type == "cpu"
+    assert resources.built(build, "a layer", "give less").weight.device.type == "cpu"
 
 
 def test_so_many_modules_are_refused_at_the_first():

@@ -169,11 +169,8 @@ def make(build: Callable[[], Any], copies: int, what: str) -> list[Any]:
     return made
 
 
-def built(build: Callable[[], Any], components: int, latent: int, shape: Sequence[int]) -> Any:
-    """Build a model, unless it cannot fit into memory.
-
-    What is large is built without memory first, on torch's device `meta`, as far as that goes: filling gigabytes with
-    random weights only to refuse the rest would take minutes.
+def built_mixture(build: Callable[[], Any], components: int, latent: int, shape: Sequence[int]) -> Any:
+    """Build a model of known sizes, unless it cannot fit into memory.
 
     Args:
         build: builds it.
@@ -184,12 +181,29 @@ def built(build: Callable[[], Any], components: int, latent: int, shape: Sequenc
     Raises:
         TooLarge: it cannot fit.
     """
-    import torch
-
     what = f"a model of {short(components)} components, latent size {short(latent)} and data of shape {_shape(shape)}"
     remedy = "give fewer components, a smaller latent size or smaller layers"
     one = math.prod(shape) + 2 * max(components, 1) * latent  # an example, and means and variances of its components
     check(4 * one, what, remedy)
+    return built(build, what, remedy)
+
+
+def built(build: Callable[[], Any], what: str, remedy: str) -> Any:
+    """Build a model, unless it cannot fit into memory.
+
+    What is large is built without memory first, on torch's device `meta`, as far as that goes: filling gigabytes with
+    random weights only to refuse the rest would take minutes.
+
+    Args:
+        build: builds it.
+        what: what it is, for the error.
+        remedy: how to need less.
+
+    Raises:
+        TooLarge: it cannot fit.
+    """
+    import torch
+
     state = torch.get_rng_state()
     try:
         with guarding(what, remedy, pause=LARGE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ LONGEST = 1000
 """Characters of an error, of which the middle is left out where it repeats a long value."""
 PAGE = 180
 """Characters in a line of what is printed into a file."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that a terminal obeys, all but tabs and ends of lines."""
 
 
 def names(words: str) -> list[str]:
@@ -30,8 +33,14 @@ def fail(message: str, status: int) -> None:
     """End the process with a line on standard error."""
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 2]} […] {message[-LONGEST // 2 :]}"
+    message = plain(message)
     print(f"mixvae: error: {message}" if status != 130 else f"mixvae: {message}", file=sys.stderr)
     raise SystemExit(status)
+
+
+def plain(text: str) -> str:
+    """Text without control characters, by which a name in a file could move the cursor or colour the terminal."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def target(path: str | Path, *suffixes: str, option: str = "--out") -> Path:
@@ -40,11 +49,14 @@ def target(path: str | Path, *suffixes: str, option: str = "--out") -> Path:
     Raises:
         ValueError: it has another suffix, is a directory, or its folder cannot be made or written to.
     """
+    from mixvae.files.ordinary import check_replaceable
+
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
         raise ValueError(f"{option} must end in {' or '.join(suffixes)}; got {path}")
     if path.is_dir():
         raise ValueError(f"{option} {path} is a directory: give the name of a file")
+    check_replaceable(path)
     folder(path.parent, option=option)
     return path
 
@@ -92,7 +104,7 @@ def progress_bar(what: str) -> Iterator[tuple[Callable[[int, int], None], Callab
         task = progress.add_task(what)
         yield (
             lambda done, total: progress.update(task, completed=done, total=total),
-            lambda line: console.print(line, highlight=False),
+            lambda line: console.print(plain(line), highlight=False),
         )
 
 
@@ -106,6 +118,7 @@ def _console() -> Console:
 
 def show(what: Any) -> None:
     """Print to the terminal, or in full width to a file."""
+    what = plain(what) if isinstance(what, str) else what
     _console().print(what, highlight=False, soft_wrap=isinstance(what, str))
 
 
@@ -124,11 +137,11 @@ def show_rows(columns: Sequence[Column], rows: Sequence[dict[str, Any]], title: 
     from rich.table import Table
 
     for part in _parts(columns, rows, _console().width):
-        table = Table(title=title)
+        table = Table(title=plain(title))
         for i, column in enumerate(part):
             table.add_column(column.title, justify="left" if i == 0 else "right")
         for row in rows:
-            table.add_row(*(column.text(row) for column in part))
+            table.add_row(*(plain(column.text(row)) for column in part))
         show(table)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mixvae.config.reading import PATH, nearest
 from mixvae.config.schema import ModelConfig, Spec, TrainingConfig
 from mixvae.failures import called, plain_errors, said
-from mixvae.resources import built
+from mixvae.resources import built_mixture
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -174,7 +174,7 @@ def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Ten
         raise ValueError("the shape of the data is unknown: give model.shape, such as [1, 28, 28]")
     if config.latent < 1:
         raise ValueError(f"latent must be at least 1; got {config.latent}")
-    return built(partial(_build, config, shape, examples), config.components, config.latent, shape)
+    return built_mixture(partial(_build, config, shape, examples), config.components, config.latent, shape)
 
 
 def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None) -> MixtureVAE:

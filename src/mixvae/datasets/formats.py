@@ -24,6 +24,8 @@ from mixvae.resources import TooLarge, check, short
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+IMAGES = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
+"""What they are read as, whatever their content says: EPS, for one, would start another program."""
 CIFAR_RECORD = 1 + 3 * 32 * 32
 LARGEST_ARCHIVE = 2**31
 """Bytes that CIFAR-10's archive may unpack to; the real one has 184 million."""
@@ -251,7 +253,7 @@ def read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of odd metadata
                 warnings.simplefilter("error", DecompressionBombWarning)
-                with Image.open(path) as image:
+                with Image.open(path, formats=IMAGES) as image:
                     if not images:
                         size = image.size
                         what = f"{len(paths)} images of {size[0]}×{size[1]} pixels in {folder}"

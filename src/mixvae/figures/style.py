@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
+from matplotlib.text import Text
 from PIL import Image
 
 PALETTE = (
@@ -30,8 +32,20 @@ MARKERS = "osD^vPX*<>"
 def png(figure: Figure, dpi: int = 150) -> bytes:
     """Render a figure as PNG."""
     buffer = io.BytesIO()
+    _plain_text(figure)
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
+
+
+def _plain_text(figure: Figure) -> None:
+    """Start no TeX, which a matplotlibrc in the working folder can ask for, and draw a name with $ as it is written."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_usetex(False)
+        try:
+            MathTextParser("agg").parse(text.get_text())
+        except ValueError:
+            text.set_parse_math(False)
 
 
 def gif(pictures: Sequence[Figure], seconds: float = 0.15, dpi: int = 80) -> bytes:
@@ -39,6 +53,7 @@ def gif(pictures: Sequence[Figure], seconds: float = 0.15, dpi: int = 80) -> byt
     frames = []
     for picture in pictures:
         buffer = io.BytesIO()
+        _plain_text(picture)
         picture.savefig(buffer, format="png", dpi=dpi, facecolor="white")
         frames.append(Image.open(buffer).convert("P", palette=Image.Palette.ADAPTIVE))
     out = io.BytesIO()

@@ -13,6 +13,7 @@ from mixvae.files.atomic import (
     write_text,
 )
 from mixvae.files.commits import commit, is_intact, read_manifest, read_part, settle
+from mixvae.files.ordinary import check_ordinary
 from mixvae.files.tensors import (
     load_tensors,
     load_weights,
@@ -26,6 +27,7 @@ from mixvae.files.tensors import (
 __all__ = [
     "atomic",
     "canonical",
+    "check_ordinary",
     "checksum",
     "commit",
     "is_intact",

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mixvae.files.ordinary import check_replaceable
 from mixvae.resources import check
 
 ORPHAN_SECONDS = 3600.0
@@ -35,8 +36,10 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
     Raises:
         OSError: the file cannot be written, for example because the disk is full; the old file is kept.
+        ValueError: a pipe or a device is there, which a file would replace.
     """
     path = Path(path)
+    check_replaceable(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +96,9 @@ def _is_named(digest: str, folder: Path) -> bool:
     """Whether a JSON file in a folder, or in the one above it, holds a checksum that begins so."""
     for place in (folder, folder.parent):
         for path in place.glob("*.json"):
-            if not _PARTIAL.fullmatch(path.name) and digest.encode() in path.read_bytes():
-                return True
+            with suppress(OSError, ValueError):  # what cannot be read names nothing
+                if not _PARTIAL.fullmatch(path.name) and digest.encode() in read_regular(path):
+                    return True
     return False
 
 

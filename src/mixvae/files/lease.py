@@ -33,6 +33,7 @@ from typing import Any
 
 from mixvae.failures import Failed
 from mixvae.files.atomic import write_json
+from mixvae.files.ordinary import check_ordinary
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 35.0
@@ -79,6 +80,7 @@ class Lease:
         directory = directory.absolute()
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            check_ordinary(directory)
             descriptor, locked = _lock(directory)
         except OSError as error:
             raise OSError(f"cannot write to {directory}: {error.strerror or error}") from error

@@ -16,7 +16,7 @@ from mixvae.config import Config, DataConfig, Trust
 from mixvae.datasets import Dataset
 from mixvae.evaluation import Evaluation
 from mixvae.failures import at_least
-from mixvae.files import canonical, checksum, is_intact, load_tensors, read_part, weights_from_bytes
+from mixvae.files import canonical, check_ordinary, checksum, is_intact, load_tensors, read_part, weights_from_bytes
 from mixvae.files.lease import holder
 from mixvae.model import MixtureVAE
 from mixvae.runs import legacy, memory
@@ -141,9 +141,10 @@ class Run:
         """What has become of it: training, done, stopped, damaged or legacy."""
         if self.is_legacy:
             return "legacy"
-        if holder(self.path) is not None:
-            return "training"
         try:
+            check_ordinary(self.path)  # before the lease is read
+            if holder(self.path) is not None:
+                return "training"
             for name in self.manifest["files"].keys() - {"config"}:  # which is a copy
                 read_part(self.layout.manifest, name)
             return "done" if self.is_done else "stopped"

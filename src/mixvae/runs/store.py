@@ -19,6 +19,7 @@ import mixvae.config
 from mixvae.failures import plain_errors
 from mixvae.files import (
     canonical,
+    check_ordinary,
     checksum,
     commit,
     read_manifest,
@@ -30,17 +31,19 @@ from mixvae.files import (
     weights_to_bytes,
     write_text,
 )
+from mixvae.files.forms import conform
 from mixvae.files.lease import Lease
 from mixvae.runs.memory import forget, remember
 from mixvae.runs.recipe import Recipe
+from mixvae.runs.record import Record
 from mixvae.training import State
 
 FORMAT = "mixvae run"
 VERSION = 1
-HELD = {"recipe", "goal", "progress", "runtime", "config", "model", "rows", "files"}
-"""What every run.json holds."""
 MARK = "# A copy for people: run.json is the record of this run."
 """First line of config.yaml, by which a run that has lost its run.json is told from one of before there was any."""
+FOLDERS = ("last", "evaluations", "figures", "tensorboard")
+"""Folders of a run."""
 WRITTEN = ("run", "state", "model", "config", "metrics")
 """Stems of the files that only the holder of the lease writes."""
 
@@ -120,12 +123,15 @@ def read_run(path: Path) -> dict[str, Any]:
     manifest = Layout(path).manifest
     if not manifest.exists():
         raise FileNotFoundError(f"{path} is not a run: it has no run.json")
+    check_ordinary(path, FOLDERS)
     content = read_manifest(manifest)
     version = content.get("version", 0)
     if content.get("format") != FORMAT or not isinstance(version, int) or version > VERSION:
         raise ValueError(f"{manifest} was written by another version of mixvae: update mixvae, or train the run anew")
-    if missing := sorted(HELD - content.keys()):
-        raise ValueError(f"{manifest} is damaged: it has no {missing[0]}; restore the file from a copy")
+    try:
+        conform(content, Record, "it")
+    except TypeError as error:
+        raise ValueError(f"{manifest} is damaged: {error}; restore the file from a copy") from None
     with plain_errors(f"{manifest} is damaged, restore the file from a copy"):
         _try_parts(content)
     return content
@@ -133,25 +139,12 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def _try_parts(content: Mapping[str, Any]) -> None:
     """Read what readers rely on, so that a record that is none fails here and not somewhere within a command."""
-    recipe, progress, goal = Recipe.from_json(content["recipe"]), content["progress"], content["goal"]
-    if not isinstance(recipe.identity, dict):
-        raise TypeError("the recipe's identity is no object")
-    recipe.amendable  # noqa: B018
-    numbers = [progress["epoch"], progress["step"], progress["best_epoch"], progress["seconds"], goal["epochs"]]
-    numbers += [value for value in (progress["best"], goal.get("patience")) if value is not None]
-    for row in content["rows"]:
-        numbers += [row["epoch"], row["best_epoch"], row["validation"], row["seconds"]]
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
-        raise TypeError("an epoch, a bound or a time is no number")
-    if not isinstance(content["rows"], list) or not isinstance(content["runtime"]["data"], dict):
-        raise TypeError("rows or data have another form")
+    Recipe.from_json(content["recipe"]).amendable  # noqa: B018
     if content["config"] is not None:
         content["files"]["config"]  # noqa: B018
         shape = mixvae.config.from_dict(content["config"]).model.shape
         if shape is not None and not (shape and all(type(size) is int and size > 0 for size in shape)):
             raise TypeError("model.shape holds something else than sizes")
-    elif content["model"] is not None and not isinstance(content["model"], dict):
-        raise TypeError("the model is no object")
 
 
 @dataclass

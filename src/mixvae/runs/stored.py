@@ -7,18 +7,61 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from mixvae.arrays import read_npz
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.files import commit, one_line, read_manifest, read_part
+from mixvae.files.forms import conform
 from mixvae.representation import Representation
 
 FORMAT = "mixvae evaluation"
 VERSION = 1
 """Version of what evaluation computes; a change makes stored ones be computed again."""
+
+
+class Results(TypedDict, total=False):
+    """Means and errors of an evaluation, and what was counted beside them."""
+
+    elbo: float
+    elbo_se: float | None
+    elbo_mc_se: float | None
+    nll_miselbo: float
+    nll_miselbo_se: float | None
+    nll_miselbo_mc_se: float | None
+    nll_pooled: float
+    nll_pooled_se: float | None
+    nll_pooled_mc_se: float | None
+    jsd: float
+    jsd_se: float | None
+    effective_components: float
+    ess: float
+    pareto_k: float | None
+    pareto_k_unreliable: float | None
+    components: int
+    draws: int
+    draws_per_component: int
+    examples: int
+    seed: int
+    active_units: int | None
+    bits_per_dim: float | None
+    parameters: int
+    split: str | None
+    data: str
+    best_epoch: int
+    epochs: int
+    train_seconds: float
+    legacy: bool
+
+
+class StoredEvaluation(TypedDict):
+    """The JSON file of an evaluation."""
+
+    created: float
+    identity: Identity
+    results: Results
 
 
 AGAIN = "to go on without it, delete it and evaluate again"
@@ -122,6 +165,7 @@ def _identity(path: Path, content: Mapping[str, Any]) -> tuple[Identity, float]:
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise ValueError(f"{path} was not written by this version of mixvae: {AGAIN}")
     try:
-        return Identity(**content["identity"]), float(content["created"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {one_line(error)}; {AGAIN}") from None
+        conform(content, StoredEvaluation, "it")
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged: {error}; {AGAIN}") from None
+    return Identity(**content["identity"]), float(content["created"])

@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mixvae.bounds import Bound, log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
-from mixvae.failures import at_least
+from mixvae.failures import at_least, plain_errors
 from mixvae.files import load_tensors
+from mixvae.files.forms import conform
 from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating, unread
 from mixvae.posteriors import Posterior
@@ -364,8 +365,14 @@ class Trainer:
     def _resume(self) -> None:
         """Go back to the last checkpoint, which the first process reads for all of them."""
         saved = first_alone(self.fabric, self.store.load) if self.store is not None else None
-        if saved is None:
-            return
+        if saved is not None:
+            where = self.store.path if self.store else ""
+            with plain_errors(f"the checkpoint in {where} has another form, train a new run"):
+                conform(saved["state"], State, "its state")
+                self._restore(saved)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Be where a checkpoint was."""
         if self.threads is None:
             torch.set_num_threads(saved["threads"])
         load_tensors(self.model, saved["model"], f"the checkpoint in {self.store.path if self.store else ''}")

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from mixvae.config.naming.paths import imported
 from mixvae.failures import said
 from mixvae.model import evaluating
+from mixvae.resources import built
 
 VERSION = 1
 """Of the format of a description."""
@@ -24,9 +25,13 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     if spec.get("version") != VERSION:
         raise ValueError(f"the model is described in version {spec.get('version')!r} of the format, not {VERSION}")
     before = torch.get_default_dtype()
+
+    def make() -> Any:
+        return Builder(spec["model"]).value(spec["model"])
+
     try:
         torch.set_default_dtype(getattr(torch, spec["dtype"]))
-        model = Builder(spec["model"]).value(spec["model"])
+        model = built(make, "the model that is described", "get a copy of a smaller run")
         if any(is_lazy(t) for t in (*model.parameters(), *model.buffers())):
             _run_once(model, spec.get("shape"))
     except ValueError:
