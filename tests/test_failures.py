@@ -73,7 +73,7 @@ def folder(tmp_path, monkeypatch, as_users_run):
         (["--data.name="], "data.name is empty"),
         (["--model.shape=[1,2,2]"], "but the data have shape [1, 8, 8]"),
         (["--model.encoder.hidden=abc"], "GatedEncoder(hidden='abc') cannot be made"),
-        (["--model.encoder=../.."], "'../..' is not the name of a class"),
+        (["--model.encoder=../.."], "model.encoder must be the name of a class"),
         (["--model.encoder=mine_failing.Raises"], "Raises() cannot be made: KeyError: 'x'"),
         (["--model.encoder=mine_failing.Five"], "must return a pair"),
         (["--model.encoder=raises_itself.A"], "cannot import 'raises_itself.A'"),
@@ -225,3 +225,18 @@ def test_errors_that_say_what_was_wrong_pass_as_they_are():
 def test_a_long_call_is_shortened():
     assert called(dict, a=1) == "dict(a=1)"
     assert len(called(dict, a=[0] * 1000)) <= 160
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "digits", "--model.encoder={class_path: GatedEncoder, hidden: 3"], "with all its braces; got"),
+        (["train", "digits", "data.name=digits"], "did you mean --data.name?"),
+        (["extend", "RUN", "--training.epochs", "1"], "did you mean --epochs?"),
+        (["reconstruct", "RUN", "--n", "99999999999"], "a picture shows at most 50 examples; got --n 99999999999"),
+    ],
+)
+def test_a_hint_helps_with_what_was_typed(tmp_path, capsys, words, told):
+    error = refused(capsys, *words, *(["--out", tmp_path / "run"] if words[0] == "train" else []))
+    assert told in error
+    assert "--trust" not in error

@@ -15,6 +15,10 @@ from mixvae.cli.single_cell import SINGLE_CELL
 Split = Literal["train", "validation", "test"]
 
 
+WIDEST = 50
+"""Examples that a picture of reconstructions shows beside each other."""
+
+
 def presets() -> None:
     """List the configurations that come with mixvae."""
     from rich.table import Table
@@ -164,6 +168,8 @@ def reconstruct(
     from mixvae import figures, runs
 
     path = target(out or Path(run) / "figures" / "reconstructions.png", ".png", ".npy")
+    if path.suffix == ".png" and n > WIDEST:
+        raise ValueError(f"a picture shows at most {WIDEST} examples; got --n {n}: give --out a name that ends in .npy")
     originals, rebuilt = runs.reconstruct(runs.open_run(run, data=data_name), n, split=split)
     write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=path.suffix == ".npy")
 
@@ -264,7 +270,8 @@ def components(
     found, drawn = runs.cooperation(opened, draws=draws, split=split, examples=examples)
     table = Table("component", "share", "KL to the prior", "nearest", "KL both ways (nats)", "redundant?")
     for row in found.table:
-        distances = f"{row['kl_prior']:.2f}", str(row["nearest"]), f"{row['kl_nearest']:.3g}"
+        near = (str(row["nearest"]), f"{row['kl_nearest']:.3g}") if len(found.share) > 1 else ("–", "–")
+        distances = f"{row['kl_prior']:.2f}", *near
         table.add_row(str(row["component"]), f"{row['share']:.2%}", *distances, row["redundant"])
     show(table)
     show(f"{len(found.redundant())} of {len(found.share)} components are redundant")

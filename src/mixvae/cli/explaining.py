@@ -39,7 +39,7 @@ def explain(error: BaseException, commands: Sequence[str], options: Callable[[],
     match error:
         case KeyboardInterrupt():
             return (
-                "interrupted; `mixvae train --resume RUN`, or the same `mixvae sc train`, goes on where it was",
+                "interrupted; the same command goes on where it was, for a training as `mixvae train --resume RUN`",
                 STOPPED,
             )
         case FloatingPointError() | Failed():
@@ -67,7 +67,11 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
     """One line on what was wrong, with the nearest option or command where one was mistyped."""
     text = _joined(error)
     if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
-        near = config.nearest(unknown[1], options())
+        known = options()
+        if unknown[1] in known:
+            return f"{unknown[1]} is no word that this command takes: did you mean --{unknown[1]}?"
+        last = unknown[1].rpartition(".")[2]  # training.epochs, where a command has epochs
+        near = last if last in known else config.nearest(unknown[1], known)
         return f"unknown option --{unknown[1]}" + (f": did you mean --{near}?" if near else "")
     if choice := re.search(r"invalid choice: '(.*?)'", text):
         near = config.nearest(choice[1], commands)

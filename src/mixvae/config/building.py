@@ -9,8 +9,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mixvae.config.reading import PATH, nearest
+from mixvae.config.reading import nearest
 from mixvae.config.schema import ModelConfig, Spec, TrainingConfig
+from mixvae.config.trust import NAME
 from mixvae.failures import called, plain_errors, said
 from mixvae.resources import built_mixture
 
@@ -34,7 +35,7 @@ def resolve(name: str, room: str) -> Any:
     Raises:
         ValueError: there is no such module or name; the nearest is named.
     """
-    if not PATH.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a class or function: give one such as package.module.Name")
     module_name, _, attribute = name.rpartition(".")
     module_name = module_name or room

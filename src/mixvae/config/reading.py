@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
@@ -16,7 +15,7 @@ import yaml
 
 from mixvae.config.bounded import MODE, check_bounds, load_yaml, read_yaml
 from mixvae.config.schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig, check_nulls
-from mixvae.config.trust import EVERYBODY, NOBODY, Trust, check_config, granting
+from mixvae.config.trust import EVERYBODY, NAME, NOBODY, Trust, check_config, granting
 
 __all__ = [
     "Parser", "add_arguments", "changes", "check_file", "check_options", "check_parsed", "check_words", "flags",
@@ -25,8 +24,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-"""What the import path of a class looks like, or a bare name."""
 GROUPS = ("data", "model", "training", "start")
 """Keys of a configuration that hold others."""
 
@@ -131,7 +128,7 @@ def spelled(words: Sequence[str]) -> list[str]:
             whole.append(word)
             continue
         value = value if equals else next(rest, "")
-        named = PATH.fullmatch(value) and name.removeprefix("--") not in GROUPS
+        named = NAME.fullmatch(value) and name.removeprefix("--") not in GROUPS
         before = (i for i, other in enumerate(whole) if other.startswith(f"{name}."))  # or it would replace these
         whole.insert(next(before, len(whole)), f"{name}={{class_path: {value}}}" if named else f"{name}={value}")
     return whole

@@ -52,6 +52,8 @@ SCHEDULES = frozenset(
 )
 NESTED = re.compile(r"(torch\.nn|torch\.distributions|zuko\.transforms|zuko\.flows)\.[A-Z][A-Za-z0-9]*")
 """Classes that may be arguments: modules, distributions and transforms, and no functions."""
+NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""What the name of a class looks like, bare or as a path."""
 PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 """What an argument looks like that could name something to import."""
 MODEL_PLACES = ("posterior", "encoder", "flow", "prior", "lower", "decoder", "likelihood")
@@ -177,6 +179,11 @@ def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str
     """What one class of a configuration and its arguments name."""
     spec = _as_parsed(spec)
     if isinstance(spec, str):
+        if not NAME.fullmatch(spec):
+            raise ValueError(
+                f"{where} must be the name of a class, as package.module.Name, or {{class_path: name, …}} with all its "
+                f"braces; got {spec[:60]!r}"
+            )
         yield where, spec, _is_allowed(spec, place)
     elif isinstance(spec, Mapping):
         if (path := _class_of(spec, where)) is not None:

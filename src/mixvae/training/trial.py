@@ -50,7 +50,10 @@ def try_steps(parameters: Sequence[Tensor], make: MakeOptimizer, schedule: MakeS
         _step(optimizer)
         if not all(bool(zero.isfinite().all()) for zero in zeros):
             name = type(optimizer).__name__
-            raise ValueError(f"a step of {name} gives NaN or infinity: its learning rate and options must be finite")
+            raise ValueError(
+                f"a step of {name} gives NaN or infinity: its learning rate and options must be finite, and not beyond "
+                "what float32 holds"
+            )
         if isinstance(made, ReduceLROnPlateau):
             _step(made, 0.0)
         elif made is not None:
