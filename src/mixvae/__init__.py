@@ -84,6 +84,8 @@ _ROOMS = {
     "priors": ("TwoLevelPrior", "GaussianMixturePrior", "StandardNormal", "VampPrior"),
     "runs": ("fit", "load", "open_run"),
 }
+_NAMESPACES = (*_ROOMS, "config", "datasets", "diagnostics", "figures", "training")
+"""Modules that `import mixvae` is enough for: `mixvae.config.granting`."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
@@ -144,6 +146,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name in _NAMESPACES:
+        return importlib.import_module(f"mixvae.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'mixvae' has no attribute {name!r}")
     return getattr(importlib.import_module(f"mixvae.{_HOME[name]}"), name)
