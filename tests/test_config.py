@@ -29,7 +29,7 @@ def test_every_preset_is_complete_and_builds_a_model(name):
     settings = config.read(name)
     model = config.build(settings.model, (1, 4, 4), torch.rand(600, 1, 4, 4))
     assert sum(p.numel() for p in model.parameters()) > 0
-    assert config.settings(settings.training)["epochs"] == settings.training.epochs
+    assert config.options(settings.training).epochs == settings.training.epochs
 
 
 def test_the_papers_sizes():
@@ -105,11 +105,11 @@ def test_pseudo_inputs_start_from_examples_only_if_asked():
 
 def test_classes_of_the_training_are_imported():
     training = TrainingConfig(bound="pooled", schedule={"class_path": "StepLR", "step_size": 3})
-    values = config.settings(training)
-    assert values["bound"] is pooled
-    optimizer = values["optimizer"](GatedEncoder((4,), 2, (3,)).parameters())
+    made = config.options(training)
+    assert made.bound is pooled
+    optimizer = made.optimizer(GatedEncoder((4,), 2, (3,)).parameters())
     assert isinstance(optimizer, torch.optim.Adam)
-    assert values["schedule"](optimizer).step_size == 3
+    assert made.schedule(optimizer).step_size == 3
 
 
 @pytest.mark.parametrize(

@@ -754,3 +754,16 @@ def test_observations_and_noise_are_not_rounded_with_the_products(digits, precis
     )
     fit(model, digits, epochs=1, fabric=launch("cpu", precision=precision))
     assert seen == {dtype}
+
+
+def test_options_are_one_object_some_of_which_keywords_change(digits):
+    options = mixvae.TrainingOptions(epochs=5, batch=50, warmup=2)
+    rows = fit(small(), digits, options, epochs=2)
+    assert [row["beta"] for row in rows] == [0.5, 1.0]
+    alike = fit(small(), digits, epochs=2, batch=50, warmup=2)
+    assert [row["bound"] for row in rows] == [row["bound"] for row in alike]
+    with pytest.raises(TypeError, match="fit has no option 'epoch': did you mean epochs"):
+        fit(small(), digits, epoch=3)
+    for wrong in ({"batch": 0}, {"ema": 1.0}, {"clip": -1.0}, {"save_every": float("nan")}):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))} must"):
+            mixvae.TrainingOptions(**wrong)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from mixvae.priors import GaussianMixturePrior, StandardNormal, TwoLevelPrior, VampPrior
     from mixvae.runs import fit, load, open_run
+    from mixvae.training import TrainingOptions
 
 _ROOMS = {
     "bounds": ("Terms", "elbo", "iwelbo", "jsd", "log_weights", "miselbo", "pooled"),
@@ -83,8 +84,9 @@ _ROOMS = {
     ),
     "priors": ("TwoLevelPrior", "GaussianMixturePrior", "StandardNormal", "VampPrior"),
     "runs": ("fit", "load", "open_run"),
+    "training": ("TrainingOptions",),
 }
-_NAMESPACES = (*_ROOMS, "config", "datasets", "diagnostics", "figures", "training")
+_NAMESPACES = (*_ROOMS, "config", "datasets", "diagnostics", "figures")
 """Modules that `import mixvae` is enough for: `mixvae.config.granting`."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -120,6 +122,7 @@ __all__ = [
     "SeparateEncoders",
     "StandardNormal",
     "Terms",
+    "TrainingOptions",
     "TwoLevelConv",
     "TwoLevelDense",
     "TwoLevelPosterior",

@@ -1,6 +1,6 @@
 """Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
 
-from mixvae.config.building import build, construct, parameters, parse, resolve, settings, split
+from mixvae.config.building import build, construct, options, parameters, parse, resolve, split
 from mixvae.config.naming import describe, rebuild
 from mixvae.config.reading import (
     Parser,
@@ -69,6 +69,7 @@ __all__ = [
     "locate",
     "nearest",
     "nested",
+    "options",
     "parameters",
     "parse",
     "presets",
@@ -76,7 +77,6 @@ __all__ = [
     "read_yaml",
     "rebuild",
     "resolve",
-    "settings",
     "split",
     "shipped",
     "spelled",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mixvae.model import MixtureVAE
+    from mixvae.training import TrainingOptions
 
 
 MOST_NAMED = 20
@@ -229,17 +230,16 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
     return MixtureVAE(posterior, prior, decoder)
 
 
-def settings(config: TrainingConfig) -> dict[str, Any]:
-    """Arguments of `training.fit` that a configuration describes, with its classes imported."""
-    values = asdict(config)
-    for name in ("accelerator", "devices", "strategy", "precision", "threads", "freeze"):
-        del values[name]
+def options(config: TrainingConfig) -> TrainingOptions:
+    """What a configuration describes, with its classes imported."""
+    from mixvae.training import TrainingOptions
+
+    values = {name: value for name, value in asdict(config).items() if name in TrainingOptions.__dataclass_fields__}
     values["bound"] = _function(config.bound, "mixvae.bounds")
     values["gradient"] = _function(config.gradient, "mixvae.gradients")
-    values["score_all"] = values.pop("scored") == "all"
     kind, arguments = parse(config.optimizer, "torch.optim")
     values["optimizer"] = partial(kind, **arguments)
     if config.schedule is not None:
         kind, arguments = parse(config.schedule, "torch.optim.lr_scheduler")
         values["schedule"] = partial(kind, **arguments)
-    return values
+    return TrainingOptions(**values, score_all=config.scored == "all")

@@ -23,6 +23,7 @@ from mixvae.config import Config, Spec
 from mixvae.datasets import Dataset
 from mixvae.failures import called, plain_errors
 from mixvae.files import canonical, checksum
+from mixvae.training import TrainingOptions
 
 VERSION = 1
 """Version of the canonical form; a change of it makes all older recipes different."""
@@ -118,7 +119,7 @@ def recipe_of(config: Config, data: Dataset, start_sha256: str | None = None) ->
 def _of_config(
     config: Config, data: Mapping[str, Any], shape: Sequence[int] | None, start_sha256: str | None
 ) -> Recipe:
-    settings = mixvae.config.settings(config.training)
+    options = mixvae.config.options(config.training)
     model = {
         name: describe_spec(value, ROOM[name]) if name in ROOM and value is not None else value
         for name, value in _typed(config.model).items()
@@ -127,7 +128,7 @@ def _of_config(
     start = None
     if config.start.run is not None:
         start = {"sha256": start_sha256, "noise": float(config.start.noise), "fresh": config.start.fresh}
-    return _recipe(data, model, settings, config.seed, config.training.precision, config.training.freeze, start)
+    return _recipe(data, model, options, config.seed, config.training.precision, config.training.freeze, start)
 
 
 def legacy_recipe(config: Config, data_sha256: str | None) -> Recipe:
@@ -151,7 +152,7 @@ ROOM = {
 def recipe_of_model(
     model: nn.Module,
     data: Dataset,
-    settings: Mapping[str, Any],
+    options: TrainingOptions,
     *,
     seed: int,
     precision: str,
@@ -163,7 +164,7 @@ def recipe_of_model(
     Args:
         model: the model.
         data: its data.
-        settings: arguments of `Trainer`.
+        options: how it is trained.
         seed: seed of the training.
         precision: as Lightning Fabric names it.
         label: what the caller calls the model.
@@ -174,7 +175,7 @@ def recipe_of_model(
     described = {"label": label, "tensors": tensors, **made}
     frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return _recipe(data_identity(data), described, settings, seed, precision, frozen, None, learning)
+    return _recipe(data_identity(data), described, options, seed, precision, frozen, None, learning)
 
 
 def parts_of(model: nn.Module) -> dict[str, str]:
@@ -200,26 +201,26 @@ def data_identity(data: Dataset) -> dict[str, Any]:
 def _recipe(
     data: Mapping[str, Any],
     model: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    options: TrainingOptions,
     seed: int,
     precision: str,
     freeze: list[str],
     start: Mapping[str, Any] | None,
     parameters: Sequence[nn.Parameter] = (),
 ) -> Recipe:
-    groups, kind = describe_optimizer(settings["optimizer"], parameters)
+    groups, kind = describe_optimizer(options.optimizer, parameters)
     training = {
-        "bound": describe_callable(settings["bound"]),
-        "gradient": describe_callable(settings["gradient"]),
-        **{name: settings[name] for name in COPIED},
-        "ema": None if settings["ema"] is None else float(settings["ema"]),
+        "bound": describe_callable(options.bound),
+        "gradient": describe_callable(options.gradient),
+        **{name: getattr(options, name) for name in COPIED},
+        "ema": None if options.ema is None else float(options.ema),
         "freeze": sorted(freeze),
         "precision": precision,
         "optimizer": {"class": kind, "groups": [_without(group, "lr", "weight_decay") for group in groups]},
-        **({} if settings["compile"] == "none" else {"compile": settings["compile"]}),  # runs from before have none
-        "schedule": None if settings.get("schedule") is None else describe_callable(settings["schedule"]),
+        **({} if options.compile == "none" else {"compile": options.compile}),  # runs from before have none
+        "schedule": None if options.schedule is None else describe_callable(options.schedule),
     }
-    clip = settings["clip"]
+    clip = options.clip
     first = {
         "epoch": 0,
         "step": 0,

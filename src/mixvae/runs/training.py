@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,8 @@ from lightning_fabric import Fabric
 
 import mixvae.config
 from mixvae import datasets
-from mixvae.bounds import Bound, elbo
 from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
-from mixvae.gradients import Estimator, reparameterised
 from mixvae.model import MixtureVAE
 from mixvae.runs.evaluating import git_commit, versions
 from mixvae.runs.opening import open_run
@@ -26,10 +24,8 @@ from mixvae.runs.run import Run, open_data
 from mixvae.runs.standing import refuse, standing_run
 from mixvae.runs.starting import new_model
 from mixvae.runs.store import Layout, RunStore
-from mixvae.training import Compile, MakeOptimizer, MakeSchedule, Trainer, keep_freed_memory, launch
+from mixvae.training import Trainer, TrainingOptions, keep_freed_memory, launch
 from mixvae.training.processes import as_one, first_alone
-
-DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool = True) -> Run:
@@ -72,7 +68,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool 
         config = first_alone(fabric, begin)
         data = loaded[0] if loaded else open_data(config.data)
         _check_same_data(fabric, data)
-        settings = mixvae.config.settings(wanted)
+        options = mixvae.config.options(wanted)
 
         def compare() -> tuple[Recipe, bool]:
             there = standing_run(path, resume=resume)
@@ -95,7 +91,7 @@ def train(config: Config, out: str | Path, *, resume: bool = False, amend: bool 
             config=asdict(config),
             text=mixvae.config.to_yaml(config),
         )
-        trainer = Trainer(model, data, seed=config.seed, store=store, fabric=fabric, threads=wanted.threads, **settings)
+        trainer = Trainer(model, data, options, seed=config.seed, store=store, fabric=fabric, threads=wanted.threads)
         _run(trainer, store)
     return Run(path, data=data)
 
@@ -154,31 +150,29 @@ def _spec(model: MixtureVAE, data: Dataset) -> dict[str, Any]:
         return {"unnamed": str(error)}
 
 
+def _changed(options: TrainingOptions, changed: Mapping[str, Any]) -> TrainingOptions:
+    """Options with some of them changed."""
+    known = TrainingOptions.__dataclass_fields__
+    for name in changed:
+        if name not in known:
+            near = mixvae.config.nearest(name, list(known))
+            raise TypeError(
+                f"fit has no option {name!r}: " + (f"did you mean {near}?" if near else "see TrainingOptions")
+            )
+    return replace(options, **changed)
+
+
 def fit(
     model: MixtureVAE,
     data: Dataset,
+    options: TrainingOptions | None = None,
     *,
-    epochs: int = 100,
-    batch: int = 100,
-    draws: int = 1,
-    bound: Bound = elbo,
-    gradient: Estimator = reparameterised,
-    active: int | None = None,
-    score_all: bool = True,
-    validation_components: int | None = None,
-    optimizer: MakeOptimizer = DEFAULT_OPTIMIZER,
-    schedule: MakeSchedule | None = None,
-    warmup: int = 0,
-    patience: int | None = None,
-    clip: float | None = None,
-    ema: float | None = None,
-    compile: Compile = "none",
     seed: int = 0,
     run: str | Path | None = None,
     amend: bool = False,
     label: str = "",
     fabric: Fabric | None = None,
-    save_every: float = 30.0,
+    **changed: Any,
 ) -> list[dict[str, Any]]:
     """Train a model by maximising a bound, and leave it with the weights of the epoch best on validation.
 
@@ -190,51 +184,30 @@ def fit(
     Args:
         model: the model, as `MixtureVAE` or a module with its `forward`.
         data: training and validation examples.
-        epochs: passes over the training examples at most.
-        batch: examples per step, over all devices together.
-        draws: draws L per component.
-        bound: what is maximised, in nats per example.
-        gradient: how it is differentiated: `reparameterised`, `sticking_the_landing` or `doubly_reparameterised`.
-        active: components S to draw from at each step, chosen at random; all by default.
-        score_all: score every draw under all components (S2A, unbiased for the bound of the whole mixture), or
-            only under the active ones (S2S: cheaper, and a lower bound of it).
-        validation_components: components to draw from in validation, the same at every epoch; all by default.
-        optimizer: makes an optimiser from parameters.
-        schedule: makes a learning-rate schedule from an optimiser; it steps once per epoch.
-        warmup: epochs over which β rises linearly to 1.
-        patience: epochs without a better validation MISELBO, after the warm-up, that end the training.
-        clip: largest norm of the gradient.
-        ema: decay of a running average of the weights, which is then what is validated and kept.
-        compile: `none`, `default` or `reduce-overhead`: whether the bound and its gradient become one graph of
-            `torch.compile`, with CUDA graphs where they reduce overhead. It takes a minute or so before the first step.
-            A run goes on under the setting that it was begun with only.
+        options: how it is trained; `TrainingOptions()` by default.
         seed: seed of shuffling, binarisation and draws.
         run: the run directory; nothing is written by default.
         amend: go on with an unfinished run under another learning rate, weight decay or clipping, and record it; the
             optimiser's other options, such as `fused=True` of the default one, stay as they were.
         label: what you call the model; models of different labels are different.
         fabric: device, precision and processes, as `launch` gives them; this process by default.
-        save_every: seconds between checkpoints.
+        **changed: options to change, such as `fit(model, data, epochs=20)`: those of `TrainingOptions`.
 
     Returns:
         One row per epoch: epoch, bound, validation, beta, learning_rate, best_epoch, seconds.
 
     Raises:
+        TypeError: there is no such option.
         ValueError: a number is out of range, the run was made from something else, a file of it is damaged, or another
             process trains it.
         FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
     """
-    settings: dict[str, Any] = {
-        "epochs": epochs, "batch": batch, "draws": draws, "bound": bound, "gradient": gradient, "active": active,
-        "score_all": score_all, "validation_components": validation_components, "optimizer": optimizer,
-        "schedule": schedule, "warmup": warmup, "patience": patience, "clip": clip, "ema": ema,
-        "compile": compile, "save_every": save_every,
-    }  # fmt: skip
+    options = _changed(options or TrainingOptions(), changed)
     fabric = fabric or launch()
     if run is None:
         with as_one(fabric, lambda: "give the call again", quiet=False):
-            return Trainer(model, data, seed=seed, store=None, fabric=fabric, **settings).run()
+            return Trainer(model, data, options, seed=seed, store=None, fabric=fabric).run()
     path = Path(run).expanduser()
     precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric shows it nowhere else)
 
@@ -242,17 +215,23 @@ def fit(
 
     def compare() -> Recipe:
         recipe = recipe_of_model(
-            model, data, settings, seed=seed, precision=precision, label=label, spec=described.get("spec")
+            model, data, options, seed=seed, precision=precision, label=label, spec=described.get("spec")
         )
         there = standing_run(path, resume=True)
         if there is not None:
-            refuse(there, there.why_not_recipe(recipe, epochs, patience, amend=amend), "pass amend=True to change it")
+            refuse(
+                there,
+                there.why_not_recipe(recipe, options.epochs, options.patience, amend=amend),
+                "pass amend=True to change it",
+            )
         return recipe
 
     with as_one(fabric, lambda: "the same call goes on where it was", quiet=False):
         recipe = first_alone(fabric, compare)
-        goal = {"epochs": epochs, "patience": patience}
-        store = RunStore(path, recipe, goal, _runtime(data, path, fabric, save_every=save_every), model=described)
-        trainer = Trainer(model, data, seed=seed, store=store, fabric=fabric, **settings)
+        goal = {"epochs": options.epochs, "patience": options.patience}
+        store = RunStore(
+            path, recipe, goal, _runtime(data, path, fabric, save_every=options.save_every), model=described
+        )
+        trainer = Trainer(model, data, options, seed=seed, store=store, fabric=fabric)
         described["components"] = trainer.components
         return _run(trainer, store)

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 
 from mixvae.training.devices import default_device, launch
 from mixvae.training.memory import keep_freed_memory
+from mixvae.training.options import MakeOptimizer, MakeSchedule, TrainingOptions
 from mixvae.training.state import State, Store, is_over
 
 if TYPE_CHECKING:
-    from mixvae.training.trainer import Compile, MakeOptimizer, MakeSchedule, Trainer
+    from mixvae.training.trainer import Trainer
 
 __all__ = [
-    "Compile",
     "MakeOptimizer",
     "MakeSchedule",
     "State",
     "Store",
     "Trainer",
+    "TrainingOptions",
     "default_device",
     "is_over",
     "keep_freed_memory",
@@ -30,6 +31,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("Compile", "MakeOptimizer", "MakeSchedule", "Trainer"):
+    if name != "Trainer":
         raise AttributeError(f"module 'mixvae.training' has no attribute {name!r}")
     return getattr(importlib.import_module("mixvae.training.trainer"), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,9 +14,8 @@ from mixvae.bounds import Bound
 from mixvae.failures import plain_errors
 from mixvae.gradients import Estimator, doubly_reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
+from mixvae.training.options import Compile
 
-Compile = Literal["none", "default", "reduce-overhead"]
-"""How a step is compiled: not at all, or by one of torch.compile's modes."""
 ROUNDED, ROUNDED_HALF = 0.01, 0.2
 """Relative errors of a parameter's gradient that rounding may explain, in full and in half precision."""
 NEGLIGIBLE = 1e-3

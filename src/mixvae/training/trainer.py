@@ -16,24 +16,24 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mixvae.bounds import Bound, log_weights, miselbo
+from mixvae.bounds import log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
 from mixvae.failures import at_least, plain_errors
 from mixvae.files import load_tensors
 from mixvae.files.forms import conform
-from mixvae.gradients import Estimator
 from mixvae.model import MixtureVAE, evaluating, unread
 from mixvae.posteriors import Posterior
 from mixvae.training.average import RunningAverage
 from mixvae.training.estimates import check_step, check_training
-from mixvae.training.objective import Compile, Inputs, Objective, check_compile
+from mixvae.training.objective import Inputs, Objective, check_compile
+from mixvae.training.options import TrainingOptions
 from mixvae.training.processes import first_alone
 from mixvae.training.progress import Display, announce
 from mixvae.training.rates import amend, base_rates
 from mixvae.training.signals import StopSignal
 from mixvae.training.state import State, Store, is_over
-from mixvae.training.trial import MakeOptimizer, MakeSchedule, check_values, rehearsing, try_bound, try_steps
+from mixvae.training.trial import check_values, rehearsing, try_bound, try_steps
 from mixvae.training.watch import EVERY, Watch, all_finite
 
 VALIDATION_BATCH = 500
@@ -52,44 +52,24 @@ class Trainer:
         self,
         model: MixtureVAE,
         data: Dataset,
+        options: TrainingOptions,
         *,
-        epochs: int,
-        batch: int,
-        draws: int,
-        bound: Bound,
-        gradient: Estimator,
-        compile: Compile = "none",
-        active: int | None,
-        score_all: bool,
-        validation_components: int | None,
-        optimizer: MakeOptimizer,
-        schedule: MakeSchedule | None,
-        warmup: int,
-        patience: int | None,
-        clip: float | None,
-        ema: float | None,
         seed: int,
         store: Store | None,
         fabric: Fabric,
-        save_every: float,
         threads: int | None = None,
     ):
-        at_least(1, epochs=epochs, batch=batch, draws=draws, patience=patience, active=active, threads=threads)
-        at_least(1, validation_components=validation_components)
-        at_least(0, warmup=warmup, seed=seed, save_every=save_every)
+        at_least(0, seed=seed)
+        at_least(1, threads=threads)
+        batch, active, each = options.batch, options.active, options.validation_components
         if threads is not None and threads > MOST_THREADS:
             raise ValueError(f"threads must be at most {MOST_THREADS}; got {threads}")
-        if ema is not None and not 0 < ema < 1:
-            raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {ema}")
-        if clip is not None and not 0 < clip < math.inf:
-            raise ValueError(f"clip must be a positive number; got {clip}")
         if min(batch, len(data.train)) < fabric.world_size:
             raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
         if threads is not None:
             torch.set_num_threads(threads)
         self.model, self.fabric, self.store, self.threads = model, fabric, store, threads
-        self.epochs, self.batch, self.draws, self.seed = epochs, batch, draws, seed
-        self.warmup, self.patience, self.clip, self.save_every = warmup, patience, clip, save_every
+        self.options, self.seed = options, seed
         self.train, self.validation = data.train.to(fabric.device), data.validation.to(fabric.device)
         self.state = State()
         self.watch = Watch(fabric.device)
@@ -99,40 +79,41 @@ class Trainer:
         self.saved = self.stopping = False
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
         trained = [p for p in model.parameters() if p.requires_grad]
-        check_training(model, trained, optimizer, fabric.device, averaged=ema is not None)
-        try_steps(trained, optimizer, schedule)
-        made = optimizer(trained)
+        check_training(model, trained, options.optimizer, fabric.device, averaged=options.ema is not None)
+        try_steps(trained, options.optimizer, options.schedule)
+        made = options.optimizer(trained)
         whole = len(range(fabric.global_rank, min(batch, len(data.train)), fabric.world_size))
         self.on_device = isinstance(model.posterior, Posterior) and bool(model.posterior.gathers)
-        check_compile(compile, gradient, None if active is None or self.on_device else model.posterior)
+        check_compile(options.compile, options.gradient, None if active is None or self.on_device else model.posterior)
         self.bare = Objective(
-            model, bound, gradient, score_all=score_all, compile=compile, whole=whole, device=fabric.device
-        )
+            model, options.bound, options.gradient, score_all=options.score_all, compile=options.compile, whole=whole,
+            device=fabric.device,
+        )  # fmt: skip
         self.objective, self.optimizer = fabric.setup(self.bare, made)
         self.base = base_rates(made)  # before a schedule changes them
-        self.schedule = schedule(made) if schedule else None
-        self.ema = RunningAverage(model, ema) if ema else None
+        self.schedule = options.schedule(made) if options.schedule else None
+        self.ema = RunningAverage(model, options.ema) if options.ema else None
         trial = self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
         with torch.no_grad(), evaluating(model):
             q = model.posterior(trial)
         self.components, self.latent = q.batch_shape[0], q.event_shape[0]
-        for name, value in (("active", active), ("validation_components", validation_components)):
+        for name, value in (("active", active), ("validation_components", each)):
             if value is not None and value > self.components:
                 raise ValueError(f"{name} must be at most the number of components, {self.components}; got {value}")
         self.active = active
         check_values(model, self.train, self.validation)
-        for size, drawn, scored, each in (
+        for size, drawn, scored, draws in (
             (min(batch, len(data.train)) // fabric.world_size, active or self.components,
-             self.components if score_all else active or self.components, draws),
-            (min(VALIDATION_BATCH, len(data.validation)), validation_components or self.components, self.components, 1),
+             self.components if options.score_all else active or self.components, options.draws),
+            (min(VALIDATION_BATCH, len(data.validation)), each or self.components, self.components, 1),
         ):  # fmt: skip
             check_step(
-                fabric.device, data.shape, draws=each, drawn=drawn, scored=scored, batch=size, latent=self.latent,
+                fabric.device, data.shape, draws=draws, drawn=drawn, scored=scored, batch=size, latent=self.latent,
                 half="16" in str(fabric._precision.precision),  # noqa: SLF001  (Fabric shows it nowhere else)
             )  # fmt: skip
         self._try(whole)
         validated = torch.randperm(self.components, generator=torch.Generator().manual_seed(VALIDATION_SEED))
-        self.validated = validated[: validation_components or self.components].sort().values
+        self.validated = validated[: each or self.components].sort().values
         self.signal = StopSignal()
         self.last_save = time.monotonic()
 
@@ -147,7 +128,7 @@ class Trainer:
 
         def inputs(examples: int) -> Inputs:
             x = self._cast(self.train.batch(slice(0, examples), generator))
-            noise = torch.randn(self.draws, self.active or self.components, examples, self.latent).to(x)
+            noise = torch.randn(self.options.draws, self.active or self.components, examples, self.latent).to(x)
             return Inputs(x, noise, chosen)
 
         self.model.train()  # as the training will: another mode is another graph
@@ -169,13 +150,15 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether all epochs are over, or validation has not improved for too long after the warm-up."""
-        return is_over(self.state.epoch, self.state.best_epoch, self.epochs, self.warmup, self.patience)
+        return is_over(
+            self.state.epoch, self.state.best_epoch, self.options.epochs, self.options.warmup, self.options.patience
+        )
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end and leave the best weights in the model; returns one row per epoch."""
         self._resume()
         self.watch = Watch(self.fabric.device, self.state.total)
-        show = Display(self.epochs) if self.fabric.is_global_zero else nullcontext()
+        show = Display(self.options.epochs) if self.fabric.is_global_zero else nullcontext()
         with show as display, self.signal.listening(), unread(self.model, self.kept), self._left_finite():
             if not self.saved or (self.store is not None and self.store.is_stale):
                 self._save()  # so that a kill at any later instant finds a run to go on with
@@ -184,7 +167,7 @@ class Trainer:
                 self.rows.append(row)
                 if self.store is not None and self.fabric.is_global_zero:
                     self._log(row)
-                if self.done or self.stopping or time.monotonic() - self.last_save >= self.save_every:
+                if self.done or self.stopping or time.monotonic() - self.last_save >= self.options.save_every:
                     self._save()
                 if self.stopping:
                     self._interrupt()
@@ -210,21 +193,23 @@ class Trainer:
         started, before = time.monotonic(), state.seconds
         self.bare.beta.fill_(self._beta)
         shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
-        batches = torch.randperm(len(self.train), generator=shuffle).to(self.fabric.device).split(self.batch)
+        batches = torch.randperm(len(self.train), generator=shuffle).to(self.fabric.device).split(self.options.batch)
         choices = [self._choose(shuffle) for _ in batches]
         self.model.train()
         for rows, chosen in zip(batches[state.step :], choices[state.step :], strict=True):
             # every process draws the noise of the whole batch, so that results do not depend on their number
             x = self._cast(self.train.batch(rows, self.noise))
-            shape = self.draws, self.active or self.components, len(rows), self.latent
+            shape = self.options.draws, self.active or self.components, len(rows), self.latent
             noise = torch.randn(shape, generator=self.noise, device=self.fabric.device).to(x)
             value = self.objective(Inputs(x[rank::world], noise[:, :, rank::world], chosen))
             told = torch.full_like(value, self.signal.number, requires_grad=False)
             self.watch.note(state.step, *self._over_all(torch.stack([value.detach(), told])))
             self.optimizer.zero_grad()
             self.fabric.backward(-value * (world / len(rows)))
-            if self.clip is not None:
-                self.fabric.clip_gradients(self.objective, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
+            if self.options.clip is not None:
+                self.fabric.clip_gradients(
+                    self.objective, self.optimizer, max_norm=self.options.clip, error_if_nonfinite=False
+                )
             self.optimizer.step()
             if self.ema:
                 self.ema.update_parameters(self.model)
@@ -236,14 +221,14 @@ class Trainer:
             if stop:
                 self._save()
                 self._interrupt()
-            if time.monotonic() - self.last_save >= self.save_every:
+            if time.monotonic() - self.last_save >= self.options.save_every:
                 self._save()
         return self._end_of_epoch(before, started)
 
     @property
     def _beta(self) -> float:
         """Weight β of the KL part in this epoch."""
-        return min(1.0, (self.state.epoch + 1) / self.warmup) if self.warmup else 1.0
+        return min(1.0, (self.state.epoch + 1) / self.options.warmup) if self.options.warmup else 1.0
 
     def _choose(self, generator: torch.Generator) -> Tensor | None:
         """Components that a step draws from: so many at random, without replacement, or all."""

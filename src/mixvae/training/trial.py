@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mixvae.datasets import Split
 from mixvae.failures import called, plain_errors, said
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.training.options import MakeOptimizer, MakeSchedule
 
 LOOKED_AT = 10_000
 """Examples that are looked at together."""
-MakeOptimizer = Callable[..., torch.optim.Optimizer]
-MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau]
 
 
 def try_steps(parameters: Sequence[Tensor], make: MakeOptimizer, schedule: MakeSchedule | None) -> None:
