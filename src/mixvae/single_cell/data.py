@@ -14,6 +14,8 @@ from anndata import AnnData
 
 from mixvae.config import nearest
 from mixvae.files import one_line
+from mixvae.resources import TooLarge
+from mixvae.single_cell.checked import Unfit, check_h5ad, check_texts
 
 TOLERANCE = 1e-6
 """Largest distance from an integer at which a number still counts as a count."""
@@ -167,15 +169,24 @@ def check_stored(adata: AnnData, keys: Sequence[str], width: int) -> None:
             )
 
 
-def read_h5ad(path: str | Path) -> AnnData:
-    """Read an .h5ad file.
+def read_h5ad(path: str | Path, *, copied: bool = False) -> AnnData:
+    """Read an .h5ad file that holds all of its cells itself.
+
+    Args:
+        path: the file.
+        copied: also refuse what is read but cannot be written again.
 
     Raises:
-        ValueError: there is no such file, or it is no AnnData.
+        ValueError: there is no such file, it is no AnnData, an entry lies in another file, or it is larger than memory.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"there is no file {path}")
+    path = Path(path)
     try:
-        return anndata.read_h5ad(path)
+        check_h5ad(path, copied=copied)
+        adata = anndata.read_h5ad(path)
+    except (Unfit, TooLarge):
+        raise
     except Exception as error:  # whatever h5py, zarr or anndata raise
         raise ValueError(f"{path} cannot be read as AnnData (.h5ad): {one_line(error)}") from error
+    if copied:
+        check_texts(adata, path)
+    return adata

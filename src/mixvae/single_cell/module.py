@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
 from mixvae.bounds import Terms, elbo, jsd, log_weights, pooled
+from mixvae.resources import make
 from mixvae.single_cell.likelihood import log_likelihood
 from mixvae.single_cell.posterior import CellPosterior, ComponentEncoders
 
@@ -64,7 +66,8 @@ class MixtureModule(VAE):
     def __init__(self, n_input: int, *, n_components: int = 4, freeze_decoder: bool = False, **kwargs: Any):
         super().__init__(n_input, **kwargs)
         first = self.z_encoder
-        self.z_encoder = ComponentEncoders([first, *(fresh_copy(first) for _ in range(n_components - 1))])
+        further = make(partial(fresh_copy, first), n_components - 1, "further encoders")
+        self.z_encoder = ComponentEncoders([first, *further])
         self.n_components = n_components
         self.freeze_decoder = freeze_decoder
         for name, parameter in self.named_parameters():

@@ -98,6 +98,8 @@ def agree(path: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 def legacy_evaluation(content: Mapping[str, Any]) -> Evaluation:
     """A legacy result as an evaluation: nothing is known of its data but the number of held-out cells."""
     own = content["estimate"]
+    if not all(isinstance(value, int | float) for value in content["pooled"]):
+        raise TypeError("pooled holds something else than numbers")
     pooled = np.array(content["pooled"], dtype=float)
     each = own["draws_per_component"]
     identity = Identity(None, "test", len(pooled), None, own["components"], each, own["seed"], legacy=True)

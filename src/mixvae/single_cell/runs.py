@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from anndata import AnnData
 from scvi.model import SCVI
 from scvi.model._utils import get_max_epochs_heuristic
 
-from mixvae.failures import at_least
-from mixvae.files import atomic, load_tensors, load_weights, read_json, read_part, weights_from_bytes
+from mixvae.failures import at_least, plain_errors
+from mixvae.files import atomic, load_tensors, read_json, read_part, read_regular, weights_from_bytes
+from mixvae.resources import guarding, short
 from mixvae.runs import Layout, Run, open_run
+from mixvae.single_cell.checked import MIXTURE_OPTIONS, OPTIONS, Record, check_sizes
 from mixvae.single_cell.data import check_genes, read_h5ad
 from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
-from mixvae.single_cell.recipes import Training, as_registry, recipe_of
+from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, recipe_of
 from mixvae.single_cell.training import Progress, fit, is_legacy, standing
 
 LATENT_KEY = "X_mixvae"
@@ -112,23 +114,58 @@ def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
             training.
     """
     path = Path(run).expanduser()
-    if is_legacy(path):
-        return _load_legacy(path, adata)
-    if not Layout(path).manifest.exists():
+    cls, record, source, content = _read_legacy(path) if is_legacy(path) else _read(path)
+    check_genes(adata.var_names, record.genes)
+    weights = weights_from_bytes(content, source)
+    check_sizes(record.settings, weights, str(source))
+    fitting = plain_errors(f"the model of {path} cannot be made for these cells")
+    with fitting, guarding(f"the model of {path}", "train a smaller one"):
+        registry = as_registry(record.registry)
+        cls.setup_anndata(adata, source_registry=registry, **record.registry["setup_args"])
+        model = cls(adata, **record.settings)
+    load_tensors(model.module, weights, str(source))
+    _finish(model)
+    return model if isinstance(model, MixtureSCVI) else MixtureSCVI.from_scvi_model(model, 1, noise=0.0)
+
+
+def _read(path: Path) -> tuple[type[SCVI], Record, Path, bytes]:
+    """Class and record of the model of a finished run, and path and content of its weights."""
+    layout = Layout(path)
+    if not layout.manifest.exists():
         raise ValueError(f"{path} is not a run of `mixvae sc train`: it has no run.json")
     opened = open_run(path)
-    described = opened.manifest["model"] or {}
-    cls = CLASSES.get(described.get("class", ""))
-    if cls is None:
+    described = opened.manifest["model"]
+    kind = described.get("class") if isinstance(described, dict) else None
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ValueError(f"{path} is a run, but not of cells: `mixvae sc train` makes those")
-    if not opened.is_done:
+    options = MIXTURE_OPTIONS if CLASSES[kind] is MixtureSCVI else OPTIONS
+    record = Record.from_json(described, options, str(layout.manifest))
+    with plain_errors(f"{layout.manifest} is damaged, restore the file from a copy"):
+        is_done = opened.is_done
+    if not is_done:
         raise ValueError(f"{path} has not finished training: give its `mixvae sc train` command again")
-    check_genes(adata.var_names, described["genes"])
-    registry = described["registry"]
-    cls.setup_anndata(adata, source_registry=as_registry(registry), **registry["setup_args"])
-    model = cls(adata, **described["settings"])
-    take_weights(model, opened)
-    return model if isinstance(model, MixtureSCVI) else MixtureSCVI.from_scvi_model(model, 1, noise=0.0)
+    return CLASSES[kind], record, layout.weights, read_part(layout.manifest, "weights")[1]
+
+
+def _read_legacy(path: Path) -> tuple[type[SCVI], Record, Path, bytes]:
+    """The same of a run from before runs had an identity: settings.json, registry.json and model.safetensors."""
+    weights = path / "model.safetensors"
+    if not weights.exists():
+        raise ValueError(f"{path} is a run of an earlier mixvae that has not finished training: train a new one")
+    begun, registry = read_json(path / "settings.json"), read_json(path / "registry.json")
+    if not isinstance(begun, dict):
+        raise ValueError(f"{path / 'settings.json'} must hold an object; got {short(begun)}: restore it from a copy")
+    given = {**asdict(Settings()), **begun}
+    described = {
+        "settings": {name: given[plain] for name, plain in PLAIN_NAMES.items()},
+        "genes": begun.get("genes"),
+        "registry": registry,
+    }
+    if isinstance(registry, dict):
+        setup = {name: None if given[name] in ([], ()) else given[name] for name in Settings().setup()}
+        described["registry"] = registry | {"setup_args": setup}
+    record = Record.from_json(described, MIXTURE_OPTIONS, f"{path / 'settings.json'} or {path / 'registry.json'}")
+    return MixtureSCVI, record, weights, read_regular(weights)
 
 
 def take_weights(model: SCVI, run: Run) -> None:
@@ -170,23 +207,6 @@ def _finish(model: SCVI) -> None:
     model.module.eval()
 
 
-def _load_legacy(path: Path, adata: AnnData) -> MixtureSCVI:
-    """Load a run from before runs had an identity: settings.json, registry.json and model.safetensors."""
-    weights = path / "model.safetensors"
-    if not weights.exists():
-        raise ValueError(f"{path} is a run of an earlier mixvae that has not finished training: train a new one")
-    begun = read_json(path / "settings.json")
-    check_genes(adata.var_names, begun["genes"])
-    names = Settings.__dataclass_fields__
-    settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in begun.items() if k in names})
-    registry = as_registry(read_json(path / "registry.json"))
-    MixtureSCVI.setup_anndata(adata, source_registry=registry, **settings.setup())
-    model = settings.model(adata)
-    load_tensors(model.module, load_weights(weights), str(weights))
-    _finish(model)
-    return model
-
-
 def embed(run: str | Path, file: str | Path, out: str | Path) -> AnnData:
     """Write a copy of a file with latents, `X_mixvae`, and responsibilities in `obsm`.
 
@@ -195,7 +215,7 @@ def embed(run: str | Path, file: str | Path, out: str | Path) -> AnnData:
         file: an .h5ad file with the genes of the run.
         out: the .h5ad file to write.
     """
-    adata = read_h5ad(file)
+    adata = read_h5ad(file, copied=True)
     columns = set(adata.obs) | set(adata.uns)
     model = load(run, adata)
     adata.obsm[LATENT_KEY] = model.get_latent_representation()
@@ -204,6 +224,6 @@ def embed(run: str | Path, file: str | Path, out: str | Path) -> AnnData:
     adata.obs = adata.obs.drop(columns=[key for key in own if key in adata.obs])  # of no use in a file
     for key in set(own) & set(adata.uns):
         del adata.uns[key]
-    with atomic(out) as temporary:
+    with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:
         adata.write_h5ad(temporary)
     return adata

@@ -179,6 +179,7 @@ def run(
     def check(path: Path, content: Mapping[str, Any]) -> None:
         agree(path, content["settings"], asdict(plan))
         agree(path, {"number of held-out cells": len(content["pooled"])}, {"number of held-out cells": held_out})
+        legacy_evaluation(content)
 
     contents = legacy(out, listed, check)
     made = _Study(out, plan, data).evaluations(listed) if contents is None else map(legacy_evaluation, contents)

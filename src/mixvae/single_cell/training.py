@@ -54,8 +54,8 @@ def standing(path: Path, asked: Recipe, training: Training, *, same_goal: bool =
         return None
     reason = run.why_not_recipe(asked, training.epochs, training.patience)
     if same_goal and not run.recipe.differences(asked):
-        goal = run.manifest["goal"]
-        changed = [f"{name} is {goal[name]}, not {new}" for name, new in training.goal.items() if goal[name] != new]
+        held, wanted = run.manifest["goal"], training.goal
+        changed = [f"{name} is {held.get(name)}, not {new}" for name, new in wanted.items() if held.get(name) != new]
         reason = changed[0] if changed else reason
     refuse(run, reason)
     return run
