@@ -79,6 +79,16 @@ def refused(capsys, *words):
     return err
 
 
+def forge(path, change):
+    """Change a JSON file of ours, and make its checksum right."""
+    from mixvae.files import canonical, checksum, read_json, write_json
+
+    content = read_json(path)
+    content.pop("checksum")
+    change(content)
+    write_json(path, content | {"checksum": checksum(canonical(content))})
+
+
 def fork(function):
     """Start a process that calls a function and ends with status 0, or 1 if it raises."""
     pid = os.fork()

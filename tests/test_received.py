@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import refused
+from conftest import forge, refused
 from mixvae import config, runs
 from mixvae.cli import main
 from mixvae.figures import png
 from mixvae.figures.style import blank
-from mixvae.files import canonical, checksum, read_json, write_json
+from mixvae.files import checksum
 
 SMALL = [
     "--data.limit=60", "--data.limit_validation=20", "--model.latent=2", "--training.epochs=1",
@@ -35,14 +35,6 @@ def trained(tmp_path_factory):
 def copy(trained, tmp_path):
     """A copy of it in a folder of its own."""
     return Path(shutil.copytree(trained, tmp_path / "runs" / "run"))
-
-
-def forge(path, change):
-    """Change a JSON file of ours, and make its checksum right."""
-    content = read_json(path)
-    content.pop("checksum")
-    change(content)
-    write_json(path, content | {"checksum": checksum(canonical(content))})
 
 
 RECORDS = {

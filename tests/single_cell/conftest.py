@@ -1,6 +1,7 @@
 """Real cells, few of them, and a model that was trained on them for a moment."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ pytest.importorskip("scvi")
 import scvi  # noqa: E402
 from scvi.model import SCVI  # noqa: E402
 
-from mixvae.single_cell import MixtureSCVI, pbmc68k  # noqa: E402
+from mixvae.single_cell import MixtureSCVI, pbmc68k, runs  # noqa: E402
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -76,3 +77,18 @@ def trained(real):
 def batch_of(model, indices=None, size=None):
     """One batch of cells as scvi-tools loads it."""
     return next(iter(model._make_data_loader(adata=model.adata, indices=indices, batch_size=size or 200)))
+
+
+@pytest.fixture(scope="module")
+def finished(real, tmp_path_factory, request):
+    """A finished run of the module's settings, and its file; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    real.copy().write_h5ad(folder / "cells.h5ad")
+    runs.train(folder / "cells.h5ad", folder / "run", request.module.SETTINGS)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to change."""
+    return shutil.copytree(finished / "run", tmp_path / "run")

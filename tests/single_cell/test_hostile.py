@@ -10,9 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from conftest import refused
+from conftest import forge, refused
 from mixvae import resources
-from mixvae.files import canonical, checksum, read_json, weights_to_bytes, write_json
+from mixvae.files import checksum, read_json, weights_to_bytes, write_json
 from mixvae.files.tensors import load_weights
 from mixvae.single_cell import MixtureSCVI, runs, study
 from mixvae.single_cell.data import read_h5ad
@@ -22,25 +22,10 @@ SETTINGS = runs.Settings(components=2, batch_key="batch", latent=3, epochs=1, ca
 SECRET = b"a secret of the user's. " * 10
 
 
-@pytest.fixture(scope="module")
-def finished(real, tmp_path_factory):
-    """A finished run and its file; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    real.copy().write_h5ad(folder / "cells.h5ad")
-    runs.train(folder / "cells.h5ad", folder / "run", SETTINGS)
-    return folder
-
-
 @pytest.fixture
 def file(finished, tmp_path):
     """A copy of the file, to change."""
     return shutil.copy(finished / "cells.h5ad", tmp_path / "cells.h5ad")
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of the run, to change."""
-    return shutil.copytree(finished / "run", tmp_path / "run")
 
 
 def named(item, encoding="array", version="0.2.0"):
@@ -251,14 +236,6 @@ def test_what_could_not_be_written_again_is_refused_before_the_model_is_made(
     assert not list(tmp_path.glob("*out*"))
 
 
-def forge(run, change):
-    """Change the record of a run, with a checksum that is right."""
-    content = read_json(run / "run.json")
-    change(content)
-    content.pop("checksum")
-    write_json(run / "run.json", content | {"checksum": checksum(canonical(content))})
-
-
 def put(value, *keys):
     """A change of the described model: another value at a place; none to take it away."""
 
@@ -340,7 +317,7 @@ RECORDS = {
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_of_another_form_is_one_line(copied, file, tmp_path, capsys, name):
     change, told = RECORDS[name]
-    forge(copied, change)
+    forge(copied / "run.json", change)
     said = refused(capsys, "sc", "embed", copied, file, "--out", tmp_path / "out.h5ad")
     assert told in said
     assert "report it" not in said
@@ -364,7 +341,7 @@ def test_a_model_is_measured_while_it_is_built_where_its_weights_agree(copied, f
         record["model"]["settings"]["n_hidden"] = 10**6
         record["files"]["weights"].update(sha256=checksum(content), bytes=len(content))
 
-    forge(copied, change)
+    forge(copied / "run.json", change)
     monkeypatch.setattr(resources, "memory", lambda: 2**28)
     said = refused(capsys, "sc", "embed", copied, file, "--out", tmp_path / "out.h5ad")
     assert "needs at least" in said

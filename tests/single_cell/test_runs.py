@@ -43,21 +43,6 @@ def stop_after(last_epoch, error=Killed):
     return progress
 
 
-@pytest.fixture(scope="module")
-def finished(real, tmp_path_factory):
-    """A finished run and its file; not to be changed."""
-    folder = tmp_path_factory.mktemp("finished")
-    real.copy().write_h5ad(folder / "cells.h5ad")
-    runs.train(folder / "cells.h5ad", folder / "run", SETTINGS)
-    return folder
-
-
-@pytest.fixture
-def copied(finished, tmp_path):
-    """A copy of the finished run, to change."""
-    return shutil.copytree(finished / "run", tmp_path / "run")
-
-
 def without_clock(rows):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
