@@ -19,6 +19,7 @@ from mixvae.gradients import reparameterised
 from mixvae.model import unread
 from mixvae.training import launch, objective
 
+PRESETS = sorted(config.presets())
 SHAPES = {"cifar10": (3, 8, 8), "cifar10_pixelcnn": (3, 8, 8), "tabular": (7,)}
 ACTIVE = {"one_hot": 3}
 
@@ -131,6 +132,14 @@ def resume(backend, folder, compile="default", *words):
     assert far < (1e-3 if "bf16-mixed" not in words else 0.02), far
     assert mixvae.open_run(f"{folder}/whole").recipe.identity["training"].get("compile", "none") == compile
     print("bit for bit")
+
+
+def script(*words, timeout=900):
+    """Run this file in a process of its own, and return what it says."""
+    command = [sys.executable, __file__, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
 
 
 if __name__ == "__main__":

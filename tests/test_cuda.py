@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import graph_script
+from graph_script import PRESETS, script
 from mixvae import datasets, runs
 from mixvae.bounds import elbo
 from mixvae.decoders import MLPDecoder
@@ -23,7 +24,6 @@ from mixvae.precision import exact_products
 from mixvae.priors import StandardNormal
 from mixvae.training import launch
 from mixvae.training.objective import Inputs, Objective
-from test_graphs import PRESETS, script
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

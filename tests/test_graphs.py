@@ -1,10 +1,7 @@
 """The training step reads nothing back from its device, and compiles to one graph."""
 
-import subprocess
-import sys
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import graph_script
 from conftest import binary, refused, tiny_model
-from mixvae import config, datasets, runs
+from graph_script import PRESETS, script
+from mixvae import datasets, runs
 from mixvae.bounds import elbo, miselbo
 from mixvae.decoders import MLPDecoder
 from mixvae.flows import CouplingFlow
@@ -26,8 +24,6 @@ from mixvae.runs import fit
 from mixvae.training import Trainer
 from mixvae.training.objective import Inputs, Objective, check_compile
 
-SCRIPT = Path(graph_script.__file__)
-PRESETS = sorted(file.stem for file in config.locate("digits", "presets").parent.glob("*.yaml"))
 GROUPS = [PRESETS[:2], PRESETS[2:5], PRESETS[5:]]
 """Presets that are compiled by one process; the convolutional ones take longest."""
 
@@ -312,14 +308,6 @@ def test_a_trial_leaves_the_statistics_of_a_batchnorm_alone():
     model = MixtureVAE(SeparateEncoders(Normed, 2), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     fit(model, datasets.load("digits", limit=40, limit_validation=20), epochs=1, batch=20)
     assert int(model.posterior.encoders[0].net[2].num_batches_tracked) == 2
-
-
-def script(*words, timeout=900):
-    """Run graph_script.py and return what it says."""
-    command = [sys.executable, str(SCRIPT), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("names", GROUPS)

@@ -1,6 +1,7 @@
 """A room imports only rooms below it, and light rooms stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,9 @@ assert callable(mixvae.runs.fit) and callable(mixvae.runs.train)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_test_module_imports_another():
+    """What they share is in modules of its own: conftest, zoo, browser and the like."""
+    found = re.compile(r"^\s*(?:from|import) test_", re.MULTILINE)
+    assert [path.name for path in Path(__file__).parent.rglob("*.py") if found.search(path.read_text())] == []

@@ -6,7 +6,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from mixvae.distributions import DiagonalGaussian
 from mixvae.priors import StandardNormal
-from test_contracts import BATCH, COMPONENTS, LATENT, POSTERIORS, SHAPE
+from zoo import BATCH, COMPONENTS, LATENT, POSTERIORS, SHAPE
 
 FIXED = [name for name in POSTERIORS if "learned" not in name]
 SPAN, STEPS = 24.0, 801

@@ -1,58 +1,13 @@
 """Pages in a real browser: no errors, no requests, pictures that decode, tables that sort."""
 
-import html
-import json
 import math
-import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
+from browser import browse
 from mixvae import figures, pages
 from mixvae.pages import Column
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-BEFORE = """<script>
-window.faults = [];
-addEventListener("error", e => faults.push(String(e.message || e.target.src)), true);
-console.error = console.warn = (...words) => faults.push(words.join(" "));
-</script>"""
-AFTER = """<script>
-addEventListener("load", () => {  // when every picture is there or has failed
-  const decoded = [...document.images].map(image => image.complete && image.naturalWidth > 50);
-  const table = document.querySelector("table.sortable"), buttons = table.querySelectorAll("th button");
-  const column = i => [...table.tBodies[0].rows].map(row => row.cells[i].textContent);
-  const orders = [];
-  for (const i of PROBED) for (let click = 0; click < 3; click++) { buttons[i].click(); orders.push(column(i)); }
-  const probe = document.createElement("pre");
-  probe.id = "probe";
-  probe.textContent = JSON.stringify({
-    faults, decoded, orders, requests: performance.getEntriesByType("resource").map(entry => entry.name),
-    wide: document.documentElement.scrollWidth > innerWidth,
-  });
-  document.body.append(probe);
-});
-</script>"""
-
-
-def browse(page, tmp_path, probed=(0, 1), width=1200):
-    """What a headless Chromium makes of a page."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    text = page.read_text()
-    text = text.replace("<head>", "<head>" + BEFORE).replace(
-        "</body>", AFTER.replace("PROBED", str(list(probed))) + "</body>"
-    )
-    copy = tmp_path / "probed.html"
-    copy.write_text(text)
-    flags = "--headless --no-sandbox --disable-gpu --dump-dom".split()
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", copy.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
-    assert found, dom[-2000:]
-    return json.loads(html.unescape(found[1]))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import t
 
+from browser import browse
 from mixvae import config, runs
 from mixvae.cli import main
 from mixvae.cli.output import PAGE, show_rows
@@ -20,7 +21,6 @@ from mixvae.reproduce.trainings import Question, Trainings, Variant
 from mixvae.runs import RunStore
 from mixvae.runs.recipe import recipe_of
 from mixvae.runs.stored import save_evaluation
-from test_pages import browse
 
 TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["paper"], Trainings)}
 
