@@ -49,6 +49,20 @@ def binary(n, shape=(1, 2, 2), seed=1, dtype=torch.float64):
     return (torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed)) < 0.5).to(dtype)
 
 
+USER_MODULE = """
+from torch import nn
+
+class MyEncoder(nn.Module):
+    def __init__(self, latent, width=7):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Tanh(), nn.Linear(width, 2 * latent))
+
+    def forward(self, x):
+        return self.net(x).chunk(2, -1)
+"""
+"""Source of a module of a user's, with an encoder."""
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

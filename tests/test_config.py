@@ -4,24 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import USER_MODULE
 from mixvae import config
 from mixvae.bounds import pooled
 from mixvae.config import Config, ModelConfig, TrainingConfig
 from mixvae.decoders import ContinuousBernoulli, GaussianLikelihood
 from mixvae.networks import GatedEncoder
 from mixvae.priors import VampPrior
-
-USER_MODULE = """
-from torch import nn
-
-class MyEncoder(nn.Module):
-    def __init__(self, latent, width=7):
-        super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.Tanh(), nn.Linear(width, 2 * latent))
-
-    def forward(self, x):
-        return self.net(x).chunk(2, -1)
-"""
 
 
 @pytest.mark.parametrize("name", config.presets())

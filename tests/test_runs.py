@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import mixvae
-from conftest import refused
+from conftest import USER_MODULE, refused
 from mixvae import config, datasets, report, runs
 from mixvae.cli import main
 from mixvae.config import DataConfig
@@ -127,8 +127,6 @@ def test_the_default_directory_names_preset_components_and_seed(tmp_path, monkey
 
 
 def test_training_from_a_yaml_file_with_an_own_encoder_and_own_data(tmp_path, monkeypatch):
-    from test_config import USER_MODULE
-
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_encoder.py").write_text(USER_MODULE)
     np.save("own.npy", np.random.default_rng(0).normal(size=(60, 5)))
