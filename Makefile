@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENDURANCE := runs/endurance
 
-.PHONY: help install demo test test-slow fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
+.PHONY: help install demo test test-slow tutorials fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: install  ## the test suite, under ten minutes on two cores, in two process
 
 test-slow: install  ## the checks that take longer
 	$(BIN)/pytest -m slow
+
+tutorials: install  ## the tutorials, line by line, as their readers would run them
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -k tutorial -n 2 -p no:benchmark
 
 fuzz: install  ## 2000 inputs to the commands and 400 damaged files: an answer or one line
 	MIXVAE_FUZZ=2000 MIXVAE_DAMAGE=400 OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_fuzz.py -n 2 -p no:benchmark -rP

@@ -25,6 +25,7 @@ def test_the_readmes_library_example_runs(tmp_path, monkeypatch, capsys):
     assert 1 <= float(effective) <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_users_run")
 def test_the_tutorial_runs_from_its_first_line_to_the_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -411,6 +411,7 @@ def test_scores_of_integration_tell_good_from_bad(cells):
     assert scores.loc["X_pca", "Batch correction"] > scores.loc["split", "Batch correction"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_would(tmp_path):
     """DDP on the CPU with validation, which a metric of its own in the loss would break."""
     script = tmp_path / "ddp.py"

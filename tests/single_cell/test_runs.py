@@ -290,6 +290,7 @@ main(["sc", "train", "cells.h5ad"])
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_as_it_stands(tmp_path, monkeypatch, as_users_run):
     import re
     from pathlib import Path
