@@ -54,8 +54,6 @@ NESTED = re.compile(r"(torch\.nn|torch\.distributions|zuko\.transforms|zuko\.flo
 """Classes that may be arguments: modules, distributions and transforms, and no functions."""
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 """What the name of a class looks like, bare or as a path."""
-PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-"""What an argument looks like that could name something to import."""
 MODEL_PLACES = ("posterior", "encoder", "flow", "prior", "lower", "decoder", "likelihood")
 
 
@@ -197,7 +195,7 @@ def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str
 
 def _as_parsed(value: Any) -> Any:
     """A value as the parser reads it, which takes a text such as `{class_path: name}` for the class that it writes."""
-    if not isinstance(value, str) or PATH.fullmatch(value):
+    if not isinstance(value, str) or NAME.fullmatch(value):
         return value
     try:
         inner = load_yaml(value)
@@ -222,7 +220,7 @@ def _named_in_argument(value: Any, where: str) -> Iterator[tuple[str, str, bool]
     """What an argument names, at any depth."""
     value = _as_parsed(value)
     if isinstance(value, str):
-        if PATH.fullmatch(value):
+        if "." in value and NAME.fullmatch(value):  # it could name something to import
             yield where, value, _is_allowed(value, "")
     elif isinstance(value, Mapping):
         if (path := _class_of(value, where)) is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -81,7 +81,3 @@ class TrainingOptions:
             raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {self.ema}")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip must be a positive number; got {self.clip}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """The options by name, as they are."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self)}

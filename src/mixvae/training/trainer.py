@@ -100,7 +100,6 @@ class Trainer:
         for name, value in (("active", active), ("validation_components", each)):
             if value is not None and value > self.components:
                 raise ValueError(f"{name} must be at most the number of components, {self.components}; got {value}")
-        self.active = active
         check_values(model, self.train, self.validation)
         for size, drawn, scored, draws in (
             (min(batch, len(data.train)) // fabric.world_size, active or self.components,
@@ -128,7 +127,7 @@ class Trainer:
 
         def inputs(examples: int) -> Inputs:
             x = self._cast(self.train.batch(slice(0, examples), generator))
-            noise = torch.randn(self.options.draws, self.active or self.components, examples, self.latent).to(x)
+            noise = torch.randn(self.options.draws, self.options.active or self.components, examples, self.latent).to(x)
             return Inputs(x, noise, chosen)
 
         self.model.train()  # as the training will: another mode is another graph
@@ -199,7 +198,7 @@ class Trainer:
         for rows, chosen in zip(batches[state.step :], choices[state.step :], strict=True):
             # every process draws the noise of the whole batch, so that results do not depend on their number
             x = self._cast(self.train.batch(rows, self.noise))
-            shape = self.options.draws, self.active or self.components, len(rows), self.latent
+            shape = self.options.draws, self.options.active or self.components, len(rows), self.latent
             noise = torch.randn(shape, generator=self.noise, device=self.fabric.device).to(x)
             value = self.objective(Inputs(x[rank::world], noise[:, :, rank::world], chosen))
             told = torch.full_like(value, self.signal.number, requires_grad=False)
@@ -232,9 +231,9 @@ class Trainer:
 
     def _choose(self, generator: torch.Generator) -> Tensor | None:
         """Components that a step draws from: so many at random, without replacement, or all."""
-        if self.active is None:
+        if self.options.active is None:
             return None
-        chosen = torch.randperm(self.components, generator=generator)[: self.active]
+        chosen = torch.randperm(self.components, generator=generator)[: self.options.active]
         return chosen.to(self.fabric.device) if self.on_device else chosen
 
     def _look(self) -> bool:
