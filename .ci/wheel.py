@@ -25,14 +25,11 @@ IN_PYTHON = """
 import importlib.util, torch, mixvae
 from functools import partial
 from mixvae import MLPDecoder, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, datasets, fit, log_marginal
-from mixvae.experiments import read_grid
 
 found = [name for name in {extras} if importlib.util.find_spec(name)]
 assert not found, f"{{found}} came without being asked for"
 for name in mixvae.__all__:
     getattr(mixvae, name)
-for name in {grids}:
-    assert read_grid(name).cells
 data = datasets.load("digits")
 posterior = SeparateEncoders(partial(GatedEncoder, data.shape, 4, (16,)), 2)
 model = MixtureVAE(posterior, StandardNormal(4), MLPDecoder(4, data.shape, (16,)))
@@ -87,7 +84,7 @@ def check_files(sdist: Path, wheel: Path) -> None:
         sources = {name.partition("/src/")[2] for name in archive.getnames()}
     assert wanted <= sources, f"not in the sdist: {sorted(wanted - sources)}"
     assert {"mixvae/py.typed"} < wanted
-    for kind in ("presets/*.yaml", "grids/*.yaml", "templates/*.html"):
+    for kind in ("presets/*.yaml", "templates/*.html"):
         assert list(SOURCE.glob(kind)), f"there are no {kind}"
 
 
@@ -117,8 +114,7 @@ def use(programs: Path, empty: Path) -> None:
     assert "data:image/png" in page, "the report has no figures"
     mixvae("sample", "run", "--n", "4", "--out", "samples.png")
     assert (empty / "samples.png").read_bytes().startswith(b"\x89PNG")
-    grids = [path.stem for path in (SOURCE / "grids").glob("*.yaml")]
-    script = IN_PYTHON.format(extras=ONLY_IN_EXTRAS, grids=grids)
+    script = IN_PYTHON.format(extras=ONLY_IN_EXTRAS)
     assert float(call(programs / "python", "-c", script, **options).stdout) > 0
 
     for words in (("sc", "train", "x.h5ad"), ("sc", "embed", "run", "x.h5ad")):

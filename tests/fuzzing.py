@@ -156,14 +156,13 @@ def serve(*, cells: bool) -> None:
 
     import mixvae
     import mixvae.cli
-    import mixvae.experiments
     import mixvae.reproduce
-    import mixvae.reproduce.others
+    import mixvae.reproduce.toys
     import mixvae.runs.training
+    import mixvae.sweeps
 
     if cells:
-        import mixvae.single_cell.runs
-        import mixvae.single_cell.study  # noqa: F401
+        import mixvae.reproduce.cells.study  # noqa: F401
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -286,12 +285,12 @@ def _without_network() -> None:
 
 def _shorten() -> None:
     """Cells of a sweep run in forks instead of new processes, and the demo trains for one epoch."""
-    from mixvae import experiments
+    from mixvae import sweeps
 
     with contextlib.suppress(Exception):
-        experiments.demo.__kwdefaults__["epochs"] = 1
-        experiments.demo.__kwdefaults__["components"] = (1,)
-    experiments._run_child = _run_child  # pyright: ignore
+        sweeps.demo.__kwdefaults__["epochs"] = 1
+        sweeps.demo.__kwdefaults__["components"] = (1,)
+    sweeps.running._run_child = _run_child  # pyright: ignore
 
 
 def _run_child(command, environment, children=None):
@@ -305,9 +304,9 @@ def _run_child(command, environment, children=None):
             os.dup2(write, 2)
             os.dup2(os.pipe()[0], 0)  # which never ends, as if the parent did not
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            from mixvae import experiments
+            from mixvae import sweeps
 
-            experiments.run_cell(*command[4:])
+            sweeps.run_cell(*command[4:])
             status = 0
         except SystemExit as end:
             print(end.code, file=sys.stderr, flush=True)

@@ -85,14 +85,13 @@ BASES = {
     ],
     "sc-train": ["cells.h5ad --epochs 1 --components 2 --latent 2 --out runs/new"],
     "sc-embed": ["runs/cells cells.h5ad", "runs/cells cells.h5ad --out embedded.h5ad"],
-    "sc-study": ["--models scvi-S1-seed0 --epochs 1 --warmup 1 --draws 2 --cells 100 --integration-seeds 0"],
 }
 """Commands that work, from which inputs are made. One that is not here is tried with odd words alone."""
-SLOW = {"demo": 0.3, "report": 0.5, "reproduce": 0.5, "grow": 0.5, "sc-train": 0.4, "sc-embed": 0.4, "sc-study": 0.15,
+SLOW = {"demo": 0.3, "report": 0.5, "reproduce": 0.5, "grow": 0.5, "sc-train": 0.4, "sc-embed": 0.4,
         "toy": 0.5, "presets": 0.3, "train": 6.0, "evaluate": 2.0}  # fmt: skip
 """How often a command is tried, where that is not once."""
 LONG = {
-    "epochs", "steps", "draws", "draws_per_component", "most", "warmup", "seeds", "more_seeds", "integration_seeds",
+    "epochs", "steps", "draws", "draws_per_component", "most", "warmup", "seeds",
     "training.epochs", "training.draws", "cells",
 }  # fmt: skip
 """Options by which a user may rightly ask for hours of work: no large numbers are tried."""

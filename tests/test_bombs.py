@@ -20,7 +20,7 @@ import yaml
 from PIL import Image
 
 from conftest import refused
-from mixvae import config, datasets, experiments, resources, runs
+from mixvae import config, datasets, resources, runs, sweeps
 from mixvae.arrays import read_npy, read_npz
 from mixvae.cli import main
 from mixvae.config import bounded
@@ -64,7 +64,7 @@ def test_a_yaml_bomb_is_one_line_wherever_it_stands(tmp_path, capsys, kind):
     path = tmp_path / "c.yaml"
     path.write_text(content)
     started = time.monotonic()
-    for read in (config.read_yaml, config.check_file, config.read, experiments.read_grid):
+    for read in (config.read_yaml, config.check_file, config.read, sweeps.read_grid):
         with pytest.raises(ValueError, match=told) as caught:
             read(path)
         assert "\n" not in str(caught.value)

@@ -147,3 +147,19 @@ def test_the_nearest_preset_is_suggested():
 def test_a_model_needs_a_shape():
     with pytest.raises(ValueError, match="shape of the data is unknown"):
         config.build(Config().model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.lower={class_path: GaussianNetwork, hidden: [4]}"], "has a single level of latents, and no use for"),
+        (
+            ["--model.posterior=TwoLevelPosterior", "--model.encoder={class_path: TwoLevelDense, hidden: [4]}"],
+            "needs model.lower, which maps z2",
+        ),
+        (["--model.posterior=StandardNormal"], "StandardNormal"),
+    ],
+)
+def test_levels_of_posterior_and_prior_that_differ_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        config.build(config.read("digits", options).model, (1, 8, 8))

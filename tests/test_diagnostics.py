@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import binary, tiny_model
-from mixvae.diagnostics import Overlap, exact_posteriors, overlap
+from mixvae.analysis import Overlap, exact_posteriors, overlap
 from mixvae.evaluation import log_marginal
 from mixvae.flows import CouplingFlow
 from mixvae.model import MixtureVAE, evaluating

@@ -11,8 +11,8 @@ import pytest
 from conftest import refused
 from mixvae import config
 from mixvae.cli import main
-from mixvae.experiments import Sweep
 from mixvae.failures import at_least, called, plain_errors
+from mixvae.sweeps import Sweep
 
 TINY = ("--training.epochs=1", "--data.limit=20", "--data.limit_validation=20")
 MINE = """
@@ -179,7 +179,7 @@ def test_a_class_and_its_arguments_may_be_given_by_flags_of_their_own():
 
 def test_a_training_that_fails_in_reproduce_ends_with_status_1(monkeypatch, capsys, tmp_path):
     failed = Sweep(failed={"S1": "the bound became NaN"})
-    monkeypatch.setattr("mixvae.experiments.run_cells", lambda *_, **__: failed)
+    monkeypatch.setattr("mixvae.sweeps.run_cells", lambda *_, **__: failed)
     with pytest.raises(SystemExit) as end:
         main(["reproduce", "mnist", "--scale", "smoke", "--out", str(tmp_path)])
     assert end.value.code == 1

@@ -11,7 +11,7 @@ import torch
 
 import mixvae
 from conftest import refused
-from mixvae import config, experiments, report, runs
+from mixvae import config, reports, runs, sweeps
 from mixvae.cli import main
 from mixvae.files import read_manifest
 from mixvae.runs import open_run
@@ -255,10 +255,10 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(copy, name):
 
 
 def test_the_demo_and_a_training_into_something_else_are_refused(tmp_path, capsys):
-    experiments.demo(tmp_path / "demo", components=(1,), draws=4, epochs=1, say=lambda line: None)
+    sweeps.demo(tmp_path / "demo", components=(1,), draws=4, epochs=1, say=lambda line: None)
     before = contents(tmp_path / "demo")
     with pytest.raises(ValueError, match="seed is 0, not 1"):
-        experiments.demo(tmp_path / "demo", components=(1,), draws=4, epochs=1, seed=1, say=lambda line: None)
+        sweeps.demo(tmp_path / "demo", components=(1,), draws=4, epochs=1, seed=1, say=lambda line: None)
     assert contents(tmp_path / "demo") == before
     other = tmp_path / "other"
     other.mkdir()
@@ -331,7 +331,7 @@ def test_what_an_evaluation_was_made_from_is_written_beside_it(trained):
     assert identity["data"] == run.data.sha256()
     assert identity["recipe"] == run.recipe.sha256
     assert content["files"]["arrays"]["sha256"]
-    assert report.compare([trained]).table[0]["weights_sha256"] == identity["weights"]
+    assert reports.compare([trained]).table[0]["weights_sha256"] == identity["weights"]
 
 
 def test_an_evaluation_pairs_across_precisions(trained, tmp_path):
@@ -453,12 +453,12 @@ def test_a_damaged_evaluation_is_named_with_what_to_do_before_anything_is_writte
     assert scores.name in refused(capsys, "report", copy)
     assert not (copy / "figures").exists()
     scores.unlink()
-    assert report.write([copy], copy / "page.html").exists()
+    assert reports.write([copy], copy / "page.html").exists()
 
 
 def test_a_report_needs_no_room_beside_its_runs(copy, capsys):
     (copy / "figures").write_text("no folder, so that nothing can be written into it")
-    assert report.write([copy], copy / "page.html").read_text().count("data:image/png;base64") >= 3
+    assert reports.write([copy], copy / "page.html").read_text().count("data:image/png;base64") >= 3
     assert f"{copy / 'figures'}" in refused(capsys, "report", copy, "--out", copy / "figures" / "page.html")
 
 

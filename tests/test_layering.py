@@ -16,13 +16,13 @@ LEVELS = {
     -1: ("arrays", "failures", "parts", "precision", "tables"),
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
-    2: ("posteriors", "model", "pages"),
-    3: ("gradients", "evaluation", "diagnostics", "toys", "representation"),
+    2: ("posteriors", "model"),
+    3: ("gradients", "evaluation", "analysis", "toys"),
     4: ("training",),
     5: ("config",),
     6: ("runs",),
-    7: ("report", "single_cell"),
-    8: ("experiments",),
+    7: ("reports", "single_cell"),
+    8: ("sweeps",),
     9: ("reproduce",),
     10: ("cli",),
     11: ("__main__", "__init__"),
@@ -110,7 +110,7 @@ def test_who_reads_runs_does_not_wait_for_what_trains_them():
     """Lightning Fabric and requests were half of the time that a report takes."""
     script = """
 import sys
-import mixvae.report, mixvae.cli.commands, mixvae.runs
+import mixvae.reports, mixvae.cli.commands, mixvae.runs
 heavy = {"lightning_fabric", "requests", "pooch", "sklearn", "scvi"} & set(sys.modules)
 assert not heavy, heavy
 assert callable(mixvae.runs.fit) and callable(mixvae.runs.train)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from browser import browse
-from mixvae import figures, pages
-from mixvae.pages import Column
+from mixvae import figures, reports
+from mixvae.reports import Column
 
 
 @pytest.fixture
@@ -20,12 +20,12 @@ def page(tmp_path):
         {"name": "a <b>&", "value": None},
         {"name": "c", "value": -2.5},
     ]
-    picture = pages.embed(figures.gains([("a", 1.0, 0.1), ("b", -1.0, 0.1)], "gain (nats)"))
-    return pages.render(
+    picture = reports.embed(figures.gains([("a", 1.0, 0.1), ("b", -1.0, 0.1)], "gain (nats)"))
+    return reports.render(
         "report.html",
         tmp_path / "page.html",
         columns=columns,
-        rows=pages.table(columns, rows),
+        rows=reports.table(columns, rows),
         warnings=["take <care>"],
         first={"data": "digits", "examples": 3, "split": "test", "draws": 5},
         gains=picture,

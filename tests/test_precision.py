@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conftest import binary, tiny_model
-from mixvae.evaluation import encode, log_marginal
+from mixvae.analysis import encode
+from mixvae.evaluation import log_marginal
 from mixvae.precision import exact_products
 
 CONV = torch.backends.cudnn.conv

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from conftest import binary, tiny_model
-from mixvae.evaluation import draw_latents, encode
-from mixvae.representation import Latents, classifiers, classify, cluster, represent
+from mixvae.analysis import Latents, classifiers, classify, cluster, draw_latents, encode, represent
 
 
 def blobs(n, apart, seed=0):

@@ -27,7 +27,7 @@ TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["pa
 
 def test_every_row_of_the_paper_is_there_at_three_scales():
     assert set(EXPERIMENTS) == {
-        "toys", "mnist", "fashion_mnist", "cifar10", "big_iwae", "single_cell", "latents", "ablation",
+        "toys", "mnist", "fashion_mnist", "cifar10", "big_iwae", "single_cell", "integration", "latents", "ablation",
     }  # fmt: skip
     assert all(list(e.scales) == ["smoke", "small", "paper"] for e in EXPERIMENTS.values())
     assert all(plan.cost for e in EXPERIMENTS.values() for plan in e.scales.values())
@@ -255,7 +255,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         out = str(tmp_path / "refused")
         assert told in refused(capsys, "reproduce", "latents", "--scale", "smoke", "--out", out, *words)
     assert not (tmp_path / "refused").exists()
-    assert "trains no image models" in refused(capsys, "reproduce", "toys", "--epochs", "3")
+    assert "trains no models of data" in refused(capsys, "reproduce", "toys", "--epochs", "3")
     assert "jobs must be at least 1" in refused(
         capsys, "reproduce", "latents", "--jobs", "0", "--scale", "smoke", "--out", str(tmp_path / "x")
     )

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from conftest import binary, refused, tiny_model
-from mixvae import config, experiments, resources, runs, toys
+from mixvae import config, resources, runs, sweeps, toys
+from mixvae.analysis import draw_latents, overlap
 from mixvae.config import ModelConfig
-from mixvae.diagnostics import overlap
-from mixvae.evaluation import draw_latents, log_marginal
+from mixvae.evaluation import log_marginal
 from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
 from mixvae.resources import check, gib, guarding, make, memory, short, size_of, together
@@ -308,4 +308,4 @@ def test_a_grid_of_too_many_cells_is_refused_before_one_is_read(tmp_path):
     axes = "".join(f"  a{i}: {{{values}}}\n" for i in range(6))
     (tmp_path / "g.yaml").write_text(f"axes:\n{axes}")
     with pytest.raises(ValueError, match="the cells of .*g.yaml are at most 10,000, .* got 1000000000000"):
-        experiments.read_grid(tmp_path / "g.yaml")
+        sweeps.read_grid(tmp_path / "g.yaml")

@@ -14,11 +14,12 @@ from PIL import Image
 
 import mixvae
 from conftest import USER_MODULE, refused
-from mixvae import config, datasets, report, runs
+from mixvae import config, datasets, reports, runs
 from mixvae.cli import main
 from mixvae.config import DataConfig
 from mixvae.evaluation import log_marginal
 from mixvae.files import read_json
+from mixvae.reports.comparison import label
 from mixvae.runs import Layout, open_run, queries
 
 SMALL = [
@@ -260,13 +261,13 @@ def test_report_is_one_file_without_any_request(two, capsys):
     page = (two / "both.html").read_text()
     assert "http" not in page
     assert page.count("data:image/png;base64,") == 2 + 2 * 3 + 3  # gains and curves, each run, how components cooperate
-    rows = report.compare([two / "S2", two / "S1"]).table
+    rows = reports.compare([two / "S2", two / "S1"]).table
     assert [row["components"] for row in rows] == [1, 2]
     each = [runs.evaluation_of(two / f"S{s}").bounds["pooled"] for s in (1, 2)]
     gain = each[1] - each[0]
     assert rows[1]["gain"] == pytest.approx(gain.mean())
     assert rows[1]["gain_se"] == pytest.approx(gain.std(ddof=1) / 20)
-    shown = [column.text(rows[1]) for column in report.COLUMNS]
+    shown = [column.text(rows[1]) for column in reports.COLUMNS]
     assert f"{gain.mean():+.3f} ± {rows[1]['gain_se']:.3f}".replace("-", "−") in shown
     for cell in shown:
         assert cell in page
@@ -281,7 +282,7 @@ def other_data(evaluation, **changes):
 
 def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two):
     one, other = (runs.evaluation_of(two / f"S{s}") for s in (1, 2))
-    comparison = report.compare([two / "S1", two / "S2"], [one, other_data(other, draws_per_component=7)])
+    comparison = reports.compare([two / "S1", two / "S2"], [one, other_data(other, draws_per_component=7)])
     assert not any("gain" in row for row in comparison.table)
     notes = " ".join(comparison.warnings)
     assert "different examples, by their data checksums:" in notes
@@ -292,7 +293,7 @@ def test_runs_of_different_data_are_not_compared(two, tmp_path, capsys):
     one, other = (runs.evaluation_of(two / f"S{s}") for s in (1, 2))
     other = replace(other, results={**other.results, "data": "mnist"})
     with pytest.raises(ValueError, match=r"runs of different data do not compare: digits \(S1\), mnist \(S2\)"):
-        report.compare([two / "S1", two / "S2"], [one, other])
+        reports.compare([two / "S1", two / "S2"], [one, other])
 
 
 def test_runs_of_one_name_are_told_apart_in_table_and_figure(two, tmp_path):
@@ -301,23 +302,23 @@ def test_runs_of_one_name_are_told_apart_in_table_and_figure(two, tmp_path):
     paths = [tmp_path / folder / "S2" for folder in ("a", "b")]
     for path in paths:
         shutil.copytree(two / "S2", path)
-    comparison = report.compare([*paths, two / "S1"])
+    comparison = reports.compare([*paths, two / "S1"])
     assert [row["run"] for row in comparison.table] == ["S1", "a/S2", "b/S2"]
-    assert {report._label(row, comparison.table) for row in comparison.table} == {"S = 1", "a/S2", "b/S2"}
-    assert len(report.compare([two / "S1", two / "S1"]).table) == 2  # a run beside itself has no other name
+    assert {label(row, comparison.table) for row in comparison.table} == {"S = 1", "a/S2", "b/S2"}
+    assert len(reports.compare([two / "S1", two / "S1"]).table) == 2  # a run beside itself has no other name
 
 
 def test_gains_are_over_the_first_run_on_the_same_examples(two):
     own = [runs.evaluation_of(two / f"S{s}") for s in (1, 2)]
     paths = [two / "S1", two / "S2"] * 2
-    rows = report.compare(paths, [*own, *map(other_data, own)]).table
+    rows = reports.compare(paths, [*own, *map(other_data, own)]).table
     gains = [row.get("gain") for row in rows]
     assert gains[0] is gains[2] is None
     assert gains[1] == gains[3] == pytest.approx((own[1].bounds["pooled"] - own[0].bounds["pooled"]).mean())
 
 
 def test_the_demo_is_done_once(tmp_path, capsys):
-    from mixvae.experiments import demo
+    from mixvae.sweeps import demo
 
     comparison, page = demo(tmp_path, components=(1, 2), draws=4, epochs=1)
     first = (tmp_path / "S2" / "metrics.jsonl").read_text()
@@ -330,7 +331,7 @@ def test_the_demo_is_done_once(tmp_path, capsys):
 def test_text_is_printed_as_text_wherever_it_comes_from(two, tmp_path, capsys):
     """`[/d]` in a path ended a whole training in an error of the printing library; `[d]` and `:smile:` were eaten."""
     from mixvae.cli.output import progress_bar, show, show_rows
-    from mixvae.pages import Column
+    from mixvae.reports import Column
 
     strange = "[d] [/d] [bold]x :smile:"
     show(strange)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import yaml
 
-from mixvae import config, experiments, runs
+from conftest import refused
+from mixvae import runs, sweeps
 from mixvae.cli import main
 from mixvae.runs import Layout, find_evaluation, open_run
 
@@ -36,21 +37,21 @@ def grid(tmp_path):
     return tmp_path / "grid.yaml"
 
 
+def test_the_example_of_the_documentation_is_a_grid():
+    example = Path(__file__).parents[1] / "examples" / "grid.yaml"
+    assert list(sweeps.read_grid(example).cells) == ["S1-small", "S1-large", "S4-small", "S4-large"]
+    page = (example.parents[1] / "docs" / "sweeps.md").read_text()
+    written = yaml.safe_load(page.split("```yaml")[1].split("```")[0])
+    assert written == yaml.safe_load(example.read_text())
+
+
 def test_a_grid_is_every_combination_of_its_axes(grid):
-    cells = experiments.read_grid(grid).cells
+    cells = sweeps.read_grid(grid).cells
     assert list(cells) == ["S1-ok", "S1-wild", "S2-ok", "S2-wild"]
     assert cells["S2-wild"].model.components == 2
     assert cells["S2-wild"].training.optimizer["lr"] == 1e20
     assert cells["S1-ok"].training.optimizer["lr"] == 1e-3
     assert cells["S1-ok"].model.encoder["hidden"] == [6]
-
-
-def test_the_ablation_has_all_eight_architectures():
-    cells = experiments.read_grid("ablation").cells
-    assert len(cells) == 4 * 8
-    model = config.build(cells["S2-two-flow-vamp"].model, (1, 28, 28), torch.rand(500, 1, 28, 28))
-    kinds = [type(part).__name__ for part in (model.posterior, model.posterior.base, model.prior, model.prior.top)]
-    assert kinds == ["FlowPosterior", "TwoLevelPosterior", "TwoLevelPrior", "VampPrior"]
 
 
 def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys):
@@ -70,7 +71,7 @@ def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, caps
     run, other = (Layout(tmp_path / "cells" / name) for name in ("ok", "other"))
     before = other.state.stat().st_mtime_ns, run.weights.read_bytes()
     shutil.rmtree(run.path)
-    cell = experiments.read_grid(grid).cells["ok"]
+    cell = sweeps.read_grid(grid).cells["ok"]
     runs.train(replace(cell, training=replace(cell.training, epochs=1)), run.path)
     with pytest.raises(SystemExit):
         main(["sweep", str(grid)])
@@ -86,7 +87,7 @@ def swept(tmp_path_factory):
     """A grid of one cell, trained and evaluated, and what its table said."""
     folder = tmp_path_factory.mktemp("swept")
     (folder / "grid.yaml").write_text(ONE_CELL.format(out=folder / "cells"))
-    result = experiments.sweep(experiments.read_grid(folder / "grid.yaml"), say=lambda line: None)
+    result = sweeps.sweep(sweeps.read_grid(folder / "grid.yaml"), say=lambda line: None)
     return folder, next(iter(result.done.values()))
 
 
@@ -126,14 +127,14 @@ def test_a_changed_grid_is_refused_and_not_called_done(swept, capsys, old, new, 
 def test_a_grid_with_other_draws_is_evaluated_anew_and_not_trained_anew(swept):
     folder, first = swept
     state = (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns
-    grid = experiments.read_grid(folder / "grid.yaml")
+    grid = sweeps.read_grid(folder / "grid.yaml")
     said = []
-    more = experiments.run_cells(replace(grid, draws=9), say=said.append)
+    more = sweeps.run_cells(replace(grid, draws=9), say=said.append)
     assert said[0] == "cell: evaluating"
     [evaluation] = more.done.values()
     assert evaluation["draws"] == 9
     assert evaluation["nll_pooled"] != first["nll_pooled"]
-    again = experiments.run_cells(grid, say=said.append)
+    again = sweeps.run_cells(grid, say=said.append)
     assert said[-1] == "cell: done already"
     assert next(iter(again.done.values())).results == first.results
     assert (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns == state
@@ -141,7 +142,7 @@ def test_a_grid_with_other_draws_is_evaluated_anew_and_not_trained_anew(swept):
 
 PARENT = """
 import os, sys
-from mixvae.experiments import _run_child
+from mixvae.sweeps.running import _run_child
 print(os.getpid(), flush=True)
 script = "import os, sys, time; from mixvae.training.lives import stop_with_parent; stop_with_parent(); "
 script += "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
@@ -162,7 +163,7 @@ def test_a_killed_sweep_leaves_no_child_training(tmp_path, number):
 
 
 def test_a_killed_child_is_told_by_its_signal():
-    from mixvae.experiments import _run_child
+    from mixvae.sweeps.running import _run_child
 
     script = "import os, sys; print('epoch 3/9', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
     assert _run_child([sys.executable, "-c", script], None) == (-9, "epoch 3/9")
@@ -213,10 +214,8 @@ def test_wrong_grids_are_told_in_one_line(tmp_path, capsys, text, told):
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_unknown_grid_suggests_the_nearest(capsys):
-    with pytest.raises(SystemExit):
-        main(["sweep", "ablatoin"])
-    assert "did you mean ablation?" in capsys.readouterr().err
+def test_a_missing_grid_is_told_in_one_line(capsys):
+    assert "there is no grid 'ablatoin': give a YAML file" in refused(capsys, "sweep", "ablatoin")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from conftest import binary, tiny_model
 from mixvae import tables
-from mixvae.diagnostics import overlap
+from mixvae.analysis import overlap
 from mixvae.evaluation import Evaluation, log_marginal
 from mixvae.evaluation.evaluations import identity_of
 

@@ -13,7 +13,7 @@ import torch
 
 import mixvae
 from conftest import refused
-from mixvae import config, experiments, runs
+from mixvae import config, runs
 from mixvae.cli import main
 from mixvae.files import canonical, checksum, read_json
 from mixvae.runs import memory, store
@@ -94,7 +94,7 @@ def test_a_file_that_names_a_strangers_class_imports_nothing(place, marker, caps
     [
         "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "torch.nn.functional.relu",
         "torch.nn.modules.module.torch.load", "mixvae.networks.dense.torch.load", "mixvae.runs.train", "nn", "torch",
-        "torch.optim.sgd.torch.load", "mixvae.experiments.subprocess.Popen", "mixvae", "partial", "log_mean_exp",
+        "torch.optim.sgd.torch.load", "mixvae.sweeps.running.subprocess.Popen", "mixvae", "partial", "log_mean_exp",
     ],
 )  # fmt: skip
 def test_functions_and_ways_around_are_refused(path, capsys):
@@ -134,8 +134,6 @@ def test_every_place_makes_only_its_own_kind():
 
 def test_what_is_on_the_allowlist_needs_no_trust():
     assert all(config.check_file(path) is None for path in config.presets().values())
-    for name in ("ablation", "ablation_digits"):
-        assert experiments.read_grid(name).cells
     for path in (
         "GatedEncoder",
         "mixvae.GatedEncoder",
@@ -361,7 +359,7 @@ def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
     for spec in (
         {"class_path": "os.system", "init_args": {"command": "touch pwned"}},
         {"class_path": "mixvae.MLPDecoder", "init_args": {"activation": {"object": "os.system"}}},
-        {"class_path": "mixvae.experiments.subprocess.Popen"},
+        {"class_path": "mixvae.sweeps.running.subprocess.Popen"},
         {"class_path": "mixvae.networks.dense.torch.load"},
         {"partial": {"object": "builtins.eval"}, "args": ["1"]},
         {"attribute": "system", "of": {"object": "torch.nn.Linear"}},

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mixvae.analysis import active_units, encode
     from mixvae.bounds import Terms, elbo, iwelbo, jsd, log_weights, miselbo, pooled
     from mixvae.decoders import (
         Bernoulli,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         PixelCNNDecoder,
     )
     from mixvae.distributions import Components, DiagonalGaussian, Flowed, Mixture, Pooled
-    from mixvae.evaluation import active_units, encode, log_marginal, paired_gain
+    from mixvae.evaluation import log_marginal, paired_gain
     from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
     from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
     from mixvae.model import MixtureVAE, unread
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from mixvae.training import TrainingOptions
 
 _ROOMS = {
+    "analysis": ("active_units", "encode"),
     "bounds": ("Terms", "elbo", "iwelbo", "jsd", "log_weights", "miselbo", "pooled"),
     "decoders": (
         "MLPDecoder",
@@ -60,7 +62,7 @@ _ROOMS = {
         "PixelCNNDecoder",
     ),
     "distributions": ("Components", "DiagonalGaussian", "Flowed", "Mixture", "Pooled"),
-    "evaluation": ("active_units", "encode", "log_marginal", "paired_gain"),
+    "evaluation": ("log_marginal", "paired_gain"),
     "flows": ("CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"),
     "gradients": ("doubly_reparameterised", "reparameterised", "sticking_the_landing"),
     "model": ("MixtureVAE", "unread"),
@@ -86,7 +88,7 @@ _ROOMS = {
     "runs": ("fit", "load", "open_run"),
     "training": ("TrainingOptions",),
 }
-_NAMESPACES = (*_ROOMS, "config", "datasets", "diagnostics", "figures")
+_NAMESPACES = (*_ROOMS, "config", "datasets", "figures")
 """Modules that `import mixvae` is enough for: `mixvae.config.granting`."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -108,7 +108,7 @@ prior = VampPrior(posterior, data.shape, 8)
 model = MixtureVAE(posterior, prior, MLPDecoder(3, data.shape, (16,)))
 fit(model, data, epochs=4, batch=20, ema=0.9, clip=1.0, run="run", save_every=0.0)
 """
-DEMO = "from mixvae.experiments import demo; demo('demo', components=(1, 2), draws=20, epochs=2)"
+DEMO = "from mixvae.sweeps import demo; demo('demo', components=(1, 2), draws=20, epochs=2)"
 OWN = """
 from pathlib import Path
 from mixvae.cli import main
@@ -198,7 +198,7 @@ def warm() -> None:
     import torch
 
     for name in (
-        "mixvae.cli", "mixvae.experiments", "mixvae.report", "mixvae.reproduce", "mixvae.runs.training",
+        "mixvae.cli", "mixvae.sweeps", "mixvae.reports", "mixvae.reproduce", "mixvae.runs.training",
         "mixvae.training.trainer", "mixvae.figures", "lightning_fabric.loggers.tensorboard", "matplotlib.figure",
         "sklearn.datasets", "zuko",
     ):  # fmt: skip

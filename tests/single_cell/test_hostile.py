@@ -415,4 +415,4 @@ def test_a_legacy_result_of_another_form_is_one_line(tmp_path, cells, content):
     listed = [study.Job("scvi", 1, 0)]
     held_out = cells[:74].copy()
     assert len(study.split(74)[2]) == 10
-    assert "is no result of `mixvae sc study`" in one_line_of(lambda: study.run(tmp_path, listed, data=held_out))
+    assert "is no result of this experiment" in one_line_of(lambda: study.run(tmp_path, listed, data=held_out))

@@ -10,8 +10,11 @@ import pytest
 from mixvae import cli
 from mixvae.evaluation import paired_gain
 from mixvae.files import read_json, write_json
+from mixvae.reproduce import EXPERIMENTS
+from mixvae.reproduce.cells import integration, study
+from mixvae.reproduce.cells.results import integration_table, table
 from mixvae.runs import evaluation_of, open_run
-from mixvae.single_cell import integration, runs, study
+from mixvae.single_cell import runs
 
 DOCS = Path(__file__).parents[2] / "docs"
 SETTINGS = {"epochs": 2, "warmup": 1, "draws": 20}
@@ -62,7 +65,7 @@ def files(folder):
 
 def test_study_compares_models_seed_by_seed_and_resumes(studied, typed, untrainable):
     folder, results = studied
-    rows = {(row["model"], row["S"]): row for row in study.table(results)}
+    rows = {(row["model"], row["S"]): row for row in table(results)}
     assert set(rows) == {
         ("scvi", 1),
         ("mixture", 2),
@@ -178,9 +181,9 @@ def test_a_killed_model_of_a_study_goes_on_bit_for_bit(studied, typed, tmp_path,
 def test_results_of_different_cells_are_not_put_into_one_table(studied, typed, tmp_path):
     others = study.run(tmp_path, JOBS[:1], **SETTINGS, data=typed[::-1].copy())
     with pytest.raises(ValueError, match="different data sets"):
-        list(study.table([*others, studied[1][1]]))
+        list(table([*others, studied[1][1]]))
     with pytest.raises(ValueError, match="add scvi-S1-seed0"):
-        list(study.table(studied[1][1:2]))
+        list(table(studied[1][1:2]))
 
 
 def test_integration_is_runs_too_and_is_refused_for_other_settings(typed, tmp_path, monkeypatch):
@@ -190,15 +193,15 @@ def test_integration_is_runs_too_and_is_refused_for_other_settings(typed, tmp_pa
         return pd.DataFrame({"Total": [float(adata.obsm[keys[0]].sum())]}, index=keys)
 
     monkeypatch.setattr(integration, "integration_scores", scores)
-    made = study.integrate(tmp_path, (2,), 1, epochs=1, warmup=1, data=typed)
+    made = integration.integrate(tmp_path, (2,), (0,), epochs=1, warmup=1, data=typed)
     assert [(m["kind"], m["components"], m["epochs"]) for m in made] == [("scvi", 1, 1), ("mixture", 2, 1)]
-    assert open_run(tmp_path / "integration" / "mixture-S2-seed0").state == "done"
-    assert len(study.integration_table(made)) == 2
+    assert open_run(tmp_path / "mixture-S2-seed0").state == "done"
+    assert len(integration_table(made)) == 2
     before = files(tmp_path)
-    assert study.integrate(tmp_path, (2,), 1, epochs=1, warmup=1, data=typed) == made
+    assert integration.integrate(tmp_path, (2,), (0,), epochs=1, warmup=1, data=typed) == made
     assert files(tmp_path) == before
     with pytest.raises(ValueError, match="training.kl_warmup is 1, not 2"):
-        study.integrate(tmp_path, (2,), 1, epochs=1, warmup=2, data=typed)
+        integration.integrate(tmp_path, (2,), (0,), epochs=1, warmup=2, data=typed)
 
 
 # Results from before results had an identity.
@@ -222,7 +225,7 @@ NAMES = {
 
 
 def test_legacy_cortex_tables_are_those_of_the_documentation_digit_for_digit(legacy):
-    rows = {(row["model"], row["S"]): row for row in study.table(study.run(legacy))}
+    rows = {(row["model"], row["S"]): row for row in table(study.run(legacy))}
     page = (DOCS / "results.md").read_text()
     printed = re.findall(rf"^\| ({'|'.join(NAMES)}) \| (\d) \| (\d) \| (.*) \|$", page, re.MULTILINE)
     assert len(printed) == len(rows) == 17
@@ -242,19 +245,17 @@ def test_legacy_cortex_results_print_without_training_or_data(legacy, capsys, un
     monkeypatch.setattr(study, "cortex", missing)
     monkeypatch.setattr(integration, "cortex", missing)
     before = files(legacy)
-    cli.main(["sc", "study", "--out", str(legacy)])
+    cli.main(["reproduce", "single_cell", "--out", str(legacy)])
     text = capsys.readouterr().out
-    for line in (
-        "│ mixture   │ 3 │ 6     │ 0.692 ±   │ 0.732 ±   │ 0.197 ±   │ 0.958 ±   │ 0.234 ±   │ 0.576 ±   │ -0.004 ±  │ "
-        "0.674 ±   │ -2344.652 │ -2330.065 │ -2326.586 │ 2.538 ±   │ 349.500  │",
-        "│ mixture   │ 3 │ 6     │ -0.008 ±  │ -0.008 ±  │ 0.001 ±   │ 0.006 ±   │ 0.004 ±   │ 0.001 ±   │ 0.000 ±   │ "
-        "0.039 ±   │ 0.456 ±   │ -0.542 ±  │ 2.936 ±   │ 1.538 ±   │ -25.167  │",
-        "│         │   │       │ 0.001     │ 0.010     │ 0.007     │ 0.003     │ 0.000     │ 0.001     │ 0.002     │ "
-        "0.004     │ 0.003     │ 0.005     │ 0.002     │ 0.004     │ 0.003      │",
-    ):
-        assert line in text
-    assert "legacy results" in text
-    assert files(legacy) == before
+    for value in ("-2,344.7 ±", "-2,330.1 ±", "-2,326.6 ±", "+2.9 ±", "2.54 ±", "0.674 ±", "+0.039 ±"):
+        assert value.replace("-", "−") in text
+    assert "legacy" in text
+    cli.main(["reproduce", "integration", "--out", str(legacy / "integration")])
+    text = capsys.readouterr().out
+    for value in ("0.805 ±", "0.818 ±", "0.820 ±", "0.737 ±", "0.944 ±"):
+        assert value in text
+    after = files(legacy)
+    assert {path: after[path] for path in before} == before
 
 
 def test_legacy_smoke_results_are_not_accepted_as_the_cortex_plan(legacy, untrainable):
@@ -270,7 +271,7 @@ def test_legacy_smoke_results_are_not_accepted_as_the_cortex_plan(legacy, untrai
     with pytest.raises(ValueError, match="batch is 128, not 512"):
         study.run(legacy, batch=512)
     write_json(path, {"kind": "mixture"})
-    with pytest.raises(ValueError, match="is no result of `mixvae sc study`"):
+    with pytest.raises(ValueError, match="is no result of this experiment"):
         study.run(legacy)
 
 
@@ -280,12 +281,12 @@ def test_legacy_and_new_results_are_never_mixed(legacy, studied, typed, untraina
         study.run(legacy)
     results = study.run(legacy, JOBS[:2])
     with pytest.raises(ValueError, match="which one is legacy"):
-        list(study.table([*results, studied[1][1]]))
+        list(table([*results, studied[1][1]]))
     shutil.copytree(studied[0] / JOBS[0].name, legacy / JOBS[0].name)
     with pytest.raises(ValueError, match="legacy results pair with each other only"):
         study.run(legacy, JOBS[:2])
     with pytest.raises(ValueError, match="epochs is 100, not 7"):
-        study.integrate(legacy, epochs=7)
+        integration.integrate(legacy / "integration", epochs=7)
 
 
 # Everything around it.
@@ -295,19 +296,20 @@ def test_bad_options_of_the_study_are_refused_in_one_line_before_anything_is_tra
     tmp_path, capsys, untrainable, as_users_run
 ):
     for options, message in (
-        (["--models", "mixture-S2-seed0"], "mixture-S2-seed0 is compared with SCVI of its seed: add scvi-S1-seed0"),
-        (["--models", "mixtur-S2-seed0"], "unknown model 'mixtur-S2-seed0'"),
-        (["--cells", "5"], "cells must be from 20 to 700; got 5"),
-        (["--draws", "0"], "draws must be at least 1; got 0"),
+        (["--models", "mixtur"], "unknown model 'mixtur': did you mean mixture?"),
+        (["--epochs", "0"], "epochs must be at least 1; got 0"),
         (["--warmup", "-1"], "warmup must be at least 0; got -1"),
+        (["--seeds", "1,1"], "seeds must be different numbers"),
     ):
-        with pytest.raises(SystemExit) as end:
-            cli.main(["sc", "study", "--out", str(tmp_path / "out"), *options])
-        err = capsys.readouterr().err
-        assert end.value.code == 2
-        assert message in err
-        assert len(err.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+        for name in ("single_cell", "integration"):
+            message = "leave out models" if (name, options[0]) == ("integration", "--models") else message
+            with pytest.raises(SystemExit) as end:
+                cli.main(["reproduce", name, "--out", str(tmp_path / "out"), *options])
+            err = capsys.readouterr().err
+            assert end.value.code == 2
+            assert message in err
+            assert len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_all_models_of_the_paper_are_in_the_study():
@@ -316,7 +318,11 @@ def test_all_models_of_the_paper_are_in_the_study():
     for s in range(1, 6):
         assert sum(name.startswith(f"mixture-S{s}-") for name in names) == (6 if s in (1, 3) else 3)
     assert sum(name.startswith("scvi") for name in names) == 6
-    assert study.chosen(names) == study.jobs()
+    everything = EXPERIMENTS["single_cell"].scales["small"]
+    assert study.jobs(everything.seeds, everything.more_seeds, unnormalised=everything.unnormalised) == study.jobs()
+    few = everything.changed(seeds=[7], models=["mixture"])
+    listed = study.jobs(few.seeds, few.more_seeds, sizes=few.sizes, frozen=few.frozen, unnormalised=few.unnormalised)
+    assert [job.name for job in listed] == ["scvi-S1-seed7", *(f"mixture-S{s}-seed7" for s in range(1, 6))]
 
 
 def test_cells_are_split_without_overlap():
@@ -325,7 +331,7 @@ def test_cells_are_split_without_overlap():
 
 
 def test_cells_are_thinned_in_one_batch_only(cells):
-    batched = study.with_batches(cells)
+    batched = integration.with_batches(cells)
     theirs = cells[batched.obs_names]
     whole = (batched.obs["batch"] == "whole").to_numpy()
     assert (batched.X[whole] != theirs.X[whole]).nnz == 0

@@ -56,7 +56,7 @@ def list_runs(folder: str = "runs") -> None:
         folder: the folder.
     """
     from mixvae import runs
-    from mixvae.pages import Column
+    from mixvae.reports import Column
 
     columns = (
         Column("run", "run"),
@@ -110,7 +110,7 @@ def evaluate(
         samples: draws side by side in the features of the paper's rival; as many as components by default.
         data_name: where the run's data are now, if they were moved.
     """
-    from mixvae import report, runs
+    from mixvae import reports, runs
 
     if per_example is not None:
         target(per_example, ".npz", option="--per-example")
@@ -132,7 +132,7 @@ def evaluate(
         )
     if per_example is not None:
         runs.save_arrays(per_example, dict(evaluation.bounds))
-    show_comparison(report.compare([opened], [evaluation]))
+    show_comparison(reports.compare([opened], [evaluation]))
     if evaluation.identity.legacy:
         show(f"note: {run} is legacy, so that nothing was stored in it; a run trained anew keeps its evaluations")
 
@@ -199,15 +199,15 @@ def report(runs: list[str], out: str | None = None) -> None:
         runs: the run directories.
         out: the page; report.html in the first run by default.
     """
-    from mixvae import report as pages
+    from mixvae import reports
     from mixvae.runs import evaluation_of, open_runs
 
     if out is not None:
         target(out)
     opened = open_runs(runs)
     evaluations = [evaluation_of(run) for run in opened]
-    path = pages.write(opened, out, evaluations)
-    show_comparison(pages.compare(opened, evaluations))
+    path = reports.write(opened, out, evaluations)
+    show_comparison(reports.compare(opened, evaluations))
     show(f"wrote {path}")
 
 

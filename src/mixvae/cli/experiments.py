@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixvae import config
-from mixvae.cli.output import fail, folder, names, progress_bar, show, show_comparison, show_rows
+from mixvae.cli.output import fail, folder, names, progress_bar, quiet, show, show_comparison, show_rows
 
 
 def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
@@ -17,9 +17,9 @@ def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
         draws: total draws per test example.
         seed: seed of every training.
     """
-    from mixvae import experiments
+    from mixvae import sweeps
 
-    comparison, path = experiments.demo(folder(out), draws=draws, seed=seed, say=show)
+    comparison, path = sweeps.demo(folder(out), draws=draws, seed=seed, say=show)
     show_comparison(comparison)
     show(f"wrote {path}")
 
@@ -28,16 +28,15 @@ def sweep(grid: str, jobs: int = 1) -> None:
     """Train and evaluate every cell of a grid, skip what is done, resume what was cut off, and write one report.
 
     Args:
-        grid: a YAML file, or the name of a grid that comes with mixvae: ablation or ablation_digits.
+        grid: a YAML file with a base, options to set, and axes; docs/sweeps.md has an example.
         jobs: cells at the same time.
     """
-    from mixvae import experiments
-    from mixvae import report as pages
+    from mixvae import reports, sweeps
 
-    cells = experiments.read_grid(grid)
-    result = experiments.sweep(cells, jobs=jobs, say=show)
+    cells = sweeps.read_grid(grid)
+    result = sweeps.sweep(cells, jobs=jobs, say=show)
     if result.done:
-        show_comparison(pages.compare(list(result.done), list(result.done.values())))
+        show_comparison(reports.compare(list(result.done), list(result.done.values())))
         show(f"wrote {cells.out / 'report.html'}")
     if result.failed:
         errors = "; ".join(f"{name}: {error}" for name, error in result.failed.items())
@@ -70,11 +69,11 @@ def grow(
     """
     from rich.table import Table
 
-    from mixvae import experiments
+    from mixvae import sweeps
     from mixvae.runs import open_run
 
     place = folder(out or f"{Path(run)}-grown")
-    rows = experiments.grow(
+    rows = sweeps.grow(
         open_run(run, data=data_name), place, errors=errors, most=most, epochs=epochs, draws=draws,
         examples=examples, freeze=names(freeze), say=show,
     )  # fmt: skip
@@ -110,7 +109,7 @@ def toy(
     """
     from rich.table import Table
 
-    from mixvae import experiments
+    from mixvae.reproduce.toys import toy as approximate
 
     sizes = names(components)
     if not sizes or not all(size.isdigit() and int(size) for size in sizes):
@@ -119,7 +118,7 @@ def toy(
     if "." in target:
         config.look_in_working_folder()  # who types a name trusts it
     with progress_bar("training") as (advance, say):
-        result = experiments.toy(
+        result = approximate(
             target, place, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,
             say=say, progress=advance,
         )  # fmt: skip
@@ -153,17 +152,18 @@ def reproduce(
         seeds: seeds of every training, separated by commas, instead of the scale's.
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
-        models: only these of its models, separated by commas.
+        models: only these of its models, or kinds of them, separated by commas.
         jobs: trainings at the same time.
         list: show the experiments, and what each scale takes.
     """
     from rich.table import Table
 
-    from mixvae import reproduce as experiments
+    from mixvae.reproduce import EXPERIMENTS, find
+    from mixvae.reproduce import reproduce as carry_out
 
     if list or name is None:
         table = Table("experiment", "what it is", *(f"{scale}" for scale in ("smoke", "small", "paper")))
-        for experiment in experiments.EXPERIMENTS.values():
+        for experiment in EXPERIMENTS.values():
             costs = [plan.cost for plan in experiment.scales.values()]
             table.add_row(experiment.name, experiment.title, *costs)
         show(table)
@@ -173,11 +173,12 @@ def reproduce(
     numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
     if out is not None:
         folder(out)
-    found = experiments.reproduce(
-        name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup,
-        models=None if models is None else names(models), jobs=jobs, say=show,
-    )  # fmt: skip
-    show_rows(found.columns, found.table, experiments.find(name).title)
+    with quiet():
+        found = carry_out(
+            name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup,
+            models=None if models is None else names(models), jobs=jobs, say=show,
+        )  # fmt: skip
+    show_rows(found.columns, found.table, find(name).title)
     for verdict in found.verdicts:
         show(f"{verdict.word}: {verdict.claim} ({verdict.evidence})")
     for note in found.notes:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mixvae.pages import Column
-    from mixvae.report import Comparison
+    from mixvae.reports import Column, Comparison
 
 LONGEST = 1000
 """Characters of an error, of which the middle is left out where it repeats a long value."""
@@ -22,6 +21,22 @@ PAGE = 180
 """Characters in a line of what is printed into a file."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that a terminal obeys, all but tabs and ends of lines."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what libraries log and warn of, which is about their own insides; errors are raised."""
+    import logging
+    import warnings
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def names(words: str) -> list[str]:
@@ -124,7 +139,7 @@ def show(what: Any) -> None:
 
 def show_comparison(comparison: Comparison) -> None:
     """Print the table of one or more runs, and what makes it unfair."""
-    from mixvae.report import COLUMNS
+    from mixvae.reports import COLUMNS
 
     first = comparison.table[0]
     show_rows(COLUMNS, comparison.table, f"{first['data']}, {first['examples']} {first['split']} examples, nats")

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mixvae.cli.output import names, progress_bar, show, target
-
-KEYS = ("model", "S", "seeds")
-"""What names a row of the study."""
+from mixvae.cli.output import names, progress_bar, quiet, show, target
 
 
-def _import() -> None:
-    """Import scvi-tools, or say how to install it; silence what it says about itself."""
-    import logging
-    import warnings
-
+def _check_installed() -> None:
+    """Import scvi-tools, or say how to install it."""
     try:
-        import mixvae.single_cell.runs  # noqa: F401  (and Fabric, which would set the level of its logger later)
+        import mixvae.single_cell.runs  # noqa: F401
     except ImportError as error:
         raise ValueError(str(error)) from None
-    import scvi
-
-    scvi.settings.verbosity = logging.ERROR
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
 
 
 def train(
@@ -60,7 +48,7 @@ def train(
         seed: seed of weights, split and draws.
         out: run directory; runs/FILE-S… by default.
     """
-    _import()
+    _check_installed()
     from mixvae.runs import open_run
     from mixvae.single_cell import runs
 
@@ -78,7 +66,7 @@ def train(
         seed,
     )
     run = Path(out or Path("runs") / f"{Path(file).stem}-S{components}")
-    with progress_bar("training") as (advance, _):
+    with quiet(), progress_bar("training") as (advance, _):
         runs.train(file, run, settings, lambda epoch, last, _: advance(epoch, last))
     last = open_run(run).metrics[-1]
     show(
@@ -96,81 +84,12 @@ def embed(run: str, file: str, out: str | None = None) -> None:
         out: the .h5ad file to write; FILE-embedded.h5ad by default.
     """
     path = target(out or f"{Path(file).stem}-embedded.h5ad", ".h5ad")
-    _import()
+    _check_installed()
     from mixvae.single_cell import runs
 
-    adata = runs.embed(run, file, path)
+    with quiet():
+        adata = runs.embed(run, file, path)
     show(f"wrote {path}: {adata.n_obs} cells, obsm[{runs.LATENT_KEY!r}] and obsm['X_mixvae_responsibilities']")
 
 
-def study(
-    out: str = "runs/cortex",
-    seeds: int = 3,
-    more_seeds: int = 6,
-    integration_seeds: int = 3,
-    models: str = "",
-    epochs: int = 400,
-    warmup: int = 100,
-    patience: int = 45,
-    draws: int = 1000,
-    batch: int = 128,
-    cells: int | None = None,
-) -> None:
-    """Run the paper's single-cell experiment on CORTEX and print its tables; resumes where it was.
-
-    Takes hours on two cores; every model is a run directory in OUT, and its results land there as they come.
-
-    Args:
-        out: folder of the runs.
-        seeds: seeds of every model.
-        more_seeds: seeds of SCVI and of mixtures of one and three.
-        integration_seeds: seeds of the comparison on data with batches; 0 leaves it out.
-        models: only these models, separated by commas, such as scvi-S1-seed0,mixture-S2-seed0.
-        epochs: most epochs.
-        warmup: epochs of KL warm-up.
-        patience: epochs without a better validation ELBO after which training stops.
-        draws: draws per held-out cell, over all components.
-        batch: cells per step.
-        cells: take the first N PBMC cells instead of CORTEX, for a trial.
-    """
-    _import()
-    from mixvae.single_cell import study as experiment
-
-    listed = experiment.chosen(names(models)) if models else experiment.jobs(seeds, more_seeds)
-    data = None if cells is None else experiment.trial(cells)
-    with progress_bar("training") as (advance, _):
-        done: list[str] = []
-
-        def finished(job: Any, result: Any) -> None:
-            del result
-            done.append(job.name)
-            advance(len(done), len(listed))
-
-        results = experiment.run(
-            out, listed, epochs=epochs, warmup=warmup, patience=patience, draws=draws, batch=batch, data=data,
-            progress=finished,
-        )  # fmt: skip
-        integration = experiment.integrate(out, seeds=integration_seeds, data=data)
-    rows = list(experiment.table(results))
-    gains = [{k.removesuffix("_gain"): v for k, v in r.items() if k.endswith("_gain") or k in KEYS} for r in rows]
-    _show_rows("mean ± standard error over seeds", [{k: v for k, v in r.items() if "_gain" not in k} for r in rows])
-    _show_rows("gain over SCVI of the same seed", gains)
-    if integration:
-        _show_rows("integration of two batches", experiment.integration_table(integration))
-    if results[0].identity.legacy:
-        show(f"note: {out} holds legacy results, with no record of the data that they were made from")
-
-
-def _show_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows whose values are means with standard errors."""
-    from rich.table import Table
-
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(*columns, title=title)
-    for row in rows:
-        cells = [row.get(column, "") for column in columns]
-        table.add_row(*(f"{c[0]:.3f} ± {c[1]:.3f}" if isinstance(c, tuple) else str(c) for c in cells))
-    show(table)
-
-
-SINGLE_CELL = {"sc-train": train, "sc-embed": embed, "sc-study": study}
+SINGLE_CELL = {"sc-train": train, "sc-embed": embed}

@@ -186,7 +186,6 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
 
     from mixvae.model import MixtureVAE, evaluating
     from mixvae.posteriors import FlowPosterior, Posterior
-    from mixvae.priors import TwoLevelPrior
 
     known = {"shape": shape, "latent": config.latent, "components": config.components}
     kind, arguments = parse(config.likelihood, "mixvae.decoders")
@@ -209,16 +208,11 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
             config.latent,
             per_component=config.flow_per_component,
         )
-    top = posterior.top_level() if isinstance(posterior, Posterior) else posterior
-    if (config.lower is not None) != (top is not posterior):
-        raise ValueError(
-            f"model.lower goes with a posterior of two levels; got {config.lower} with {type(posterior).__name__}: "
-            "give both, such as GaussianNetwork and TwoLevelPosterior, or neither"
-        )
-    prior = construct(config.prior, "mixvae.priors", posterior=top, examples=examples, **known)
-    if config.lower is not None:
-        lower = construct(config.lower, "mixvae.networks", inputs=config.latent, **known)
-        prior = TwoLevelPrior(prior, lower, config.latent)
+    if not isinstance(posterior, Posterior):
+        raise ValueError(f"{type(posterior).__name__} is no Posterior: derive it from mixvae.MixturePosterior")
+    top = construct(config.prior, "mixvae.priors", posterior=posterior.top_level(), examples=examples, **known)
+    below = None if config.lower is None else construct(config.lower, "mixvae.networks", inputs=config.latent, **known)
+    prior = posterior.joint_prior(top, below, config.latent)
     blank = torch.zeros(1, *shape)
     fit_together = plain_errors(f"the model's parts do not fit each other or data of shape {shape}")
     with fit_together, torch.no_grad():  # lazy layers take their sizes here

@@ -66,6 +66,25 @@ class Posterior(Part, ABC):
         """The components over the uppermost latents alone, which a VampPrior pools: all of them on a single level."""
         return self
 
+    def joint_prior(self, top: nn.Module, lower: nn.Module | None, latent: int) -> nn.Module:
+        """The prior over all latents: on a single level the prior `top` itself.
+
+        Args:
+            top: prior over the latents of `top_level`.
+            lower: on two levels, maps z2 to mean and log-variance of p(z1|z2).
+            latent: size of z1.
+
+        Raises:
+            ValueError: there is a lower network for a single level, or none for two.
+        """
+        del latent
+        if lower is not None:
+            raise ValueError(
+                f"a {type(self).__name__} has a single level of latents, and no use for model.lower, a "
+                f"{type(lower).__name__}: leave it out, or choose a posterior of two levels, such as TwoLevelPosterior"
+            )
+        return top
+
     @abstractmethod
     def forward(self, x: Float[Tensor, "B ..."], index: Int[Tensor, " J"] | None = None) -> Components:
         """Encode x.

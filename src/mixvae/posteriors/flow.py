@@ -64,6 +64,10 @@ class FlowPosterior(Posterior):
         top = self.base.top_level()
         return self if top is self.base else top
 
+    def joint_prior(self, top: nn.Module, lower: nn.Module | None, latent: int) -> nn.Module:
+        """The prior over all latents, as that of the base."""
+        return self.base.joint_prior(top, lower, latent)
+
     def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:
         """Add components in place, as `Posterior.extend`, each with a flow of its own unless one is shared."""
         old = self.components

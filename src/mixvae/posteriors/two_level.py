@@ -13,6 +13,7 @@ from mixvae.distributions import ChainComponents, Components, DiagonalGaussian
 from mixvae.networks import TwoLevelEncoder, stack_components
 from mixvae.posteriors.base import MixturePosterior
 from mixvae.posteriors.separate import distinct_modules, extend_modules
+from mixvae.priors import TwoLevelPrior
 
 
 class _Below:
@@ -67,6 +68,19 @@ class TwoLevelPosterior(MixturePosterior):
     def top_level(self) -> Callable[[Tensor], Components]:
         """The components over z2 alone."""
         return self.top
+
+    def joint_prior(self, top: nn.Module, lower: nn.Module | None, latent: int) -> TwoLevelPrior:
+        """p(z2) p(z1|z2) of the prior over z2 and the network below it.
+
+        Raises:
+            ValueError: there is no lower network.
+        """
+        if lower is None:
+            raise ValueError(
+                "a TwoLevelPosterior needs model.lower, which maps z2 to mean and log-variance of p(z1|z2), such as "
+                "GaussianNetwork"
+            )
+        return TwoLevelPrior(top, lower, latent)
 
     def top(self, x: Float[Tensor, "B ..."]) -> DiagonalGaussian:
         """Components over z2 alone, which a VampPrior on z2 pools."""

@@ -15,12 +15,11 @@ from typing import Any, Literal
 
 import torch
 
-from mixvae import figures, pages
+from mixvae import figures, reports
 from mixvae.failures import at_least
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.reproduce.catalogue import EXPERIMENTS
 from mixvae.reproduce.findings import Experiment, Findings, Gap, Say, Verdict, judge, unknown
-from mixvae.reproduce.trainings import Trainings
 
 __all__ = ["EXPERIMENTS", "Experiment", "Findings", "Gap", "Scale", "Verdict", "find", "judge", "reproduce"]
 
@@ -74,8 +73,6 @@ def reproduce(
     experiment = find(name)
     plan = experiment.scales[scale]
     if any(value is not None for value in (seeds, epochs, warmup, models)):
-        if not isinstance(plan, Trainings):
-            raise ValueError(f"{name} trains no image models: leave out seeds, epochs, warm-up and models")
         plan = plan.changed(seeds, epochs, warmup, models)
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder)
@@ -98,7 +95,7 @@ def reproduce(
         )
         if value is not None
     )  # fmt: skip
-    command = f"mixvae reproduce {name} --scale {scale}{options} --out {folder}"
+    command = f"mixvae reproduce {name} --scale {scale}{options} --out {shlex.quote(str(folder))}"
     results: dict[str, Any] = {
         "experiment": name,
         "scale": scale,
@@ -113,15 +110,15 @@ def reproduce(
         "versions": {package: version(package) for package in ("mixvae", "torch", "numpy")},
     }
     write_json(folder / "results.json", _finite(results))
-    pages.render(
+    reports.render(
         "experiment.html",
         folder / "report.html",
         experiment=experiment,
         results=results,
         columns=found.columns,
-        rows=pages.table(found.columns, found.table),
+        rows=reports.table(found.columns, found.table),
         verdicts=found.verdicts,
-        pictures={title: pages.embed(picture) for title, picture in pictures.items()},
+        pictures={title: reports.embed(picture) for title, picture in pictures.items()},
     )
     return found
 

@@ -11,17 +11,28 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 
 from mixvae import config
-from mixvae.pages import Column
+from mixvae.reports import Column
 from mixvae.tables import Tabular
 
 Say = Callable[[str], object]
 
 
-def unknown(what: str, name: str, known: dict[str, Any]) -> ValueError:
+def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> ValueError:
     """Error that tells a mistyped name, with the nearest known one, or all where none is near."""
     near = config.nearest(name, known)
     hint = f"did you mean {near}?" if near else f"choose {', '.join(known)}"
     return ValueError(f"unknown {what} {name!r}: {hint}")
+
+
+def different(seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds, checked.
+
+    Raises:
+        ValueError: there is none, or one is given twice.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be different numbers, at least one; got {','.join(map(str, seeds)) or 'none'}")
+    return seeds
 
 
 def margin(errors: float, count: int) -> float:
@@ -118,6 +129,20 @@ class Plan(Protocol):
     @property
     def cost(self) -> str:
         """How long it takes, in words."""
+        ...
+
+    def changed(
+        self,
+        seeds: Sequence[int] | None = None,
+        epochs: int | None = None,
+        warmup: int | None = None,
+        models: Sequence[str] | None = None,
+    ) -> Plan:
+        """The same with other seeds, epochs or epochs of warm-up, or with some of its models only.
+
+        Raises:
+            ValueError: the experiment has nothing of the kind, or a value is wrong.
+        """
         ...
 
     def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:

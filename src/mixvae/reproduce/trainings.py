@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixvae import config, experiments, figures, runs
+from mixvae import config, figures, runs, sweeps
+from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, differences, standard_error
 from mixvae.failures import Failed, at_least
-from mixvae.pages import Column
-from mixvae.representation import Representation
-from mixvae.reproduce.findings import Findings, Gap, Say, judge, margin, unknown
+from mixvae.reports import Column
+from mixvae.reproduce.findings import Findings, Gap, Say, different, judge, margin, unknown
 from mixvae.reproduce.latents import latent_pictures
 
 LIKELIHOODS = (
@@ -76,7 +76,7 @@ class Question:
     Args:
         claim: the claim.
         pairs: (better, worse) by model and size.
-        metric: what is compared: a bound (pooled, miselbo, elbo), or a score of `mixvae.representation` on [mean, std].
+        metric: what is compared: a bound (pooled, miselbo, elbo), or a score of `mixvae.analysis` on [mean, std].
     """
 
     claim: str
@@ -122,10 +122,6 @@ class Trainings:
         Raises:
             ValueError: there is no such model, or it is compared with one that is left out.
         """
-        if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
-            raise ValueError(
-                f"seeds must be different numbers, at least one; got {','.join(map(str, seeds)) or 'none'}"
-            )
         if models is not None and not models:
             raise ValueError("models must name at least one model")
         at_least(1, epochs=epochs)
@@ -133,7 +129,7 @@ class Trainings:
         options = dict(self.options)
         options |= {} if epochs is None else {"training.epochs": epochs}
         options |= {} if warmup is None else {"training.warmup": warmup}
-        changed = replace(self, options=options, seeds=self.seeds if seeds is None else seeds)
+        changed = replace(self, options=options, seeds=self.seeds if seeds is None else different(seeds))
         return changed if models is None else changed._of(models)
 
     def _of(self, models: Sequence[str]) -> Trainings:
@@ -151,14 +147,14 @@ class Trainings:
         questions = [replace(q, pairs=kept) for q, kept in zip(self.questions, pairs, strict=True) if kept]
         return replace(self, variants=variants, questions=questions)
 
-    def grid(self, out: Path) -> experiments.Grid:
+    def grid(self, out: Path) -> sweeps.Grid:
         """Configuration of every training."""
         cells = {}
         for seed in self.seeds:
             for variant in self.variants:
                 options = {**self.options, **variant.options, "seed": seed}
                 cells[f"{variant.name}-seed{seed}"] = config.read(variant.preset, config.flags(options))
-        return experiments.Grid(out, cells, self.draws, self.examples, self.draws_per_component)
+        return sweeps.Grid(out, cells, self.draws, self.examples, self.draws_per_component)
 
     def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
         """Train and evaluate what is not done yet, and compare.
@@ -167,7 +163,7 @@ class Trainings:
             Failed: a training failed; what was done before stays.
         """
         grid = self.grid(out)
-        result = experiments.run_cells(grid, jobs=jobs, say=say)
+        result = sweeps.run_cells(grid, jobs=jobs, say=say)
         if result.failed:
             raise Failed("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
         if self.represent:
@@ -268,7 +264,7 @@ class Trainings:
                 drawn |= {f"{name}: {what}": picture for what, picture in latent_pictures(run, say).items()}
         return drawn
 
-    def _commands(self, grid: experiments.Grid, out: Path) -> list[str]:
+    def _commands(self, grid: sweeps.Grid, out: Path) -> list[str]:
         """What trains and evaluates each model by itself."""
         lines = []
         each = self.draws_per_component

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixvae.analysis import active_units, encode
 from mixvae.datasets import Split
 from mixvae.evaluation import (
     Evaluation,
     Identity,
-    active_units,
     check_draws,
     draws_of_each,
-    encode,
     fingerprint,
     log_marginal,
 )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import mixvae.config
+from mixvae.analysis import Representation
 from mixvae.arrays import read_npz
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.files import one_line, read_json, read_regular
-from mixvae.representation import Representation
 from mixvae.runs.recipe import legacy_recipe
 from mixvae.runs.store import MARK, Layout
 from mixvae.runs.stored import scores_in

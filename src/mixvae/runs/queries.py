@@ -10,13 +10,21 @@ import torch
 from matplotlib.figure import Figure
 
 from mixvae import figures
+from mixvae.analysis import (
+    Latents,
+    Overlap,
+    Plane,
+    Representation,
+    draw_latents,
+    encode,
+    exact_posteriors,
+    overlap,
+    represent,
+)
 from mixvae.datasets import Split
-from mixvae.diagnostics import Overlap, Plane, exact_posteriors, overlap
-from mixvae.evaluation import draw_latents, encode
 from mixvae.failures import at_least
 from mixvae.files import canonical, checksum, commit, write_bytes
 from mixvae.model import evaluating
-from mixvae.representation import Latents, Representation, represent
 from mixvae.resources import check, device_memory, short
 from mixvae.runs import legacy
 from mixvae.runs.evaluating import SplitName, part_of, prepared

@@ -11,11 +11,11 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from mixvae.analysis import Representation
 from mixvae.arrays import read_npz
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.files import commit, one_line, read_manifest, read_part
 from mixvae.files.forms import conform
-from mixvae.representation import Representation
 
 FORMAT = "mixvae evaluation"
 VERSION = 1

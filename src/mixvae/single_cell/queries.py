@@ -12,8 +12,8 @@ from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 from scvi.module._constants import MODULE_KEYS
 
+from mixvae.analysis import shares
 from mixvae.bounds import Terms, jsd
-from mixvae.diagnostics import shares
 from mixvae.distributions import keyed_normal
 from mixvae.evaluation import Accumulator, Estimate, chunks
 from mixvae.single_cell.module import MixtureModule

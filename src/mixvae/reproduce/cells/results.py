@@ -1,4 +1,4 @@
-"""What the single-cell study measured: stored with what it was made from, read back, and compared seed by seed."""
+"""What the single-cell experiments measured: stored with what it was made from, compared seed by seed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from anndata import AnnData
 from mixvae.evaluation import Evaluation, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 
-MOST_SEEDS = 1000
-"""Seeds of every model, each of which trains for minutes."""
 SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
 BOUNDS = ("elbo", "miselbo", "pooled")
 LEGACY_BATCH = 128
@@ -64,7 +62,7 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
     if missing := [job.name for job in listed if job.name not in there]:
         raise ValueError(
             f"{folder} holds legacy results, without a record of their data, of {len(there)} models but not of "
-            f"{missing[0]}: legacy results pair with each other only; choose another folder for a new study"
+            f"{missing[0]}: legacy results pair with each other only; choose another folder"
         )
     results = []
     for job in listed:
@@ -75,7 +73,7 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
             if {name: content[name] for name in asdict(job)} != asdict(job):
                 raise ValueError(f"{path} is not of the model that its name says")
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no result of `mixvae sc study`: {error!r}; restore it from a copy") from None
+            raise ValueError(f"{path} is no result of this experiment: {error!r}; restore it from a copy") from None
         results.append(content)
     return results
 

@@ -1,25 +1,19 @@
-"""From runs to one self-contained HTML page: the table, learning curves, and pictures of what was learnt."""
+"""Evaluated runs beside each other, with the gains of what can be paired."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from mixvae import figures, pages, runs
+from mixvae import figures, runs
 from mixvae.evaluation import Evaluation, mismatch, paired_gain
-from mixvae.files import write_bytes
-from mixvae.pages import Column
+from mixvae.reports.pages import Column
 from mixvae.runs import Run
 from mixvae.tables import Tabular
-
-SHOWN = 1000
-"""Examples in the latent picture."""
-
 
 COLUMNS = (
     Column("run", "run"),
@@ -88,7 +82,7 @@ class Comparison(Tabular):
     def figure(self) -> Figure:
         """Paired gains with their standard errors."""
         return figures.gains(
-            [(_label(row, self.table), row["gain"], row["gain_se"]) for row in self.table if "gain" in row],
+            [(label(row, self.table), row["gain"], row["gain_se"]) for row in self.table if "gain" in row],
             "paired gain in pooled log-likelihood (nats)",
         )
 
@@ -142,88 +136,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def pictures(run: str | Path | Run) -> dict[str, Figure]:
-    """Figures of one run: samples and reconstructions of images, the latent means, and how components cooperate."""
-    run = runs.open_run(run)
-    drawn: dict[str, Figure] = {}
-    originals, rebuilt = runs.reconstruct(run)
-    if originals.ndim == 4 and originals.shape[1] in (1, 3):
-        drawn["samples"] = figures.images(runs.sample(run, 64), columns=16)
-        drawn["reconstructions"] = figures.reconstructions(originals, rebuilt)
-    features = runs.encode_split(run, examples=SHOWN)
-    drawn["latent means"] = figures.latent_means(features["mean"], features.get("labels"))
-    if features["mean"].shape[1] > 1:
-        drawn |= runs.cooperation(run)[1]
-    return drawn
-
-
-def write(
-    paths: Sequence[str | Path | Run],
-    out: str | Path | None = None,
-    evaluations: Sequence[Evaluation] | None = None,
-) -> Path:
-    """Write the report of some runs as one HTML file without any network request.
-
-    Pictures go beside each run too, in its `figures`, unless that folder cannot be written to.
-
-    Args:
-        paths: evaluated runs.
-        out: the file; `report.html` in the first run's directory by default.
-        evaluations: an evaluation of each; by default the one that `runs.evaluation_of` finds.
-
-    Returns:
-        The file written.
-
-    Raises:
-        FileNotFoundError: a run was not evaluated yet.
-        OSError: the file cannot be written; nothing is left.
-        ValueError: the runs are of different data, or a file of one is damaged.
-    """
-    opened = runs.open_runs(paths)
-    comparison = compare(opened, evaluations)
-    rows = comparison.table
-    target = Path(out) if out is not None else opened[0].layout.report
-    by_path = {str(run.path): run for run in opened}
-    sections: list[dict[str, Any]] = []
-    files: dict[Path, bytes] = {}
-    scores = {path: _representation(run) for path, run in by_path.items()}  # first: a damaged file is told at once
-    for row in rows:
-        run = by_path[row["path"]]
-        drawn = {name: figures.png(figure) for name, figure in pictures(run).items()} if run.has_weights else {}
-        files |= {run.layout.figures / f"{name.replace(' ', '_')}.png": picture for name, picture in drawn.items()}
-        embedded = {name: pages.embed(picture) for name, picture in drawn.items()}
-        sections.append({"row": row, "figures": embedded, "representation": scores[row["path"]]})
-    curves = {_label(row, rows): by_path[row["path"]].metrics for row in rows}
-    pages.render(
-        "report.html",
-        target,
-        columns=COLUMNS,
-        rows=pages.table(COLUMNS, rows),
-        first=rows[0],
-        warnings=comparison.warnings,
-        gains=pages.embed(comparison.figure) if any("gain" in row for row in rows) else "",
-        curves=pages.embed(figures.learning_curves(curves)),
-        sections=sections,
-    )
-    for path, picture in files.items():
-        with suppress(OSError):  # the page holds it
-            write_bytes(path, picture)
-    return target
-
-
-def _representation(run: Run) -> dict[str, Any] | None:
-    """Table of what the latents of a run tell about labels, if that was measured; of the test split before others."""
-    stored = sorted(runs.representations(run), key=lambda pair: pair[0] != "test")
-    if not stored:
-        return None
-    split, found = stored[0]
-    rows = found.table
-    metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
-    columns = [Column("features", "features"), *(Column(m.upper(), m, f"{m}_std", 3) for m in metrics)]
-    return {"columns": columns, "rows": pages.table(columns, rows), "split": split}
-
-
-def _label(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+def label(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """Shortest label that tells a run from the others."""
     alone = sum(other["components"] == row["components"] for other in rows) == 1
     return f"S = {row['components']}" if alone else row["run"]

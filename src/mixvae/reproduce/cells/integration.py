@@ -1,4 +1,4 @@
-"""The study's second question: do mixtures mix batches of cells better than SCVI, with one batch simulated?"""
+"""A second question of cells: do mixtures mix batches of cells better than SCVI, with one batch simulated?"""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from scipy.sparse import csr_matrix
 from scvi.model import SCVI
 
 from mixvae.evaluation import Evaluation, Identity
-from mixvae.failures import at_least
-from mixvae.resources import check_count
+from mixvae.reproduce.cells.results import MIXTURE, SCVI_NAME, Job, agree, labels_sha256, legacy
 from mixvae.runs.stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import cortex
 from mixvae.single_cell.diagnostics import integration_scores
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.recipes import Training
-from mixvae.single_cell.results import MIXTURE, MOST_SEEDS, SCVI_NAME, Job, agree, labels_sha256, legacy
 from mixvae.single_cell.runs import trained
 
 SCORES = "scib-metrics"
@@ -46,7 +44,7 @@ def with_batches(adata: AnnData, seed: int = 0) -> AnnData:
 def integrate(
     out: str | Path,
     components: Sequence[int] = (1, 3),
-    seeds: int = 3,
+    seeds: Sequence[int] = (0, 1, 2),
     *,
     epochs: int = 100,
     warmup: int = 50,
@@ -56,7 +54,7 @@ def integrate(
     """Scores of scib-metrics of SCVI and mixtures on CORTEX in two batches (`with_batches`); resumes as `run` does.
 
     Args:
-        out: folder of the results; the runs are in its folder `integration`.
+        out: folder of the runs.
         components: S of the mixtures beside SCVI.
         seeds: seeds of every model.
         epochs: epochs of training.
@@ -67,12 +65,8 @@ def integrate(
     Raises:
         ValueError: a run or a result in the folder was made from other cells or by other settings.
     """
-    at_least(0, seeds=seeds)
-    check_count(seeds, MOST_SEEDS, "the seeds of a comparison", "give fewer")
-    folder = Path(out).expanduser() / "integration"
-    listed = [
-        job for seed in range(seeds) for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components))
-    ]
+    folder = Path(out).expanduser()
+    listed = [job for seed in seeds for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components))]
     contents = legacy(folder, listed, lambda path, content: agree(path, content, {"epochs": epochs}))
     adata = None if contents is not None or not listed else with_batches(cortex() if data is None else data)
     results = []

@@ -5,7 +5,6 @@ Every model is a run directory, and every evaluation is stored in it with what i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,43 +18,35 @@ from scipy.sparse import issparse
 from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 
+from mixvae.analysis import classifiers, classify, cluster
 from mixvae.evaluation import Evaluation, Identity, fingerprint
 from mixvae.failures import at_least
-from mixvae.representation import classifiers, classify, cluster
-from mixvae.resources import check_count
-from mixvae.runs import Run
-from mixvae.runs.stored import save_evaluation, stored_evaluation
-from mixvae.single_cell.data import check_keys, cortex, pbmc68k
-from mixvae.single_cell.integration import integrate, with_batches
-from mixvae.single_cell.model import MixtureSCVI
-from mixvae.single_cell.recipes import Training
-from mixvae.single_cell.results import (
+from mixvae.reproduce.cells.results import (
     FROZEN,
     MIXTURE,
-    MOST_SEEDS,
     RIVAL,
     SCVI_NAME,
     UNNORMALISED,
     Job,
     agree,
-    integration_table,
     labels_sha256,
     legacy,
     legacy_evaluation,
-    table,
 )
+from mixvae.runs import Run
+from mixvae.runs.stored import save_evaluation, stored_evaluation
+from mixvae.single_cell.data import check_keys, cortex, pbmc68k
+from mixvae.single_cell.model import MixtureSCVI
+from mixvae.single_cell.recipes import Training
 from mixvae.single_cell.runs import trained
-
-__all__ = [
-    "FROZEN", "MIXTURE", "RIVAL", "SCVI_NAME", "SIZES", "UNNORMALISED", "Job", "Plan", "chosen", "integrate",
-    "integration_table", "jobs", "run", "split", "table", "trial", "with_batches",
-]  # fmt: skip
 
 SIZES = (2400, 200, 405)
 """Cells of CORTEX that are trained on, validated on and held out."""
 NOISE = 0.01
 """Noise on the copies of SCVI's encoder, relative to each tensor's own standard deviation."""
 LABELS = ("cell_type", "precise_type")
+COMPARED = (1, 3)
+"""Sizes of the mixtures that further seeds are spent on."""
 FEWEST = 20
 """Cells of the smallest trial."""
 
@@ -86,37 +77,30 @@ class Plan:
         at_least(0, warmup=self.warmup)
 
 
-def jobs(seeds: int = 3, more_seeds: int = 6) -> list[Job]:
-    """All models of the experiment: more seeds for SCVI and mixtures of one and three, so that they compare well."""
-    check_count(max(seeds, more_seeds), MOST_SEEDS, "the seeds of a study", "give fewer")
-    listed = []
-    for seed in range(max(seeds, more_seeds)):
-        every = seed < seeds
-        listed += [Job(SCVI_NAME, 1, seed)]
-        listed += [Job(MIXTURE, s, seed) for s in (1, 2, 3, 4, 5) if every or s in (1, 3)]
-        listed += [Job(FROZEN, s, seed) for s in (2, 3, 4, 5) if every]
-    return listed + [Job(UNNORMALISED, s, seed) for seed in range(seeds) for s in (1, 3)]
+def jobs(
+    seeds: Sequence[int] = (0, 1, 2),
+    more_seeds: Sequence[int] = (3, 4, 5),
+    *,
+    sizes: Sequence[int] = (1, 2, 3, 4, 5),
+    frozen: Sequence[int] = (2, 3, 4, 5),
+    unnormalised: Sequence[int] = (1, 3),
+) -> list[Job]:
+    """Models of the experiment, SCVI of every seed among them.
 
-
-def chosen(names: Sequence[str]) -> list[Job]:
-    """The models of these names, such as mixture-S2-seed0.
-
-    Raises:
-        ValueError: a name is of no model, or SCVI of a seed, which the others are compared with, is missing.
+    Args:
+        seeds: seeds of every model.
+        more_seeds: further seeds of SCVI and of mixtures of `COMPARED` sizes, so that these compare well.
+        sizes: numbers of components S of mixtures.
+        frozen: numbers of components of mixtures with the decoder of SCVI, frozen.
+        unnormalised: numbers of components of mixtures without BatchNorm.
     """
     listed = []
-    for name in names:
-        found = re.fullmatch(rf"({SCVI_NAME}|{MIXTURE}|{FROZEN}|{UNNORMALISED})-S([1-9]\d*)-seed(\d+)", name)
-        if found is None or (found[1] == SCVI_NAME and found[2] != "1"):
-            kinds = ", ".join((MIXTURE, FROZEN, UNNORMALISED))
-            raise ValueError(
-                f"unknown model {name!r}: give {SCVI_NAME}-S1-seed0, or KIND-S2-seed0, KIND one of {kinds}"
-            )
-        listed.append(Job(found[1], int(found[2]), int(found[3])))
-    for job in listed:
-        if Job(SCVI_NAME, 1, job.seed) not in listed:
-            raise ValueError(f"{job.name} is compared with SCVI of its seed: add {Job(SCVI_NAME, 1, job.seed).name}")
-    return listed
+    for seed in (*seeds, *more_seeds):
+        every = seed in seeds
+        listed += [Job(SCVI_NAME, 1, seed)]
+        listed += [Job(MIXTURE, s, seed) for s in sizes if every or s in COMPARED]
+        listed += [Job(FROZEN, s, seed) for s in frozen if every]
+    return listed + [Job(UNNORMALISED, s, seed) for seed in seeds for s in unnormalised]
 
 
 def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,7 +111,7 @@ def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def trial(cells: int) -> AnnData:
-    """PBMC cells in the place of CORTEX, to try the study on.
+    """PBMC cells in the place of CORTEX, to try the experiment on.
 
     Raises:
         ValueError: there are not so many, or too few to hold any out.

@@ -1,0 +1,32 @@
+"""What was learnt: latents and their use, what each component is for, and exact posteriors on the plane."""
+
+from mixvae.analysis.latents import active_units, draw_latents, encode
+from mixvae.analysis.overlap import Overlap, overlap, shares
+from mixvae.analysis.planes import Plane, exact_posteriors
+from mixvae.analysis.representation import (
+    Latents,
+    Representation,
+    ShrunkCovariance,
+    classifiers,
+    classify,
+    cluster,
+    represent,
+)
+
+__all__ = [
+    "Latents",
+    "Overlap",
+    "Plane",
+    "Representation",
+    "ShrunkCovariance",
+    "active_units",
+    "classifiers",
+    "classify",
+    "cluster",
+    "draw_latents",
+    "encode",
+    "exact_posteriors",
+    "overlap",
+    "represent",
+    "shares",
+]
