@@ -24,17 +24,17 @@ ONLY_IN_EXTRAS = ("pytest", "beartype", "hypothesis", "tensorboard", "scvi", "sc
 IN_PYTHON = """
 import importlib.util, torch, mixvae
 from functools import partial
-from mixvae import MLPDecoder, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, datasets, fit, log_marginal
+from mixvae import MLPDecoder, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, datasets, fit, evaluate
 
 found = [name for name in {extras} if importlib.util.find_spec(name)]
 assert not found, f"{{found}} came without being asked for"
 for name in mixvae.__all__:
     getattr(mixvae, name)
-data = datasets.load("digits")
+data = datasets.load_dataset("digits")
 posterior = SeparateEncoders(partial(GatedEncoder, data.shape, 4, (16,)), 2)
 model = MixtureVAE(posterior, StandardNormal(4), MLPDecoder(4, data.shape, (16,)))
 fit(model, data, epochs=1)
-print(log_marginal(model, data.test.batch(slice(0, 5)), draws=8).summary()["nll_pooled"])
+print(evaluate(model, data.test.batch(slice(0, 5)), total_draws=8).summary()["nll_pooled"])
 """
 
 
@@ -107,7 +107,7 @@ def use(programs: Path, empty: Path) -> None:
 
     few = ("--data.limit", "200", "--data.limit_validation", "50", "--training.epochs", "1")
     mixvae("train", "digits", "--model.components", "2", *few, "--out", "run")
-    assert "nats" in mixvae("evaluate", "run", "--draws", "10").stdout
+    assert "nats" in mixvae("evaluate", "run", "--total-draws", "10").stdout
     mixvae("report", "run", "--out", "report.html")
     page = (empty / "report.html").read_text()
     assert "</html>" in page, "the report is no page"

@@ -33,7 +33,7 @@ from mixvae import (
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
 from mixvae.training import keep_freed_memory
-from mixvae.training.objective import Inputs, Objective
+from mixvae.training._objective import Inputs, Objective
 
 LOG_2PI = math.log(2 * math.pi)
 

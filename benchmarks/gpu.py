@@ -20,7 +20,7 @@ from torch import nn
 from mixvae import GatedEncoder, config, elbo
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
-from mixvae.training.objective import Inputs, Objective
+from mixvae.training._objective import Inputs, Objective
 
 BATCH, COMPONENTS, GREY, COLOUR = 100, 4, (1, 28, 28), (3, 32, 32)
 PRESETS = {"vae": ("vanilla", GREY, ["--model.components=1"])} | {

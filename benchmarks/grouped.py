@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mixvae.networks.conv import PAPER_LAYERS, GatedConvTrunk
+from mixvae.networks._conv import PAPER_LAYERS, GatedConvTrunk
 from mixvae.training import keep_freed_memory
 
 COMPONENTS = 4

@@ -30,7 +30,7 @@ def by_weight(decoder: PixelCNNDecoder) -> None:
 
 def main(epochs: int) -> None:
     """Train every variant from two seeds."""
-    data = datasets.load("digits")
+    data = datasets.load_dataset("digits")
     for name, change in (("causal norm", lambda d: None), ("weight norm", by_weight), ("no norm", without)):
         for seed in (0, 1):
             torch.manual_seed(seed)

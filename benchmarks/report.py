@@ -41,7 +41,7 @@ def main() -> None:
             for s, run in zip((1, 2), runs[name], strict=True):
                 words = ["--data.name=fashion_mnist", f"--model.components={s}", "--out", run]
                 mixvae(source, "train", "vanilla", *SMALL, *words)
-                mixvae(source, "evaluate", run, "--draws=4")
+                mixvae(source, "evaluate", run, "--total-draws=4")
         ratios = []
         for pair in range(asked.pairs + 1):
             seconds = {name: mixvae(source, "report", *runs[name]) for name, source in versions.items()}

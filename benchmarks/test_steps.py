@@ -43,7 +43,7 @@ def peak_gflops():
 
 def digits():
     """Real binary images of 28×28 pixels: scikit-learn's digits, three and a half times as large."""
-    data = datasets.load("digits")
+    data = datasets.load_dataset("digits")
     return torch.nn.functional.interpolate(data.train.batch(slice(None)), size=SHAPE[1:])
 
 

@@ -10,7 +10,7 @@ import torch
 from plain_vae import VAE, Encoder, images, train
 from torch.distributions import Independent, Normal
 
-from mixvae import Bernoulli, Decoder, MixtureVAE, SeparateEncoders, elbo, log_marginal, log_weights, paired_gain
+from mixvae import Bernoulli, Decoder, MixtureVAE, SeparateEncoders, elbo, evaluate, log_weights, paired_gain
 
 
 def as_mixture(vae: VAE, components: int) -> MixtureVAE:
@@ -32,7 +32,7 @@ def train_on(model: MixtureVAE, x: torch.Tensor, epochs: int) -> None:
             optimizer.step()
 
 
-def main(epochs: int = 60, draws: int = 1000) -> dict[int, float]:
+def main(epochs: int = 60, total_draws: int = 1000) -> dict[int, float]:
     """Train the VAE, then go on for as long with one encoder and with four; NLL by number of encoders."""
     torch.manual_seed(0)
     x = images()
@@ -43,7 +43,7 @@ def main(epochs: int = 60, draws: int = 1000) -> dict[int, float]:
     for components in (1, 4):
         model = as_mixture(vae, components)
         train_on(model, training, epochs)
-        estimates[components] = log_marginal(model, test, draws)
+        estimates[components] = evaluate(model, test, total_draws)
         summary = estimates[components].summary()
         print(f"S = {components}: NLL {summary['nll_pooled']:.2f} ± {summary['nll_pooled_se']:.2f} nats")
     gain, error = paired_gain(estimates[4], estimates[1])

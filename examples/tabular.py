@@ -11,8 +11,8 @@ from mixvae import (
     MLPDecoder,
     SeparateEncoders,
     StandardNormal,
+    evaluate,
     fit,
-    log_marginal,
 )
 from mixvae.datasets import Dataset, as_split
 from mixvae.evaluation import paired_gain
@@ -27,7 +27,7 @@ def table() -> Dataset:
     return Dataset("breast cancer", *(as_split((x[part] - mean) / std, np.asarray(y)[part]) for part in parts))
 
 
-def main(epochs: int = 200, draws: int = 1000) -> dict[int, float]:
+def main(epochs: int = 200, total_draws: int = 1000) -> dict[int, float]:
     """Train S = 1 and 4, and print NLLs with standard errors; returns the pooled NLL by S."""
     data = table()
     x = data.test.batch(slice(None))
@@ -39,7 +39,7 @@ def main(epochs: int = 200, draws: int = 1000) -> dict[int, float]:
             posterior, StandardNormal(5), MLPDecoder(5, data.shape, (64,), GaussianLikelihood(data.shape))
         )
         fit(model, data, epochs=epochs, batch=50, warmup=20)
-        estimates[components] = log_marginal(model, x, draws)
+        estimates[components] = evaluate(model, x, total_draws)
         summary = estimates[components].summary()
         print(
             f"S = {components}: pooled NLL {summary['nll_pooled']:.2f} ± {summary['nll_pooled_se']:.2f} nats, "

@@ -15,9 +15,8 @@ ROOMS = (
     "model",
     "gradients",
     "evaluation",
-    "diagnostics",
+    "analysis",
     "toys",
-    "representation",
     "single_cell",
     "training",
 )
@@ -76,6 +75,19 @@ def as_users_run():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+class Recorded:
+    """A progress that keeps what is announced, and how much was done of how much."""
+
+    def __init__(self):
+        self.lines, self.seen = [], []
+
+    def announce(self, text):
+        self.lines.append(text)
+
+    def update(self, done, total, text=""):
+        self.seen.append((done, total, text))
 
 
 def refused(capsys, *words):

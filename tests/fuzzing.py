@@ -158,7 +158,7 @@ def serve(*, cells: bool) -> None:
     import mixvae.cli
     import mixvae.reproduce
     import mixvae.reproduce.toys
-    import mixvae.runs.training
+    import mixvae.runs._training
     import mixvae.sweeps
 
     if cells:

@@ -11,13 +11,13 @@ from fuzzing import Forks, Outcome, faults, sandbox, tree
 
 READING = {
     "list": "list runs",
-    "evaluate": "evaluate runs/S2 --draws 8",
-    "again": "evaluate runs/S2 --draws 8 --examples 3",
-    "representation": "evaluate runs/S2 --draws 8 --representation",
+    "evaluate": "evaluate runs/S2 --total-draws 8",
+    "again": "evaluate runs/S2 --total-draws 8 --examples 3",
+    "representation": "evaluate runs/S2 --total-draws 8 --representation",
     "sample": "sample runs/S2 --n 2 --out answer.npy",
     "encode": "encode runs/S2 --out answer.npz",
     "reconstruct": "reconstruct runs/S2 --n 2 --out answer.npy",
-    "components": "components runs/S2 --draws 2 --examples 4 --out answer",
+    "components": "components runs/S2 --draws-per-component 2 --examples 4 --out answer",
     "report": "report runs/S2 runs/S1 --out answer.html",
     "extend": "extend runs/S2 --epochs 1 --out answer",
     "resume": "train --resume runs/S2 --training.epochs 2",

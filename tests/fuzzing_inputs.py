@@ -33,7 +33,7 @@ TINY = {
 GRID = {
     "base": "tiny.yaml",
     "out": "grid",
-    "draws": 4,
+    "total_draws": 4,
     "examples": 3,
     "set": {"training.epochs": 1},
     "axes": {"S": {"S1": {"model.components": 1}}, "prior": {"plain": {}}},
@@ -64,20 +64,20 @@ BASES = {
     ],
     "list": ["runs", "", "."],
     "evaluate": [
-        "runs/S2 --draws 4",
-        "runs/S2 --draws 8 --examples 3 --seed 3 --per-example values.npz",
-        "runs/legacy --draws 4",
-        "runs/S2 --draws 4 --representation",
+        "runs/S2 --total-draws 4",
+        "runs/S2 --total-draws 8 --examples 3 --seed 3 --per-example values.npz",
+        "runs/legacy --total-draws 4",
+        "runs/S2 --total-draws 4 --representation",
     ],
     "sample": ["runs/S2 --n 2", "runs/S2 --n 2 --out samples.npy"],
     "reconstruct": ["runs/S2 --n 2", "runs/S2 --n 2 --out rebuilt.npy"],
     "encode": ["runs/S2", "runs/S2 --out latents.npz --split train"],
     "report": ["runs/S1", "runs/S1 runs/S2", "runs/legacy"],
-    "demo": ["--out demo --draws 4"],
+    "demo": ["--out demo --total-draws 4"],
     "sweep": ["grid.yaml", "grid.yaml --jobs 2"],
     "extend": ["runs/S2 --epochs 1", "runs/S1 --out runs/more --freeze decoder --epochs 1"],
-    "grow": ["runs/S1 --draws 4 --epochs 1 --most 2 --examples 3"],
-    "components": ["runs/S2 --draws 2 --examples 4"],
+    "grow": ["runs/S1 --total-draws 4 --epochs 1 --most 2 --examples 3"],
+    "components": ["runs/S2 --draws-per-component 2 --examples 4"],
     "toy": ["ring --components 1,2 --steps 2 --no-rival", "bigaussian --components 1 --steps 2 --no-rival"],
     "reproduce": [
         "--list",
@@ -91,8 +91,8 @@ SLOW = {"demo": 0.3, "report": 0.5, "reproduce": 0.5, "grow": 0.5, "sc-train": 0
         "toy": 0.5, "presets": 0.3, "train": 6.0, "evaluate": 2.0}  # fmt: skip
 """How often a command is tried, where that is not once."""
 LONG = {
-    "epochs", "steps", "draws", "draws_per_component", "most", "warmup", "seeds",
-    "training.epochs", "training.draws", "cells",
+    "epochs", "steps", "total_draws", "draws_per_component", "most", "warmup", "seeds",
+    "training.epochs", "training.draws_per_component", "cells",
 }  # fmt: skip
 """Options by which a user may rightly ask for hours of work: no large numbers are tried."""
 HUGE = ("2147483648", "9223372036854775808", "1000000000000", "9" * 400, "9" * 5000, "1e400", "1e18")
@@ -115,7 +115,8 @@ CLASSES = (
     "torch.optim.lr_scheduler.StepLR", "torch.nn.Linear", "torch.nn.Module",
     "torch.optim.lr_scheduler.ReduceLROnPlateau", "torch.optim.lr_scheduler.CosineAnnealingLR", "torch.nn.ReLU",
     "torch.optim.lr_scheduler.LambdaLR", "torch.optim.lr_scheduler.OneCycleLR", "torch.nn.LazyLinear", "mlp", "a..b",
-    ".", "..", "mixvae.networks", "mixvae.networks.dense.GatedEncoder", "mixvae.datasets.load", "builtins.eval",
+    ".", "..", "mixvae.networks",
+    "mixvae.networks._dense.GatedEncoder", "mixvae.datasets.load_dataset", "builtins.eval",
     "own.Thing", "elbo", "miselbo", "pooled", "iwelbo", "sticking_the_landing", "doubly_reparameterised",
     "reparameterised", "mixvae.bounds.elbo", "mixvae.bounds.log_weights",
 )  # fmt: skip
@@ -232,9 +233,9 @@ def template(folder: Path, forks: Forks, *, cells: bool) -> Path:
     commands = [
         "train tiny.yaml --model.components 1 --out runs/S1",
         "train tiny.yaml --out runs/S2",
-        "evaluate runs/S1 --draws 8",
-        "evaluate runs/S2 --draws 8 --representation",
-        "evaluate runs/S2 --draws 8 --split validation",
+        "evaluate runs/S1 --total-draws 8",
+        "evaluate runs/S2 --total-draws 8 --representation",
+        "evaluate runs/S2 --total-draws 8 --split validation",
     ]
     if cells:
         _cells().write_h5ad(work / "cells.h5ad")
@@ -249,6 +250,8 @@ def template(folder: Path, forks: Forks, *, cells: bool) -> Path:
     (old / "config.yaml").write_text(text.replace(f"{work}/", ""))
     shutil.copy(next((new / "evaluations").glob("*.npz")), old / "examples.npz")
     shutil.rmtree(old / "evaluations")
+    results = (old / "results.json").read_text().replace('"total_draws"', '"draws"')
+    (old / "results.json").write_text(results)
     return first.rename(folder / "template")  # so that runs find the copy of their data, not these
 
 

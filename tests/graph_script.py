@@ -17,7 +17,8 @@ import mixvae
 from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, config, datasets, elbo, fit
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
-from mixvae.training import launch, objective
+from mixvae.training import _objective as objective
+from mixvae.training import launch
 
 PRESETS = sorted(config.presets())
 SHAPES = {"cifar10": (3, 8, 8), "cifar10_pixelcnn": (3, 8, 8), "tabular": (7,)}
@@ -97,7 +98,8 @@ def fitted(backend, folder, name, compile, accelerator="cpu", precision="32-true
     model = MixtureVAE(posterior, StandardNormal(3), MLPDecoder(3, (1, 8, 8), (12,)))
     torch.compile = original if backend == "inductor" else with_backend
     rows = fit(
-        model, datasets.load("digits", limit=70, limit_validation=20), epochs=4, batch=16, warmup=3, compile=compile,
+        model, datasets.load_dataset("digits", limit=70, limit_validation=20),
+        epochs=4, batch=16, warmup=3, compile=compile,
         run=f"{folder}/{name}", save_every=0.0, optimizer=partial(Killed, lr=3e-3),
         schedule=partial(StepLR, step_size=1, gamma=0.5), fabric=launch(accelerator, precision=precision),
     )  # fmt: skip

@@ -20,12 +20,14 @@ import yaml
 from PIL import Image
 
 from conftest import refused
-from mixvae import config, datasets, resources, runs, sweeps
-from mixvae.arrays import read_npy, read_npz
+from mixvae import _resources as resources
+from mixvae import config, datasets, runs, sweeps
+from mixvae._arrays import read_npy, read_npz
 from mixvae.cli import main
-from mixvae.config import bounded
-from mixvae.datasets import as_split, formats
-from mixvae.datasets.formats import read_array, read_cifar, read_idx, read_images
+from mixvae.config import _bounded as bounded
+from mixvae.datasets import _formats as formats
+from mixvae.datasets import as_split
+from mixvae.datasets._formats import read_array, read_cifar, read_idx, read_images
 from mixvae.files import canonical, checksum, read_json
 
 DEEP = "[" * 3000 + "]" * 3000
@@ -110,7 +112,7 @@ def test_bounds_count_what_yaml_makes():
                     config.load_yaml(text)
 
 
-def test_a_file_within_a_file_or_by_config_is_checked_like_any_other(tmp_path, capsys, monkeypatch):
+def test_nested_and_config_flag_files_are_checked_as_well(tmp_path, capsys, monkeypatch):
     """`--config FILE` was read without looking whose classes it names; a group was read from whatever file it names."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "evil.yaml").write_text("model: {encoder: {class_path: os.system, command: touch pwned}}\n")
@@ -158,7 +160,7 @@ def told(function, match):
     return run
 
 
-def test_an_idx_file_that_unpacks_without_end_is_read_no_further_than_it_promises(tmp_path, small):
+def test_idx_bomb_is_read_no_further_than_its_header_promises(tmp_path, small):
     (tmp_path / "a").write_bytes(gzip.compress(idx((10, 28, 28), bytes(2**27))))
     assert peak(told(lambda: read_idx(tmp_path / "a"), "7840 bytes promised, more found")) < 2**20
     (tmp_path / "b").write_bytes(gzip.compress(idx((2**31, 28, 28))))
@@ -180,7 +182,7 @@ def npy(shape, dtype="<f4", content=b""):
         ((10**12, 784), "<f4", "promises the shape .10*, 784., 3136000000000000 bytes, and it has"),
         ((10**30, 784), "<f4", "truncated, damaged"),
         ((10**12, 1), "<U0", "truncated, damaged"),
-        ((4, 4), "|O", "pickled objects: it holds objects"),
+        ((4, 4), "|O", "pickled objects: it holds Python objects"),
         ((-4, 4), "<f4", "truncated, damaged"),
         ((0, 10**30), "<f4", "truncated, damaged"),
         ((4, 4), "<q9", "truncated, damaged"),
@@ -194,7 +196,7 @@ def test_headers_that_lie_are_told_before_memory_is_taken(tmp_path, shape, dtype
     assert peak(told(lambda: read_array(tmp_path / "x.npz"), message)) < 2**20
 
 
-def test_an_archive_that_unpacks_to_more_than_memory_is_refused_by_its_directory(tmp_path, small):
+def test_npz_exceeding_memory_is_refused_by_its_directory(tmp_path, small):
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", npy((2**25, 1), "<f4", bytes(2**27)))
     assert (tmp_path / "x.npz").stat().st_size < 2**18
@@ -205,7 +207,7 @@ def test_an_archive_that_unpacks_to_more_than_memory_is_refused_by_its_directory
     assert read_array(tmp_path / "y.npz")[0].shape == (20, 2)
 
 
-def test_a_directory_that_promises_less_than_there_is_gives_no_more(tmp_path):
+def test_npz_directory_understating_a_size_yields_no_more(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", npy((2**24, 1), "<f4", bytes(2**26)))
     content = (tmp_path / "x.npz").read_bytes()
@@ -229,7 +231,7 @@ def test_arrays_are_read_as_numpy_reads_them(tmp_path):
             np.testing.assert_array_equal(found, x)
 
 
-def test_damage_to_any_byte_of_an_archive_is_one_line_or_nothing(tmp_path):
+def test_damage_to_any_archive_byte_is_one_line_or_nothing(tmp_path):
     """Whatever NumPy and zipfile raise of it, the file is named."""
     np.savez_compressed(tmp_path / "x.npz", x=np.random.default_rng(0).random((40, 6)), y=np.arange(40) % 3)
     whole = (tmp_path / "x.npz").read_bytes()
@@ -278,7 +280,7 @@ ONE = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_tensors_that_are_no_plain_numbers_are_told(tmp_path, content, message):
     path = saved(tmp_path, content())
-    told(lambda: datasets.load(str(path), binarize="none"), message)()
+    told(lambda: datasets.load_dataset(str(path), binarize="none"), message)()
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def test_tensors_that_are_plain_numbers_after_all_are_read(tmp_path, x):
     np.testing.assert_allclose(found, x.detach().float().numpy(), rtol=1e-6)
 
 
-def test_a_tensor_file_that_unpacks_without_end_is_refused_by_its_directory(tmp_path, small):
+def test_tensor_file_bomb_is_refused_by_its_directory(tmp_path, small):
     path = saved(tmp_path, ONE)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data/9", bytes(2**27))
@@ -310,7 +312,7 @@ def tar(path, members):
             archive.addfile(info, io.BytesIO(bytes(size)))
 
 
-def test_an_archive_of_images_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+def test_image_archive_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "LARGEST_ARCHIVE", 2**22)
     for members in ([("data_batch_1.bin", 3073 * 2000)], [("junk", 2**23)], [("junk", 2**20)] * 8):
         tar(tmp_path / "x.tar.gz", members)
@@ -347,7 +349,7 @@ def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, side):
     assert peak(told(lambda: read_images(tmp_path), "a.png is too large to be an example")) < 2**22
 
 
-def test_images_that_together_are_too_many_are_refused_before_one_is_decoded(tmp_path, small):
+def test_too_many_images_are_refused_before_any_is_decoded(tmp_path, small):
     for i in range(100):
         (tmp_path / f"{i:03}.png").write_bytes(png(1000, 1000))
     told(lambda: read_images(tmp_path), "100 images of 1000×1000 pixels in .* needs? at least 0.56 GiB")()
@@ -366,10 +368,10 @@ def test_a_pipe_is_no_file(tmp_path):
     import os
 
     os.mkfifo(tmp_path / "x.npy")
-    told(lambda: datasets.load(str(tmp_path / "x.npy")), "is not a file")()
+    told(lambda: datasets.load_dataset(str(tmp_path / "x.npy")), "is not a file")()
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "folder" / "a.png")
-    told(lambda: datasets.load(str(tmp_path / "folder")), "holds no images")()
+    told(lambda: datasets.load_dataset(str(tmp_path / "folder")), "holds no images")()
 
 
 @pytest.mark.parametrize("kind", ["npz", "pt", "png"])
@@ -441,7 +443,7 @@ def test_more_components_than_memory_holds_are_refused(trained, tmp_path, capsys
         {"model": []}, {"rows": None}, {"more": functools.reduce(lambda inner, _: [inner], range(900), [])},
     ],
 )  # fmt: skip
-def test_a_record_of_another_form_is_one_line_and_hides_no_other_run(trained, tmp_path, capsys, change):
+def test_malformed_record_is_one_line_and_hides_no_other_run(trained, tmp_path, capsys, change):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     shutil.copytree(trained, tmp_path / "good")
@@ -466,6 +468,6 @@ class Grown:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_tensor_file_that_asks_for_memory_by_a_number_is_refused(tmp_path, capsys, zipped):
+def test_tensor_file_requesting_memory_by_a_number_is_refused(tmp_path, capsys, zipped):
     torch.save({"x": torch.zeros(20, 4), "z": Grown()}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     assert peak(told(lambda: read_array(tmp_path / "x.pt"), "holds a bytearray")) < 2**24

@@ -46,7 +46,7 @@ sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.in
 
 @settings(deadline=None, max_examples=25)
 @given(sizes)
-def test_bounds_equal_their_formulas_computed_one_number_at_a_time(size):
+def test_bounds_match_their_formulas_evaluated_in_scalar_loops(size):
     terms = random_terms(*size)
     log_w, excess = looped(terms, beta=0.3)
     torch.testing.assert_close(log_weights(terms, 0.3), log_w)
@@ -74,7 +74,7 @@ def test_bounds_are_ordered_on_the_same_draws(size):
     assert (miselbo(log_w, terms.weight) <= pooled(log_w, terms.weight) + 1e-9).all()
 
 
-def test_one_component_gives_the_ordinary_importance_weighted_bound():
+def test_single_component_gives_the_standard_iwae_bound():
     terms = random_terms(7, 1, 4, 0)
     log_w = log_weights(terms)
     expected = (terms.log_px + terms.log_pz - terms.log_q[:, :, 0])[:, 0].logsumexp(0) - math.log(7)

@@ -47,7 +47,7 @@ def test_flags_change_single_arguments_of_a_class():
     assert settings.training.optimizer["lr"] == 1e-3
 
 
-def test_flags_give_arguments_to_a_class_that_the_file_or_the_default_only_names():
+def test_flags_add_arguments_to_a_class_named_without_any():
     """The class was lost where the file has it without arguments."""
     settings = config.read("conv", ["--model.encoder.layers=[[4, 3, 1]]", "--model.posterior.learn_weights=true"])
     assert settings.model.encoder == {"class_path": "GatedConvEncoder", "layers": [[4, 3, 1]]}

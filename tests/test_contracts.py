@@ -55,7 +55,7 @@ def test_posterior_is_a_function_of_its_noise(posterior):
     torch.testing.assert_close(cross, q.cross_log_prob(z))
 
 
-def test_a_posterior_extended_by_exact_copies_is_the_same_mixture(posterior):
+def test_posterior_extended_by_exact_copies_is_the_same_mixture(posterior):
     x, z = torch.rand(BATCH, *SHAPE, dtype=torch.float64), torch.randn(5, 1, BATCH, LATENT, dtype=torch.float64)
     q = posterior(x)
     before, weights = q.mixture().log_prob(z), q.log_pi
@@ -81,7 +81,7 @@ def test_each_component_integrates_to_one(posterior):
     torch.testing.assert_close(total, torch.ones_like(total), atol=5e-4, rtol=0)
 
 
-def test_prior_is_one_normalised_distribution_that_draws_what_it_scores(prior):
+def test_prior_is_normalised_and_draws_what_it_scores(prior):
     p = prior()
     assert p.batch_shape == ()
     assert p.event_shape == (LATENT,)
@@ -96,7 +96,7 @@ def test_prior_is_one_normalised_distribution_that_draws_what_it_scores(prior):
     assert p.log_prob(draws.reshape(10, 20, -1, LATENT)).shape == (10, 20, n // 200)
 
 
-def test_decoder_describes_observations_for_any_batch_of_latents(decoder):
+def test_decoder_handles_any_batch_shape_of_latents(decoder):
     module, x = decoder
     z = torch.randn(3, 2, BATCH, LATENT, dtype=torch.float64)
     p = module(z)

@@ -13,17 +13,17 @@ import torch
 import graph_script
 from graph_script import PRESETS, script
 from mixvae import datasets, runs
+from mixvae._precision import exact_products
 from mixvae.bounds import elbo
 from mixvae.decoders import MLPDecoder
-from mixvae.evaluation import log_marginal
+from mixvae.evaluation import evaluate
 from mixvae.gradients import reparameterised
 from mixvae.model import MixtureVAE, unread
 from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
-from mixvae.precision import exact_products
 from mixvae.priors import StandardNormal
 from mixvae.training import launch
-from mixvae.training.objective import Inputs, Objective
+from mixvae.training._objective import Inputs, Objective
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -70,7 +70,7 @@ def test_the_number_of_waits_does_not_grow_with_the_steps():
     """5 and 15 steps an epoch, both fewer than the steps between two looks."""
     waits = []
     for examples in (50, 150):
-        data = datasets.load("digits", limit=examples, limit_validation=20)
+        data = datasets.load_dataset("digits", limit=examples, limit_validation=20)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
@@ -91,15 +91,15 @@ def test_a_training_resumes_bit_for_bit(tmp_path, compile, precision):
 def test_an_evaluation_gives_the_cpu_values(name):
     """Whose convolutions are exact, though those of a training are not."""
     model, x, *_ = graph_script.preset(name)
-    here = log_marginal(model, x, 40, seed=3)
-    there = log_marginal(model.to("cuda"), x.to("cuda"), 40, seed=3)
+    here = evaluate(model, x, 40, seed=3)
+    there = evaluate(model.to("cuda"), x.to("cuda"), 40, seed=3)
     for bound, values in here.arrays().items():
         np.testing.assert_allclose(there.arrays()[bound], values, rtol=1e-5, atol=2e-3, err_msg=bound)
 
 
 def test_a_run_of_the_gpu_opens_where_there_is_none(tmp_path):
     """In another process, which sees no device."""
-    data = datasets.load("digits", limit=100, limit_validation=20)
+    data = datasets.load_dataset("digits", limit=100, limit_validation=20)
     model = small()
     runs.fit(model, data, epochs=1, batch=50, run=tmp_path / "run", fabric=launch("cuda"))
     opened = runs.open_run(tmp_path / "run").model
@@ -117,7 +117,10 @@ def test_the_commands_train_and_evaluate_there(tmp_path, name, compile):
     words = ["--data.limit=100", "--training.epochs=2", "--training.accelerator=cuda", f"--training.compile={compile}"]
     if name == "one_hot":
         words += ["--data.name=digits", "--model.components=10", "--training.active=2", "--model.latent=4"]
-    for command in (["train", name, *words, "--out", tmp_path / "run"], ["evaluate", tmp_path / "run", "--draws", 40]):
+    for command in (
+        ["train", name, *words, "--out", tmp_path / "run"],
+        ["evaluate", tmp_path / "run", "--total-draws", 40],
+    ):
         line = [sys.executable, "-m", "mixvae", *map(str, command)]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]

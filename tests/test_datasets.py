@@ -17,9 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import Recorded
 from mixvae import datasets
-from mixvae.datasets import IdxSource, as_split, download
-from mixvae.datasets.formats import read_array, read_cifar, read_idx, read_images
+from mixvae.datasets import IdxSource, as_split
+from mixvae.datasets import _download as download
+from mixvae.datasets._formats import read_array, read_cifar, read_idx, read_images
+from mixvae.progress import SILENT
 
 RNG = np.random.default_rng(0)
 
@@ -51,7 +54,7 @@ def mnist(tmp_path):
 
 def test_mnist_is_read_and_split_as_in_the_paper(mnist):
     folder, arrays = mnist
-    data = datasets.load("mnist", root=folder, binarize="none")
+    data = datasets.load_dataset("mnist", root=folder, binarize="none")
     assert (len(data.train), len(data.validation), len(data.test)) == (50, 10, 10)
     assert data.shape == (1, 5, 4)
     torch.testing.assert_close(data.train.x[:, 0].numpy(), arrays["train"][0][:50])
@@ -66,7 +69,7 @@ def test_real_fashion_mnist_is_read_if_the_system_has_it(monkeypatch):
     monkeypatch.undo()
     if not (download.SYSTEM_FOLDER / "fashion-mnist").exists():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
-    data = datasets.load("fashion_mnist")
+    data = datasets.load_dataset("fashion_mnist")
     assert (len(data.train), len(data.validation), len(data.test)) == (50_000, 10_000, 10_000)
     assert data.shape == (1, 28, 28)
     assert data.test.y.bincount().tolist() == [1000] * 10
@@ -84,36 +87,36 @@ def test_search_order_is_root_environment_cache_system(mnist, tmp_path, monkeypa
         assert download.locate(names, "mnist", tmp_path / "root") == place / names[0]
 
 
-def test_training_examples_are_binarised_anew_and_held_out_ones_once():
-    data, again = (datasets.load("digits") for _ in range(2))
+def test_training_data_are_rebinarised_but_held_out_data_fixed():
+    data, again = (datasets.load_dataset("digits") for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     first, second = (data.train.batch(slice(0, 50), generator) for _ in range(2))
     assert not torch.equal(first, second)
     assert set(first.unique().tolist()) == {0.0, 1.0}
     assert torch.equal(data.test.batch(slice(0, 50)), data.test.batch(slice(0, 50)))
     assert torch.equal(data.test.x, again.test.x)
-    assert not torch.equal(datasets.load("digits", seed=1).test.x, data.test.x)
+    assert not torch.equal(datasets.load_dataset("digits", seed=1).test.x, data.test.x)
 
 
 def test_binarisation_has_the_intensities_as_probabilities():
-    grey = datasets.load("digits", binarize="none").train.batch(slice(0, 3))
-    data = datasets.load("digits")
+    grey = datasets.load_dataset("digits", binarize="none").train.batch(slice(0, 3))
+    data = datasets.load_dataset("digits")
     n = 2000
     mean = sum(data.train.batch(slice(0, 3)) for _ in range(n)) / n
     assert ((mean - grey).abs() <= 5 * (grey * (1 - grey) / n).sqrt() + 1e-6).all()
 
 
 def test_fixed_and_threshold_binarise_training_once():
-    grey = datasets.load("digits", binarize="none")
-    sharp = datasets.load("digits", binarize="threshold")
+    grey = datasets.load_dataset("digits", binarize="none")
+    sharp = datasets.load_dataset("digits", binarize="threshold")
     torch.testing.assert_close(sharp.train.batch(slice(0, 9)), (grey.train.batch(slice(0, 9)) > 0.5).float())
-    fixed = datasets.load("digits", binarize="fixed")
+    fixed = datasets.load_dataset("digits", binarize="fixed")
     assert torch.equal(fixed.train.batch(slice(0, 9)), fixed.train.batch(slice(0, 9)))
     assert not torch.equal(fixed.train.x, sharp.train.x)
 
 
 def test_splits_of_digits_are_disjoint_and_complete():
-    data = datasets.load("digits", binarize="none")
+    data = datasets.load_dataset("digits", binarize="none")
     assert (len(data.train), len(data.validation), len(data.test)) == (1197, 200, 400)
     rows = [tuple(row) for part in (data.train, data.validation, data.test) for row in part.x.flatten(1).tolist()]
     from sklearn.datasets import load_digits
@@ -122,12 +125,12 @@ def test_splits_of_digits_are_disjoint_and_complete():
 
 
 def test_checksum_tells_data_apart():
-    data = datasets.load("digits")
-    assert data.sha256() == datasets.load("digits").sha256()
-    assert data.sha256() != datasets.load("digits", seed=1).sha256()
-    assert data.sha256() != datasets.load("digits", limit=100).sha256()
-    assert len(datasets.load("digits", limit=100).train) == 100
-    assert len(datasets.load("digits", limit_validation=50).validation) == 50
+    data = datasets.load_dataset("digits")
+    assert data.sha256() == datasets.load_dataset("digits").sha256()
+    assert data.sha256() != datasets.load_dataset("digits", seed=1).sha256()
+    assert data.sha256() != datasets.load_dataset("digits", limit=100).sha256()
+    assert len(datasets.load_dataset("digits", limit=100).train) == 100
+    assert len(datasets.load_dataset("digits", limit_validation=50).validation) == 50
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -146,7 +149,7 @@ def test_cifar_is_read_from_archive_and_folder(tmp_path, packed):
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
-    data = datasets.load("cifar10", root=tmp_path / "root", binarize="none")
+    data = datasets.load_dataset("cifar10", root=tmp_path / "root", binarize="none")
     assert (len(data.train), len(data.validation), len(data.test)) == (24, 6, 6)
     assert data.shape == (3, 32, 32)
     first = records["data_batch_1"][0]
@@ -164,7 +167,7 @@ def test_own_arrays_of_every_kind(tmp_path, kind):
         np.savez(path, x=x, y=y)
     else:
         torch.save(torch.from_numpy(x) if kind == "pt" else {"x": torch.from_numpy(x), "y": torch.from_numpy(y)}, path)
-    data = datasets.load(str(path), binarize="none")
+    data = datasets.load_dataset(str(path), binarize="none")
     assert (len(data.train), len(data.validation), len(data.test)) == (32, 4, 4)
     assert data.shape == (1, 6, 5)
     assert (data.train.y is not None) == (kind in ("npz", "pt-dict"))
@@ -173,7 +176,7 @@ def test_own_arrays_of_every_kind(tmp_path, kind):
 def test_real_vectors_are_kept_as_they_are(tmp_path):
     x = RNG.normal(size=(50, 3)) * 100
     np.save(tmp_path / "x.npy", x)
-    data = datasets.load(str(tmp_path / "x.npy"), binarize="none")
+    data = datasets.load_dataset(str(tmp_path / "x.npy"), binarize="none")
     kept = torch.cat([data.train.x, data.validation.x, data.test.x]).sort(0).values
     torch.testing.assert_close(kept, torch.from_numpy(x).float().sort(0).values)
 
@@ -189,7 +192,7 @@ def test_a_folder_of_images_has_classes_from_its_subfolders(tmp_path, mode):
     assert x.shape == (12, 1 if mode == "L" else 3, 4, 5)
     assert y.tolist() == [0] * 6 + [1] * 6
     assert x[3, 0, 0, 0] == 60
-    assert datasets.load(str(tmp_path / "own")).shape == x.shape[1:]
+    assert datasets.load_dataset(str(tmp_path / "own")).shape == x.shape[1:]
 
 
 def test_bytes_of_zeros_and_ones_are_binary():
@@ -240,7 +243,7 @@ def damaged(tmp_path, kind):
 )
 def test_bad_arrays_are_told_in_one_line(tmp_path, kind, told):
     with pytest.raises(ValueError, match=told) as caught:
-        datasets.load(str(damaged(tmp_path, kind)))
+        datasets.load_dataset(str(damaged(tmp_path, kind)))
     assert "\n" not in str(caught.value)
 
 
@@ -296,12 +299,12 @@ def test_damaged_and_unequal_images_are_told_in_one_line(tmp_path):
 )
 def test_bad_options_are_told_in_one_line(options, told):
     with pytest.raises(ValueError, match=told):
-        datasets.load(**options)
+        datasets.load_dataset(**options)
 
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="choose train, validation or test"):
-        datasets.load("digits").split("valid")
+        datasets.load_dataset("digits").split("valid")
 
 
 def test_an_empty_split_is_refused(tmp_path):
@@ -309,11 +312,11 @@ def test_an_empty_split_is_refused(tmp_path):
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(np.full((n, 2, 2), 9, np.uint8)))
         (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.zeros(n, np.uint8)))
     with pytest.raises(ValueError, match="the validation split of mnist is empty"):
-        datasets.load("mnist", root=tmp_path)
+        datasets.load_dataset("mnist", root=tmp_path)
 
 
 def test_only_training_images_are_mirrored():
-    plain, mirrored = (datasets.load("digits", binarize="none", flip=flip) for flip in (False, True))
+    plain, mirrored = (datasets.load_dataset("digits", binarize="none", flip=flip) for flip in (False, True))
     x, y = plain.train.batch(slice(0, 400)), mirrored.train.batch(slice(0, 400))
     same, flipped = (x == y).flatten(1).all(1), (x.flip(-1) == y).flatten(1).all(1)
     assert (same | flipped).all()
@@ -325,7 +328,7 @@ def test_only_training_images_are_mirrored():
 def test_vectors_cannot_be_mirrored(tmp_path):
     np.save(tmp_path / "x.npy", RNG.random((20, 3)))
     with pytest.raises(ValueError, match="only images can be mirrored"):
-        datasets.load(str(tmp_path / "x.npy"), flip=True)
+        datasets.load_dataset(str(tmp_path / "x.npy"), flip=True)
 
 
 class Files(BaseHTTPRequestHandler):
@@ -372,10 +375,14 @@ def md5(content):
 
 def test_a_missing_file_is_downloaded_once_checked_and_cached(server):
     source = IdxSource("mnist", server, {"images.gz": md5(Files.content)})
-    path = source._path("images.gz", None)
+    seen = Recorded()
+    path = source._path("images.gz", None, seen)
+    done, total, text = seen.seen[-1]
+    assert done == total == path.stat().st_size
+    assert text == "downloading images.gz"
     assert path == download.cache("mnist") / "images.gz"
     assert read_idx(path).shape == (3, 2, 2)
-    assert IdxSource("mnist", "http://nowhere.invalid/", source.checksums)._path("images.gz", None) == path
+    assert IdxSource("mnist", "http://nowhere.invalid/", source.checksums)._path("images.gz", None, SILENT) == path
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # requests leaves its socket open
@@ -385,7 +392,7 @@ def test_a_missing_file_is_downloaded_once_checked_and_cached(server):
         ("missing.gz", md5(Files.content), OSError, "the server answered 404"),
         ("broken.gz", md5(Files.content), OSError, "the connection broke off"),
         ("images.gz", md5(b"other"), ValueError, "does not have the checksum"),
-        ("away.gz", md5(Files.content), OSError, "an address that is not of the web"),
+        ("away.gz", md5(Files.content), OSError, "an address that is not on the web"),
         ("slow.gz", md5(Files.content), OSError, "too slow"),
     ],
 )
@@ -393,7 +400,7 @@ def test_a_download_that_fails_is_told_and_leaves_nothing(server, monkeypatch, t
     monkeypatch.setattr(download, "TIMEOUT", 0.5)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "there"))
     with pytest.raises(error, match=told) as caught:
-        IdxSource("mnist", server, {file: checksum})._path(file, None)
+        IdxSource("mnist", server, {file: checksum})._path(file, None, SILENT)
     assert re.search(r"put \S+ into \S+", str(caught.value)), "says how to mend it"
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "not").exists(), "no folder above it either"
@@ -404,7 +411,7 @@ def test_a_download_that_fails_is_told_and_leaves_nothing(server, monkeypatch, t
 def test_a_file_without_end_does_not_fill_the_disk(server, monkeypatch):
     monkeypatch.setattr(download, "LARGEST", 30)
     with pytest.raises(OSError, match="the server sends more than"):
-        IdxSource("mnist", server, {"images.gz": md5(Files.content)})._path("images.gz", None)
+        IdxSource("mnist", server, {"images.gz": md5(Files.content)})._path("images.gz", None, SILENT)
     assert not download.cache("mnist").exists()
 
 
@@ -413,5 +420,5 @@ def test_no_network_is_told_in_one_line():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(OSError, match="the server cannot be reached; put"):
-        IdxSource("mnist", f"http://127.0.0.1:{port}/", {"a.gz": "0" * 32})._path("a.gz", None)
+        IdxSource("mnist", f"http://127.0.0.1:{port}/", {"a.gz": "0" * 32})._path("a.gz", None, SILENT)
     assert not list(download.cache("mnist").glob("*"))

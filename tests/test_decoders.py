@@ -5,7 +5,15 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from mixvae.decoders import ContinuousBernoulli, ConvDecoder, Decoder, GaussianLikelihood, MLPDecoder, PixelCNNDecoder
+from mixvae.decoders import (
+    ContinuousBernoulli,
+    ConvDecoder,
+    Decoder,
+    GaussianLikelihood,
+    LogisticMixture,
+    MLPDecoder,
+    PixelCNNDecoder,
+)
 
 
 def test_gaussian_variance_is_learned_and_has_a_floor():
@@ -34,7 +42,7 @@ def test_any_callable_that_gives_a_distribution_is_a_likelihood():
     assert decoder(torch.zeros(4, 2)).log_prob(torch.ones(4, 3)).shape == (4,)
 
 
-def test_half_precision_logits_do_not_cost_the_likelihood_its_digits():
+def test_half_precision_logits_keep_a_float32_likelihood():
     p = ContinuousBernoulli(torch.ones(3, dtype=torch.bfloat16))
     assert p.log_prob(torch.rand(3)).dtype == torch.float32
 
@@ -43,3 +51,11 @@ def test_half_precision_logits_do_not_cost_the_likelihood_its_digits():
 def test_colour_images_with_a_bernoulli_likelihood_are_refused(kind):
     with pytest.raises(ValueError, match=r"got (RGB images of shape \(3, 8, 8\)|3 channels): use LogisticMixture"):
         kind(2, (3, 8, 8))
+
+
+def test_counts_below_one_are_refused_when_the_decoder_is_made():
+    """They failed in the first forward pass, with an IndexError or a RuntimeError of torch."""
+    with pytest.raises(ValueError, match="layers must be at least 1; got 0"):
+        PixelCNNDecoder(2, (1, 4, 4), layers=0)
+    with pytest.raises(ValueError, match="mixtures must be at least 1; got 0"):
+        LogisticMixture((1, 4, 4), mixtures=0)

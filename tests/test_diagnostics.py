@@ -8,7 +8,7 @@ import torch
 
 from conftest import binary, tiny_model
 from mixvae.analysis import Overlap, exact_posteriors, overlap
-from mixvae.evaluation import log_marginal
+from mixvae.evaluation import evaluate
 from mixvae.flows import CouplingFlow
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.posteriors import FlowPosterior, SeparateEncoders
@@ -69,7 +69,7 @@ def test_shares_by_label_are_means_over_the_label():
         overlap(model, x, 5).by_label()
 
 
-def test_the_table_has_one_row_per_component_and_every_figure_draws():
+def test_overlap_has_a_row_per_component_and_every_figure_draws():
     found = overlap(tiny_model(3), binary(6), 20, labels=np.arange(6) % 2)
     assert [row["component"] for row in found.table] == [0, 1, 2]
     assert sum(row["share"] for row in found.table) == pytest.approx(1)
@@ -80,7 +80,7 @@ def test_the_table_has_one_row_per_component_and_every_figure_draws():
 def test_the_exact_posterior_agrees_with_importance_sampling():
     model, x = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(3)
     plane = exact_posteriors(model, x)
-    estimate = log_marginal(model, x, 60_000)
+    estimate = evaluate(model, x, 60_000)
     for i, row in enumerate(plane.table):
         assert abs(row["log_px"] - estimate.pooled[i]) < 5 * estimate.pooled_mc_se[i] + 1e-4
         assert abs(row["elbo"] - estimate.elbo[i]) < 5 * estimate.elbo_mc_se[i] + 1e-3
@@ -88,7 +88,7 @@ def test_the_exact_posterior_agrees_with_importance_sampling():
         assert 0 < row["covered"] < 1
 
 
-def test_the_window_holds_the_mass_and_the_axes_are_not_mixed_up():
+def test_posterior_window_holds_the_mass_with_axes_unswapped():
     model, x = tiny_model(2), binary(1)
     (found,) = exact_posteriors(model, x, points=201).posteriors
     cell = (2 * found.span / 200) ** 2

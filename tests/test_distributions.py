@@ -16,7 +16,7 @@ from mixvae.distributions import (
     Pooled,
     keyed_normal,
 )
-from mixvae.distributions.gaussian import FEW
+from mixvae.distributions._gaussian import FEW
 
 
 def gaussians(components=3, batch=4, latent=5, spread=2.0, low=-6.0, high=2.0, dtype=torch.float64, weighted=True):
@@ -36,7 +36,7 @@ def test_log_prob_follows_the_rule_of_the_component_axis():
 
 
 @pytest.mark.parametrize("components", [3, FEW + 1])
-def test_cross_density_scores_every_component_of_the_same_example_at_every_draw(components):
+def test_cross_density_matches_a_loop_over_draws_and_components(components):
     """Difference by difference, and as one product where there are more."""
     q = gaussians(components=components)
     z = q.rsample((2,))
@@ -47,13 +47,13 @@ def test_cross_density_scores_every_component_of_the_same_example_at_every_draw(
 
 
 @pytest.mark.parametrize(("batch", "points"), [(4, 7), (FEW, FEW + 1)])
-def test_pairwise_density_scores_every_point_under_every_component_of_every_example(batch, points):
+def test_pairwise_density_covers_all_components_of_all_examples(batch, points):
     q, points = gaussians(batch=batch), torch.randn(points, 5, dtype=torch.float64)
     torch.testing.assert_close(q.pairwise_log_prob(points), Components.pairwise_log_prob(q, points))
 
 
 @pytest.mark.parametrize(("spread", "log_var"), [(2.0, -6.0), (50.0, -6.0), (1e3, -12.0)])
-def test_matrix_product_keeps_float32_digits_however_narrow_or_far_the_gaussians(spread, log_var):
+def test_matrix_product_is_accurate_for_narrow_or_far_gaussians(spread, log_var):
     """A quadratic expanded in float32 alone is wrong by hundreds of nats for the last of these."""
     exact = gaussians(components=FEW + 1, spread=spread, low=log_var, high=log_var + 1)
     z = exact.rsample((2,))
@@ -147,7 +147,7 @@ def test_shapes_that_do_not_fit_are_refused_with_both_shapes():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("logit", [0.0, 1e-4, -0.0099, 0.0101, 2.0, -30.0, 80.0])
-def test_continuous_bernoulli_integrates_to_one_and_has_its_mean(logit, dtype):
+def test_continuous_bernoulli_is_normalised_with_correct_mean(logit, dtype):
     """torch's own density loses its normaliser in float32 beyond logits of about 16."""
     edges = torch.linspace(0, 1, 200_001, dtype=torch.float64)
     x = (edges[1:] + edges[:-1]) / 2
@@ -170,7 +170,7 @@ def test_keyed_noise_depends_on_nothing_but_its_key():
     assert not torch.isclose(whole, other).any()
 
 
-def test_keyed_noise_is_standard_normal_across_examples_and_blocks():
+def test_keyed_noise_is_normal_across_examples_and_blocks():
     noise = keyed_normal(0, np.arange(200), 0, 4 * DRAW_BLOCK, (2, 3)).numpy()
     n = noise.size
     assert abs(noise.mean()) < 5 / n**0.5
@@ -180,7 +180,7 @@ def test_keyed_noise_is_standard_normal_across_examples_and_blocks():
     assert np.abs(np.corrcoef(flat) - np.eye(4)).max() < 5 / flat.shape[1] ** 0.5
 
 
-def test_components_too_far_to_count_leave_density_alone_and_no_denormal_numbers():
+def test_negligible_components_keep_density_without_denormals():
     """Denormal weights and gradients made a training step with 2000 pseudo-posteriors twice as slow."""
     mean = torch.linspace(-40, 40, 400)[None, :, None].expand(1, 400, 2).clone().requires_grad_()
     q = DiagonalGaussian(mean, torch.full((1, 400, 2), -1.0))

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import binary, tiny_model
+from mixvae.analysis import active_units, encode
 from mixvae.bounds import elbo, jsd, log_weights, miselbo, pooled
 from mixvae.distributions import keyed_normal
 from mixvae.evaluation import (
@@ -21,16 +22,14 @@ from mixvae.evaluation import (
     Evaluation,
     Gain,
     Identity,
-    active_units,
     differences,
-    encode,
+    evaluate,
     fingerprint,
-    log_marginal,
     mismatch,
     paired_gain,
     standard_error,
 )
-from mixvae.evaluation.marginal import _pareto_k
+from mixvae.evaluation._marginal import _pareto_k
 from mixvae.priors import VampPrior
 
 
@@ -40,7 +39,7 @@ def vamp(q, shape, latent):
 
 def test_one_pass_equals_the_bounds_of_all_draws_at_once():
     model, x = tiny_model(3, weights=[3.0, 2.0, 1.0], prior=vamp), binary(4)
-    found = log_marginal(model, x, 300, chunk=200, seed=5)
+    found = evaluate(model, x, 300, chunk=200, seed=5)
     terms = model(x, 100, noise=keyed_normal(5, range(4), 0, 100, (3, 2)))
     log_w = log_weights(terms).detach()
     for bound, values in ((elbo, found.elbo), (miselbo, found.miselbo), (pooled, found.pooled)):
@@ -53,27 +52,27 @@ def test_one_pass_equals_the_bounds_of_all_draws_at_once():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
 def test_results_do_not_depend_on_chunk_batch_or_order(dtype, tolerance):
     model, x = tiny_model(3, shape=(1, 4, 4), prior=vamp, dtype=dtype), binary(9, (1, 4, 4), dtype=dtype)
-    whole = log_marginal(model, x, 240, chunk=100_000).arrays()
+    whole = evaluate(model, x, 240, chunk=100_000).arrays()
     order = np.random.default_rng(0).permutation(9)
-    shuffled = log_marginal(model, x[order], 240, chunk=64, examples=order).arrays()
+    shuffled = evaluate(model, x[order], 240, chunk=64, examples=order).arrays()
     for name, values in whole.items():
         if name != "pareto_k" or dtype == torch.float64:
             np.testing.assert_allclose(shuffled[name], values[order], atol=tolerance, rtol=tolerance, err_msg=name)
-    alone = log_marginal(model, x[4:5], 240, chunk=7, examples=[4])
+    alone = evaluate(model, x[4:5], 240, chunk=7, examples=[4])
     np.testing.assert_allclose(alone.pooled, whole["pooled"][4:5], atol=tolerance)
 
 
 def test_the_seed_changes_the_draws_and_nothing_else_does():
     model, x = tiny_model(), binary(3)
-    first = log_marginal(model, x, 60, seed=1)
+    first = evaluate(model, x, 60, seed=1)
     torch.manual_seed(99)
-    assert np.array_equal(first.pooled, log_marginal(model, x, 60, seed=1).pooled)
-    assert not np.isclose(first.pooled, log_marginal(model, x, 60, seed=2).pooled).any()
+    assert np.array_equal(first.pooled, evaluate(model, x, 60, seed=1).pooled)
+    assert not np.isclose(first.pooled, evaluate(model, x, 60, seed=2).pooled).any()
 
 
 def test_monte_carlo_errors_are_those_of_repeated_evaluations():
     model, x, repeats = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(2), 300
-    runs = [log_marginal(model, x, 120, seed=s) for s in range(repeats)]
+    runs = [evaluate(model, x, 120, seed=s) for s in range(repeats)]
     for name in ("elbo", "miselbo", "pooled"):
         spread = np.stack([getattr(run, name) for run in runs]).std(0, ddof=1)
         stated = np.stack([getattr(run, f"{name}_mc_se") for run in runs])
@@ -90,49 +89,49 @@ def test_evaluation_is_in_evaluation_mode_and_restores_the_mode():
     model, x = tiny_model(), binary(3)
     model.decoder.network = torch.nn.Sequential(Dropping(0.5), model.decoder.network)
     assert model.training
-    log_marginal(model, x, 30)
+    evaluate(model, x, 30)
     encode(model, x)
     model.sample(2)
     assert model.training
     assert model.decoder.network[0].training
 
 
-def test_draws_are_shared_among_components_or_given_per_component():
+def test_draws_are_split_among_components_or_given_for_each():
     model, x = tiny_model(3), binary(2)
-    assert log_marginal(model, x, 10).draws == 9
-    assert log_marginal(model, x, 1).draws == 3
-    assert log_marginal(model, x, draws_per_component=4).draws == 12
+    assert evaluate(model, x, 10).total_draws == 9
+    assert evaluate(model, x, 1).total_draws == 3
+    assert evaluate(model, x, draws_per_component=4).total_draws == 12
 
 
-@pytest.mark.parametrize("bad", [{"draws": 0}, {"chunk": 0}, {"seed": -1}, {"examples": [1]}])
+@pytest.mark.parametrize("bad", [{"total_draws": 0}, {"chunk": 0}, {"seed": -1}, {"examples": [1]}])
 def test_numbers_out_of_range_are_refused(bad):
     with pytest.raises(ValueError, match=r"at least|negative"):
-        log_marginal(tiny_model(), binary(2), **bad)
+        evaluate(tiny_model(), binary(2), **bad)
 
 
 def test_one_draw_has_no_error_and_json_can_hold_the_summary():
-    summary = log_marginal(tiny_model(), binary(1), 1).summary()
+    summary = evaluate(tiny_model(), binary(1), 1).summary()
     assert summary["nll_pooled_mc_se"] is None
     assert summary["nll_pooled_se"] is None
     json.dumps(summary, allow_nan=False)
 
 
-def test_effective_components_are_one_for_equal_encoders_and_s_for_distant_ones():
+def test_effective_components_are_one_if_equal_and_s_if_distant():
     model, x = tiny_model(4), binary(3)
     for encoder in model.posterior.encoders:
         encoder.load_state_dict(model.posterior.encoders[0].state_dict())
-    assert log_marginal(model, x, 400).summary()["effective_components"] == pytest.approx(1)
+    assert evaluate(model, x, 400).summary()["effective_components"] == pytest.approx(1)
     for i, encoder in enumerate(model.posterior.encoders):
         encoder.head.bias.data[:2] += 100 * i
-    assert log_marginal(model, x, 400).summary()["effective_components"] == pytest.approx(4)
+    assert evaluate(model, x, 400).summary()["effective_components"] == pytest.approx(4)
 
 
 def test_pareto_k_tells_reliable_weights_from_unreliable_ones():
     """Draws from a proposal much narrower than the posterior have weights of infinite variance."""
     model, x = tiny_model(1), binary(4)
-    good = log_marginal(model, x, 2000).pareto_k
+    good = evaluate(model, x, 2000).pareto_k
     model.posterior.encoders[0].head.bias.data[2:] = -6.0
-    bad = log_marginal(model, x, 2000).pareto_k
+    bad = evaluate(model, x, 2000).pareto_k
     assert (good < 0.7).all()
     assert (bad > 0.7).all()
 
@@ -216,7 +215,7 @@ def test_evaluations_of_different_examples_are_not_paired(name):
         ({"legacy": True, "data": None, "observations": None}, {"legacy": True, "split": None, "observations": None}),
     ],
 )
-def test_what_is_known_to_be_of_the_same_examples_is_paired_without_a_warning(one, other):
+def test_evaluations_of_same_examples_pair_without_a_warning(one, other):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert paired_gain(evaluation(**one), evaluation(**other)).mean == 0
@@ -253,7 +252,7 @@ def test_different_draws_or_proposals_warn_once(changed, gain):
 
 
 def test_a_bound_that_an_evaluation_does_not_hold_is_one_line():
-    estimate = log_marginal(tiny_model(), binary(3), 6)
+    estimate = evaluate(tiny_model(), binary(3), 6)
     for bound in ("components", "jsd", "nonsense"):
         with pytest.raises(ValueError, match=f"elbo, miselbo, pooled; got {bound}"):
             paired_gain(estimate, estimate, bound)
@@ -262,27 +261,27 @@ def test_a_bound_that_an_evaluation_does_not_hold_is_one_line():
 
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1)])
-def test_arrays_that_do_not_fit_their_identity_are_not_broadcast(shape):
+def test_arrays_unlike_their_identity_are_not_broadcast(shape):
     with pytest.raises(ValueError, match="not one value for each of 3 examples"):
         paired_gain(Evaluation(identity(), {"pooled": np.zeros(shape)}, {}), evaluation())
 
 
 def test_estimates_of_models_are_paired_by_their_observations():
     x = binary(4)
-    new, old, single = (log_marginal(tiny_model(s), x, 12) for s in (2, 3, 1))
+    new, old, single = (evaluate(tiny_model(s), x, 12) for s in (2, 3, 1))
     assert paired_gain(new, old).mean == pytest.approx(float((new.pooled - old.pooled).mean()))
     assert paired_gain(new, single, "elbo").mean == pytest.approx(float((new.elbo - single.elbo).mean()))
     with pytest.raises(ValueError, match="different observations"):
-        paired_gain(new, log_marginal(tiny_model(3), binary(4, seed=2), 12))
+        paired_gain(new, evaluate(tiny_model(3), binary(4, seed=2), 12))
     with pytest.raises(ValueError, match="numbers of examples"):
-        paired_gain(new, log_marginal(tiny_model(3), x[:3], 12))
+        paired_gain(new, evaluate(tiny_model(3), x[:3], 12))
     known = identity(examples=4, observations=fingerprint(x), draws_per_component=6)
     assert paired_gain(new, Evaluation(known, old.arrays(), {})).mean == paired_gain(new, old).mean
     with pytest.raises(ValueError, match="unknown examples"):
         paired_gain(new, replace(old, observations=None))
 
 
-def test_a_fingerprint_is_of_shape_and_values_whatever_the_precision_that_holds_them():
+def test_fingerprint_depends_on_shape_and_values_not_precision():
     x = binary(5, dtype=torch.float32)
     assert len({fingerprint(x.to(kind)) for kind in (torch.bfloat16, torch.float32, torch.float64, torch.uint8)}) == 1
     grey = torch.rand(5, 1, 2, 2)
@@ -295,7 +294,7 @@ def test_a_fingerprint_is_of_shape_and_values_whatever_the_precision_that_holds_
     assert fingerprint(many) != fingerprint(many.index_fill(0, torch.tensor([4999]), 0.0))
 
 
-def test_the_key_of_an_evaluation_tells_apart_what_shares_a_folder():
+def test_evaluation_keys_differ_for_all_that_shares_a_folder():
     changes = {"split": "train", "examples": 2, "draws_per_component": 6, "seed": 1, "proposal": "laplace"}
     assert len({identity().key, *(identity(**{name: value}).key for name, value in changes.items())}) == 6
 
@@ -324,18 +323,18 @@ def test_summary_reports_both_kinds_of_error():
     assert summary["nll_pooled"] == pytest.approx(-values[2].mean())
     assert summary["nll_pooled_se"] == pytest.approx(values[2].std(ddof=1) / 20)
     assert summary["nll_pooled_mc_se"] == pytest.approx(np.sqrt((values[6] ** 2).sum()) / 400)
-    assert (summary["draws"], summary["seed"], summary["components"]) == (6, 7, 2)
+    assert (summary["total_draws"], summary["seed"], summary["components"]) == (6, 7, 2)
 
 
-def test_five_thousand_draws_of_the_papers_model_stay_under_a_gigabyte():
+def test_5000_draws_of_the_papers_model_stay_under_a_gigabyte():
     """S = 4, batch 100, 28×28, latent 40, gated 300-300: peak resident memory of the whole process."""
     script = """
 import torch
-from mixvae import GatedEncoder, MLPDecoder, MixtureVAE, SeparateEncoders, StandardNormal, log_marginal
+from mixvae import GatedEncoder, MLPDecoder, MixtureVAE, SeparateEncoders, StandardNormal, evaluate
 posterior = SeparateEncoders(lambda: GatedEncoder((1, 28, 28), 40), 4)
 model = MixtureVAE(posterior, StandardNormal(40), MLPDecoder(40, (1, 28, 28)))
 x = (torch.rand(100, 1, 28, 28) < 0.3).float()
-log_marginal(model, x, 5000)
+evaluate(model, x, 5000)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(int(status["VmHWM"].split()[0]) * 1024)  # of this program; ru_maxrss counts the parent's too
 """
@@ -343,7 +342,7 @@ print(int(status["VmHWM"].split()[0]) * 1024)  # of this program; ru_maxrss coun
     assert int(done.stdout) < 1e9
 
 
-def test_the_same_draws_rounded_to_multiples_of_each_size_do_not_warn(recwarn):
+def test_draws_rounded_to_multiples_of_components_do_not_warn(recwarn):
     """1000 draws in all are 999 of three components and 1000 of one: no reason for a warning."""
     paired_gain(evaluation(components=3, draws_per_component=333), evaluation(components=1, draws_per_component=1000))
     assert not recwarn

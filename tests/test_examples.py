@@ -70,7 +70,7 @@ def test_links_of_the_documentation_lead_somewhere():
 
 def test_the_tabular_example_learns():
     main = runpy.run_path(str(ROOT / "examples" / "tabular.py"))["main"]
-    nll = main(epochs=8, draws=50)
+    nll = main(epochs=8, total_draws=50)
     assert set(nll) == {1, 4}
     assert all(0 < value < 42.6 for value in nll.values()), "better than 30 independent standard normals"
 
@@ -81,6 +81,19 @@ def test_an_ordinary_vae_becomes_a_mixture_unchanged(monkeypatch):
     plain = (folder / "plain_vae.py").read_text()
     assert "mixvae" not in plain.split('"""')[2]
     assert len(plain.splitlines()) <= 66
-    nll = runpy.run_path(str(folder / "mixture_of_a_plain_vae.py"))["main"](epochs=6, draws=50)
+    nll = runpy.run_path(str(folder / "mixture_of_a_plain_vae.py"))["main"](epochs=6, total_draws=50)
     assert set(nll) == {1, 4}
     assert all(15 < value < 64 * 0.6931 for value in nll.values()), "better than coins"
+
+
+def test_parts_implemented_in_the_documentation_work_together():
+    torch.manual_seed(0)
+    space: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/implementing.md").read_text(), re.DOTALL):
+        exec(block, space)
+    posterior, x = space["posterior"], space["x"]
+    assert posterior(x, torch.tensor([2, 0])).batch_shape == (2, 5)
+    before = posterior(x).mean
+    posterior.extend(6, noise=0.0)
+    torch.testing.assert_close(posterior(x).mean, before.repeat(2, 1, 1))
+    assert space["model"].decoder(torch.zeros(1, 4)).event_shape == space["shape"]

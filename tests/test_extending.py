@@ -1,5 +1,7 @@
 """Mixtures over a model that is trained already: more components, parts held fixed, and how many are worth it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -35,7 +37,7 @@ def value(model, x, noise):
         return elbo(log_weights(terms), terms.weight)
 
 
-def test_a_vampprior_of_an_extended_model_goes_through_the_new_components():
+def test_vampprior_of_an_extended_model_uses_new_components():
     model, x = tiny_model(2, prior=vamp), binary(4)
     more = model.extended(4, noise=0.0)
     noise = torch.randn(1, 2, 4, 2, dtype=torch.float64)
@@ -48,7 +50,7 @@ def test_a_vampprior_of_an_extended_model_goes_through_the_new_components():
     assert not torch.allclose(more.prior().log_prob(z), model.prior().log_prob(z))
 
 
-def test_a_frozen_vampprior_keeps_its_density_while_encoders_move():
+def test_frozen_vampprior_keeps_its_density_as_encoders_move():
     model = tiny_model(2, prior=vamp, weights=[3.0, 1.0])
     z = torch.randn(50, 2, dtype=torch.float64)
     before = model.prior().log_prob(z)
@@ -64,7 +66,7 @@ def test_a_frozen_vampprior_keeps_its_density_while_encoders_move():
         model.freeze("encoder")
 
 
-def test_extending_a_run_trains_encoders_and_leaves_frozen_parts_alone(trained, tmp_path, capsys):
+def test_extending_a_run_trains_encoders_but_not_frozen_parts(trained, tmp_path, capsys):
     out = tmp_path / "S3"
     main(["extend", str(trained), "--components", "3", "--out", str(out), "--freeze", "decoder,prior", "--epochs", "3"])
     assert "3 epochs" in capsys.readouterr().out
@@ -77,13 +79,13 @@ def test_extending_a_run_trains_encoders_and_leaves_frozen_parts_alone(trained, 
         torch.testing.assert_close(new.prior().log_prob(z), old.prior().log_prob(z))
     first = new.posterior.encoders[0].state_dict()
     assert any(not torch.equal(first[name], t) for name, t in old.posterior.encoders[0].state_dict().items())
-    main(["evaluate", str(out), "--draws", "20"])
+    main(["evaluate", str(out), "--total-draws", "20"])
     again = tmp_path / "again"
     main(["extend", str(out), "--components=4", f"--out={again}", "--epochs=1", "--fresh=true"])
     assert runs.load(again).posterior.components == 4
 
 
-def test_an_extension_that_was_cut_off_resumes_to_the_same_weights(trained, tmp_path):
+def test_interrupted_extension_resumes_to_the_same_weights(trained, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     runs.train(runs.extension(trained, 2, epochs=3), whole)
     runs.train(runs.extension(trained, 2, epochs=1), broken)
@@ -98,7 +100,7 @@ def test_an_extension_that_was_cut_off_resumes_to_the_same_weights(trained, tmp_
         (["extend", "{run}", "--components=0"], "has 1 components already; got components = 0"),
         (["extend", "{run}", "--components=2", "--freeze=head"], "no part 'head' to freeze"),
         (["extend", "{run}/none", "--components=2"], "is not a run"),
-        (["components", "{run}", "--draws=0"], "at least one example and one draw"),
+        (["components", "{run}", "--draws-per-component=0"], "at least one example and one draw"),
         (["train", "digits", "--out={run}2", "--training.freeze=[prior]", *TINY,
           "--model.prior={{class_path: VampPrior, pseudo_inputs: 5}}"], "frozen by `mixvae extend"),
     ],
@@ -112,9 +114,9 @@ def test_bad_input_is_one_line(trained, capsys, words, told):
     assert not any("Traceback" in line for line in error)
 
 
-def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice(trained, tmp_path, capsys):
+def test_growing_stops_at_too_small_a_gain_and_is_idempotent(trained, tmp_path, capsys):
     out = tmp_path / "grown"
-    words = ["grow", str(trained), f"--out={out}", "--epochs=1", "--draws=20", "--examples=50", "--most=3"]
+    words = ["grow", str(trained), f"--out={out}", "--epochs=1", "--total-draws=20", "--examples=50", "--most=3"]
     main(words)
     rows = read_json(out / "growth.json")
     assert [row["components"] for row in rows] == list(range(2, 2 + len(rows)))
@@ -136,7 +138,7 @@ def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice
         (["--epochs=1", "--freeze=prior"], "model.prior.class is mixvae.VampPrior, not mixvae.GaussianMixturePrior"),
     ):
         with pytest.raises(SystemExit) as end:
-            main(["grow", str(trained), f"--out={out}", "--draws=20", "--examples=50", "--most=3", *change])
+            main(["grow", str(trained), f"--out={out}", "--total-draws=20", "--examples=50", "--most=3", *change])
         assert end.value.code == 2
         assert told in capsys.readouterr().err.strip().splitlines()[-1], "the old result passed for the new settings"
     for change, told in ((["--most=1"], "most must be at least 2"), (["--examples=1"], "examples must be at least 2")):
@@ -146,9 +148,9 @@ def test_growing_stops_where_a_component_gains_too_little_and_does_nothing_twice
         assert told in capsys.readouterr().err
 
 
-def test_growing_for_more_epochs_does_not_spoil_what_later_steps_started_from(trained, tmp_path, capsys):
+def test_growing_for_more_epochs_spares_bases_of_later_steps(trained, tmp_path, capsys):
     out = tmp_path / "grown"
-    words = ["grow", str(trained), f"--out={out}", "--draws=20", "--examples=50", "--most=3", "--errors=-100"]
+    words = ["grow", str(trained), f"--out={out}", "--total-draws=20", "--examples=50", "--most=3", "--errors=-100"]
     main([*words, "--epochs=1"])
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as end:
@@ -159,7 +161,7 @@ def test_growing_for_more_epochs_does_not_spoil_what_later_steps_started_from(tr
     main([*words, "--epochs=1"])
 
 
-def test_an_extension_resumes_though_its_start_has_gone_on_or_is_gone(tmp_path):
+def test_extension_resumes_after_its_base_advanced_or_vanished(tmp_path):
     base, more = tmp_path / "base", tmp_path / "more"
     main(["train", "digits", "--out", str(base), *TINY])
     main(["extend", str(base), "--out", str(more), "--epochs=1"])
@@ -168,3 +170,13 @@ def test_an_extension_resumes_though_its_start_has_gone_on_or_is_gone(tmp_path):
     base.rename(tmp_path / "elsewhere")
     main(["train", "--resume", str(more), "--training.epochs=3"])
     assert runs.open_run(more).epoch == 3
+
+
+def test_a_run_that_holds_its_data_set_can_be_extended(trained):
+    """`runs.train` returns such a run; its Dataset was written out as if it were the name of a file."""
+    run = runs.open_run(trained)
+    held = runs.open_run(trained, data=run.data)
+    assert runs.extension(held, 3) == runs.extension(run, 3)
+    nameless = runs.open_run(trained, data=replace(run.data, origin=None))
+    with pytest.raises(ValueError, match="made in Python, so that no configuration can name them"):
+        runs.extension(nameless, 3)

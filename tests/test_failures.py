@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 
 from conftest import refused
 from mixvae import config
+from mixvae._failures import at_least, called, plain_errors
 from mixvae.cli import main
-from mixvae.failures import at_least, called, plain_errors
 from mixvae.sweeps import Sweep
 
 TINY = ("--training.epochs=1", "--data.limit=20", "--data.limit_validation=20")
@@ -116,7 +117,8 @@ def test_a_grid_without_a_cell_is_refused(folder, capsys, axes):
 @pytest.mark.parametrize(
     "words",
     [
-        ("--foo",), ("toy", ".."), ("toy", "ring", "--span=.nan"), ("toy", "ring", "--seed=-1"), ("demo", "--draws=0"),
+        ("--foo",), ("toy", ".."), ("toy", "ring", "--span=.nan"), ("toy", "ring", "--seed=-1"),
+        ("demo", "--total-draws=0"),
         ("reproduce", "toys", "--jobs=0"), ("toy", "ring", "--out=mine_failing.py"),
         ("demo", "--out=mine_failing.py/x"), ("toy", "ring", "--span=" + "9" * 400),
     ],
@@ -126,7 +128,7 @@ def test_a_wrong_option_is_told_before_any_work(folder, capsys, words):
     assert not (folder / "runs").exists()
 
 
-def test_a_users_module_that_fails_in_training_is_named_with_its_line(folder, capsys):
+def test_training_failure_in_user_module_names_its_line(folder, capsys):
     words = ["train", "digits", "--out=run", *TINY, "--model.encoder=mine_failing.Later", "--training.batch=2"]
     with pytest.raises(SystemExit) as end:
         main(words)
@@ -158,7 +160,7 @@ def test_a_fault_of_our_own_says_so_and_ends_with_status_1(monkeypatch, capsys):
     assert "unexpected AttributeError: oops" in capsys.readouterr().err
 
 
-def test_a_module_run_with_dash_m_does_not_import_from_the_working_folder(tmp_path):
+def test_python_dash_m_does_not_import_from_working_directory(tmp_path):
     for name in ("rich.py", "yaml.py", "jsonargparse.py"):
         (tmp_path / name).write_text("raise SystemExit('hijacked')")
     command = [sys.executable, "-m", "mixvae", "presets"]
@@ -167,7 +169,7 @@ def test_a_module_run_with_dash_m_does_not_import_from_the_working_folder(tmp_pa
     assert done.returncode == 0, done.stderr
 
 
-def test_a_class_and_its_arguments_may_be_given_by_flags_of_their_own():
+def test_class_and_its_arguments_can_be_separate_flags():
     for words in (
         ["--model.prior=VampPrior", "--model.prior.pseudo_inputs=3"],
         ["--model.prior", "VampPrior", "--model.prior.pseudo_inputs", "3"],
@@ -187,7 +189,7 @@ def test_a_training_that_fails_in_reproduce_ends_with_status_1(monkeypatch, caps
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_thread_that_meets_a_full_disk_shows_no_traceback_and_other_faults_do(monkeypatch, capsys):
+def test_only_a_full_disk_ends_a_thread_without_a_traceback(monkeypatch, capsys):
     """TensorBoard writes in a thread of its own, which raises what the command tells in one line."""
 
     def work(kind):
@@ -209,6 +211,7 @@ def test_a_thread_that_meets_a_full_disk_shows_no_traceback_and_other_faults_do(
 
 def test_numbers_are_refused_by_name():
     at_least(0, seed=0, epochs=None)
+    at_least(1, draws=np.int64(5), share=np.float32(1.5))
     for wrong in (-1, float("nan"), float("inf"), 2**63, True, "3"):
         with pytest.raises(ValueError, match="draws must be"):
             at_least(0, draws=wrong)

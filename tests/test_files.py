@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import fork
+from mixvae.files import _commits as commits
 from mixvae.files import (
     atomic,
     canonical,
     checksum,
     commit,
-    commits,
     is_intact,
     load_tensors,
     load_weights,
@@ -53,7 +53,7 @@ def names(folder):
 # Single files.
 
 
-def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path):
+def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     write_text(tmp_path / "a.txt", "old")
     with pytest.raises(RuntimeError), atomic(tmp_path / "a.txt") as temporary:  # noqa: PT012
         temporary.write_text("half of the n")
@@ -62,7 +62,7 @@ def test_a_write_that_fails_keeps_the_old_file_and_leaves_nothing(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "old"
 
 
-def test_a_file_is_flushed_before_it_replaces_the_old_one_and_its_name_after(tmp_path, monkeypatch):
+def test_file_is_synced_before_replacing_and_its_name_after(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(os, "fsync", lambda file: order.append("fsync"))
     replace = os.replace
@@ -146,12 +146,12 @@ def test_canonical_tells_types_apart():
     assert len({canonical(value) for value in values}) == len(values)
 
 
-def test_canonical_does_not_depend_on_order_and_takes_tuples_for_lists():
+def test_canonical_ignores_key_order_and_tuple_versus_list():
     assert canonical({"a": (1, 2), "b": {}}) == canonical({"b": {}, "a": [1, 2]})
     assert canonical([1, 2]) != canonical([2, 1])
 
 
-def test_canonical_takes_integer_keys_as_json_writes_them_and_refuses_others(tmp_path):
+def test_canonical_takes_integer_keys_like_json_and_no_others(tmp_path):
     assert canonical({3: "x"}) == canonical(json.loads(json.dumps({3: "x"})))
     for key in (True, None, 1.5, (1, 2)):
         with pytest.raises(ValueError, match="keys are text or integers"):
@@ -219,7 +219,7 @@ def steps_of_a_commit(folder, monkeypatch):
     return len(steps)
 
 
-def test_a_process_killed_at_any_step_leaves_the_old_commit_or_the_new_one(tmp_path, monkeypatch):
+def test_kill_at_any_step_leaves_the_old_commit_or_the_new_one(tmp_path, monkeypatch):
     seen = set()
     for k in range(1, steps_of_a_commit(tmp_path, monkeypatch) + 1):
         manifest = tmp_path / str(k) / "run.json"
@@ -260,7 +260,7 @@ def test_a_first_commit_that_is_killed_is_none(tmp_path, monkeypatch):
     assert False in seen
 
 
-def test_an_error_at_any_step_is_an_error_before_the_commit_and_none_after_it(tmp_path, monkeypatch):
+def test_error_at_any_step_is_raised_only_before_the_commit(tmp_path, monkeypatch):
     """An error after it would leave a trainer that goes on with files of an older commit."""
     for k in range(1, steps_of_a_commit(tmp_path, monkeypatch) + 1):
         manifest = tmp_path / str(k) / "run.json"
@@ -295,7 +295,7 @@ def test_staged_files_are_found_and_then_settled(tmp_path, monkeypatch):
     assert parts_of(manifest) == (1, whole(OLD))
 
 
-def test_a_check_at_the_last_moment_keeps_a_commit_from_counting(tmp_path):
+def test_failing_last_check_keeps_a_commit_from_counting(tmp_path):
     """A trainer may lose its lease while it writes its weights."""
     manifest = tmp_path / "run.json"
     commit(manifest, {"epoch": 1}, OLD)
@@ -309,7 +309,7 @@ def test_a_check_at_the_last_moment_keeps_a_commit_from_counting(tmp_path):
     assert parts_of(manifest) == (1, whole(OLD))
 
 
-def test_readers_see_one_commit_whole_while_another_process_commits(tmp_path):
+def test_readers_see_whole_commits_while_others_commit(tmp_path):
     manifest = tmp_path / "run.json"
 
     def write(first):
@@ -328,7 +328,7 @@ def test_readers_see_one_commit_whole_while_another_process_commits(tmp_path):
     assert names(tmp_path) == ["last/state.pt", "run.json"]
 
 
-def test_a_writer_that_was_stopped_does_not_keep_others_waiting_for_ever(tmp_path, monkeypatch):
+def test_stopped_writer_does_not_block_others_forever(tmp_path, monkeypatch):
     monkeypatch.setattr(commits, "TURN_SECONDS", 0.1)
     with commits._turn(tmp_path):
         commit(tmp_path / "run.json", {"epoch": 1}, OLD)
@@ -475,7 +475,7 @@ def test_ordinary_files_are_never_orphans(tmp_path):
 
 
 @pytest.mark.parametrize(("mine", "other"), [("a", "b"), ("a", "sub/b"), ("sub/a", "b")])
-def test_a_committed_file_that_waits_for_its_name_is_not_a_neighbours_orphan(tmp_path, monkeypatch, mine, other):
+def test_committed_but_unrenamed_file_is_no_neighbours_orphan(tmp_path, monkeypatch, mine, other):
     """Evaluations share a folder: one that was killed right after its commit has but its staged files."""
     (tmp_path / "sub").mkdir()
     with monkeypatch.context() as patch:
@@ -520,7 +520,7 @@ def test_truncated_weights_are_refused(tmp_path, keep):
 @pytest.mark.parametrize(
     ("to_bytes", "read"), [(weights_to_bytes, weights_from_bytes), (state_to_bytes, state_from_bytes)]
 )
-def test_damaged_tensors_are_a_value_error_of_one_line_or_tensors(to_bytes, read):
+def test_damaged_tensors_load_or_give_a_one_line_value_error(to_bytes, read):
     good, draw = to_bytes(nn.Linear(3, 2).state_dict()), random.Random(0)
     for _ in range(200):
         bad = bytearray(good)
@@ -534,7 +534,7 @@ def test_damaged_tensors_are_a_value_error_of_one_line_or_tensors(to_bytes, read
         assert "\n" not in refused
 
 
-def test_weights_of_another_architecture_name_the_first_difference():
+def test_weights_of_another_model_name_the_first_difference():
     with pytest.raises(ValueError, match=r"the model's weight is \(2, 3\), the file's \(2, 4\)"):
         load_tensors(nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), "w")
     with pytest.raises(ValueError, match=r"the model's bias is \(2,\), the file's none"):
@@ -543,7 +543,7 @@ def test_weights_of_another_architecture_name_the_first_difference():
         load_tensors(nn.Linear(3, 2), nn.Linear(3, 2).state_dict() | {"extra": torch.zeros(1)}, "w")
 
 
-def test_weights_are_never_rounded_to_another_precision_silently():
+def test_weights_are_never_silently_rounded_on_loading():
     half, single, double = (nn.Linear(2, 2).to(kind) for kind in (torch.bfloat16, torch.float32, torch.float64))
     before = single.weight.clone()
     double.weight.data.fill_(0.1)

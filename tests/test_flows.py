@@ -55,7 +55,7 @@ def test_forward_and_inverse_give_the_same_density_of_own_draws(per_component):
 
 
 @pytest.mark.parametrize("per_component", [True, False])
-def test_flowed_cross_densities_equal_a_double_loop_over_components(per_component):
+def test_flowed_cross_densities_match_a_loop_over_components(per_component):
     posterior, x = flowed(per_component=per_component), images()
     q = posterior(x)
     z = q.rsample((2,))
@@ -70,7 +70,7 @@ def test_flowed_cross_densities_equal_a_double_loop_over_components(per_componen
         torch.testing.assert_close(cross[:, s, j], expected)
 
 
-def test_scoring_other_components_at_the_start_of_the_flow_is_wrong():
+def test_scoring_other_components_at_the_flow_start_is_wrong():
     """The published shortcut for separate flows scores q_j at z_0 instead of at f_j⁻¹(z_T): off by up to log S."""
     torch.manual_seed(0)
     zero = torch.zeros(COMPONENTS, 1, 1, dtype=torch.float64)
@@ -124,7 +124,7 @@ class NoInverseFlow(nn.Module):
         return NoInverse()
 
 
-def test_a_flow_without_an_inverse_may_be_shared_but_not_per_component():
+def test_flow_without_an_inverse_is_refused_unless_shared():
     assert flowed(NoInverseFlow, per_component=False)(images()).rsample().shape == (COMPONENTS, 2, LATENT)
     with pytest.raises(ValueError, match="NoInverseFlow has no inverse.*CouplingFlow"):
         flowed(NoInverseFlow)
@@ -135,7 +135,10 @@ def test_a_flow_without_an_inverse_may_be_shared_but_not_per_component():
     [
         (lambda: CouplingFlow(5), "must be even; got 5"),
         (lambda: ZukoFlow(4, nn.Identity, 0), "at least 1 transform; got 0"),
-        (lambda: GatedConvEncoder((1, 27, 28), 2), "27×28 pixels do not divide so: crop or pad them to multiples of 4"),
+        (
+            lambda: GatedConvEncoder((1, 27, 28), 2),
+            "27×28 pixels are not divisible by it: crop or pad them to multiples of 4",
+        ),
         (lambda: GatedConvEncoder((64,), 2), r"needs images of shape \(C, H, W\); got data of shape \(64,\)"),
         (lambda: config.build(config.ModelConfig(decoder="ConvDecoder"), (1, 10, 10)), "divisible by 4; got 10×10"),
         (lambda: config.build(config.ModelConfig(lower="GaussianNetwork"), (4,)), "posterior of two levels"),
@@ -152,14 +155,14 @@ def test_convolutions_take_any_size_and_channels(shape):
     assert mean.shape == log_var.shape == (2, 5)
 
 
-def test_the_papers_convolutional_encoder_has_the_papers_weights():
+def test_convolutional_encoder_has_the_papers_weight_count():
     """205,004 in the trunk; 294 features of a 28×28 image."""
     trunk = GatedConvEncoder((1, 28, 28), 40).trunk
     assert sum(p.numel() for p in trunk.parameters()) == 205_004
     assert trunk.features == 294
 
 
-def test_two_levels_equal_an_explicit_double_loop_over_components():
+def test_two_level_densities_match_a_loop_over_components():
     torch.manual_seed(0)
     posterior = shaken(TwoLevelPosterior(lambda: TwoLevelDense(SHAPE, 2, (5,)), COMPONENTS))
     x = images()

@@ -5,7 +5,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 import pytest
 
-from mixvae.files.forms import conform
+from mixvae.files._forms import conform
 
 
 @dataclass

@@ -77,7 +77,7 @@ def test_sticking_the_landing_has_the_plain_expectation(name):
 
 
 @pytest.mark.parametrize("subset", ["S2A", "S2S"])
-def test_sticking_the_landing_has_the_plain_expectation_on_subsets(subset):
+def test_sticking_the_landing_is_unbiased_on_subsets(subset):
     model = tiny_model(3, weights=[3.0, 2.0, 1.0], learn_weights=True)
     plain = gradients(reparameterised, model, elbo, subset=subset)
     assert_same_expectation(gradients(sticking_the_landing, model, elbo, subset=subset), plain)
@@ -85,7 +85,7 @@ def test_sticking_the_landing_has_the_plain_expectation_on_subsets(subset):
 
 @pytest.mark.parametrize("beta", [1.0, 0.4])
 @pytest.mark.parametrize(("components", "bound"), [(1, iwelbo), (2, pooled), (3, pooled)])
-def test_doubly_reparameterised_has_the_expectation_of_independent_draws(components, bound, beta):
+def test_doubly_reparameterised_mean_matches_independent_draws(components, bound, beta):
     model = tiny_model(components, weights=[3.0, 2.0, 1.0][:components])
     draws = 3
 
@@ -100,7 +100,7 @@ def test_doubly_reparameterised_has_the_expectation_of_independent_draws(compone
     assert_same_expectation(gradients(doubly_reparameterised, model, bound, draws, beta=beta), expected)
 
 
-def test_textbook_squared_weights_are_biased_on_stratified_draws():
+def test_textbook_squared_weights_are_biased_when_stratified():
     """Why `doubly_reparameterised` draws independently: the bias that this finds is what it avoids."""
     model = tiny_model(3)
 
@@ -206,7 +206,7 @@ def exact_model(levels):
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_sticking_the_landing_has_no_variance_at_the_exact_posterior(levels):
+def test_sticking_the_landing_has_no_variance_at_true_posterior(levels):
     """Catches an estimator that detaches means but not the networks of a lower level, which keep their score."""
     model, x = exact_model(levels), torch.randn(4, 3, dtype=torch.float64)
     parameters = list(model.posterior.parameters())
@@ -245,7 +245,7 @@ def test_a_draw_is_scored_under_the_dropout_that_it_came_from():
         (doubly_reparameterised, elbo, {}, "unbiased for pooled, and for iwelbo with one component; got elbo with 3"),
         (doubly_reparameterised, iwelbo, {}, "got iwelbo with 3"),
         (doubly_reparameterised, miselbo, {}, "got miselbo with 3"),
-        (doubly_reparameterised, pooled, {"active": [0]}, "each draw on its own; got a subset"),
+        (doubly_reparameterised, pooled, {"active": [0]}, "each draw independently; got a subset"),
     ],
 )
 def test_a_gradient_that_would_be_biased_is_refused(estimator, bound, options, told):
@@ -253,6 +253,6 @@ def test_a_gradient_that_would_be_biased_is_refused(estimator, bound, options, t
         estimator(tiny_model(3), binary(2), bound, **options)
 
 
-def test_learned_weights_have_no_doubly_reparameterised_gradient():
+def test_doubly_reparameterised_refuses_learned_weights():
     with pytest.raises(ValueError, match="needs fixed mixture weights"):
         doubly_reparameterised(tiny_model(2, learn_weights=True), binary(2))

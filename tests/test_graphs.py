@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import graph_script
-from conftest import binary, refused, tiny_model
+from conftest import Recorded, binary, refused, tiny_model
 from graph_script import PRESETS, script
 from mixvae import datasets, runs
 from mixvae.bounds import elbo, miselbo
@@ -22,7 +22,7 @@ from mixvae.posteriors import FlowPosterior, OneHotPosterior, SeparateEncoders
 from mixvae.priors import StandardNormal
 from mixvae.runs import fit
 from mixvae.training import Trainer
-from mixvae.training.objective import Inputs, Objective, check_compile
+from mixvae.training._objective import Inputs, Objective, check_compile
 
 GROUPS = [PRESETS[:2], PRESETS[2:5], PRESETS[5:]]
 """Presets that are compiled by one process; the convolutional ones take longest."""
@@ -138,7 +138,7 @@ def one_hot(components=6):
 def test_the_steps_of_a_training_read_nothing(reads, make, options):
     """Two epochs of 20 steps, each of which looks at step 16 and at its end."""
     model = MixtureVAE(make(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
-    data = datasets.load("digits", limit=200, limit_validation=20)
+    data = datasets.load_dataset("digits", limit=200, limit_validation=20)
     with reads:
         fit(model, data, epochs=2, batch=10, **options)
     assert reads.found == []
@@ -152,7 +152,7 @@ def test_reads_are_found_where_there_are_some(reads):
         assert bool(value.isfinite().all())
         return value
 
-    data = datasets.load("digits", limit=50, limit_validation=20)
+    data = datasets.load_dataset("digits", limit=50, limit_validation=20)
     model = MixtureVAE(one_hot(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     with reads:
         fit(model, data, epochs=1, batch=10, bound=looking)
@@ -181,9 +181,9 @@ def test_values_are_checked_unless_that_was_done_before():
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_data_outside_the_support_are_refused_before_a_training_begins(tmp_path, split):
+def test_data_outside_the_support_are_refused_before_training(tmp_path, split):
     """One example of hundreds, which no trial of the first two finds."""
-    data = datasets.load("digits", binarize="threshold", limit=300)
+    data = datasets.load_dataset("digits", binarize="threshold", limit=300)
     part = data.split(split)
     x = part.x.float()
     x[-1, 0, 0, 0] = 0.5
@@ -197,7 +197,7 @@ def test_data_outside_the_support_are_refused_before_a_training_begins(tmp_path,
 
 
 @pytest.mark.parametrize("save_every", [0.0, 1e9])
-def test_the_step_that_diverged_is_named_though_it_is_found_later(tmp_path, save_every):
+def test_diverged_step_is_named_though_detected_later(tmp_path, save_every):
     """Steps 5 to 16 of the second epoch are NaN; what was saved before is what is left."""
 
     class Poisoned:
@@ -208,7 +208,7 @@ def test_the_step_that_diverged_is_named_though_it_is_found_later(tmp_path, save
                 self.calls += 1
             return elbo(log_w, weight) * (float("nan") if self.calls > 24 else 1)
 
-    data, run = datasets.load("digits", limit=200, limit_validation=20), tmp_path / "run"
+    data, run = datasets.load_dataset("digits", limit=200, limit_validation=20), tmp_path / "run"
     model = MixtureVAE(one_hot(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     with pytest.raises(FloatingPointError, match=r"the bound became NaN or infinite at epoch 2, step 5 "):
         fit(model, data, epochs=3, batch=10, bound=Poisoned(), run=run, save_every=save_every)
@@ -217,7 +217,7 @@ def test_the_step_that_diverged_is_named_though_it_is_found_later(tmp_path, save
     assert all(p.isfinite().all() for p in model.parameters()), "the best epoch's weights are in the model"
 
 
-def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch, capsys):
+def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch):
     """One did give gradients that were wrong by a quarter; here the encoder's are halved."""
 
     class Halved(torch.autograd.Function):
@@ -239,7 +239,7 @@ def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch, capsys):
         assert isinstance(objective, Objective)
         return wrong
 
-    data = datasets.load("digits", limit=40, limit_validation=20)
+    data = datasets.load_dataset("digits", limit=40, limit_validation=20)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", compile)
         model = MixtureVAE(separate(), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
@@ -247,8 +247,8 @@ def test_a_compiler_that_is_wrong_is_found_out(tmp_path, monkeypatch, capsys):
             fit(model, data, compile="default", run=tmp_path / "run")
         assert not (tmp_path / "run").exists()
         patch.setattr(torch, "compile", lambda function, **options: function)
-        fit(model, data, epochs=1, batch=20, compile="default")
-    assert "compiling the training step" in capsys.readouterr().err
+        fit(model, data, epochs=1, batch=20, compile="default", progress=(seen := Recorded()))
+    assert seen.lines[0].startswith("compiling the training step")
 
 
 @pytest.mark.parametrize("gradient", [sticking_the_landing, doubly_reparameterised])
@@ -261,7 +261,7 @@ def test_estimators_that_replay_random_numbers_are_not_compiled(tmp_path, capsys
     assert not (tmp_path / "run").exists()
 
 
-def test_components_that_change_from_step_to_step_are_compiled_only_if_they_are_gathered(tmp_path, capsys):
+def test_compiling_refuses_varying_components_unless_gathered(tmp_path, capsys):
     words = ["--model.components=2", "--training.active=1", "--training.compile=default"]
     error = refused(capsys, "train", "digits", *words, "--out", tmp_path / "run")
     assert "SeparateEncoders runs other encoders at each" in error
@@ -275,7 +275,7 @@ def test_an_unknown_way_to_compile_is_refused():
         check_compile("max", reparameterised, None)
 
 
-def test_an_encoder_that_breaks_the_graph_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_graph_breaking_encoder_is_reported_before_writing(tmp_path, monkeypatch):
     class Reading(nn.Module):
         def __init__(self):
             super().__init__()
@@ -289,7 +289,7 @@ def test_an_encoder_that_breaks_the_graph_is_told_before_anything_is_written(tmp
     monkeypatch.setattr(torch, "compile", lambda f, **options: original(f, fullgraph=True, backend="eager"))
     model = MixtureVAE(SeparateEncoders(Reading, 2), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
     with pytest.raises(ValueError, match="does not compile to one graph: set compile to none") as told:
-        fit(model, datasets.load("digits", limit=40), compile="default", run=tmp_path / "run")
+        fit(model, datasets.load_dataset("digits", limit=40), compile="default", run=tmp_path / "run")
     assert "\n" not in str(told.value)
     assert not (tmp_path / "run").exists()
 
@@ -306,18 +306,18 @@ def test_a_trial_leaves_the_statistics_of_a_batchnorm_alone():
             return self.net(x).chunk(2, -1)
 
     model = MixtureVAE(SeparateEncoders(Normed, 2), StandardNormal(2), MLPDecoder(2, (1, 8, 8), (8,)))
-    fit(model, datasets.load("digits", limit=40, limit_validation=20), epochs=1, batch=20)
+    fit(model, datasets.load_dataset("digits", limit=40, limit_validation=20), epochs=1, batch=20)
     assert int(model.posterior.encoders[0].net[2].num_batches_tracked) == 2
 
 
 @pytest.mark.parametrize("names", GROUPS)
-def test_bound_and_gradient_of_every_preset_compile_to_one_graph(names):
+def test_each_presets_bound_and_gradient_compile_to_one_graph(names):
     assert script("presets", "aot_eager", *names) == names
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
-def test_bound_and_gradient_of_every_preset_are_the_same_when_compiled(name):
+def test_compiling_keeps_each_presets_bound_and_gradient(name):
     assert script("presets", "inductor", name) == [name]
 
 

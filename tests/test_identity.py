@@ -15,7 +15,7 @@ from mixvae import config, reports, runs, sweeps
 from mixvae.cli import main
 from mixvae.files import read_manifest
 from mixvae.runs import open_run
-from mixvae.runs.recipe import path_of, recipe_of
+from mixvae.runs._recipe import path_of, recipe_of
 
 SMALL = [
     "--data.limit=130", "--model.latent=2", "--training.epochs=2", "--model.encoder.hidden=[6]",
@@ -72,7 +72,7 @@ def test_a_setting_that_cannot_change_is_refused_on_resuming(copy, capsys, flag,
     assert contents(copy) == before
 
 
-def test_a_resumed_run_uses_and_records_another_rate_decay_and_clipping(copy):
+def test_resumed_run_uses_and_records_new_rate_decay_and_clip(copy):
     changed = ["--training.optimizer.lr=1e-4", "--training.optimizer.weight_decay=0.1", "--training.clip=0.5"]
     main(["train", "--resume", str(copy), "--training.epochs=3", *changed])
     run = open_run(copy)
@@ -87,7 +87,7 @@ def test_a_resumed_run_uses_and_records_another_rate_decay_and_clipping(copy):
         assert not run.matches(settings("--training.epochs=3", *amended)), "two stretches are not one of either"
 
 
-def test_goal_and_runtime_may_change_and_do_not_change_the_recipe(copy):
+def test_changing_goal_or_runtime_keeps_the_recipe(copy):
     before = open_run(copy).recipe.sha256
     threads = torch.get_num_threads()
     try:
@@ -112,7 +112,7 @@ def test_the_advice_of_a_divergence_works(tmp_path, capsys):
     assert open_run(path).state == "done"
 
 
-def test_a_folder_with_leftovers_of_a_killed_process_is_not_in_the_way(tmp_path, capsys):
+def test_leftovers_of_a_killed_process_do_not_block_training(tmp_path, capsys):
     """`.config.partial.yaml` alone: training said "exists, use --resume", resuming said "not a run"."""
     path = tmp_path / "run"
     path.mkdir()
@@ -136,14 +136,15 @@ def own(tmp_path):
 
 
 COMMANDS = [
-    ["evaluate", "{run}", "--draws=4"], ["report", "{run}"], ["train", "--resume", "{run}", "--training.epochs=2"],
+    ["evaluate", "{run}", "--total-draws=4"], ["report", "{run}"],
+    ["train", "--resume", "{run}", "--training.epochs=2"],
     ["encode", "{run}"], ["components", "{run}"], ["reconstruct", "{run}", "--out={run}/x.npy"],
     ["extend", "{run}", "--components=2", "--out={run}-2"], ["grow", "{run}", "--most=2", "--out={run}-grown"],
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", ["sorted", "one value"])
-def test_data_that_changed_after_training_are_refused_everywhere(own, capsys, change):
+def test_data_changed_after_training_are_refused_everywhere(own, capsys, change):
     """The file was sorted anew, and 16 of 20 test rows had been trained on: every command went on."""
     folder, values = own
     changed = values[np.argsort(values[:, 0])]
@@ -156,10 +157,10 @@ def test_data_that_changed_after_training_are_refused_everywhere(own, capsys, ch
         assert "are not those" in (error := refused(capsys, *words)) or "data.sha256 is" in error, words
     assert not list(folder.glob("run-*/run.json"))
     np.save(folder / "mine.npy", values)
-    main(["evaluate", str(folder / "run"), "--draws=4"])
+    main(["evaluate", str(folder / "run"), "--total-draws=4"])
 
 
-def test_a_run_finds_its_data_from_anywhere_and_when_both_were_moved(own, tmp_path, monkeypatch, capsys):
+def test_run_finds_its_data_from_anywhere_and_after_both_moved(own, tmp_path, monkeypatch, capsys):
     folder, values = own
     expected = runs.evaluation_of(folder / "run").results
     moved = folder.rename(tmp_path / "moved")
@@ -171,13 +172,13 @@ def test_a_run_finds_its_data_from_anywhere_and_when_both_were_moved(own, tmp_pa
     (moved / "mine.npy").rename(tmp_path / "other name.npy")
     assert "are no longer at" in (error := refused(capsys, "evaluate", "../moved/run"))
     assert "--data.name" in error
-    main(["evaluate", "../moved/run", "--draws=4", "--data.name", "../other name.npy"])
+    main(["evaluate", "../moved/run", "--total-draws=4", "--data.name", "../other name.npy"])
     main(["encode", "../moved/run", "--data.name=../other name.npy"])
     main(["components", "../moved/run", "--examples=6", "--data.name=../other name.npy"])
     main(["reconstruct", "../moved/run", "--out=x.npy", "--data.name=../other name.npy"])
     main(["train", "--resume", "../moved/run", "--training.epochs=3", "--data.name=../other name.npy"])
     main(["extend", "../moved/run", "--out=more", "--data.name=../other name.npy"])
-    main(["grow", "../moved/run", "--out=grown", "--most=2", "--draws=4", "--data.name=../other name.npy"])
+    main(["grow", "../moved/run", "--out=grown", "--most=2", "--total-draws=4", "--data.name=../other name.npy"])
     np.save(tmp_path / "third.npy", values + 1e-3)
     assert "are not those" in refused(capsys, "evaluate", "../moved/run", "--data.name=../third.npy")
 
@@ -197,13 +198,13 @@ def test_every_evaluation_keeps_its_own_place(copy):
         mixvae.paired_gain(made[0], made[1])
     with pytest.raises(ValueError, match="different numbers of examples"):
         mixvae.paired_gain(runs.evaluation_of(copy), made[1])
-    with pytest.warns(UserWarning, match="differ in draws"):
+    with pytest.warns(UserWarning, match="differ in total_draws"):
         mixvae.paired_gain(made[2], made[1])
 
 
-def test_a_stored_evaluation_is_used_only_for_what_it_was_made_from(copy, monkeypatch):
+def test_stored_evaluation_serves_only_what_it_was_made_from(copy, monkeypatch):
     stored = runs.evaluate(copy, 4)
-    monkeypatch.setattr(runs.evaluating, "log_marginal", None)
+    monkeypatch.setattr(runs._evaluating.evaluation, "evaluate", None)
     assert runs.evaluate(copy, 4).results == stored.results
     for other in ({"total_draws": 5}, {"seed": 1}, {"split": "validation"}, {"examples": 3}):
         with pytest.raises(TypeError):
@@ -224,7 +225,7 @@ def test_values_changed_in_a_stored_evaluation_are_refused(copy, capsys):
         values = dict(arrays)
     np.savez(file, **values | {"pooled": values["pooled"] + 100})
     assert "truncated, damaged or replaced" in refused(capsys, "report", copy)
-    main(["evaluate", str(copy), "--draws=4"])  # makes it again
+    main(["evaluate", str(copy), "--total-draws=4"])  # makes it again
     np.testing.assert_array_equal(runs.evaluation_of(copy).bounds["pooled"], values["pooled"])
     text = (json := file.with_suffix(".json")).read_text()
     json.write_text(text.replace('"nll_pooled": ', '"nll_pooled": 1'))
@@ -254,11 +255,11 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(copy, name):
     assert all(torch.equal(t, expected[name]) for name, t in open_run(copy).load().state_dict().items())
 
 
-def test_the_demo_and_a_training_into_something_else_are_refused(tmp_path, capsys):
-    sweeps.demo(tmp_path / "demo", components=(1,), draws=4, epochs=1, say=lambda line: None)
+def test_demo_and_training_into_something_else_are_refused(tmp_path, capsys):
+    sweeps.demo(tmp_path / "demo", components=(1,), total_draws=4, epochs=1)
     before = contents(tmp_path / "demo")
     with pytest.raises(ValueError, match="seed is 0, not 1"):
-        sweeps.demo(tmp_path / "demo", components=(1,), draws=4, epochs=1, seed=1, say=lambda line: None)
+        sweeps.demo(tmp_path / "demo", components=(1,), total_draws=4, epochs=1, seed=1)
     assert contents(tmp_path / "demo") == before
     other = tmp_path / "other"
     other.mkdir()
@@ -314,7 +315,7 @@ def test_the_list_shows_every_run_and_its_state(trained, copy, tmp_path, capsys)
     weights.write_bytes(weights.read_bytes()[:-1])
     main(["list", str(folder)])
     shown = capsys.readouterr().out
-    rows = {row["run"]: row for row in runs.listing(folder)}
+    rows = {row["run"]: row for row in runs.listing(folder).table}
     assert {name: row["state"] for name, row in rows.items()} == {"copy": "done", "stopped": "damaged", "short": "done"}
     assert rows["copy"]["recipe"] == rows["short"]["recipe"] == open_run(trained).recipe.sha256[:8]
     assert rows["copy"]["nll_pooled"] == runs.evaluation_of(copy)["nll_pooled"]
@@ -356,7 +357,7 @@ def test_a_run_that_lost_its_record_is_not_a_legacy_one(copy, capsys):
     (copy / "run.json").unlink()
     for words in (["evaluate", copy], ["report", copy], ["sample", copy], ["train", "--resume", copy]):
         assert "is not a run: it has no run.json" in refused(capsys, *words)
-    assert runs.listing(copy.parent) == []
+    assert runs.listing(copy.parent).table == []
 
 
 def test_a_resume_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
@@ -370,7 +371,7 @@ def test_a_resume_of_nothing_is_refused(tmp_path, monkeypatch, capsys):
 def test_a_link_to_a_run_is_listed(trained, tmp_path):
     (tmp_path / "link").symlink_to(trained)
     (tmp_path / "round").symlink_to(tmp_path)
-    assert [row["run"] for row in runs.listing(tmp_path)] == ["link"]
+    assert [row["run"] for row in runs.listing(tmp_path).table] == ["link"]
 
 
 def test_what_a_finished_run_is_asked_for_again_is_said(copy, capsys):
@@ -383,7 +384,7 @@ def test_what_a_finished_run_is_asked_for_again_is_said(copy, capsys):
     assert open_run(copy).evaluate(4).results == runs.evaluation_of(copy).results
 
 
-def test_a_record_that_lacks_something_is_damaged_and_hides_no_other_run(copy, trained, capsys):
+def test_incomplete_record_is_damaged_and_hides_no_other_run(copy, trained, capsys):
     from mixvae.files import canonical, checksum, read_json, write_json
 
     whole = read_json(copy / "run.json")
@@ -392,7 +393,7 @@ def test_a_record_that_lacks_something_is_damaged_and_hides_no_other_run(copy, t
         write_json(copy / "run.json", content | {"checksum": checksum(canonical(content))})
         assert f"is damaged: it has no {name}" in refused(capsys, "evaluate", copy)
     (copy.parent / "good").symlink_to(trained)
-    assert {row["run"]: row["state"] for row in runs.listing(copy.parent)} == {"copy": "damaged", "good": "done"}
+    assert {row["run"]: row["state"] for row in runs.listing(copy.parent).table} == {"copy": "damaged", "good": "done"}
 
 
 @pytest.fixture
@@ -403,6 +404,8 @@ def old(copy):
     shutil.copy(next((copy / "evaluations").glob("*.npz")), copy / "examples.npz")
     shutil.rmtree(copy / "evaluations")
     (copy / "run.json").unlink()
+    results = (copy / "results.json").read_text().replace('"total_draws"', '"draws"')
+    (copy / "results.json").write_text(results)
     return copy
 
 
@@ -426,7 +429,7 @@ def test_a_legacy_run_with_odd_files_is_told_and_hides_no_other(old, trained, ca
         for content in contents_:
             (old / name).write_bytes(content)
             assert name in refused(capsys, "report", old), content
-            states = {row["run"]: row["state"] for row in runs.listing(old.parent)}
+            states = {row["run"]: row["state"] for row in runs.listing(old.parent).table}
             assert states == {"copy": "damaged", "good": "done"}, content
         (old / name).write_bytes(before[old / name])
     (old / "metrics.jsonl").write_bytes(rows + b'{"epoch": 3, "va')  # cut off by a crash
@@ -436,7 +439,7 @@ def test_a_legacy_run_with_odd_files_is_told_and_hides_no_other(old, trained, ca
         assert "representation.json" in refused(capsys, "report", old)
 
 
-def test_a_damaged_evaluation_is_named_with_what_to_do_before_anything_is_written(copy, trained, capsys):
+def test_damaged_evaluation_error_suggests_fix_before_writing(copy, trained, capsys):
     runs.evaluate(copy, 8)
     file = next((copy / "evaluations").glob("*draws8*.json"))
     whole = file.read_bytes()
@@ -462,7 +465,7 @@ def test_a_report_needs_no_room_beside_its_runs(copy, capsys):
     assert f"{copy / 'figures'}" in refused(capsys, "report", copy, "--out", copy / "figures" / "page.html")
 
 
-def test_a_copy_of_the_configuration_that_cannot_be_read_is_told(copy, capsys):
+def test_unreadable_configuration_copy_is_reported_on_resuming(copy, capsys):
     for content in (b"", b"# A comment", b"{", b"\0", b"5"):
         (copy / "config.yaml").write_bytes(content)
         assert "or delete it: it is a copy" in refused(capsys, "train", "--resume", copy, "--training.epochs=3")

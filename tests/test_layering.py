@@ -12,8 +12,8 @@ import mixvae
 
 SOURCE = Path(mixvae.__file__).parent
 LEVELS = {
-    -2: ("resources",),
-    -1: ("arrays", "failures", "parts", "precision", "tables"),
+    -2: ("_resources", "_tables"),
+    -1: ("_arrays", "_failures", "_precision", "parts", "progress"),
     0: ("bounds", "distributions", "networks", "datasets", "files"),
     1: ("figures", "flows", "priors", "decoders"),
     2: ("posteriors", "model"),
@@ -65,10 +65,12 @@ def test_a_file_stays_readable_in_one_sitting(path):
 
 def test_the_core_knows_no_concrete_part():
     known = set(imported_rooms(SOURCE / "model.py"))
-    assert known == {"bounds", "distributions", "parts", "precision"}
+    assert known == {"bounds", "distributions", "parts", "_precision"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["evaluate", "--help"], ["presets"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["evaluate", "--help"], ["encode", "--help"], ["presets"]]
+)
 def test_help_imports_no_torch(arguments):
     script = f"""
 import sys
@@ -84,7 +86,7 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_mixvae_imports_nothing_heavy_and_leaves_torch_as_it_was():
+def test_importing_mixvae_is_light_and_leaves_torch_unchanged():
     script = """
 import sys, mixvae
 assert "torch" not in sys.modules
@@ -123,3 +125,10 @@ def test_no_test_module_imports_another():
     """What they share is in modules of its own: conftest, zoo, browser and the like."""
     found = re.compile(r"^\s*(?:from|import) test_", re.MULTILINE)
     assert [path.name for path in Path(__file__).parent.rglob("*.py") if found.search(path.read_text())] == []
+
+
+def test_names_of_tests_fit_a_line_of_a_report():
+    """Sixty characters are enough to name a bug."""
+    paths = Path(__file__).parent.rglob("*.py")
+    names = {name for path in paths for name in re.findall(r"def (test_\w+)", path.read_text())}
+    assert {name for name in names if len(name) >= 60} == set()

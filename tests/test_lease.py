@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from conftest import fork
-from mixvae.files import lease as module
-from mixvae.files.lease import Lease, LeaseLost, holder
+from mixvae.files import _lease as module
+from mixvae.files._lease import Lease, LeaseLost, holder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 DEADLINE = 10.0
@@ -63,7 +63,7 @@ def traces(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_second_process_is_refused_in_one_line_and_a_kill_frees_the_lease_at_once(tmp_path):
+def test_second_process_is_refused_and_a_kill_frees_the_lease(tmp_path):
     with holding(tmp_path) as pid:
         expected = f"is being trained by process {pid} on {platform.node()}: wait until it ends"
         with pytest.raises(ValueError, match=expected) as refusal:
@@ -88,7 +88,7 @@ def test_a_stopped_process_on_a_local_disk_keeps_its_lease(tmp_path, monkeypatch
             Lease.acquire(tmp_path)
 
 
-def test_release_leaves_no_file_and_a_second_release_takes_nothing_from_the_next_holder(tmp_path):
+def test_releasing_twice_leaves_no_file_and_spares_a_successor(tmp_path):
     first = Lease.acquire(tmp_path / "run")
     first.release()
     assert traces(tmp_path / "run") == []
@@ -105,7 +105,7 @@ def test_the_same_process_cannot_hold_a_lease_twice(tmp_path, monkeypatch):
         Lease.acquire(tmp_path)
 
 
-def test_who_waits_while_the_holder_gives_back_and_removes_the_file_never_makes_two_holders(tmp_path):
+def test_acquiring_during_a_release_never_makes_two_holders(tmp_path):
     run, busy = tmp_path / "run", tmp_path / "busy"
 
     def work():
@@ -126,7 +126,7 @@ def test_who_waits_while_the_holder_gives_back_and_removes_the_file_never_makes_
     assert traces(run) == []
 
 
-def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lease(tmp_path, monkeypatch):
+def test_lock_on_a_file_removed_meanwhile_is_not_a_lease(tmp_path, monkeypatch):
     first, flock, calls = Lease.acquire(tmp_path), module.fcntl.flock, []
 
     def late(descriptor, operation):
@@ -167,7 +167,7 @@ def test_a_forked_child_does_not_give_the_lease_back(tmp_path, monkeypatch):
         assert holder(tmp_path) is not None
 
 
-def test_a_forked_child_that_outlives_its_killed_parent_does_not_keep_the_lock(tmp_path):
+def test_forked_child_does_not_keep_its_killed_parents_lock(tmp_path):
     """Data loaders and DDP fork: their copies of the descriptor would hold the lock on."""
     read, write = os.pipe()
 
@@ -187,7 +187,7 @@ def test_a_forked_child_that_outlives_its_killed_parent_does_not_keep_the_lock(t
     os.close(write)
 
 
-def test_a_child_forked_while_the_beating_thread_has_its_lock_does_not_hang(tmp_path):
+def test_child_forked_while_beat_thread_is_locked_does_not_hang(tmp_path):
     lease = Lease.acquire(tmp_path)
     with lease._stop._cond:  # as the thread has it for an instant at every beat
         pid = fork(lease.release)
@@ -197,7 +197,7 @@ def test_a_child_forked_while_the_beating_thread_has_its_lock_does_not_hang(tmp_
 
 
 @pytest.mark.parametrize("name", [".lease", ".lease.json", ""])
-def test_a_lease_whose_files_are_removed_is_lost_before_the_next_save(tmp_path, name):
+def test_lease_with_removed_files_is_lost_before_the_next_save(tmp_path, name):
     run = tmp_path / "run"
     lease = Lease.acquire(run)
     lease.check()
@@ -210,7 +210,7 @@ def test_a_lease_whose_files_are_removed_is_lost_before_the_next_save(tmp_path, 
     lease.release()
 
 
-def test_who_lost_its_lease_does_not_remove_the_next_holders_files(tmp_path):
+def test_losing_a_lease_does_not_remove_the_next_holders_files(tmp_path):
     lease = Lease.acquire(tmp_path)
     (tmp_path / ".lease").unlink()
     with Lease.acquire(tmp_path) as after:
@@ -255,7 +255,7 @@ def test_asking_for_the_holder_creates_nothing(tmp_path):
     assert traces(tmp_path) == ["file"]
 
 
-def test_a_local_lease_from_before_a_reboot_is_free_without_waiting(tmp_path):
+def test_local_lease_from_before_a_reboot_is_free_at_once(tmp_path):
     """A copied folder and a restarted machine leave a record of another boot, whose lock is gone."""
     lease = Lease.acquire(tmp_path)
     record = json.loads((tmp_path / ".lease.json").read_bytes()) | {"boot": "earlier"}
@@ -340,7 +340,7 @@ def test_a_live_holder_on_another_host_is_refused(tmp_path, shared):
     assert traces(tmp_path) == []
 
 
-def test_a_holder_that_does_not_move_is_taken_over_and_stops_when_it_wakes(tmp_path, shared):
+def test_stalled_holder_is_taken_over_and_stops_when_it_wakes(tmp_path, shared):
     old = acquire_elsewhere(tmp_path, shared)
     pause(old)
     new = Lease.acquire(tmp_path)
@@ -359,7 +359,7 @@ def test_a_holder_that_does_not_move_is_taken_over_and_stops_when_it_wakes(tmp_p
     assert traces(tmp_path) == []
 
 
-def test_a_holder_that_was_paused_amid_a_beat_does_not_write_over_its_successor(tmp_path, shared):
+def test_holder_paused_mid_beat_does_not_overwrite_successor(tmp_path, shared):
     """It has read its own name, sleeps through the take-over, and goes on as if nothing had happened."""
     old = acquire_elsewhere(tmp_path, shared)
     pause(old)
@@ -382,7 +382,7 @@ def test_a_holder_that_was_paused_amid_a_beat_does_not_write_over_its_successor(
     assert traces(tmp_path) == [], "the late beat was cleaned up by its own process"
 
 
-def test_a_beat_under_way_does_not_leave_its_file_after_the_release(tmp_path, shared):
+def test_beat_in_progress_leaves_no_file_after_release(tmp_path, shared):
     lease, write, under_way = acquire_elsewhere(tmp_path, shared), Path.write_text, threading.Event()
 
     def slow(path, *rest, **named):
@@ -416,7 +416,7 @@ def test_clocks_that_differ_change_nothing(tmp_path, shared, shift):
     Lease.acquire(tmp_path).release()
 
 
-def test_a_holder_that_gives_back_while_one_watches_leaves_the_lease_free(tmp_path, shared):
+def test_release_while_another_watches_leaves_the_lease_free(tmp_path, shared):
     shared.setattr(module, "BEAT_SECONDS", 100.0)
     lease = acquire_elsewhere(tmp_path, shared)
     threading.Timer(0.15, lease.release).start()
@@ -425,7 +425,7 @@ def test_a_holder_that_gives_back_while_one_watches_leaves_the_lease_free(tmp_pa
     assert time.monotonic() - began < module.STALE_SECONDS
 
 
-def test_without_any_locks_two_processes_of_one_host_are_told_apart_by_beats(tmp_path, shared):
+def test_beats_tell_processes_of_a_host_apart_without_locks(tmp_path, shared):
     def flock(*_):
         raise OSError(errno.ENOLCK, "no locks available")
 
@@ -442,7 +442,7 @@ def test_without_any_locks_two_processes_of_one_host_are_told_apart_by_beats(tmp
             lease.check()
 
 
-def test_a_corrupt_record_on_shared_storage_does_not_hide_a_live_holder(tmp_path, shared):
+def test_corrupt_shared_record_does_not_hide_a_live_holder(tmp_path, shared):
     lease = acquire_elsewhere(tmp_path, shared)
     (tmp_path / ".lease.json").write_bytes(b"{")
     with pytest.raises(ValueError, match="being trained by another process"):
@@ -451,7 +451,7 @@ def test_a_corrupt_record_on_shared_storage_does_not_hide_a_live_holder(tmp_path
     Lease.acquire(tmp_path).release()
 
 
-def test_of_several_that_take_over_from_one_dead_holder_only_one_goes_on(tmp_path, shared):
+def test_only_one_of_several_takes_over_from_a_dead_holder(tmp_path, shared):
     shared.setattr(module, "STALE_SECONDS", 0.3)
     pause(acquire_elsewhere(tmp_path, shared))
     taken, refused = [], []
@@ -472,7 +472,7 @@ def test_of_several_that_take_over_from_one_dead_holder_only_one_goes_on(tmp_pat
     taken[0].release()
 
 
-def test_a_storage_that_fails_for_a_moment_does_not_cost_the_lease(tmp_path, shared):
+def test_transient_storage_error_does_not_cost_the_lease(tmp_path, shared):
     lease, read, failures = acquire_elsewhere(tmp_path, shared), Path.read_bytes, iter(range(2))
 
     def failing(path):

@@ -53,7 +53,7 @@ def test_a_mixture_is_a_torch_distribution_over_the_batch(name):
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
-def test_noise_of_a_value_gives_the_value_back_under_every_component(name):
+def test_noise_of_a_value_reproduces_it_under_every_component(name):
     q, x = posterior_of(name)
     components = q(x)
     z = components.rsample((2,))
@@ -101,7 +101,7 @@ def test_draws_of_gaussians_have_the_gradient_of_quadrature():
 
 
 @pytest.mark.parametrize("name", ["flow per component", "two levels"])
-def test_draws_of_flows_and_chains_have_the_gradient_of_quadrature(name):
+def test_flow_and_chain_draws_have_the_quadrature_gradient(name):
     q, x = posterior_of(name)
     with torch.no_grad():
         for p in q.parameters():  # apart from each other
@@ -128,7 +128,7 @@ def test_divergence_is_that_of_quadrature(batched):
     points = points[points.abs().amax(1) < 12]
     log_q = mixture.log_prob(points[:, None])[:, 0]
     exact = (log_q.exp() * (log_q - p.log_prob(points[:, None] if batched else points).reshape(-1))).sum() * area
-    estimates = torch.stack([mixture.kl(p, draws=500) for _ in range(60)])[:, 0]
+    estimates = torch.stack([mixture.kl(p, draws_per_component=500) for _ in range(60)])[:, 0]
     assert abs(estimates.mean() - exact) < 4.5 * estimates.std() / 60**0.5
     gradient = torch.autograd.grad(exact, mean, retain_graph=True)[0]
     found = torch.stack([torch.autograd.grad(e, mean, retain_graph=True)[0] for e in estimates])

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, Normal
 from conftest import binary, tiny_model
 from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
 from mixvae.decoders import Decoder, GaussianLikelihood
-from mixvae.evaluation import log_marginal
+from mixvae.evaluation import evaluate
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.posteriors import SeparateEncoders
 from mixvae.priors import GaussianMixturePrior, StandardNormal, VampPrior
@@ -61,10 +61,10 @@ def linear_gaussian(components=3, latent=2, observed=3):
     return model, marginal
 
 
-def test_pooled_bound_meets_the_exact_likelihood_of_a_linear_gaussian_model():
+def test_pooled_bound_reaches_exact_linear_gaussian_likelihood():
     model, marginal = linear_gaussian()
     x = marginal.sample((20,))
-    found = log_marginal(model, x, 60_000)
+    found = evaluate(model, x, 60_000)
     off = (found.pooled - marginal.log_prob(x).numpy()) / found.pooled_mc_se
     assert abs(off.mean()) < 5 / 20**0.5
     assert abs(off).max() < 5
@@ -86,7 +86,7 @@ def test_pooled_bound_meets_quadrature_in_two_dimensions(prior):
     with torch.no_grad():
         joint = model.decoder(points[:, None]).log_prob(x) + model.prior().log_prob(points)[:, None]
     exact = (joint.logsumexp(0) + 2 * math.log(20 / 400)).numpy()
-    found = log_marginal(model, x, 40_000)
+    found = evaluate(model, x, 40_000)
     assert (abs(found.pooled - exact) < 5 * found.pooled_mc_se + 1e-4).all()
     assert (found.pooled_mc_se < 0.05).all()
 
@@ -184,7 +184,7 @@ def test_all_components_active_is_the_full_bound():
         torch.testing.assert_close(terms.weight, full.weight)
 
 
-def test_s2a_keeps_track_of_the_component_that_each_draw_came_from():
+def test_s2a_tracks_the_component_of_each_draw():
     model, x = tiny_model(4), binary(3)
     terms = model(x, active=[3, 1])
     assert terms.own.tolist() == [3, 1]
@@ -251,13 +251,13 @@ def test_grey_values_are_refused_by_a_binary_likelihood():
         tiny_model()(torch.full((2, 1, 2, 2), 0.5, dtype=torch.float64))
 
 
-def test_parts_of_different_latent_sizes_are_refused_with_both_sizes():
+def test_mismatched_latent_sizes_error_names_both_sizes():
     model = tiny_model()
     with pytest.raises(ValueError, match=r"latent shape \(2,\), the prior \(3,\)"):
         MixtureVAE(model.posterior, StandardNormal(3).double(), model.decoder)(binary(2))
 
 
-def test_data_of_another_shape_than_the_decoders_are_refused_with_both_shapes():
+def test_data_and_decoder_mismatch_error_names_both_shapes():
     model, other = tiny_model(), tiny_model(shape=(1, 1, 4))
     with pytest.raises(ValueError, match=r"shape \(1, 1, 4\); x has shape \(1, 2, 2\)"):
         MixtureVAE(model.posterior, model.prior, other.decoder)(binary(2))

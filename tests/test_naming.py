@@ -277,7 +277,7 @@ def test_every_preset_is_built_again_from_its_description(name):
     assert str(model) == str(again)
 
 
-def test_a_description_survives_copies_pickles_and_other_precisions():
+def test_description_survives_copying_pickling_and_casting():
     for model in (vamp(), two_level(), extended(), frozen()):
         spec = describe(model)
         assert describe(copy.deepcopy(model)) == spec
@@ -518,7 +518,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_named_or_was_changed_is_refused_in_one_line(name):
+def test_unnameable_or_changed_models_are_refused_in_one_line(name):
     make, told = REFUSED[name]
     with pytest.raises(ValueError, match=told + r".*; or pass the model, as load\(path, model\)") as caught:
         describe(make())
@@ -528,7 +528,7 @@ def test_what_cannot_be_named_or_was_changed_is_refused_in_one_line(name):
 def test_lazy_layers_need_the_shape_of_an_example():
     model = model_of(SeparateEncoders(LazyEncoder, 2))
     model.posterior(torch.zeros(2, *SHAPE))
-    with pytest.raises(ValueError, match="take their sizes from data: tell the shape of an example"):
+    with pytest.raises(ValueError, match="take their sizes from data: give the shape of an example"):
         describe(model)
 
 
@@ -548,7 +548,7 @@ def test_a_damaged_description_is_refused_in_one_line(change, told):
     assert "\n" not in str(caught.value)
 
 
-def test_settings_of_a_configuration_are_picklable_and_described():
+def test_model_built_from_config_pickles_and_is_described():
     model = config.build(
         ModelConfig(components=2, latent=2, encoder={"class_path": "GatedEncoder", "hidden": [3]}), (4,)
     )

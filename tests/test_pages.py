@@ -27,14 +27,14 @@ def page(tmp_path):
         columns=columns,
         rows=reports.table(columns, rows),
         warnings=["take <care>"],
-        first={"data": "digits", "examples": 3, "split": "test", "draws": 5},
+        first={"data": "digits", "examples": 3, "split": "test", "total_draws": 5},
         gains=picture,
         curves=picture,
         sections=[],
     )
 
 
-def test_a_table_sorts_by_numbers_and_names_and_back_with_gaps_last(page, tmp_path):
+def test_table_sorts_numbers_and_names_and_back_with_gaps_last(page, tmp_path):
     seen = browse(page, tmp_path)
     names, values = seen["orders"][:3], seen["orders"][3:]
     assert names == [["a <b>&", "b9", "b10", "c"], ["c", "b10", "b9", "a <b>&"], ["b10", "b9", "a <b>&", "c"]]

@@ -76,7 +76,7 @@ def test_logistic_mixture_equals_its_formula_channel_by_channel():
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("likelihood", [Bernoulli, "logistics"])
-def test_a_pixel_never_changes_the_distribution_of_an_earlier_one(training, likelihood):
+def test_pixel_never_affects_the_distribution_of_earlier_ones(training, likelihood):
     """BatchNorm in training mode, or a norm over space, fails here."""
     shape = (1, 4, 5) if likelihood is Bernoulli else (3, 3, 4)
     module = decoder(shape, likelihood=likelihood if likelihood is Bernoulli else LogisticMixture(shape)).train(
@@ -113,7 +113,7 @@ def test_an_image_is_scored_alike_alone_and_among_others():
 
 
 @pytest.mark.parametrize("likelihood", [Bernoulli, "logistics"])
-def test_fast_sampling_draws_what_full_passes_draw_from_the_same_uniforms(likelihood):
+def test_fast_sampling_matches_full_passes_on_the_same_uniforms(likelihood):
     shape = (1, 4, 5) if likelihood is Bernoulli else (3, 3, 4)
     module = decoder(shape, likelihood=likelihood if likelihood is Bernoulli else LogisticMixture(shape))
     p = module(torch.randn(6, 2, dtype=torch.float64))
@@ -198,7 +198,7 @@ def test_data_and_likelihoods_that_do_not_fit_are_refused(shape, likelihood, tol
         PixelCNNDecoder(2, shape, likelihood=likelihood)
 
 
-def test_values_that_are_no_levels_are_refused_by_a_discretised_likelihood():
+def test_discretised_likelihood_refuses_values_between_levels():
     p = LogisticMixture((1, 2, 2))(torch.zeros(9, 2, 2))
     assert p.support.check(torch.full((1, 2, 2), 17 / 255))
     assert not p.support.check(torch.full((1, 2, 2), 0.123))

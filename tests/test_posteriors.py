@@ -32,7 +32,7 @@ def test_every_component_starts_from_its_own_weights():
         (lambda x: (x[..., None], x[..., None]), r"got \(5, 4, 1\)"),
     ],
 )
-def test_an_encoder_of_the_wrong_output_is_refused_with_both_shapes(output, told):
+def test_wrong_encoder_output_error_names_both_shapes(output, told):
     with pytest.raises(ValueError, match=told):
         SeparateEncoders(encoder(output), 2)(torch.zeros(5, 4))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from conftest import binary, tiny_model
+from mixvae._precision import exact_products
 from mixvae.analysis import encode
-from mixvae.evaluation import log_marginal
-from mixvae.precision import exact_products
+from mixvae.evaluation import evaluate
 
 CONV = torch.backends.cudnn.conv
 
@@ -25,13 +25,13 @@ def before(request):
     torch.set_float32_matmul_precision(old)
 
 
-def test_likelihoods_and_latents_are_computed_with_exact_products(before):
+def test_likelihoods_and_latents_use_full_precision_products(before):
     """The default rounds convolutions on a GPU to 10 bits; `medium` those of a CPU, too."""
     model, seen = tiny_model(dtype=torch.float32), []
     model.decoder.register_forward_hook(lambda *_: seen.append(settings()))
     model.posterior.encoders[0].register_forward_hook(lambda *_: seen.append(settings()))
     x = binary(3, dtype=torch.float32)
-    log_marginal(model, x, 6)
+    evaluate(model, x, 6)
     encode(model, x)
     model.reconstruct(x)
     assert set(seen) == {("highest", False)}

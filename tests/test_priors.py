@@ -10,8 +10,9 @@ from conftest import binary, tiny_model
 from mixvae.bounds import elbo, log_weights
 from mixvae.distributions import DiagonalGaussian, Fixed
 from mixvae.model import MixtureVAE
+from mixvae.networks import GaussianNetwork
 from mixvae.posteriors import SeparateEncoders
-from mixvae.priors import VampPrior
+from mixvae.priors import TwoLevelPrior, VampPrior
 
 
 def vamp(q, shape, latent, **options):
@@ -22,7 +23,7 @@ def from_examples(q, shape, latent):
     return VampPrior(q, shape, 6, examples=binary(6, shape, dtype=torch.float32))
 
 
-def test_vamp_density_equals_a_loop_over_pseudo_inputs_and_encoders():
+def test_vamp_density_matches_a_loop_over_inputs_and_encoders():
     model = tiny_model(3, prior=vamp, weights=[2.0, 1.0, 1.0])
     z = torch.randn(4, 2, dtype=torch.float64)
     total = torch.zeros(4, dtype=torch.float64)
@@ -56,7 +57,7 @@ def test_examples_that_do_not_fit_are_refused(examples):
         VampPrior(lambda x: None, (1, 2, 2), 6, examples=examples)
 
 
-def test_the_posterior_is_encoded_once_a_step_and_the_pseudo_inputs_once(monkeypatch):
+def test_step_encodes_data_and_pseudo_inputs_once_each(monkeypatch):
     """The published code recomputes the prior for every component."""
     model, calls = tiny_model(3, prior=vamp), []
     forward = SeparateEncoders.forward
@@ -90,16 +91,26 @@ def test_a_bare_distribution_is_a_prior():
     ("distribution", "told"),
     [
         (lambda: Normal(torch.zeros(2), torch.ones(2)), r"got \(2,\) and \(\): Independent"),
-        (lambda: Independent(Normal(torch.zeros(2, requires_grad=True), torch.ones(2)), 1), "loc of the prior wants"),
+        (
+            lambda: Independent(Normal(torch.zeros(2, requires_grad=True), torch.ones(2)), 1),
+            "loc of the prior requires",
+        ),
         (
             lambda: MixtureSameFamily(
                 Categorical(logits=torch.zeros(3, requires_grad=True)),
                 Independent(Normal(torch.zeros(3, 2), torch.ones(3, 2)), 1),
             ),
-            "logits of the prior wants gradients, but a bare MixtureSameFamily",
+            "logits of the prior requires gradients, but a bare MixtureSameFamily",
         ),
     ],
 )
-def test_a_bare_distribution_that_would_silently_not_learn_is_refused(distribution, told):
+def test_bare_distribution_that_would_not_learn_is_refused(distribution, told):
     with pytest.raises(ValueError, match=told):
         Fixed(distribution())
+
+
+def test_a_distribution_may_be_the_top_of_a_two_level_prior():
+    top = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2), torch.ones(2)), 1)
+    prior = TwoLevelPrior(top, GaussianNetwork(2, 3, (4,)), 3)
+    assert prior().log_prob(torch.zeros(5, 5)).shape == (5,)
+    assert prior.frozen() is prior

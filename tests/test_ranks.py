@@ -42,10 +42,10 @@ def fail(error):
 def prepare():
     from torch import distributed
 
-    from mixvae.files.lease import LeaseLost
-    from mixvae.training import lives
-    from mixvae.training.objective import Objective
-    from mixvae.training.trainer import Trainer
+    from mixvae.files._lease import LeaseLost
+    from mixvae.training import _lives as lives
+    from mixvae.training._objective import Objective
+    from mixvae.training._trainer import Trainer
 
     match WHERE:
         case "start" if OWN == "0":
@@ -119,7 +119,7 @@ def wait_until(condition, seconds=300):
         time.sleep(0.02)
 
 
-GOES_ON = "; `mixvae train --resume {run}` goes on where it was"
+GOES_ON = "; `mixvae train --resume {run}` resumes it"
 ANEW = "; give the command again"
 CASES = {
     "1:step": (1, "process 1 of 2 ended (Killed)" + GOES_ON),
@@ -167,7 +167,7 @@ def test_what_ends_one_process_ends_all_and_is_told_once(tmp_path, at, status, t
         (signal.SIGKILL, -9, ["mixvae: error: process 0 of 2 ended"]),
     ],
 )
-def test_signals_to_the_first_process_end_all_and_the_run_goes_on_bit_for_bit(tmp_path, number, status, told):
+def test_signals_to_rank_zero_stop_all_and_resume_bit_for_bit(tmp_path, number, status, told):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
@@ -231,7 +231,7 @@ out: {out}
 set:
   training: {{devices: 2, accelerator: cpu, epochs: 300, batch: 10}}
   data.limit: 60
-draws: 4
+total_draws: 4
 axes: {{size: {{S1: {{model.components: 1}}}}}}
 """
 

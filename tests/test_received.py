@@ -14,7 +14,7 @@ from conftest import forge, refused
 from mixvae import config, runs
 from mixvae.cli import main
 from mixvae.figures import png
-from mixvae.figures.style import blank
+from mixvae.figures._style import blank
 from mixvae.files import checksum
 
 SMALL = [
@@ -54,10 +54,10 @@ RECORDS = {
 def test_a_record_of_another_form_is_damaged_for_every_command(copy, capsys, name):
     change, told = RECORDS[name]
     forge(copy / "run.json", change)
-    for words in (["sample", copy], ["evaluate", copy, "--draws=4"], ["train", "--resume", copy]):
+    for words in (["sample", copy], ["evaluate", copy, "--total-draws=4"], ["train", "--resume", copy]):
         assert "run.json is damaged: it" in (error := refused(capsys, *words))
         assert told in error
-    assert [row["state"] for row in runs.listing(copy.parent)] == ["damaged"]
+    assert [row["state"] for row in runs.listing(copy.parent).table] == ["damaged"]
 
 
 RESULTS = {
@@ -76,7 +76,7 @@ def test_an_evaluation_of_another_form_is_told_at_once(copy, capsys, name):
     [path] = (copy / "evaluations").glob("*.json")
     forge(path, change)
     assert told in refused(capsys, "report", copy)
-    assert [row["state"] for row in runs.listing(copy.parent)] == ["damaged"]
+    assert [row["state"] for row in runs.listing(copy.parent).table] == ["damaged"]
 
 
 def test_a_checkpoint_of_another_form_is_one_line(copy, capsys):
@@ -102,7 +102,7 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_what_is_no_ordinary_file_of_the_run_is_neither_read_nor_written(copy, tmp_path, capsys, name):
+def test_irregular_files_in_a_run_are_neither_read_nor_written(copy, tmp_path, capsys, name):
     """`mixvae list` waited for a pipe for ever; `report` wrote its pictures where a link led."""
     (outside := tmp_path / "outside").mkdir()
     path = copy / name
@@ -114,7 +114,7 @@ def test_what_is_no_ordinary_file_of_the_run_is_neither_read_nor_written(copy, t
         path.symlink_to({"link": tmp_path / "nowhere", "device": Path("/dev/zero"), "folder": outside}[kind])
     for words in (["sample", copy], ["train", "--resume", copy, "--training.epochs=2"], ["evaluate", copy]):
         assert "a run holds ordinary files and folders of its own" in refused(capsys, *words)
-    assert [row["state"] for row in runs.listing(copy.parent)] == ["damaged"]
+    assert [row["state"] for row in runs.listing(copy.parent).table] == ["damaged"]
     assert not list(outside.iterdir())
     assert not (tmp_path / "nowhere").exists()
 
@@ -134,8 +134,8 @@ def test_a_pipe_is_not_replaced_by_a_page(copy, tmp_path, capsys):
     assert (tmp_path / "page.html").is_fifo()
 
 
-def test_a_model_that_is_described_is_measured_before_it_is_filled(copy, capsys, monkeypatch):
-    from mixvae import resources
+def test_described_model_is_measured_before_it_is_filled(copy, capsys, monkeypatch):
+    from mixvae import _resources as resources
 
     monkeypatch.setattr(resources, "memory", lambda: 2**28)
     node = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 11000, "out_features": 11000}}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conftest import binary, tiny_model
+from conftest import Recorded, binary, tiny_model
 from mixvae.analysis import Latents, classifiers, classify, cluster, draw_latents, encode, represent
 
 
@@ -90,12 +90,10 @@ def latents(n, seed, components=2, samples=3):
     return Latents(mean, std, drawn, labels)
 
 
-def test_features_are_of_all_components_and_what_is_not_in_them_is_not_found():
-    moved = []
-    found = represent(
-        lambda seed: (latents(200, seed), latents(100, seed + 100)), (0, 1, 2), lambda *done: moved.append(done)
-    )
-    assert moved == [(k, 9) for k in range(1, 10)]
+def test_features_use_all_components_and_noise_scores_at_chance():
+    seen = Recorded()
+    found = represent(lambda seed: (latents(200, seed), latents(100, seed + 100)), (0, 1, 2), seen)
+    assert [(done, total) for done, total, _ in seen.seen] == [(k, 9) for k in range(1, 10)]
     rows = {row["features"]: row for row in found.table}
     assert set(rows) == {"mean and std", "means", "3 samples"}
     assert all(row["repetitions"] == 3 for row in found.table)
@@ -114,7 +112,7 @@ def test_clusters_are_fitted_to_other_features_than_are_scored():
     assert cluster(far, labels, fitted_to=x)["ari"] < 0.6
 
 
-def test_drawn_latents_are_of_each_component_in_turn_and_do_not_depend_on_the_others():
+def test_drawn_latents_cycle_components_and_ignore_other_rows():
     model, x = tiny_model(2), binary(300)
     drawn = draw_latents(model, x, 5, seed=3)
     assert drawn.shape == (300, 5, 2)

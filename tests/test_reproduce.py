@@ -10,17 +10,18 @@ from scipy.stats import t
 
 from browser import browse
 from mixvae import config, runs
+from mixvae._failures import Failed
 from mixvae.cli import main
 from mixvae.cli.output import PAGE, show_rows
 from mixvae.evaluation import Evaluation, Identity
-from mixvae.failures import Failed
 from mixvae.files import commit, read_json, weights_to_bytes
+from mixvae.progress import SILENT
 from mixvae.reproduce import EXPERIMENTS, Gap, judge, trainings
 from mixvae.reproduce.findings import margin
 from mixvae.reproduce.trainings import Question, Trainings, Variant
 from mixvae.runs import RunStore
-from mixvae.runs.recipe import recipe_of
-from mixvae.runs.stored import save_evaluation
+from mixvae.runs._recipe import recipe_of
+from mixvae.runs._stored import save_evaluation
 
 TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["paper"], Trainings)}
 
@@ -35,7 +36,7 @@ def test_every_row_of_the_paper_is_there_at_three_scales():
 
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
-def test_every_cell_is_a_valid_configuration_and_every_claim_is_about_cells(tmp_path, name, scale):
+def test_every_cell_is_valid_and_every_claim_is_about_cells(tmp_path, name, scale):
     plan = TRAINED[name].scales[scale]
     grid = plan.grid(tmp_path)
     assert len(grid.cells) == len(plan.variants) * len(plan.seeds)
@@ -57,7 +58,7 @@ def test_the_papers_eight_models_have_one_to_four_components():
     assert EXPERIMENTS["single_cell"].scales["paper"].settings["epochs"] == 1000
 
 
-def test_big_iwae_has_the_mixtures_parameters_and_is_a_true_iwae(tmp_path):
+def test_big_iwae_matches_mixture_parameters_and_is_a_true_iwae(tmp_path):
     plan = EXPERIMENTS["big_iwae"].scales["paper"]
     cells = plan.grid(tmp_path).cells
     count = {
@@ -71,7 +72,7 @@ def test_big_iwae_has_the_mixtures_parameters_and_is_a_true_iwae(tmp_path):
         assert count[f"deep-IWAE-S{s}-seed0"] == pytest.approx(mixture, rel=0.06)
         for rival in ("wide", "deep"):
             training = cells[f"{rival}-IWAE-S{s}-seed0"].training
-            assert (training.bound, training.draws) == ("iwelbo", s)
+            assert (training.bound, training.draws_per_component) == ("iwelbo", s)
             assert cells[f"{rival}-IWAE-S{s}-seed0"].model.components == 1
 
 
@@ -125,7 +126,7 @@ def cell(path, asked, pooled, score, draws):
     results = {
         "elbo": -3.0, "nll_miselbo": 2.5, "nll_pooled": -pooled.mean(), "jsd": 0.1, "effective_components": 1.1,
         "parameters": 10, "train_seconds": 1800.0, "bits_per_dim": None, "pareto_k_unreliable": 0.2,
-        "draws": 4, "examples": len(pooled), "data_sha256": "0",
+        "total_draws": 4, "examples": len(pooled), "data_sha256": "0",
     }  # fmt: skip
     save_evaluation(run.layout.evaluations / f"{made.key}.json", Evaluation(made, {"pooled": pooled}, results))
     scores = {
@@ -155,7 +156,7 @@ def cells(tmp_path, monkeypatch):
 
 def test_gains_are_paired_within_seeds_and_examples(cells):
     out, gain = cells
-    found = plan().carry_out(out, jobs=1, say=lambda line: None)
+    found = plan().carry_out(out, jobs=1, progress=SILENT)
     one, two = found.table
     assert "gain" not in one
     assert two["gain"] == pytest.approx(gain.mean())
@@ -183,9 +184,9 @@ def test_some_models_bring_the_claims_about_them_and_no_others():
         plan.changed(models=["deep IWAE"])
 
 
-def test_a_table_too_wide_for_the_terminal_is_printed_in_parts_and_nothing_is_cut(cells, capsys):
+def test_table_wider_than_the_terminal_is_split_and_never_cut(cells, capsys):
     out, _ = cells
-    found = plan().carry_out(out, jobs=1, say=lambda line: None)
+    found = plan().carry_out(out, jobs=1, progress=SILENT)
     show_rows([*found.columns, *found.columns[2:], *found.columns[2:]], found.table, "title")
     shown = capsys.readouterr().out
     assert "…" not in shown
@@ -198,12 +199,12 @@ def test_a_table_too_wide_for_the_terminal_is_printed_in_parts_and_nothing_is_cu
 
 def test_commands_are_those_of_the_cells(cells):
     out = cells[0].parent / "8"
-    commands = plan(draws=8).carry_out(out, jobs=1, say=lambda line: None).commands
+    commands = plan(total_draws=8).carry_out(out, jobs=1, progress=SILENT).commands
     assert len(commands) == 8
     assert (
         commands[2] == f"mixvae train digits --training.epochs=1 --model.components=2 --seed=0 --out {out}/m-S2-seed0"
     )
-    assert commands[3] == f"mixvae evaluate {out}/m-S2-seed0 --draws 8 --representation"
+    assert commands[3] == f"mixvae evaluate {out}/m-S2-seed0 --total-draws 8 --representation"
 
 
 def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
@@ -270,7 +271,9 @@ def test_all_are_listed(capsys):
 def test_a_training_that_fails_is_told_and_the_rest_stays(tmp_path):
     wild = {"model.components": 2, "training.optimizer.lr": 1e20}
     small = {"data.limit": 100, "training.epochs": 2, "model.latent": 2}
-    failing = Trainings([Variant("m", 1, "digits"), Variant("m", 2, "digits", wild)], [], small, draws=4, examples=10)
+    failing = Trainings(
+        [Variant("m", 1, "digits"), Variant("m", 2, "digits", wild)], [], small, total_draws=4, examples=10
+    )
     with pytest.raises(Failed, match="m-S2-seed0: "):
-        failing.carry_out(tmp_path, jobs=1, say=lambda line: None)
+        failing.carry_out(tmp_path, jobs=1, progress=SILENT)
     assert runs.find_evaluation(tmp_path / "m-S1-seed0", 4, examples=10) is not None

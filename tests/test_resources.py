@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from conftest import binary, refused, tiny_model
-from mixvae import config, resources, runs, sweeps, toys
+from mixvae import _resources as resources
+from mixvae import config, runs, sweeps, toys
+from mixvae._resources import check, gib, guarding, make, memory, short, size_of, together
 from mixvae.analysis import draw_latents, overlap
 from mixvae.config import ModelConfig
-from mixvae.evaluation import log_marginal
+from mixvae.evaluation import evaluate
 from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
-from mixvae.resources import check, gib, guarding, make, memory, short, size_of, together
 
 MIB = 2**20
 SHAPE = (1, 8, 8)
@@ -56,7 +57,7 @@ def test_the_limit_of_the_shell_is_respected():
     import subprocess
     import sys
 
-    script = "import resource as r; r.setrlimit(r.RLIMIT_AS, (2**31, 2**31)); from mixvae.resources import memory; "
+    script = "import resource as r; r.setrlimit(r.RLIMIT_AS, (2**31, 2**31)); from mixvae._resources import memory; "
     done = subprocess.run([sys.executable, "-c", script + "print(memory())"], capture_output=True, text=True)
     assert int(done.stdout) == 2**31, done.stderr
 
@@ -123,7 +124,7 @@ def test_the_estimate_of_a_preset_is_no_cliff(small):
     config.build(ModelConfig(components=4), SHAPE)
 
 
-def test_parameters_together_are_counted_and_those_that_went_are_not(small):
+def test_live_parameters_are_summed_and_freed_ones_are_not(small):
     with guarding("it", "less"):
         for _ in range(20):
             nn.Linear(1000, 1000)  # 4 MB each, gone at once
@@ -228,13 +229,16 @@ def trained(tmp_path, *flags):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--training.draws=1000000000000"], "a step of 1000000000000 draws from 1 components for each of 60 examples"),
-        (["--training.draws=100000", "--model.components=30"], "scored by 30, needs at least"),
+        (
+            ["--training.draws_per_component=1000000000000"],
+            "a step of 1000000000000 draws from 1 components for each of 60 examples",
+        ),
+        (["--training.draws_per_component=100000", "--model.components=30"], "scored by 30, needs at least"),
         (["--model.latent=5000000000"], "latent size 5000000000 .* needs at least"),
         (["--data.limit=60", "--model.prior={class_path: VampPrior, pseudo_inputs: 1000000000000}"], "GiB|pseudo"),
     ],
 )
-def test_a_training_that_cannot_fit_is_refused_and_writes_nothing(tmp_path, flags, told):
+def test_training_exceeding_memory_is_refused_before_writing(tmp_path, flags, told):
     with pytest.raises(ValueError, match=told) as caught:
         trained(tmp_path, *flags)
     assert "\n" not in str(caught.value)
@@ -248,7 +252,7 @@ def test_weights_gradients_and_states_count_in_a_training(tmp_path, monkeypatch)
     monkeypatch.setattr(resources, "memory", lambda: 4 * size)
     with pytest.raises(ValueError, match="needs at least"):
         trained(tmp_path, wide)
-    monkeypatch.setattr("mixvae.runs.starting.together", lambda copies: together(1))
+    monkeypatch.setattr("mixvae.runs._starting.together", lambda copies: together(1))
     with pytest.raises(ValueError, match="training .* weights by Adam needs at least"):
         trained(tmp_path, wide)
     trained(tmp_path, wide, "--training.optimizer={class_path: SGD, lr: 0.001}")
@@ -266,14 +270,17 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("evaluate RUN --draws 1000000000000", "Pareto k̂ of 1000000000000 draws needs at least 29802.3 GiB"),
-        ("evaluate RUN --draws 200000000", "draws per example are at most 100,000,000, which take long already"),
+        ("evaluate RUN --total-draws 1000000000000", "Pareto k̂ of 1000000000000 draws needs at least 29802.3 GiB"),
+        ("evaluate RUN --total-draws 200000000", "draws per example are at most 100,000,000, which take long already"),
         ("evaluate RUN --draws-per-component 1000000000000", "Pareto k̂ of 1000000000000 draws needs at least"),
-        ("evaluate RUN --draws 100000000 --chunk 1000000000000", "latents at once needs at least"),
+        ("evaluate RUN --total-draws 100000000 --chunk 1000000000000", "latents at once needs at least"),
         ("evaluate RUN --representation --samples 1000000000000", "1000000000000 draws of the latents"),
-        ("components RUN --draws 1000000000000", "1000000000000 draws of each of 1 components needs at least"),
+        (
+            "components RUN --draws-per-component 1000000000000",
+            "1000000000000 draws of each of 1 components needs at least",
+        ),
         ("sample RUN --n 1000000000000", "1000000000000 samples of 66 numbers needs at least"),
-        ("demo --draws 1000000000000 --out OUT", "Pareto k̂ of 1000000000000 draws needs at least 29802.3 GiB"),
+        ("demo --total-draws 1000000000000 --out OUT", "Pareto k̂ of 1000000000000 draws needs at least 29802.3 GiB"),
         ("toy ring --steps 1000000000000 --no-rival --out OUT", "steps are at most 10,000,000"),
         ("toy ring --components 1000000000000 --out OUT", "the density of 1000000000000 components needs at least"),
         ("toy ring --components 10000 --out OUT", "the density of 10000 components needs at least 3725.3 GiB"),
@@ -289,14 +296,14 @@ def test_numbers_without_bound_are_refused_with_a_number(tmp_path, run, capsys, 
 
 def test_a_chunk_is_no_larger_than_the_draws():
     model, x = tiny_model(), binary(3)
-    usual, large = (log_marginal(model, x, 30, chunk=chunk) for chunk in (1024, 10**12))
+    usual, large = (evaluate(model, x, 30, chunk=chunk) for chunk in (1024, 10**12))
     np.testing.assert_allclose(usual.pooled, large.pooled)
 
 
 def test_functions_of_python_refuse_them_too():
     model, x = tiny_model(), binary(3)
     for call in (
-        partial(log_marginal, model, x, HUGE), partial(draw_latents, model, x, HUGE), partial(overlap, model, x, HUGE),
+        partial(evaluate, model, x, HUGE), partial(draw_latents, model, x, HUGE), partial(overlap, model, x, HUGE),
         partial(toys.approximate, toys.quadrature(toys.ring), HUGE),
     ):  # fmt: skip
         with pytest.raises(ValueError, match="needs at least"):

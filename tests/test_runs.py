@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -17,10 +18,11 @@ from conftest import USER_MODULE, refused
 from mixvae import config, datasets, reports, runs
 from mixvae.cli import main
 from mixvae.config import DataConfig
-from mixvae.evaluation import log_marginal
+from mixvae.evaluation import evaluate
 from mixvae.files import read_json
-from mixvae.reports.comparison import label
-from mixvae.runs import Layout, open_run, queries
+from mixvae.reports._comparison import label
+from mixvae.runs import Layout, open_run
+from mixvae.runs import _queries as queries
 
 SMALL = [
     "--data.limit=200", "--training.epochs=3", "--model.latent=3",
@@ -34,8 +36,14 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for s in (1, 2):
         main(["train", "digits", "--out", str(folder / f"S{s}"), f"--model.components={s}", *SMALL])
-        main(["evaluate", str(folder / f"S{s}"), "--draws", "20"])
+        main(["evaluate", str(folder / f"S{s}"), "--total-draws", "20"])
     return folder
+
+
+@pytest.fixture
+def copied(two, tmp_path):
+    """A copy of the two runs, to change."""
+    return shutil.copytree(two, tmp_path / "runs")
 
 
 def test_a_run_holds_what_it_takes_to_run_again(two):
@@ -47,15 +55,15 @@ def test_a_run_holds_what_it_takes_to_run_again(two):
     assert config.read(run.config).model.components == 2
 
 
-def test_results_have_every_number_with_its_error_draws_and_seed(two):
+def test_results_have_each_number_with_error_draws_and_seed(two):
     results = read_json(two / "S2" / "results.json")
     needed = (
         "elbo elbo_se elbo_mc_se nll_miselbo nll_miselbo_se nll_pooled nll_pooled_se nll_pooled_mc_se jsd jsd_se "
-        "effective_components active_units draws seed components parameters data_sha256 versions split examples "
+        "effective_components active_units total_draws seed components parameters data_sha256 versions split examples "
         "ess pareto_k train_seconds best_epoch git_commit"
     )
     assert set(needed.split()) <= set(results)
-    assert results["draws"] == 20
+    assert results["total_draws"] == 20
     assert results["components"] == 2
     assert results["nll_pooled"] <= results["nll_miselbo"] <= -results["elbo"]
 
@@ -63,46 +71,46 @@ def test_results_have_every_number_with_its_error_draws_and_seed(two):
 def test_load_gives_the_model_back_in_one_line(two):
     model = mixvae.load(two / "S2")
     assert not model.training
-    data = datasets.load("digits", limit=200)
-    found = log_marginal(model, data.test.batch(slice(None)), 20)
+    data = datasets.load_dataset("digits", limit=200)
+    found = evaluate(model, data.test.batch(slice(None)), 20)
     stored = runs.evaluation_of(two / "S2")
     np.testing.assert_allclose(stored.bounds["pooled"], found.pooled, atol=1e-3)
 
 
-def test_evaluate_takes_draws_per_component_splits_and_a_file(two, tmp_path, capsys):
+def test_evaluate_takes_draws_per_component_splits_and_a_file(copied, tmp_path, capsys):
     file = tmp_path / "each.npz"
     main(
-        ["evaluate", str(two / "S2"), "--draws-per-component", "3", "--split", "validation", "--examples", "7"]
+        ["evaluate", str(copied / "S2"), "--draws-per-component", "3", "--split", "validation", "--examples", "7"]
         + ["--per-example", str(file), "--seed", "5"]
     )
     shown = capsys.readouterr().out
     settings = {"draws_per_component": 3, "split": "validation", "examples": 7, "seed": 5}
-    results = runs.find_evaluation(two / "S2", **settings)
-    assert (results["draws"], results["split"], results["examples"], results["seed"]) == (6, "validation", 7, 5)
+    results = runs.find_evaluation(copied / "S2", **settings)
+    assert (results["total_draws"], results["split"], results["examples"], results["seed"]) == (6, "validation", 7, 5)
     with np.load(file) as arrays:
         assert arrays["pooled"].shape == (7,)
         assert arrays["pooled"].mean() == pytest.approx(-results["nll_pooled"])
     assert f"{results['nll_pooled']:.2f} ±" in shown
-    assert read_json(two / "S2" / "results.json")["split"] == "test"
+    assert read_json(copied / "S2" / "results.json")["split"] == "test"
 
 
-def test_sample_writes_a_picture_or_an_array(two, tmp_path):
-    main(["sample", str(two / "S2"), "--n", "5", "--out", str(tmp_path / "s.npy"), "--seed", "1"])
+def test_sample_writes_a_picture_or_an_array(copied, tmp_path):
+    main(["sample", str(copied / "S2"), "--n", "5", "--out", str(tmp_path / "s.npy"), "--seed", "1"])
     array = np.load(tmp_path / "s.npy")
     assert array.shape == (5, 1, 8, 8)
     assert array.min() >= 0
     assert array.max() <= 1
-    main(["sample", str(two / "S2")])
-    with Image.open(two / "S2" / "figures" / "samples.png") as picture:
+    main(["sample", str(copied / "S2")])
+    with Image.open(copied / "S2" / "figures" / "samples.png") as picture:
         assert picture.size[0] > 100
-    assert np.array_equal(runs.sample(two / "S2", 5, seed=1), array)
+    assert np.array_equal(runs.sample(copied / "S2", 5, seed=1), array)
 
 
-def test_reconstruct_and_encode_give_every_component(two, tmp_path):
-    main(["reconstruct", str(two / "S2"), "--n", "4", "--out", str(tmp_path / "r.npy")])
+def test_reconstruct_and_encode_give_every_component(copied, tmp_path):
+    main(["reconstruct", str(copied / "S2"), "--n", "4", "--out", str(tmp_path / "r.npy")])
     assert np.load(tmp_path / "r.npy").shape == (2, 4, 1, 8, 8)
-    main(["reconstruct", str(two / "S2")])
-    main(["encode", str(two / "S2"), "--out", str(tmp_path / "z.npz")])
+    main(["reconstruct", str(copied / "S2")])
+    main(["encode", str(copied / "S2"), "--out", str(tmp_path / "z.npz")])
     with np.load(tmp_path / "z.npz") as arrays:
         assert arrays["mean"].shape == arrays["std"].shape == (400, 2, 3)
         assert arrays["labels"].shape == (400,)
@@ -127,7 +135,7 @@ def test_the_default_directory_names_preset_components_and_seed(tmp_path, monkey
     assert (tmp_path / "runs" / "digits-S2-seed3" / "model.safetensors").exists()
 
 
-def test_training_from_a_yaml_file_with_an_own_encoder_and_own_data(tmp_path, monkeypatch):
+def test_yaml_file_trains_a_custom_encoder_on_custom_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_encoder.py").write_text(USER_MODULE)
     np.save("own.npy", np.random.default_rng(0).normal(size=(60, 5)))
@@ -144,7 +152,7 @@ def test_training_from_a_yaml_file_with_an_own_encoder_and_own_data(tmp_path, mo
     )
     assert done.returncode == 0, done.stderr
     monkeypatch.syspath_prepend(tmp_path)
-    main(["evaluate", "run", "--draws", "10"])
+    main(["evaluate", "run", "--total-draws", "10"])
     assert read_json("run/results.json")["components"] == 2
     main(["report", "run"])
     assert "own" in (tmp_path / "run" / "report.html").read_text()
@@ -154,7 +162,7 @@ BAD = {
     "unknown preset": (["train", "digit"], "did you mean digits?"),
     "unknown command": (["trian"], "unknown command 'trian': did you mean train?"),
     "unknown option": (["train", "--training.epoch", "3"], "--training.epoch: did you mean --training.epochs?"),
-    "unknown option of evaluate": (["evaluate", "x", "--draw", "3"], "--draw: did you mean --draws?"),
+    "unknown option of evaluate": (["evaluate", "x", "--draw", "3"], "--draw: did you mean --total-draws?"),
     "wrong type": (["train", "--seed", "x"], "seed: expected int; got x"),
     "unknown data": (["train", "digits", "--data.name", "mnst"], "unknown data set 'mnst': did you mean mnist?"),
     "grey data": (["train", "digits", "--data.binarize", "none"], "outside the likelihood's support"),
@@ -195,15 +203,15 @@ def test_bad_input_to_other_commands_is_one_line(two, tmp_path, capsys):
     run = two / "S1"
     for words, told in (
         (["evaluate", tmp_path / "none"], "is not a run: it has no run.json"),
-        (["evaluate", run, "--draws", "0"], "draws must be at least 1; got 0"),
+        (["evaluate", run, "--total-draws", "0"], "draws must be at least 1; got 0"),
         (["evaluate", run, "--seed", "99999999999999999999"], "seed must be"),
         (["evaluate", run, "--examples", "0"], "examples must be at least 1; got 0"),
         (["evaluate", run, "--split", "tset"], "split: expected"),
         (["sample", run, "--out", "x.jpg"], "--out must end in .png or .npy; got x.jpg"),
         (["sample", run, "--n", "0"], "n must be at least 1; got 0"),
-        (["train", "digits", "--out", run], f"{run} exists already: go on with it by `mixvae train --resume {run}`"),
+        (["train", "digits", "--out", run], f"{run} already exists: resume it with `mixvae train --resume {run}`"),
         (["train", "--resume", tmp_path / "none"], "is not a run: it has no run.json"),
-        (["train", "digits", "--resume", run], "brings its own configuration; leave digits out"),
+        (["train", "digits", "--resume", run], "has its own configuration; leave digits out"),
         (
             ["train", "--resume", run, "--model.components", "4"],
             "made from something else: model.components is 1, not 4",
@@ -215,13 +223,13 @@ def test_bad_input_to_other_commands_is_one_line(two, tmp_path, capsys):
 
 
 def test_damaged_files_of_a_run_are_told(two, tmp_path, capsys):
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(two / "S1", run)
     weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])
-    assert "model.safetensors is truncated, damaged or replaced" in refused(capsys, "evaluate", run, "--draws", "3")
+    assert "model.safetensors is truncated, damaged or replaced" in refused(
+        capsys, "evaluate", run, "--total-draws", "3"
+    )
     shutil.copy(two / "S2" / "model.safetensors", weights)
     assert "model.safetensors is truncated, damaged or replaced" in refused(capsys, "sample", run)
     state = run / "last" / "state.pt"
@@ -256,14 +264,14 @@ def test_ctrl_c_and_divergence_have_their_own_status(tmp_path, monkeypatch, caps
     assert "lower the learning rate or clip gradients" in capsys.readouterr().err
 
 
-def test_report_is_one_file_without_any_request(two, capsys):
-    main(["report", str(two / "S1"), str(two / "S2"), "--out", str(two / "both.html")])
-    page = (two / "both.html").read_text()
+def test_report_is_one_file_without_any_request(copied, capsys):
+    main(["report", str(copied / "S1"), str(copied / "S2"), "--out", str(copied / "both.html")])
+    page = (copied / "both.html").read_text()
     assert "http" not in page
     assert page.count("data:image/png;base64,") == 2 + 2 * 3 + 3  # gains and curves, each run, how components cooperate
-    rows = reports.compare([two / "S2", two / "S1"]).table
+    rows = reports.compare([copied / "S2", copied / "S1"]).table
     assert [row["components"] for row in rows] == [1, 2]
-    each = [runs.evaluation_of(two / f"S{s}").bounds["pooled"] for s in (1, 2)]
+    each = [runs.evaluation_of(copied / f"S{s}").bounds["pooled"] for s in (1, 2)]
     gain = each[1] - each[0]
     assert rows[1]["gain"] == pytest.approx(gain.mean())
     assert rows[1]["gain_se"] == pytest.approx(gain.std(ddof=1) / 20)
@@ -280,7 +288,7 @@ def other_data(evaluation, **changes):
     return replace(evaluation, identity=identity)
 
 
-def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two):
+def test_comparing_different_examples_warns_and_has_no_gain(two):
     one, other = (runs.evaluation_of(two / f"S{s}") for s in (1, 2))
     comparison = reports.compare([two / "S1", two / "S2"], [one, other_data(other, draws_per_component=7)])
     assert not any("gain" in row for row in comparison.table)
@@ -292,13 +300,11 @@ def test_a_comparison_of_different_examples_has_no_gain_and_a_warning(two):
 def test_runs_of_different_data_are_not_compared(two, tmp_path, capsys):
     one, other = (runs.evaluation_of(two / f"S{s}") for s in (1, 2))
     other = replace(other, results={**other.results, "data": "mnist"})
-    with pytest.raises(ValueError, match=r"runs of different data do not compare: digits \(S1\), mnist \(S2\)"):
+    with pytest.raises(ValueError, match=r"runs on different data cannot be compared: digits \(S1\), mnist \(S2\)"):
         reports.compare([two / "S1", two / "S2"], [one, other])
 
 
 def test_runs_of_one_name_are_told_apart_in_table_and_figure(two, tmp_path):
-    import shutil
-
     paths = [tmp_path / folder / "S2" for folder in ("a", "b")]
     for path in paths:
         shutil.copytree(two / "S2", path)
@@ -320,24 +326,25 @@ def test_gains_are_over_the_first_run_on_the_same_examples(two):
 def test_the_demo_is_done_once(tmp_path, capsys):
     from mixvae.sweeps import demo
 
-    comparison, page = demo(tmp_path, components=(1, 2), draws=4, epochs=1)
+    comparison, page = demo(tmp_path, components=(1, 2), total_draws=4, epochs=1)
     first = (tmp_path / "S2" / "metrics.jsonl").read_text()
     assert page.exists()
     assert [row["components"] for row in comparison.table] == [1, 2]
-    demo(tmp_path, components=(1, 2), draws=4, epochs=1)
+    demo(tmp_path, components=(1, 2), total_draws=4, epochs=1)
     assert (tmp_path / "S2" / "metrics.jsonl").read_text() == first
 
 
 def test_text_is_printed_as_text_wherever_it_comes_from(two, tmp_path, capsys):
     """`[/d]` in a path ended a whole training in an error of the printing library; `[d]` and `:smile:` were eaten."""
-    from mixvae.cli.output import progress_bar, show, show_rows
+    from mixvae.cli.output import show, show_rows
+    from mixvae.progress import Terminal
     from mixvae.reports import Column
 
     strange = "[d] [/d] [bold]x :smile:"
     show(strange)
     show_rows([Column(strange, "a"), Column("b", "b")], [{"a": strange, "b": 1.0}], strange)
-    with progress_bar(strange) as (_, say):
-        say(strange)
+    with Terminal() as progress:
+        progress.announce(strange)
     out, err = capsys.readouterr()
     assert out.count(strange) == 4
     assert strange in err
@@ -354,10 +361,10 @@ def test_own_data_are_found_from_another_folder_and_at_home(tmp_path, monkeypatc
     assert config.read("run/config.yaml").data.name == str((tmp_path / "mine.npy").resolve())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    main(["evaluate", "../run", "--draws", "4"])
+    main(["evaluate", "../run", "--total-draws", "4"])
     main(["train", "--resume", "../run", "--data.name", "../mine.npy", "--training.epochs", "2"])
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert datasets.load("~/mine.npy").shape == (6,)
+    assert datasets.load_dataset("~/mine.npy").shape == (6,)
     assert datasets.resolve_paths("digits") == ("digits", None)
 
 
@@ -380,41 +387,46 @@ def test_every_option_of_the_data_reaches_them():
     """Catches an option that the configuration takes and the loading forgets, as flips once were."""
     data = runs.open_data(DataConfig("digits", binarize="fixed", seed=3, limit=100, limit_validation=50, flip=True))
     assert (len(data.train), len(data.validation), data.train.flip) == (100, 50, True)
-    assert data.sha256() == datasets.load("digits", binarize="fixed", seed=3, limit=100, limit_validation=50).sha256()
-    assert set(inspect.signature(datasets.load).parameters) == {field.name for field in fields(DataConfig)}
+    assert (
+        data.sha256()
+        == datasets.load_dataset("digits", binarize="fixed", seed=3, limit=100, limit_validation=50).sha256()
+    )
+    assert set(inspect.signature(datasets.load_dataset).parameters) - {"progress"} == {
+        field.name for field in fields(DataConfig)
+    }
 
 
 def test_components_draws_all_that_the_run_allows(two, tmp_path, capsys):
-    main(["components", str(two / "S2"), "--draws", "4", "--examples", "60", "--out", str(tmp_path)])
+    main(["components", str(two / "S2"), "--draws-per-component", "4", "--examples", "60", "--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == {"components.png", "spread.png", "classes.png"}
     shown = capsys.readouterr().out
     assert "KL to the prior" in shown
     main(["train", "digits", "--out", str(tmp_path / "flat"), *SMALL, "--model.latent=2"])
-    main(["components", str(tmp_path / "flat"), "--draws", "4", "--examples", "60"])
+    main(["components", str(tmp_path / "flat"), "--draws-per-component", "4", "--examples", "60"])
     assert (tmp_path / "flat" / "figures" / "posteriors.png").stat().st_size > 10_000
     table = runs.posteriors(tmp_path / "flat", 2).table
     assert len(table) == 2
     assert all(row["kl"] > 0 for row in table)
 
 
-def test_evaluate_classifies_by_the_latents(two, capsys, monkeypatch):
-    words = ["evaluate", str(two / "S2"), "--draws", "20", "--representation", "--samples", "3"]
+def test_evaluate_classifies_by_the_latents(copied, capsys, monkeypatch):
+    words = ["evaluate", str(copied / "S2"), "--total-draws", "20", "--representation", "--samples", "3"]
     with monkeypatch.context() as patch:
         patch.setattr(queries, "write_bytes", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(SystemExit, match="130"):
             main(words)
-    assert runs.representations(two / "S2") == []  # scores that stand mean that the figure stands too
+    assert runs.representations(copied / "S2") == []  # scores that stand mean that the figure stands too
     main(words)
     shown = capsys.readouterr().out
     assert "3 samples" in shown
     assert "mean and std" in shown
     assert "pooled NLL" in shown
-    [(split, found)] = runs.representations(two / "S2")
+    [(split, found)] = runs.representations(copied / "S2")
     assert split == "test"
     assert set(found.scores["means"]) == {"knn", "svm", "mlp", "qda", "ari", "nmi", "asw"}
     assert all(len(values) == 3 for values in found.scores["means"].values())
     assert max(found.scores["means"]["knn"]) > 0.2, "digits are found better than by chance"
-    assert (two / "S2" / "figures" / "representation.png").stat().st_size > 5000
+    assert (copied / "S2" / "figures" / "representation.png").stat().st_size > 5000
 
 
 def test_data_without_labels_or_with_too_few_are_not_classified(tmp_path, capsys):

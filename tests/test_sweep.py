@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import refused
+from conftest import Recorded, refused
 from mixvae import runs, sweeps
 from mixvae.cli import main
 from mixvae.runs import Layout, find_evaluation, open_run
@@ -23,7 +23,7 @@ GRID = """
 base: digits
 out: {out}
 set: {{training.epochs: 2, data.limit: 100, model.latent: 2, model.encoder.hidden: [6], model.decoder.hidden: [6]}}
-draws: 4
+total_draws: 4
 examples: 20
 axes:
   components: {{S1: {{model.components: 1}}, S2: {{model.components: 2}}}}
@@ -76,9 +76,9 @@ def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, caps
     with pytest.raises(SystemExit):
         main(["sweep", str(grid)])
     out, err = capsys.readouterr()
-    assert "ok: resuming" in out
-    assert "other: done already" in out
-    assert "wild: resuming" in out
+    assert "ok: resuming" in err
+    assert "other: done already" in err
+    assert "wild: resuming" in err
     assert (other.state.stat().st_mtime_ns, run.weights.read_bytes()) == before
 
 
@@ -87,15 +87,24 @@ def swept(tmp_path_factory):
     """A grid of one cell, trained and evaluated, and what its table said."""
     folder = tmp_path_factory.mktemp("swept")
     (folder / "grid.yaml").write_text(ONE_CELL.format(out=folder / "cells"))
-    result = sweeps.sweep(sweeps.read_grid(folder / "grid.yaml"), say=lambda line: None)
+    result = sweeps.sweep(sweeps.read_grid(folder / "grid.yaml"))
     return folder, next(iter(result.done.values()))
+
+
+@pytest.fixture
+def copied(swept, tmp_path):
+    """A copy of the grid with its cell, to change, and what the table said."""
+    folder = tmp_path / "swept"
+    shutil.copytree(swept[0], folder)
+    (folder / "grid.yaml").write_text(ONE_CELL.format(out=folder / "cells"))
+    return folder, swept[1]
 
 
 ONE_CELL = """
 base: digits
 out: {out}
 set: {{training.epochs: 1, data.limit: 60, model.latent: 2, model.encoder.hidden: [6], model.decoder.hidden: [6]}}
-draws: 4
+total_draws: 4
 axes: {{one: {{cell: {{}}}}}}
 """
 
@@ -110,9 +119,9 @@ axes: {{one: {{cell: {{}}}}}}
         ("training.epochs: 1", "training.epochs: 1, training.optimizer.lr: 2.0e-3", "training.learning_rate is 0.001"),
     ],
 )
-def test_a_changed_grid_is_refused_and_not_called_done(swept, capsys, old, new, told):
+def test_a_changed_grid_is_refused_and_not_called_done(copied, capsys, old, new, told):
     """After a change of the grid the sweep said "done already" and printed the old table."""
-    folder, _ = swept
+    folder, _ = copied
     changed = folder / "changed.yaml"
     changed.write_text((folder / "grid.yaml").read_text().replace(old, new))
     with pytest.raises(SystemExit) as end:
@@ -124,27 +133,27 @@ def test_a_changed_grid_is_refused_and_not_called_done(swept, capsys, old, new, 
     assert told in err
 
 
-def test_a_grid_with_other_draws_is_evaluated_anew_and_not_trained_anew(swept):
-    folder, first = swept
+def test_grid_with_other_draws_is_reevaluated_not_retrained(copied):
+    folder, first = copied
     state = (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns
     grid = sweeps.read_grid(folder / "grid.yaml")
-    said = []
-    more = sweeps.run_cells(replace(grid, draws=9), say=said.append)
-    assert said[0] == "cell: evaluating"
+    said = Recorded()
+    more = sweeps.run_cells(replace(grid, total_draws=9), progress=said)
+    assert said.lines[0] == "cell: evaluating"
     [evaluation] = more.done.values()
-    assert evaluation["draws"] == 9
+    assert evaluation["total_draws"] == 9
     assert evaluation["nll_pooled"] != first["nll_pooled"]
-    again = sweeps.run_cells(grid, say=said.append)
-    assert said[-1] == "cell: done already"
+    again = sweeps.run_cells(grid, progress=said)
+    assert said.lines[-1] == "cell: done already"
     assert next(iter(again.done.values())).results == first.results
     assert (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns == state
 
 
 PARENT = """
 import os, sys
-from mixvae.sweeps.running import _run_child
+from mixvae.sweeps._running import _run_child
 print(os.getpid(), flush=True)
-script = "import os, sys, time; from mixvae.training.lives import stop_with_parent; stop_with_parent(); "
+script = "import os, sys, time; from mixvae.training._lives import stop_with_parent; stop_with_parent(); "
 script += "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
 print(_run_child([sys.executable, "-c", script, sys.argv[1]], None), flush=True)
 """
@@ -163,7 +172,7 @@ def test_a_killed_sweep_leaves_no_child_training(tmp_path, number):
 
 
 def test_a_killed_child_is_told_by_its_signal():
-    from mixvae.sweeps.running import _run_child
+    from mixvae.sweeps._running import _run_child
 
     script = "import os, sys; print('epoch 3/9', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
     assert _run_child([sys.executable, "-c", script], None) == (-9, "epoch 3/9")
@@ -191,14 +200,14 @@ def alive(pid):
         ("base: digits", "must hold axes"),
         ("axes: {a: {b: {model.component: 2}}}", "model.component"),
         ("nonsense: [", "is not a YAML file"),
-        ("draw: 3\naxes: {}", "unknown key draw: did you mean draws?"),
+        ("draw: 3\naxes: {}", "unknown key draw: did you mean total_draws?"),
         ("axes: {a: {x-y: {}, x: {}}, b: {z: {}, y-z: {}}}", "two cells are called x-y-z"),
         ("axes: {a: [x, y]}", "every axis must map names to options"),
         ("axes: {a: {x: [1]}}", "every axis must map names to options"),
         ("set: [1]\naxes: {a: {x: {}}}", "every axis must map names to options"),
         ("out: 5\naxes: {a: {x: {}}}", "out must be a text; got 5"),
         ("base: 3\naxes: {a: {x: {}}}", "base must be a text; got 3"),
-        ("draws: 0\naxes: {a: {x: {}}}", "draws must be a whole number, at least 1; got 0"),
+        ("total_draws: 0\naxes: {a: {x: {}}}", "total_draws must be a whole number, at least 1; got 0"),
         ("examples: abc\naxes: {a: {x: {}}}", "examples must be a whole number, at least 1; got 'abc'"),
         ("axes: {a: {../esc: {}}}", "cannot be the name of a cell's folder"),
     ],
@@ -253,7 +262,7 @@ def test_cifar_from_its_files_to_bits_per_dimension(photographs, tmp_path, prese
         + ["--model.encoder.class_path=GatedConvEncoder", f"--model.encoder.layers={layers}", "--out", str(run)]
         + ["--model.components=2", "--training.optimizer.lr=3e-3"]
     )
-    main(["evaluate", str(run), "--draws", "8", "--examples", "12"])
+    main(["evaluate", str(run), "--total-draws", "8", "--examples", "12"])
     results = find_evaluation(run, 8, examples=12)
     assert results["bits_per_dim"] == pytest.approx(results["nll_pooled"] / 3072 / math.log(2))
     assert 3 < results["bits_per_dim"] < 9, "8 bits is what a uniform distribution takes"

@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 
 from conftest import binary, tiny_model
-from mixvae import tables
+from mixvae import _tables as tables
 from mixvae.analysis import overlap
-from mixvae.evaluation import Evaluation, log_marginal
-from mixvae.evaluation.evaluations import identity_of
+from mixvae.evaluation import Evaluation, evaluate
+from mixvae.evaluation._evaluations import identity_of
 
 
 @pytest.fixture(scope="module")
 def estimate():
     """Of more examples than a screen has lines."""
-    return log_marginal(tiny_model(), binary(300), 6)
+    made = evaluate(tiny_model(), binary(300), 6)
+    for values in made.arrays().values():
+        values.setflags(write=False)
+    return made
 
 
 def test_an_estimate_of_many_examples_prints_in_a_few_lines(estimate):

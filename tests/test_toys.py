@@ -61,7 +61,7 @@ def test_the_bound_is_log_z_less_the_divergence_by_quadrature(flow):
 
 
 def test_more_components_cover_more_of_a_ring():
-    result = compare(quadrature(ring, "ring"), (1, 8), steps=300, rival=False, say=lambda line: None)
+    result = compare(quadrature(ring, "ring"), (1, 8), steps=300, rival=False)
     one, eight = result.table
     assert eight["covered"] > one["covered"] + 0.1
     assert eight["bound"] > one["bound"] + 0.5

@@ -35,7 +35,7 @@ ADAM = partial(torch.optim.Adam, lr=3e-3, fused=True)
 
 @pytest.fixture(scope="module")
 def digits():
-    return datasets.load("digits", limit=250)
+    return datasets.load_dataset("digits", limit=250)
 
 
 def small(prior=None, seed=0, dropout=0.0):
@@ -92,7 +92,7 @@ OPTIONS = {
         "schedule": partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5),
         "optimizer": partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
         "warmup": 3,
-        "draws": 2,
+        "draws_per_component": 2,
     },
     "one component at a time, scored under all": {"active": 1, "validation_components": 1},
     "one component at a time, alone": {"active": 1, "score_all": False},
@@ -164,7 +164,7 @@ def test_every_component_learns_when_each_step_draws_from_one(digits):
         ({"bound": pooled, "gradient": doubly_reparameterised, "active": 1}, "got a subset of components"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_before_anything_is_written(digits, tmp_path, options, told):
+def test_untrainable_options_are_refused_before_writing(digits, tmp_path, options, told):
     with pytest.raises(ValueError, match=told):
         fit(small(), digits, run=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
@@ -223,7 +223,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", range(1, 12))
-def test_a_checkpoint_cut_off_at_any_write_leaves_the_old_or_the_new_one_whole(digits, tmp_path, monkeypatch, step):
+def test_checkpoint_cut_off_at_any_write_is_the_old_or_new_one(digits, tmp_path, monkeypatch, step):
     """A kill between weights and state left a pair of two epochs; one before the first checkpoint, no run at all."""
     whole, run = small(), Layout(tmp_path / "run")
     fit(whole, digits, epochs=2, optimizer=ADAM)
@@ -292,7 +292,7 @@ def test_a_checkpoint_is_there_as_soon_as_training_starts(digits, tmp_path):
         ({"optimizer": partial(ADAM, betas=(0.8, 0.999))}, "training.optimizer.groups"),
         ({"schedule": partial(torch.optim.lr_scheduler.StepLR, step_size=2)}, "training.schedule is None"),
         ({"batch": 50}, "training.batch is 100, not 50"),
-        ({"draws": 2}, "training.draws is 1, not 2"),
+        ({"draws_per_component": 2}, "training.draws_per_component is 1, not 2"),
         ({"warmup": 3}, "training.warmup is 0, not 3"),
         ({"ema": 0.9}, "training.ema is None, not 0.9"),
         ({"clip": 1.0}, "training.clip is None"),
@@ -305,7 +305,7 @@ def test_fit_into_a_run_of_other_settings_is_refused(digits, tmp_path, finished,
     """Three calls with another learning rate, seed and bound returned the same rows."""
     before = files_of(finished)
     settings = {"epochs": 2, "seed": 3, "optimizer": ADAM} | change
-    data = datasets.load("digits", limit=249) if settings.pop("data", None) else digits
+    data = datasets.load_dataset("digits", limit=249) if settings.pop("data", None) else digits
     with pytest.raises(ValueError, match="made from something else: ") as error:
         fit(small(), data, run=finished, **settings)
     assert told in str(error.value)
@@ -336,7 +336,7 @@ def test_an_amended_rate_is_used_from_then_on_and_recorded(digits, tmp_path, sch
     assert [row["learning_rate"] for row in rows] == pytest.approx([1e-3, 1e-3, 5e-4 * factor, 5e-4 * factor])
     journal = open_run(path).recipe.journal
     assert [(entry["epoch"], entry["learning_rate"]) for entry in journal] == [(0, [1e-3]), (2, [5e-4])]
-    with pytest.raises(ValueError, match=r"training of 4 epochs is over; to go on under learning rate 0.0001"):
+    with pytest.raises(ValueError, match=r"training of 4 epochs is over; to continue under learning rate 0.0001"):
         fit(small(), digits, run=path, amend=True, **settings(1e-4))
     # the same settings from the beginning, by hand: the weights after epoch 2 are those of the first rate
     straight = tmp_path / "straight"
@@ -379,7 +379,7 @@ def test_a_rate_that_the_schedule_would_override_is_refused(digits, tmp_path):
     cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=9)
     fit(small(), digits, epochs=1, schedule=cycle, run=tmp_path / "run")
     before = files_of(tmp_path / "run")
-    with pytest.raises(ValueError, match="OneCycleLR sets learning rates of its own"):
+    with pytest.raises(ValueError, match="OneCycleLR sets its own learning rates"):
         fit(small(), digits, epochs=2, schedule=cycle, run=tmp_path / "run", optimizer=ADAM, amend=True)
     assert files_of(tmp_path / "run") == before
 
@@ -411,11 +411,11 @@ def nameable():
     return MixtureVAE(posterior, vamp(posterior), MLPDecoder(3, (1, 8, 8), (12,)))
 
 
-def test_a_run_of_a_model_built_in_python_is_evaluated_and_loaded(digits, tmp_path):
+def test_run_of_a_model_built_in_python_evaluates_and_loads(digits, tmp_path):
     model = nameable()
     fit(model, digits, epochs=2, optimizer=ADAM, run=str(tmp_path / "run"), label="mine")
     assert_same(weights(mixvae.load(tmp_path / "run")), weights(model))
-    main(["evaluate", str(tmp_path / "run"), "--draws=10", "--examples=40"])
+    main(["evaluate", str(tmp_path / "run"), "--total-draws=10", "--examples=40"])
     main(["report", str(tmp_path / "run")])
     main(["sample", str(tmp_path / "run"), "--n=3"])
     assert runs.evaluation_of(tmp_path / "run").identity.examples == 40
@@ -611,7 +611,7 @@ def test_training_learns_and_any_bound_can_be_trained(digits):
         assert rows[-1]["validation"] > rows[0]["validation"] + 5
 
 
-def test_an_average_of_the_weights_is_what_is_validated_and_kept(digits):
+def test_averaged_weights_are_the_ones_validated_and_kept(digits):
     slow = small()
     start = weights(slow)
     fit(slow, digits, epochs=1, optimizer=ADAM, ema=1 - 1e-9)
@@ -628,7 +628,7 @@ def test_other_precisions_train(digits, precision):
     assert rows[-1]["validation"] == pytest.approx(single[-1]["validation"], abs=0.5)
 
 
-def test_divergence_stops_with_a_clear_message_and_keeps_the_last_good_checkpoint(digits, tmp_path):
+def test_divergence_is_reported_and_keeps_last_good_checkpoint(digits, tmp_path):
     run = Layout(tmp_path / "run")
 
     class Poisoned(SignalAt):  # a trial before the first step is one call more
@@ -667,7 +667,7 @@ def test_a_full_disk_stops_plainly_and_keeps_the_old_checkpoint(digits, tmp_path
     assert not list(run.path.rglob(".*.pt"))
 
 
-def test_a_checkpoint_of_another_architecture_names_the_first_difference(digits, tmp_path):
+def test_checkpoint_of_another_model_names_the_first_difference(digits, tmp_path):
     run = Layout(tmp_path / "run")
     fit(small(), digits, epochs=1, run=run.path)
     told = r"made from something else: model.tensors.prior.raw_inputs is None, not \(4, 1, 8, 8\)"
@@ -686,7 +686,7 @@ def test_a_damaged_checkpoint_is_told_in_one_line(digits, tmp_path, keep):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"epochs": 0}, {"batch": 0}, {"draws": 0}, {"warmup": -1}, {"ema": 1.0}, {"clip": 0.0}]
+    "bad", [{"epochs": 0}, {"batch": 0}, {"draws_per_component": 0}, {"warmup": -1}, {"ema": 1.0}, {"clip": 0.0}]
 )
 def test_numbers_out_of_range_are_refused(digits, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -731,7 +731,7 @@ def test_nothing_is_written_without_a_directory(digits, tmp_path, monkeypatch):
 
 
 def test_tiny_models_of_any_shape_train():
-    data = datasets.load("digits", limit=20)
+    data = datasets.load_dataset("digits", limit=20)
     model = tiny_model(shape=(1, 8, 8), dtype=torch.float32)
     assert len(fit(model, data, epochs=1, batch=7)) == 1
 
@@ -740,7 +740,7 @@ def test_tiny_models_of_any_shape_train():
     ("precision", "dtype"),
     [("bf16-mixed", torch.float32), ("32-true", torch.float32), ("64-true", torch.float64)],
 )
-def test_observations_and_noise_are_not_rounded_with_the_products(digits, precision, dtype):
+def test_mixed_precision_does_not_round_observations_or_noise(digits, precision, dtype):
     """Fabric rounds what a wrapped module is called with: a grey value would fall into another bin."""
     seen = set()
 

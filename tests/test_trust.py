@@ -16,7 +16,8 @@ from conftest import refused
 from mixvae import config, runs
 from mixvae.cli import main
 from mixvae.files import canonical, checksum, read_json
-from mixvae.runs import memory, store
+from mixvae.runs import _memory as memory
+from mixvae.runs import _store as store
 
 SMALL = [
     "--data.limit=60", "--model.latent=2", "--training.epochs=1", "--model.decoder.hidden=[4]", "--training.batch=60",
@@ -93,8 +94,8 @@ def test_a_file_that_names_a_strangers_class_imports_nothing(place, marker, caps
     "path",
     [
         "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "torch.nn.functional.relu",
-        "torch.nn.modules.module.torch.load", "mixvae.networks.dense.torch.load", "mixvae.runs.train", "nn", "torch",
-        "torch.optim.sgd.torch.load", "mixvae.sweeps.running.subprocess.Popen", "mixvae", "partial", "log_mean_exp",
+        "torch.nn.modules.module.torch.load", "mixvae.networks._dense.torch.load", "mixvae.runs.train", "nn", "torch",
+        "torch.optim.sgd.torch.load", "mixvae.sweeps._running.subprocess.Popen", "mixvae", "partial", "log_mean_exp",
     ],
 )  # fmt: skip
 def test_functions_and_ways_around_are_refused(path, capsys):
@@ -110,7 +111,7 @@ def test_functions_and_ways_around_are_refused(path, capsys):
         ("model.flow", "{class_path: ZukoFlow, transform: Path}"),
     ],
 )
-def test_a_bare_name_in_an_argument_reaches_no_function_of_its_room(tmp_path, capsys, place, spec):
+def test_bare_name_in_an_argument_reaches_no_module_function(tmp_path, capsys, place, spec):
     group, _, name = place.partition(".")
     path = tmp_path / "bare.yaml"
     path.write_text(f"data: {{name: digits, limit: 20}}\n{group}: {{{name}: {spec}}}\n")
@@ -138,7 +139,7 @@ def test_what_is_on_the_allowlist_needs_no_trust():
         "GatedEncoder",
         "mixvae.GatedEncoder",
         "mixvae.networks.GatedEncoder",
-        "mixvae.networks.dense.GatedEncoder",
+        "mixvae.networks._dense.GatedEncoder",
     ):
         assert config.check_config({"model": {"encoder": path}}, "x") == []
     content = {"optimizer": "SGD", "schedule": {"class_path": "torch.optim.lr_scheduler.StepLR", "step_size": 3}}
@@ -211,7 +212,7 @@ def test_a_legacy_run_that_is_listed_imports_nothing(marker, capsys):
         "axes: {a: {S1: {model.encoder: {class_path: GatedEncoder, hidden: '{class_path: NAME.Encoder}'}}}}",
     ],
 )
-def test_no_form_of_writing_a_class_in_a_grid_passes_by_the_check(marker, capsys, content):
+def test_no_spelling_of_a_class_in_a_grid_bypasses_the_check(marker, capsys, content):
     name, mark = marker
     sys.path.append(os.getcwd())
     Path("g.yaml").write_text("base: digits\n" + content.replace("NAME", name))
@@ -236,12 +237,12 @@ def test_pairs_in_a_run_are_no_class(marker, capsys):
             assert not mark.exists()
 
 
-def test_a_class_typed_as_a_flag_is_one_line_and_its_run_is_remembered(marker, capsys):
+def test_class_typed_as_a_flag_stays_trusted_for_its_run(marker, capsys):
     name, _ = marker
     flag = f"--model.encoder={name}.Encoder"
     main(["train", "digits", *SMALL, flag, "--out", "run"])
     assert sys.path[-1] == os.getcwd()
-    main(["evaluate", "run", "--draws=4", "--examples=5"])  # this user trained it
+    main(["evaluate", "run", "--total-draws=4", "--examples=5"])  # this user trained it
     shutil.copytree("run", "elsewhere/copy")
     main(["sample", "elsewhere/copy", "--n=2"])
     main(["train", "--resume", "run", "--training.epochs=2"])
@@ -254,7 +255,7 @@ def as_a_new_process(name):
     sys.path[:] = [entry for entry in sys.path if not entry.startswith(str(Path.cwd().parent))]
 
 
-@pytest.mark.parametrize("command", [["evaluate", "run", "--draws=4"], ["train", "start.yaml", "--out", "new"]])
+@pytest.mark.parametrize("command", [["evaluate", "run", "--total-draws=4"], ["train", "start.yaml", "--out", "new"]])
 def test_a_run_that_comes_back_brings_no_module_along(marker, tmp_path, capsys, command):
     """A copy of this user's own run, with another module of the same name beside it, ran that module."""
     name, mark = marker
@@ -283,9 +284,9 @@ def test_a_remembered_run_whose_module_is_gone_asks_for_trust(marker, tmp_path, 
     shutil.move(f"{name}.py", tmp_path / f"moved/{name}.py")
     shutil.move("run", tmp_path / "moved/run")
     os.chdir(tmp_path / "moved")
-    assert f"--trust {name}" in refused(capsys, "evaluate", "run", "--draws=4")
+    assert f"--trust {name}" in refused(capsys, "evaluate", "run", "--total-draws=4")
     assert not mark.exists()
-    main(["evaluate", "run", "--draws=4", "--trust", name])
+    main(["evaluate", "run", "--total-draws=4", "--trust", name])
 
 
 def test_a_run_is_known_from_the_instant_of_its_commit(marker, monkeypatch):
@@ -320,7 +321,7 @@ def strangers(marker, tmp_path, monkeypatch):
 
 
 COMMANDS = [
-    ["evaluate", "run", "--draws=4"], ["sample", "run"], ["reconstruct", "run"], ["encode", "run"],
+    ["evaluate", "run", "--total-draws=4"], ["sample", "run"], ["reconstruct", "run"], ["encode", "run"],
     ["components", "run"], ["extend", "run"], ["grow", "run"], ["train", "--resume", "run", "--training.epochs=2"],
     ["train", "digits", *SMALL, "--start.run=run"],
 ]  # fmt: skip
@@ -359,8 +360,8 @@ def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
     for spec in (
         {"class_path": "os.system", "init_args": {"command": "touch pwned"}},
         {"class_path": "mixvae.MLPDecoder", "init_args": {"activation": {"object": "os.system"}}},
-        {"class_path": "mixvae.sweeps.running.subprocess.Popen"},
-        {"class_path": "mixvae.networks.dense.torch.load"},
+        {"class_path": "mixvae.sweeps._running.subprocess.Popen"},
+        {"class_path": "mixvae.networks._dense.torch.load"},
         {"partial": {"object": "builtins.eval"}, "args": ["1"]},
         {"attribute": "system", "of": {"object": "torch.nn.Linear"}},
     ):
@@ -380,17 +381,17 @@ def test_a_grid_that_names_a_strangers_class_imports_nothing(marker, capsys):
     assert not mark.exists()
     small = ", ".join(flag.removeprefix("--").replace("=", ": ") for flag in SMALL)
     Path("grid.yaml").write_text(
-        f"set: {{{small}}}\ndraws: 4\nout: cells\naxes: {{a: {{b: {{model.encoder: {name}.Encoder}}}}}}\n"
+        f"set: {{{small}}}\ntotal_draws: 4\nout: cells\naxes: {{a: {{b: {{model.encoder: {name}.Encoder}}}}}}\n"
     )
     main(["sweep", "grid.yaml", "--trust", name])  # the child is given the grant
     assert runs.open_run("cells/b").state == "done"
 
 
-def test_nothing_in_the_working_folder_stands_in_for_what_is_installed(capsys):
+def test_working_directory_cannot_shadow_installed_modules(capsys):
     """A `rich.py` beside the data was imported by a sweep's children."""
     Path("rich.py").write_text("raise SystemExit('hijacked')")
     Path("grid.yaml").write_text(
-        "set: {training.epochs: 1, data.limit: 60, model.latent: 2, training.batch: 60}\ndraws: 4\nexamples: 5\n"
+        "set: {training.epochs: 1, data.limit: 60, model.latent: 2, training.batch: 60}\ntotal_draws: 4\nexamples: 5\n"
         "out: cells\naxes: {a: {b: {}}}\n"
     )
     main(["sweep", "grid.yaml"])

@@ -1,6 +1,15 @@
 """Mixture VAEs: mixtures of encoders as flexible posteriors, with likelihoods that can be trusted.
 
 Names are imported when they are first used, so that `import mixvae` costs nothing.
+
+Example:
+    >>> import mixvae
+    >>> data = mixvae.load_dataset("digits", limit=40)
+    >>> posterior = mixvae.SeparateEncoders(lambda: mixvae.GatedEncoder(data.shape, 2, (5,)), 3)
+    >>> model = mixvae.MixtureVAE(posterior, mixvae.StandardNormal(2), mixvae.MLPDecoder(2, data.shape, (5,)))
+    >>> history = mixvae.fit(model, data, epochs=1)
+    >>> mixvae.evaluate(model, data.test.batch(slice(0, 10)), total_draws=30).pooled.shape
+    (10,)
 """
 
 from __future__ import annotations
@@ -11,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mixvae.analysis import active_units, encode
     from mixvae.bounds import Terms, elbo, iwelbo, jsd, log_weights, miselbo, pooled
+    from mixvae.datasets import Dataset, Split, load_dataset
     from mixvae.decoders import (
         Bernoulli,
         ContinuousBernoulli,
@@ -22,7 +32,7 @@ if TYPE_CHECKING:
         PixelCNNDecoder,
     )
     from mixvae.distributions import Components, DiagonalGaussian, Flowed, Mixture, Pooled
-    from mixvae.evaluation import log_marginal, paired_gain
+    from mixvae.evaluation import evaluate, paired_gain
     from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
     from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
     from mixvae.model import MixtureVAE, unread
@@ -51,6 +61,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "analysis": ("active_units", "encode"),
     "bounds": ("Terms", "elbo", "iwelbo", "jsd", "log_weights", "miselbo", "pooled"),
+    "datasets": ("Dataset", "Split", "load_dataset"),
     "decoders": (
         "MLPDecoder",
         "Bernoulli",
@@ -62,7 +73,7 @@ _ROOMS = {
         "PixelCNNDecoder",
     ),
     "distributions": ("Components", "DiagonalGaussian", "Flowed", "Mixture", "Pooled"),
-    "evaluation": ("log_marginal", "paired_gain"),
+    "evaluation": ("evaluate", "paired_gain"),
     "flows": ("CouplingFlow", "InverseAutoregressiveFlow", "ZukoFlow"),
     "gradients": ("doubly_reparameterised", "reparameterised", "sticking_the_landing"),
     "model": ("MixtureVAE", "unread"),
@@ -88,7 +99,7 @@ _ROOMS = {
     "runs": ("fit", "load", "open_run"),
     "training": ("TrainingOptions",),
 }
-_NAMESPACES = (*_ROOMS, "config", "datasets", "figures")
+_NAMESPACES = (*_ROOMS, "config", "figures", "progress")
 """Modules that `import mixvae` is enough for: `mixvae.config.granting`."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -101,6 +112,7 @@ __all__ = [
     "ConvDecoder",
     "CouplingFlow",
     "Decoder",
+    "Dataset",
     "DiagonalGaussian",
     "FlowPosterior",
     "Flowed",
@@ -122,6 +134,7 @@ __all__ = [
     "Pooled",
     "Posterior",
     "SeparateEncoders",
+    "Split",
     "StandardNormal",
     "Terms",
     "TrainingOptions",
@@ -138,7 +151,8 @@ __all__ = [
     "iwelbo",
     "jsd",
     "load",
-    "log_marginal",
+    "load_dataset",
+    "evaluate",
     "log_weights",
     "miselbo",
     "open_run",

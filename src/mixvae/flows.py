@@ -1,4 +1,4 @@
-"""Normalising flows over zuko's transforms, to be shared by all components or one per component."""
+"""Normalising flows built from zuko's transforms, shared by all components or one per component."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
+from mixvae._resources import make
 from mixvae.distributions import with_volume
 from mixvae.parts import Part
-from mixvae.resources import make
 
 _validate_args = Distribution._validate_args
 import zuko.distributions  # noqa: E402, F401
 import zuko.flows  # noqa: E402
 from zuko.transforms import CouplingTransform  # noqa: E402
 
-Distribution.set_default_validate_args(_validate_args)  # zuko switches torch's validation off for everyone
+Distribution.set_default_validate_args(_validate_args)  # zuko switches torch's validation off globally
 
 
 class Composed(Transform):
-    """Transforms of vectors one after another, the Jacobians' log-determinants added up.
+    """Composition of transforms of vectors; the log-determinants of their Jacobians add up.
 
-    Like zuko's own composition, but put together without looking at event dimensions, so that it compiles.
+    Like zuko's own composition, but built without inspecting event dimensions, so that it compiles.
 
     Args:
         steps: transforms of R^D, in the order in which they are applied.
@@ -45,7 +45,7 @@ class Composed(Transform):
         return Composed([step.inv for step in reversed(self.steps)])
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Apply all, and return the log-determinant of their Jacobian beside the result."""
+        """Apply all, and return the result with the log-determinant of their Jacobian."""
         x, total = with_volume(self.steps[0], x)
         for step in self.steps[1:]:
             x, more = with_volume(step, x)
@@ -69,20 +69,28 @@ class Composed(Transform):
 
 
 class ZukoFlow(Part):
-    """Transforms of zuko one after another, whose forward direction samples.
+    """A sequence of zuko's transforms, whose forward direction samples.
 
     Args:
         latent: latent size D.
-        transform: makes one of zuko's lazy transforms of so many features, such as
+        transform: makes one of zuko's lazy transforms over `features` coordinates, such as
             `zuko.flows.MaskedAutoregressiveTransform`; or any module whose `forward()` returns a torch Transform.
         transforms: number of transforms T.
-        options: what `transform` takes besides `features`.
+        options: further arguments of `transform`.
 
     Raises:
-        ValueError: there is no transform.
+        ValueError: there are no transforms.
 
     References:
         Rozet et al., zuko (2022), https://github.com/probabilists/zuko
+
+    Example:
+        >>> import torch
+        >>> from mixvae.flows import ZukoFlow
+        >>> from zuko.flows import MaskedAutoregressiveTransform
+        >>> flow = ZukoFlow(2, MaskedAutoregressiveTransform, transforms=3, hidden_features=(8,))
+        >>> flow()(torch.zeros(5, 2)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, latent: int, transform: Callable[..., nn.Module], transforms: int = 2, **options: object):
@@ -99,7 +107,7 @@ class ZukoFlow(Part):
         )
 
     def options_of(self, step: int, latent: int) -> dict[str, object]:
-        """Options of one transform among several: none here."""
+        """Options of a single transform: none by default."""
         del step, latent
         return {}
 
@@ -109,16 +117,24 @@ class ZukoFlow(Part):
 
 
 class InverseAutoregressiveFlow(ZukoFlow):
-    """Inverse autoregressive flow: one pass to sample, D passes to invert. Made to be shared by all components.
+    """Inverse autoregressive flow: one pass to sample, D passes to invert. Meant to be shared by all components.
 
     Args:
         latent: latent size D.
-        transforms: number of transforms T; the order of the coordinates is turned round after each.
+        transforms: number of transforms T; the order of the coordinates is reversed after each.
         hidden: widths of the masked layers.
 
     References:
         Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow (2016),
         https://arxiv.org/abs/1606.04934
+
+    Example:
+        >>> import torch
+        >>> from mixvae.flows import InverseAutoregressiveFlow
+        >>> transform = InverseAutoregressiveFlow(3, hidden=(8,))()
+        >>> z = torch.randn(5, 3)
+        >>> torch.allclose(transform.inv(transform(z)), z, atol=1e-5)
+        True
     """
 
     def __init__(self, latent: int, transforms: int = 2, hidden: Sequence[int] = (320,)):
@@ -126,13 +142,13 @@ class InverseAutoregressiveFlow(ZukoFlow):
         super().__init__(latent, make, transforms, hidden_features=tuple(hidden), activation=nn.ELU)
 
     def options_of(self, step: int, latent: int) -> dict[str, object]:
-        """Every second transform goes through the coordinates backwards."""
+        """Every second transform visits the coordinates in reverse order."""
         order = torch.arange(latent)
         return {"order": order.flip(0) if step % 2 else order}
 
 
 class _Coupling(zuko.flows.GeneralCouplingTransform):
-    """zuko's coupling with the places of its halves found once, where zuko looks them up at every call."""
+    """zuko's coupling with the indices of its halves computed once, not at every call as in zuko."""
 
     kept: Tensor
     changed: Tensor
@@ -149,7 +165,7 @@ class _Coupling(zuko.flows.GeneralCouplingTransform):
 
 
 class _Halves(CouplingTransform):
-    """A coupling transform whose halves are given by their places."""
+    """A coupling transform whose halves are given by index."""
 
     def __init__(self, meta: Callable[[Tensor], Transform], kept: Tensor, changed: Tensor):
         Transform.__init__(self)
@@ -169,11 +185,19 @@ class CouplingFlow(ZukoFlow):
 
     References:
         Dinh et al., Density estimation using Real NVP (2016), https://arxiv.org/abs/1605.08803
+
+    Example:
+        >>> import torch
+        >>> from mixvae.flows import CouplingFlow
+        >>> transform = CouplingFlow(4, hidden=(8,))()
+        >>> z = torch.randn(5, 4)
+        >>> torch.allclose(transform.inv(transform(z)), z, atol=1e-5)
+        True
     """
 
     def __init__(self, latent: int, transforms: int = 4, hidden: Sequence[int] = (64, 64)):
         if latent % 2:
-            raise ValueError(f"a coupling flow splits the latents in halves: their number must be even; got {latent}")
+            raise ValueError(f"a coupling flow splits the latents into halves: their number must be even; got {latent}")
         super().__init__(latent, _Coupling, transforms, hidden_features=tuple(hidden), activation=nn.ELU)
 
     def options_of(self, step: int, latent: int) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The Mixture VAE: a posterior, a prior and a decoder, and the log-densities that every bound is made of."""
+"""The Mixture VAE: a posterior, a prior and a decoder, and the log-densities from which every bound is computed."""
 
 from __future__ import annotations
 
@@ -11,27 +11,35 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from mixvae._precision import exact_products
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
 from mixvae.parts import Part
-from mixvae.precision import exact_products
 
 
 class MixtureVAE(Part):
     """A variational autoencoder whose posterior is a mixture, q(z|x) = Σ_s π_s q_s(z|x).
 
-        model = MixtureVAE(SeparateEncoders(MyEncoder, 4), StandardNormal(40), Decoder(MyDecoder(), Bernoulli))
-        terms = model(x)
-        loss = -elbo(log_weights(terms), terms.weight).mean()
-
     Args:
         posterior: maps x (B, *shape), and optionally the indices of some components, to `Components`.
         prior: a module that returns a distribution over z with batch shape () and event shape (D,), or such a
-            distribution itself, if nothing of it is trained.
+            distribution itself, if none of it is trained.
         decoder: maps z (..., D) to a distribution with batch shape (...) and event shape `shape`.
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+
+    Example:
+        >>> import torch
+        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.bounds import elbo, log_weights
+        >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
+        >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
+        >>> terms = model(torch.ones(5, 4), draws_per_component=2)
+        >>> terms.log_q.shape  # draws, components drawn from, components scored, examples
+        torch.Size([2, 3, 3, 5])
+        >>> elbo(log_weights(terms), terms.weight).shape
+        torch.Size([5])
     """
 
     _reads_values: bool = True
@@ -45,7 +53,7 @@ class MixtureVAE(Part):
     def forward(
         self,
         x: Float[Tensor, "B ..."],
-        draws: int = 1,
+        draws_per_component: int = 1,
         *,
         active: Sequence[int] | Tensor | None = None,
         scored: Sequence[int] | Tensor | None = None,
@@ -55,8 +63,8 @@ class MixtureVAE(Part):
 
         Args:
             x: a batch of observations.
-            draws: draws L per active component.
-            active: components to draw from; by default all that are scored. With a random subset Φ here and
+            draws_per_component: draws L per active component.
+            active: components to draw from; by default all scored ones. With a random subset Φ here and
                 none in `scored` this is S2A: unbiased for the bound of the full mixture.
             scored: components to encode and score under; all by default. With the same subset as `active`
                 this is S2S: cheaper, and a lower bound of it.
@@ -64,7 +72,7 @@ class MixtureVAE(Part):
 
         Raises:
             ValueError: an active component is not scored, x is outside the likelihood's support, or the parts
-                do not fit each other. Within `unread` only shapes are looked at.
+                do not fit together. Within `unread` only shapes are checked.
 
         References:
             Hotti et al., Efficient Mixture Learning in Black-Box Variational Inference (2024),
@@ -76,25 +84,25 @@ class MixtureVAE(Part):
         if active is not None and active is not scored:
             every = torch.arange(q.batch_shape[0], device=torch.as_tensor(active).device) if index is None else index
             own = _positions(active, every, check=self._reads_values)
-        return self.terms(x, q, self.prior(), draws, own=own, noise=noise)
+        return self.terms(x, q, self.prior(), draws_per_component, own=own, noise=noise)
 
     def terms(
         self,
         x: Float[Tensor, "B ..."],
         q: Components,
         prior: Distribution,
-        draws: int = 1,
+        draws_per_component: int = 1,
         *,
         own: Tensor | None = None,
         noise: Float[Tensor, "L S B D"] | None = None,
     ) -> Terms:
-        """Score draws from a posterior and a prior that are computed already: `forward` without encoding.
+        """Score draws from an already computed posterior and prior: `forward` without encoding.
 
         Args:
             x: the observations that q was computed from.
             q: the scored components.
             prior: distribution over z.
-            draws: draws L per drawn component.
+            draws_per_component: draws L per drawn component.
             own: positions within q of the components to draw from; all by default.
             noise: standard normal noise; drawn from torch's generator by default.
         """
@@ -103,7 +111,7 @@ class MixtureVAE(Part):
                 f"the posterior has latent shape {tuple(q.event_shape)}, the prior {tuple(prior.event_shape)}: "
                 "give both the same latent size"
             )
-        z, log_q = q.rsample_and_cross_log_prob((draws,), own, noise)
+        z, log_q = q.rsample_and_cross_log_prob((draws_per_component,), own, noise)
         return Terms(
             log_px=self.log_likelihood(x, z),
             log_pz=prior.log_prob(z),
@@ -117,7 +125,7 @@ class MixtureVAE(Part):
         """Log-likelihood log p(x_b | z_b) in nats.
 
         Raises:
-            ValueError: x has another shape than the decoder's output, or lies outside its support.
+            ValueError: the shape of x is not that of the decoder's output, or x lies outside its support.
         """
         likelihood = self.decoder(z)
         _check_shape(likelihood, x)
@@ -127,25 +135,25 @@ class MixtureVAE(Part):
 
     @torch.no_grad()
     def check(self, x: Float[Tensor, "B ..."]) -> None:
-        """Refuse observations that the decoder's likelihood gives no density, without scoring them.
+        """Reject observations to which the decoder's likelihood assigns no density, without scoring them.
 
         Raises:
-            ValueError: x has another shape than the decoder's output, or lies outside its support.
+            ValueError: the shape of x is not that of the decoder's output, or x lies outside its support.
         """
         likelihood = self.decoder(self.prior().sample((1,)))
         _check_shape(likelihood, x)
         _check_support(likelihood, x)
 
     def extended(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> MixtureVAE:
-        """A copy of this model with more components; a VampPrior of the copy goes through all of them.
+        """A copy of this model with more components; a VampPrior of the copy pools all of them.
 
         Args:
-            components: number of components in all.
+            components: total number of components.
             noise: noise on the copied components, relative to each tensor's own standard deviation.
             fresh: start the new components from random weights instead of copies.
 
         Raises:
-            ValueError: the model has more components already.
+            ValueError: the model already has more components.
         """
         model = copy.deepcopy(self)
         model.posterior.extend(components, noise=noise, fresh=fresh)  # pyright: ignore[reportCallIssue]
@@ -158,7 +166,7 @@ class MixtureVAE(Part):
         return model
 
     def freeze(self, *parts: str) -> None:
-        """Hold parts of the model fixed in training; a prior that follows the encoders becomes one that does not.
+        """Hold parts of the model fixed in training; a prior that follows the encoders is replaced by a fixed one.
 
         Args:
             parts: names among `posterior`, `prior` and `decoder`.
@@ -191,7 +199,7 @@ class MixtureVAE(Part):
 
 
 def _check_shape(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
-    """Refuse observations of another shape than a likelihood's."""
+    """Reject observations whose shape differs from the likelihood's."""
     if likelihood.event_shape != x.shape[1:]:
         raise ValueError(
             f"the decoder describes observations of shape {tuple(likelihood.event_shape)}; "
@@ -200,7 +208,7 @@ def _check_shape(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
 
 
 def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
-    """Refuse observations outside the support of a likelihood."""
+    """Reject observations outside the support of a likelihood."""
     support = likelihood.support
     if support is not None and not bool(support.check(x).all()):
         raise ValueError(
@@ -210,7 +218,7 @@ def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
 
 
 def _positions(active: Sequence[int] | Tensor, scored: Tensor, *, check: bool) -> Tensor:
-    """Where each active component stands among the scored ones."""
+    """Position of each active component among the scored ones."""
     active = torch.as_tensor(active, device=scored.device)
     match = active[:, None] == scored
     if len(active) == 0 or (check and not bool(match.any(1).all())):
@@ -222,14 +230,20 @@ def _positions(active: Sequence[int] | Tensor, scored: Tensor, *, check: bool) -
 
 @contextmanager
 def unread(*models: MixtureVAE) -> Iterator[None]:
-    """Leave values unread within, those of x and of components' indices: for loops over data that were checked.
+    """Skip checks that read the values of x or of component indices: for loops over data already checked.
 
-    A look at a value makes the host wait for the device, at every step. Check the data once, by `model.check(x)`.
+    Reading a value makes the host wait for the device, at every step. Check the data once with `model.check(x)`.
 
-        model.check(images)
-        with unread(model):
-            for x in images.split(100):
-                loss = -elbo(log_weights(terms := model(x)), terms.weight).mean()
+    Example:
+        >>> import torch
+        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, unread
+        >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
+        >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
+        >>> images = torch.ones(10, 4)
+        >>> model.check(images)
+        >>> with unread(model):
+        ...     [model(x).log_px.shape for x in images.split(5)]
+        [torch.Size([1, 3, 5]), torch.Size([1, 3, 5])]
     """
     before = [model._reads_values for model in models]  # noqa: SLF001
     for model in models:
@@ -243,7 +257,7 @@ def unread(*models: MixtureVAE) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every part of a module in evaluation mode, with exact products, and afterwards back into the mode it had."""
+    """Put every part of a module in evaluation mode, with exact products, and restore its mode afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""The base class of a model's parts, which remember what they were made from."""
+"""The base class of a model's parts, which remember their constructor arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 LARGEST_TENSOR = 4096
-"""Elements of a tensor argument that is remembered by its values; of a larger one only shape and dtype are."""
+"""Elements up to which a tensor argument is remembered by value; of a larger one, only shape and dtype are kept."""
 
 
 @dataclass(frozen=True)
@@ -29,49 +29,55 @@ class Blank:
 
 @dataclass(frozen=True)
 class Unnamed:
-    """What is remembered of a value that no other process can find by an import path."""
+    """What is remembered of a value that another process cannot import by its path."""
 
     what: str
 
 
 @dataclass
 class Arguments:
-    """Arguments of a constructor: positional ones only where they cannot be given by name."""
+    """Arguments of a constructor: positional only where they cannot be passed by name."""
 
     positional: tuple[Any, ...] = ()
     named: dict[str, Any] = field(default_factory=dict)
 
 
 class Part(nn.Module):
-    """A `torch.nn.Module` that remembers its constructor's arguments, so that a run's model can be built again.
+    """A `torch.nn.Module` that remembers its constructor's arguments, so that a run's model can be rebuilt.
 
-    A model of such parts that is trained by `fit(…, run="runs/mine")` is loaded by `load("runs/mine")`, without
-    building it first, provided that its classes can be imported and its arguments are plain values, classes, functions
-    of a module, `functools.partial` objects of these, or parts themselves:
-
-        class MyNetwork(mixvae.Part):  # in a module of yours, not in the script itself
-            def __init__(self, latent: int, width: int = 64):
-                super().__init__()
-                self.net = nn.Sequential(nn.Linear(latent, width), nn.ReLU(), nn.Linear(width, 784))
+    A model of such parts, trained by `fit(…, run="runs/mine")`, is loaded by `load("runs/mine")` without building it
+    first, provided that its classes can be imported (from your own module, not from the script that runs) and its
+    arguments are plain values, classes, functions of a module, `functools.partial` objects of these, or parts
+    themselves.
 
     Arguments are remembered by reference, not registered: they add nothing to `state_dict`, `parameters` or `modules`.
+
+    Example:
+        >>> from torch import nn
+        >>> from mixvae.parts import Part, arguments_of
+        >>> class MyNetwork(Part):
+        ...     def __init__(self, latent: int, width: int = 64):
+        ...         super().__init__()
+        ...         self.net = nn.Sequential(nn.Linear(latent, width), nn.ReLU(), nn.Linear(width, 784))
+        >>> sorted(arguments_of(MyNetwork(40)).named.items())
+        [('latent', 40), ('width', 64)]
     """
 
     starting_only: ClassVar[tuple[str, ...]] = ()
-    """Optional arguments that decide nothing but initial weights: forgotten, because the weights are saved."""
+    """Optional arguments that determine only the initial weights: not remembered, because the weights are saved."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make the instance as usual, and remember what its constructor is about to be given."""
+        """Make the instance as usual, and remember the arguments that its constructor is about to receive."""
         part = super().__new__(cls)
         object.__setattr__(part, "_arguments", _bound(cls, args, kwargs))  # past nn.Module, which would register
         return part
 
     def frozen(self) -> Part:
-        """What stays when this part is held fixed: itself, unless it follows other parts, as a VampPrior does."""
+        """The part to use when this one is held fixed: itself, unless it follows other parts, as a VampPrior does."""
         return self
 
     def amend_arguments(self, **changed: Any) -> None:
-        """Remember other arguments, for a part that was changed in place; those it was not given are left alone."""
+        """Update the remembered arguments of a part that was changed in place; names it does not have are ignored."""
         arguments = arguments_of(self)
         if arguments is not None:
             amended = {k: kept(v) for k, v in changed.items() if k in arguments.named}
@@ -79,29 +85,29 @@ class Part(nn.Module):
 
 
 def arguments_of(part: Part) -> Arguments | None:
-    """What a part's constructor was given, defaults included; None for a part whose constructor did not run."""
+    """Arguments of a part's constructor, defaults included; None for a part whose constructor did not run."""
     return part.__dict__.get("_arguments")
 
 
 def _bound(cls: type[Part], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
-    """Arguments by name, defaults included, as far as they can be given by name."""
+    """Arguments by name, defaults included, wherever they can be passed by name."""
     signature = inspect.signature(cls.__init__)
     try:
         bound = signature.bind(None, *args, **kwargs)
-    except TypeError:  # the constructor is about to say so; or a copy or a pickle is being restored, without one
+    except TypeError:  # the constructor will raise it; or a copy or pickle is being restored, without arguments
         return None
-    forgotten = {n for n in cls.starting_only if n in signature.parameters and _is_optional(signature.parameters[n])}
+    omitted = {n for n in cls.starting_only if n in signature.parameters and _is_optional(signature.parameters[n])}
     itself, *parameters = signature.parameters.values()
     if any(p.kind in (p.VAR_POSITIONAL, p.POSITIONAL_ONLY) and p.name in bound.arguments for p in parameters):
-        named = {k: kept(v) for k, v in bound.kwargs.items() if k not in forgotten}
+        named = {k: kept(v) for k, v in bound.kwargs.items() if k not in omitted}
         return Arguments(tuple(kept(v) for v in bound.args[1:]), named)
-    given = dict(bound.arguments)
-    given.pop(itself.name, None)
+    arguments = dict(bound.arguments)
+    arguments.pop(itself.name, None)
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
-            given.update(given.pop(parameter.name, {}))
-    named = {name: kept(value) for name, value in given.items() if name not in forgotten}
-    return Arguments((), _defaults(parameters, forgotten | given.keys()) | named)
+            arguments.update(arguments.pop(parameter.name, {}))
+    named = {name: kept(value) for name, value in arguments.items() if name not in omitted}
+    return Arguments((), _defaults(parameters, omitted | arguments.keys()) | named)
 
 
 def _is_optional(parameter: inspect.Parameter) -> bool:
@@ -109,13 +115,13 @@ def _is_optional(parameter: inspect.Parameter) -> bool:
 
 
 def _defaults(parameters: list[inspect.Parameter], without: set[str]) -> dict[str, Any]:
-    """Defaults that can be named, so that a later version with other ones builds the same part."""
+    """Defaults that can be named, so that a later version with different ones builds the same part."""
     values = {p.name: kept(p.default) for p in parameters if _is_optional(p) and p.name not in without}
     return {name: value for name, value in values.items() if not isinstance(value, Unnamed)}
 
 
 def kept(value: Any) -> Any:
-    """What is remembered of an argument: itself where it is plain, named or a module; else what it is in words."""
+    """What is remembered of an argument: itself if it is plain, named or a module; otherwise a description."""
     if value is None or isinstance(value, bool | str | nn.Module | Distribution | torch.dtype | Blank | Unnamed):
         return value
     if isinstance(value, Tensor):

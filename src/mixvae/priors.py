@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from mixvae.distributions import Chain, Components, DiagonalGaussian, Pooled
+from mixvae.distributions import Chain, Components, DiagonalGaussian, Fixed, Pooled
 from mixvae.parts import Part
 
 EXAMPLE_RANGE = (0.05, 0.95)
-"""Where pseudo-inputs start that copy examples: off the sigmoid's flat ends, so that they still learn."""
+"""Where pseudo-inputs copied from examples are clamped to: off the sigmoid's flat ends, so that they still learn."""
 
 
 class StandardNormal(Part):
@@ -21,6 +21,12 @@ class StandardNormal(Part):
 
     Args:
         latent: latent size D.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.priors import StandardNormal
+        >>> StandardNormal(2)().log_prob(torch.zeros(3, 2))  # −log 2π each
+        tensor([-1.8379, -1.8379, -1.8379])
     """
 
     zero: Tensor
@@ -40,6 +46,14 @@ class GaussianMixturePrior(Part):
     Args:
         latent: latent size D.
         clusters: number of Gaussians K.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.priors import GaussianMixturePrior
+        >>> prior = GaussianMixturePrior(2, clusters=5)
+        >>> p = prior()
+        >>> p.sample((3,)).shape, p.log_prob(torch.zeros(3, 2)).shape
+        (torch.Size([3, 2]), torch.Size([3]))
     """
 
     def __init__(self, latent: int, clusters: int = 10):
@@ -59,21 +73,29 @@ class GaussianMixturePrior(Part):
 class VampPrior(Part):
     """Variational mixture of posteriors, p(z) = 1/K Σ_k Σ_s π_s q_s(z | u_k), with learned pseudo-inputs u_k.
 
-    All S encoders see the pseudo-inputs. The posterior is referred to, not registered: its weights stay its own.
+    All S encoders see the pseudo-inputs. The posterior is referenced, not registered: its weights remain its own.
 
     Args:
         posterior: maps a batch of inputs to `Components`.
         shape: event shape of x.
         pseudo_inputs: number of pseudo-inputs K.
-        examples: training examples to start from, at least K of them; random inputs by default.
+        examples: at least K training examples to start from; random inputs by default.
         squash: maps unconstrained parameters to inputs. The sigmoid keeps a gradient everywhere, where
-            a clamp has none at 0 and 1; `torch.nn.Identity()` serves data on the whole real line.
+            a clamp has none at 0 and 1; `torch.nn.Identity()` suits data on the whole real line.
 
     Raises:
         ValueError: there are fewer examples than pseudo-inputs.
 
     References:
         Tomczak and Welling, VAE with a VampPrior (2018), https://arxiv.org/abs/1705.07120
+
+    Example:
+        >>> import torch
+        >>> from mixvae import GatedEncoder, SeparateEncoders, VampPrior
+        >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
+        >>> prior = VampPrior(posterior, (4,), pseudo_inputs=10, examples=torch.rand(20, 4))
+        >>> prior().log_pi.shape, prior().sample((5,)).shape  # 3 components at each of 10 pseudo-inputs
+        (torch.Size([3, 10]), torch.Size([5, 2]))
     """
 
     starting_only = ("examples",)
@@ -115,16 +137,16 @@ class VampPrior(Part):
 
     @torch.no_grad()
     def frozen(self) -> GaussianMixturePrior:
-        """The same density as K·S Gaussians of its own, which stays while the encoders go on learning.
+        """The same density as K·S Gaussians with their own parameters, unaffected as the encoders keep learning.
 
         Raises:
-            ValueError: the components are not Gaussians, as those of a flow.
+            ValueError: the components are not Gaussians, such as those of a flow.
         """
         q = self._posterior[0](self.inputs)
         if not isinstance(q, DiagonalGaussian):
             raise ValueError(
                 f"a VampPrior of {type(q).__name__} components is not a mixture of Gaussians and cannot be frozen: "
-                "leave the prior free"
+                "do not freeze the prior"
             )
         mixture = GaussianMixturePrior(q.event_shape[0], q.batch_shape.numel()).to(q.loc)
         mixture.mean.copy_(q.loc.flatten(0, 1))
@@ -140,14 +162,21 @@ class TwoLevelPrior(Part):
         top: prior of z2, such as a `VampPrior(posterior.top_level(), …)`.
         lower: maps z2 to mean and log-variance of z1, such as a `GaussianNetwork`.
         latent: size of z1.
+
+    Example:
+        >>> from mixvae import GaussianNetwork, StandardNormal, TwoLevelPrior
+        >>> prior = TwoLevelPrior(StandardNormal(2), GaussianNetwork(2, 3, (8,)), latent=3)
+        >>> prior().sample((5,)).shape  # z2 has 2 coordinates, z1 has 3
+        torch.Size([5, 5])
     """
 
-    def __init__(self, top: nn.Module, lower: nn.Module, latent: int):
+    def __init__(self, top: nn.Module | Distribution, lower: nn.Module, latent: int):
         super().__init__()
-        self.top, self.lower, self.latent = top, lower, latent
+        self.top = Fixed(top) if isinstance(top, Distribution) else top
+        self.lower, self.latent = lower, latent
 
     def frozen(self) -> TwoLevelPrior:
-        """The same prior, its upper one frozen where that follows the encoders."""
+        """The same prior, with `top` frozen if it follows the encoders."""
         top = self.top.frozen() if isinstance(self.top, Part) else self.top
         return self if top is self.top else TwoLevelPrior(top, self.lower, self.latent)
 

@@ -1,11 +1,10 @@
-"""Two-dimensional targets without an encoder: what components of a mixture do when they are trained together."""
+"""Two-dimensional targets without an encoder: what the components of a mixture do when trained together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +13,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from mixvae import figures
+from mixvae._failures import at_least
+from mixvae._resources import check, check_count, short
+from mixvae._tables import Row, Tabular
 from mixvae.bounds import Terms, elbo, log_weights
 from mixvae.distributions import Components, DiagonalGaussian, Flowed
-from mixvae.failures import at_least
 from mixvae.flows import InverseAutoregressiveFlow
-from mixvae.resources import check, check_count, short
-from mixvae.tables import Tabular
+from mixvae.progress import SILENT, Progress
 
 LEARNING_RATE, SAMPLES = 0.1, 100
 """Adam's rate and the draws per component of the paper."""
@@ -27,9 +27,9 @@ FLOW_LEARNING_RATE = 1e-3
 """Adam's rate for the flow, which diverges at the paper's 0.1 here."""
 FRAMES = 40
 FINAL = 10_000
-"""Draws per component of the last estimate."""
+"""Draws per component of the final estimate."""
 MOST_STEPS = 10_000_000
-"""Steps that take hours."""
+"""Most steps; they take hours."""
 GRID, EDGE = 601, 6
 """Points along each axis of the quadrature, and how many of them are its edge."""
 
@@ -38,12 +38,27 @@ LogDensity = Callable[[Float[Tensor, "N 2"]], Float[Tensor, " N"]]
 
 
 def ring(z: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
-    """Ring of radius 0.9, log p(z) = −(‖z‖ − 0.9)² / 0.001 up to a constant."""
+    """Ring of radius 0.9, log p(z) = −(‖z‖ − 0.9)² / 0.001 up to a constant.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.toys import ring
+        >>> ring(torch.tensor([[0.8, 0.0], [0.0, 1.1]])).numpy().round(2).tolist()
+        [-10.0, -40.0]
+    """
     return -(z.norm(dim=-1) - 0.9).square() / 0.001
 
 
 def bigaussian(z: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
-    """Two Gaussians, 0.2 · N(−1, 0.5² I) + 0.8 · N(+1, 0.5² I)."""
+    """Two Gaussians, 0.2 · N(−1, 0.5² I) + 0.8 · N(+1, 0.5² I).
+
+    Example:
+        >>> import torch
+        >>> from mixvae.toys import bigaussian
+        >>> ratio = bigaussian(torch.ones(1, 2)) - bigaussian(-torch.ones(1, 2))
+        >>> round(float(ratio.exp()), 4)
+        4.0
+    """
     logs = [
         np.log(weight) - (z - centre).square().sum(-1) / (2 * 0.5**2) - np.log(2 * np.pi * 0.5**2)
         for weight, centre in ((0.2, -1.0), (0.8, 1.0))
@@ -52,11 +67,16 @@ def bigaussian(z: Float[Tensor, "N 2"]) -> Float[Tensor, " N"]:
 
 
 class FreeMixture(nn.Module):
-    """Components with parameters of their own in the place of an encoder's; all start at N(0, I).
+    """Components with free parameters instead of an encoder; all start at N(0, I).
 
     Args:
         components: number of components S.
         flow: a flow that they share; none by default.
+
+    Example:
+        >>> from mixvae.toys import FreeMixture
+        >>> FreeMixture(3)().mean.shape  # components, batch, latents
+        torch.Size([3, 1, 2])
     """
 
     def __init__(self, components: int, flow: nn.Module | None = None):
@@ -89,7 +109,7 @@ class Fit:
     Args:
         name: what it is.
         components: number of components S.
-        bound: ELBO of the mixture in nats, by many draws; at most log Z.
+        bound: ELBO of the mixture in nats, from many draws; at most log Z.
         bound_se: its standard error.
         covered: share of the target's mass that the mixture covers, ∫ min(p, q), from 0 to 1.
         density: density of the mixture on the target's grid.
@@ -130,6 +150,12 @@ def quadrature(log_density: LogDensity, name: str = "target", span: float = 3.0)
     Raises:
         ValueError: the log-density fails, returns another shape, NaN or plus infinity, or has no mass on the square or
             much at its edge.
+
+    Example:
+        >>> from mixvae.toys import bigaussian, quadrature
+        >>> target = quadrature(bigaussian, "bigaussian", span=4.0)
+        >>> abs(target.log_z) < 1e-3, target.density.shape
+        (True, (601, 601))
     """
     if not 0 < span < math.inf:
         raise ValueError(f"span must be a positive number; got {span}")
@@ -137,7 +163,7 @@ def quadrature(log_density: LogDensity, name: str = "target", span: float = 3.0)
     try:
         with torch.no_grad():
             values = log_density(points)
-    except Exception as error:  # it is the user's, and may raise anything
+    except Exception as error:  # a user's density may raise anything
         what = " ".join(f"{type(error).__name__} {error}".split())
         raise ValueError(f"{name} fails at points {tuple(points.shape)}: {what}") from error
     if not isinstance(values, Tensor) or values.shape != points.shape[:1]:
@@ -192,6 +218,12 @@ def approximate(
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
+
+    Example:
+        >>> from mixvae.toys import approximate, bigaussian, quadrature
+        >>> fit = approximate(quadrature(bigaussian), components=1, steps=3)
+        >>> fit.name, fit.density.shape, [frame.step for frame in fit.frames]
+        ('S = 1', (601, 601), [0, 1, 2, 3])
     """
     at_least(1, components=components, steps=steps)
     at_least(0, seed=seed)
@@ -257,14 +289,14 @@ class Comparison(Tabular):
 
     Args:
         target: the target.
-        fits: one for each size, and the flow.
+        fits: one per size, and the flow; see `compare`.
     """
 
     target: Target
     fits: list[Fit]
 
     @property
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """One row per approximation: name, components, bound, bound_se, log_z, gap and covered."""
         return [
             {
@@ -307,8 +339,7 @@ def compare(
     steps: int = 5000,
     rival: bool = True,
     seed: int = 0,
-    say: Callable[[str], object] = print,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = SILENT,
 ) -> Comparison:
     """Approximate a target by mixtures of several sizes, and by the flow that is the paper's rival.
 
@@ -318,19 +349,17 @@ def compare(
         steps: steps of each optimisation.
         rival: whether the flow takes part.
         seed: seed of each.
-        say: takes a line on each that is done.
-        progress: called with the number of steps done and of all.
+        progress: where progress is reported; silent by default.
     """
     fits: list[Fit] = []
-    wanted = [*((s, False) for s in components), *([(1, True)] if rival else [])]
+    runs = [*((s, False) for s in components), *([(1, True)] if rival else [])]
 
     def advance(step: int) -> None:
-        if progress is not None:
-            progress(len(fits) * steps + step, len(wanted) * steps)
+        progress.update(len(fits) * steps + step, len(runs) * steps, "training")
 
-    for s, flow in wanted:
+    for s, flow in runs:
         fits.append(approximate(target, s, steps=steps, flow=flow, seed=seed, progress=advance))
-        found = fits[-1]
-        reached = f"bound {found.bound:.3f} ± {found.bound_se:.3f} nats of log Z = {target.log_z:.3f}"
-        say(f"{found.name}: {reached}, {found.covered:.0%} covered")
+        fit = fits[-1]
+        reached = f"bound {fit.bound:.3f} ± {fit.bound_se:.3f} nats of log Z = {target.log_z:.3f}"
+        progress.announce(f"{fit.name}: {reached}, {fit.covered:.0%} covered")
     return Comparison(target, fits)

@@ -180,7 +180,7 @@ def readable(run: Path) -> list[str]:
         opened = open_run(run)
         if opened.has_weights:
             opened.load()
-        states = [row["state"] for row in listing(run.parent)]
+        states = [row["state"] for row in listing(run.parent).table]
     except (OSError, ValueError) as error:
         return [f"the run cannot be read: {error}"]
     return [f"mixvae list says {state}" for state in states if state not in ("stopped", "done")]
@@ -271,14 +271,14 @@ def _fill(path: Path, keep: int) -> None:
 def commands(bench: Bench, source: Path, report: Report) -> None:
     """Evaluations, reports and other commands where nothing can be written."""
     for words, statuses in (
-        (["evaluate", "{run}", "--draws=40"], (1, 2)),
+        (["evaluate", "{run}", "--total-draws=40"], (1, 2)),
         (["report", "{run}"], (1, 2)),
         (["encode", "{run}"], (1, 2)),
         (["sample", "{run}"], (1, 2)),
-        (["components", "{run}", "--draws=2", "--examples=20"], (1, 2)),
+        (["components", "{run}", "--draws-per-component=2", "--examples=20"], (1, 2)),
         (["train", "--resume", "{run}", "--training.epochs=4"], (1, 2)),
         (["extend", "{run}", "--epochs=1"], (1, 2)),
-        (["grow", "{run}", "--epochs=1", "--draws=10", "--examples=10"], (1, 2)),
+        (["grow", "{run}", "--epochs=1", "--total-draws=10", "--examples=10"], (1, 2)),
         (["list", "{folder}"], (0,)),
     ):
         folder = bench.work / "readonly"
@@ -341,7 +341,7 @@ def clocks(bench: Bench, wanted: str | None, report: Report) -> None:
             os.utime(path, (time.time() + 86400, time.time() + 86400))
         words: list[str | Path] = ["train", "--resume", run]
         faults += in_one_line(bench.run(words, script=then), 0) + same(run, wanted)
-        evaluated = bench.run(["evaluate", run, "--draws=40"], script=BEHIND)
+        evaluated = bench.run(["evaluate", run, "--total-draws=40"], script=BEHIND)
         reported = bench.run(["report", run], script=BEHIND)
         listed = bench.run(["list", folder], script=BEHIND)
         for ended in (evaluated, reported, listed):
@@ -373,7 +373,7 @@ def poor(bench: Bench, wanted: str | None, report: Report) -> None:
         options = {"prefix": prefix, "cwd": folder, **nowhere}
         for words, check in (
             (["train", "digits", *SMALL, "--out", "run"], lambda: same(run, wanted)),
-            (["evaluate", "run", "--draws=40"], list),
+            (["evaluate", "run", "--total-draws=40"], list),
             (["report", "run"], list),
             (["list", "."], list),
         ):
@@ -411,9 +411,9 @@ def memory(bench: Bench, report: Report) -> None:
         run = folder / f"run-{case}"
         with condition():
             ended = bench.run(["train", "digits", *own, "--out", run], cwd=folder, XDG_STATE_HOME=str(state))
-            unknown = bench.run(["evaluate", run, "--draws=10"], cwd=folder, XDG_STATE_HOME=str(state))
+            unknown = bench.run(["evaluate", run, "--total-draws=10"], cwd=folder, XDG_STATE_HOME=str(state))
             trusted = bench.run(
-                ["evaluate", run, "--draws=10", "--trust", "mine"], cwd=folder, XDG_STATE_HOME=str(state)
+                ["evaluate", run, "--total-draws=10", "--trust", "mine"], cwd=folder, XDG_STATE_HOME=str(state)
             )
         faults = in_one_line(ended, 0) + in_one_line(unknown, 2) + in_one_line(trusted, 0)
         report.add(f"a state folder that is {case}", faults, unknown.said.strip())
@@ -451,7 +451,9 @@ def main() -> None:
     if not (reference / "run.json").exists():
         ended = bench.run(["train", "digits", *SMALL, "--out", reference])
         assert ended.status == 0, ended.said
-        assert bench.run(["evaluate", reference, "--draws=20"]).status == 0  # so that there is something to report
+        assert (
+            bench.run(["evaluate", reference, "--total-draws=20"]).status == 0
+        )  # so that there is something to report
     wanted = weights_of(reference)
     size = sum(path.stat().st_size for path in reference.rglob("*") if path.is_file())
     groups: Mapping[str, Callable[[], None]] = {

@@ -150,7 +150,7 @@ class Server(BaseHTTPRequestHandler):
 
 
 REFUSED = {
-    "redirect to a file": "not of the web", "redirect to ftp": "not of the web", "redirect in circles": "in circles",
+    "redirect to a file": "not on the web", "redirect to ftp": "not on the web", "redirect in circles": "in circles",
     "redirect to nowhere": "cannot be reached", "drip-feed": "too slow", "drip-feed in chunks": "too slow",
     "silence before the headers": "too slow", "silence in the middle": "too slow", "cut off": "broke off",
     "cut off in a chunk": "broke off", "cut off without a length": "checksum", "reset": "broke off",
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=5, help="the seconds that stand for the usual 30")
     parser.add_argument("--only", default="", help="only these servers, separated by commas")
     options = parser.parse_args()
-    from mixvae.datasets import download
+    from mixvae.datasets import _download as download
 
     usual, download.TIMEOUT = download.TIMEOUT, options.patience
     rows = []

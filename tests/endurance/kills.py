@@ -204,7 +204,7 @@ def faults_in(folder: Path, *, load: bool = True) -> list[str]:
     from mixvae import runs
 
     faults = []
-    for row in runs.listing(folder):
+    for row in runs.listing(folder).table:
         if row["state"] not in ("stopped", "done", "training"):
             faults.append(f"mixvae list: {row['run']} is {row['state']}")
     for run in runs.find_runs(folder):

@@ -102,20 +102,20 @@ from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
 from mixvae.priors import VampPrior
 torch.manual_seed(0)
-data = datasets.load("digits", limit=60, limit_validation=20)
+data = datasets.load_dataset("digits", limit=60, limit_validation=20)
 posterior = SeparateEncoders(partial(GatedEncoder, data.shape, 3, (16,)), 4)
 prior = VampPrior(posterior, data.shape, 8)
 model = MixtureVAE(posterior, prior, MLPDecoder(3, data.shape, (16,)))
 fit(model, data, epochs=4, batch=20, ema=0.9, clip=1.0, run="run", save_every=0.0)
 """
-DEMO = "from mixvae.sweeps import demo; demo('demo', components=(1, 2), draws=20, epochs=2)"
+DEMO = "from mixvae.sweeps import demo; demo('demo', components=(1, 2), total_draws=20, epochs=2)"
 OWN = """
 from pathlib import Path
 from mixvae.cli import main
 Path("mine.py").write_text("from mixvae.networks import GatedEncoder\\nclass Mine(GatedEncoder):\\n    pass\\n")
 begin = ["digits", "--model.encoder={class_path: mine.Mine, hidden: [8]}", *FLAGS, "--out", "run"]
 main(["train", *(["--resume", "run"] if Path("run/run.json").exists() else begin)])
-main(["evaluate", "run", "--draws=20"])
+main(["evaluate", "run", "--total-draws=20"])
 """.replace("FLAGS", repr([*COMMON, *DIGITS]))
 GRID = """base: digits
 set: {data.limit: 60, data.limit_validation: 20, model.latent: 2, training.epochs: 3, training.save_every: 0,
@@ -123,7 +123,7 @@ set: {data.limit: 60, data.limit_validation: 20, model.latent: 2, training.epoch
 axes:
   size: {S1: {model.components: 1}, S2: {model.components: 2}}
 out: swept
-draws: 20
+total_draws: 20
 examples: 30
 """
 SWEEP = f"""
@@ -150,7 +150,7 @@ _ALL = [
         "everything in the state",
         _train(
             "digits", *DIGITS, *S2, "--training.ema=0.9", "--training.clip=1", "--training.active=1",
-            "--training.schedule={class_path: CosineAnnealingLR, T_max: 3}", "--training.draws=2",
+            "--training.schedule={class_path: CosineAnnealingLR, T_max: 3}", "--training.draws_per_component=2",
             "--model.learn_weights=true",
         ), run="run",
     ),
@@ -161,15 +161,17 @@ _ALL = [
         _train("digits", *DIGITS, *S2, "--training.devices=2", "--training.accelerator=cpu"),
         run="run", real=True, starts_others=True,
     ),
-    Scenario("evaluate", ["evaluate", "run", "--draws=400"], after="S4 vamp", weight=2),
+    Scenario("evaluate", ["evaluate", "run", "--total-draws=400"], after="S4 vamp", weight=2),
     Scenario(
-        "evaluate, representation", ["evaluate", "run", "--draws=40", "--representation", "--per_example=each.npz"],
+        "evaluate, representation",
+        ["evaluate", "run", "--total-draws=40", "--representation", "--per_example=each.npz"],
         after="saved at the end only",
     ),
     Scenario("report", ["report", "run"], after="evaluate", weight=2),
     Scenario("extend", ["extend", "run", "--out=more", "--epochs=2"], run="more", after="S4 vamp", weight=2),
     Scenario(
-        "grow", ["grow", "run", "--out=grown", "--most=4", "--epochs=2", "--draws=20", "--examples=20", "--errors=0"],
+        "grow",
+        ["grow", "run", "--out=grown", "--most=4", "--epochs=2", "--total-draws=20", "--examples=20", "--errors=0"],
         after="digits", weight=2,
     ),
     Scenario("more epochs", ["train", "--resume", "run", "--training.epochs=5"], after="evaluate"),
@@ -185,7 +187,7 @@ SCENARIOS = {scenario.name: scenario for scenario in _ALL}
 
 def must_go(path: Path) -> bool:
     """Whether a hidden file that is left in a run is a fault at once: what only the holder of the lease writes."""
-    from mixvae.runs.store import WRITTEN
+    from mixvae.runs._store import WRITTEN
 
     stem = path.name.lstrip(".").split(".")[0]
     return path.name.startswith(".lease") or (stem in WRITTEN and path.parent.name not in ("cells", "figures"))
@@ -198,8 +200,8 @@ def warm() -> None:
     import torch
 
     for name in (
-        "mixvae.cli", "mixvae.sweeps", "mixvae.reports", "mixvae.reproduce", "mixvae.runs.training",
-        "mixvae.training.trainer", "mixvae.figures", "lightning_fabric.loggers.tensorboard", "matplotlib.figure",
+        "mixvae.cli", "mixvae.sweeps", "mixvae.reports", "mixvae.reproduce", "mixvae.runs._training",
+        "mixvae.training._trainer", "mixvae.figures", "lightning_fabric.loggers.tensorboard", "matplotlib.figure",
         "sklearn.datasets", "zuko",
     ):  # fmt: skip
         importlib.import_module(name)

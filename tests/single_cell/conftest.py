@@ -47,6 +47,8 @@ def real():
     cells.obs["donor"] = np.array(["x", "y", "z"])[np.arange(120) % 3]
     cells.obs["size"] = np.asarray(cells.X.sum(1)).ravel() / 100
     cells.layers["counts"] = cells.X.copy()
+    for counts in (cells.X, cells.layers["counts"]):
+        counts.data.setflags(write=False)
     return cells
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from conftest import forge, refused
-from mixvae import resources
+from mixvae import _resources as resources
 from mixvae.files import checksum, read_json, weights_to_bytes, write_json
-from mixvae.files.tensors import load_weights
-from mixvae.single_cell import MixtureSCVI, runs, study
+from mixvae.files._tensors import load_weights
+from mixvae.reproduce.cells import study
+from mixvae.single_cell import MixtureSCVI, runs
 from mixvae.single_cell.data import read_h5ad
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
@@ -175,9 +176,7 @@ def sparse_of_many_rows(h):
     "change", [unallocated, compressed, named_many_times, doubled_and_doubled, sparse_of_many_rows],
     ids=lambda change: change.__name__,
 )  # fmt: skip
-def test_a_small_file_that_unpacks_to_more_than_there_is_is_refused_with_the_number(
-    file, finished, tmp_path, capsys, monkeypatch, change
-):
+def test_small_h5ad_exceeding_memory_unpacked_names_its_size(file, finished, tmp_path, capsys, monkeypatch, change):
     with h5py.File(file, "r+") as h:
         change(h)
     assert os.path.getsize(file) < 2**20
@@ -223,7 +222,7 @@ def text_with_nul(h):
     ],
     ids=["opaque", "opaque in a folder", "cell", "text"],
 )
-def test_what_could_not_be_written_again_is_refused_before_the_model_is_made(
+def test_unwritable_cells_are_refused_before_loading_the_model(
     file, finished, tmp_path, capsys, monkeypatch, change, told
 ):
     with h5py.File(file, "r+") as h:
@@ -330,7 +329,7 @@ def test_a_record_of_another_form_is_one_line(copied, file, tmp_path, capsys, na
     assert (copied / "run.json").read_bytes() == before
 
 
-def test_a_model_is_measured_while_it_is_built_where_its_weights_agree(copied, file, monkeypatch, tmp_path, capsys):
+def test_model_size_is_checked_during_build_if_weights_agree(copied, file, monkeypatch, tmp_path, capsys):
     """Weights may be of the sizes that the record names where a model has more of that size than a file shows."""
     tensors = load_weights(copied / "model.safetensors")
     tensors = {n: t.new_zeros(3, 10**6) if n.endswith("mean_encoder.weight") else t for n, t in tensors.items()}
@@ -348,7 +347,7 @@ def test_a_model_is_measured_while_it_is_built_where_its_weights_agree(copied, f
     assert "of memory, and there are 0.25 GiB" in said
 
 
-def test_components_that_do_not_fit_are_refused_once_the_first_is_made(cells, monkeypatch):
+def test_components_exceeding_memory_are_refused_after_one(cells, monkeypatch):
     MixtureSCVI.setup_anndata(cells)
     monkeypatch.setattr(resources, "memory", lambda: 2**28)
     assert "a model of 999999 further encoders needs" in one_line_of(lambda: MixtureSCVI(cells, n_components=10**6))
@@ -389,7 +388,7 @@ def test_a_legacy_record_of_another_form_is_one_line(copied, file, tmp_path, cap
     assert "report it" not in refused(capsys, "sc", "train", file, "--out", old)
 
 
-def test_weights_of_a_legacy_run_that_are_a_pipe_are_not_waited_for(copied, file, tmp_path, capsys):
+def test_legacy_run_with_a_pipe_as_weights_does_not_block(copied, file, tmp_path, capsys):
     old = tmp_path / "old"
     old.mkdir()
     described = read_json(copied / "run.json")["model"]

@@ -120,7 +120,7 @@ def test_one_component_is_scvi_to_rounding(cells):
     np.testing.assert_allclose(mixture.get_latent_representation(), plain.get_latent_representation(), rtol=1e-5)
 
 
-def test_same_seed_starts_from_the_same_first_encoder_and_decoder_as_scvi(cells):
+def test_same_seed_gives_scvis_initial_encoder_and_decoder(cells):
     plain, mixture = make(cells, SCVI, epochs=0), make(cells, epochs=0)
     theirs, ours = plain.module.state_dict(), mixture.module.state_dict()
     assert all(torch.equal(v, ours[k.replace("z_encoder.", "z_encoder.c0.")]) for k, v in theirs.items())
@@ -174,7 +174,7 @@ def test_bounds_meet_the_exact_likelihood(cells, kwargs, low, high, points):
 
 
 @pytest.mark.parametrize(("total", "at_once"), [(1, 1), (7, 3), (9, 2), (30, 300)])
-def test_marginal_is_normalised_whatever_the_number_of_draws_in_a_pass(trained, monkeypatch, total, at_once):
+def test_marginal_is_normalised_for_any_draws_per_pass(trained, monkeypatch, total, at_once):
     """If every importance weight is e⁻⁷ then so is their mean, however many there are and however they are split."""
     original = type(trained.module).terms
 
@@ -191,7 +191,7 @@ def test_marginal_is_normalised_whatever_the_number_of_draws_in_a_pass(trained, 
     assert trained.get_marginal_ll(indices=range(5), n_mc_samples=total) == pytest.approx(-7, abs=1e-4)
 
 
-def test_bounds_depend_on_neither_batch_size_nor_order_nor_memory_and_are_ordered(trained):
+def test_bounds_are_ordered_and_ignore_batching_and_cell_order(trained):
     few = trained.get_bounds(n_mc_samples=20, batch_size=7, decoded=2000)
     many = trained.get_bounds(n_mc_samples=20, batch_size=120)
     assert few.draws_per_component == 7
@@ -205,7 +205,7 @@ def test_bounds_depend_on_neither_batch_size_nor_order_nor_memory_and_are_ordere
     assert trained.get_marginal_ll(n_mc_samples=20, return_mean=False).shape == (120,)
 
 
-def test_elbo_and_reconstruction_agree_with_the_bounds_for_any_batch_size(trained):
+def test_elbo_and_reconstruction_match_bounds_at_any_batch_size(trained):
     estimate = trained.get_bounds(n_mc_samples=3000)
     draws = [float(trained.get_elbo(batch_size=size)) for size in (7, 50, 120) for _ in range(4)]
     per_cell = trained.get_elbo(return_mean=False)
@@ -216,7 +216,7 @@ def test_elbo_and_reconstruction_agree_with_the_bounds_for_any_batch_size(traine
     assert abs(losses[0] - losses[1]) < 5
 
 
-def test_gradients_reach_every_encoder_and_nothing_else_is_left_out(cells):
+def test_all_but_library_and_dispersion_layers_get_gradients(cells):
     model = make(cells, epochs=0, setup={"batch_key": "batch"})
     model.module.train()
     _, _, losses = model.module(batch_of(model))
@@ -225,7 +225,7 @@ def test_gradients_reach_every_encoder_and_nothing_else_is_left_out(cells):
     assert all(n.startswith(("l_encoder", "decoder.px_r_decoder")) for n in idle), idle
 
 
-def test_expression_draws_a_random_component_and_loss_draws_every_one(trained):
+def test_expression_samples_one_component_and_loss_samples_all(trained):
     tensors = batch_of(trained, range(6))
     inferred, generated = trained.module(tensors, compute_loss=False)
     assert inferred["z"].shape == (6, 3)

@@ -21,14 +21,14 @@ def by_torch(q, cell):
     return torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(3)), parts)
 
 
-def test_density_is_that_of_the_mixture_and_ends_in_an_axis_to_sum_over(q):
+def test_density_is_of_the_mixture_with_a_trailing_axis_to_sum(q):
     z = torch.randn(4, 5, 2).double()
     expected = torch.stack([by_torch(q, b).log_prob(z[:, b]) for b in range(5)], 1)
     assert q.log_prob(z).shape == (4, 5, 1)
     torch.testing.assert_close(q.log_prob(z).sum(-1), expected)
 
 
-def test_one_point_is_scored_for_every_cell_as_importance_weights_need(q):
+def test_one_point_is_broadcast_and_scored_for_every_cell(q):
     z = torch.randn(4, 7, 1, 2).double()
     expected = torch.stack([by_torch(q, b).log_prob(z[..., 0, :]) for b in range(5)], -1)
     torch.testing.assert_close(q.log_prob(z).sum(-1), expected)
@@ -64,7 +64,7 @@ def test_kl_to_the_prior_is_the_mean_of_the_components(q):
     torch.testing.assert_close(q.kl_to_standard_normal(), expected)
 
 
-def test_names_of_encoders_hold_no_bare_number_that_surgery_would_take_for_a_layer():
+def test_no_encoder_name_looks_like_a_layer_index_to_surgery():
     from scvi.nn import Encoder
 
     encoders = ComponentEncoders(Encoder(4, 2, return_dist=True) for _ in range(2))

@@ -7,12 +7,13 @@ import pytest
 
 from mixvae import cli
 from mixvae.files import read_json, write_bytes, write_json
+from mixvae.progress import SILENT
 from mixvae.reproduce import reproduce, toys
 from mixvae.single_cell import runs
 
 
 def test_the_command_recorded_for_cells_repeats_what_was_done(tmp_path, monkeypatch, capsys, as_users_run):
-    found = reproduce("single_cell", "smoke", tmp_path / "a folder", say=lambda line: None)
+    found = reproduce("single_cell", "smoke", tmp_path / "a folder")
     rows = {(row["model"], row["size"]) for row in found.table}
     assert rows == {("scvi", 1), ("mixture", 1), ("mixture", 2), ("frozen", 2), *(("samples", s) for s in range(1, 6))}
     assert all(verdict.holds is None for verdict in found.verdicts)
@@ -37,7 +38,7 @@ def test_the_command_recorded_for_cells_repeats_what_was_done(tmp_path, monkeypa
     assert "epochs is 2, not 3" in capsys.readouterr().err
 
 
-def test_toys_are_reused_only_where_every_setting_is_the_same_and_no_file_has_changed(tmp_path, monkeypatch):
+def test_toys_are_reused_only_if_settings_and_files_match(tmp_path, monkeypatch):
     made = []
 
     def toy(target, folder, **settings):
@@ -53,7 +54,7 @@ def test_toys_are_reused_only_where_every_setting_is_the_same_and_no_file_has_ch
 
     def carry_out(steps=2):
         made.clear()
-        found = toys.Toys((1,), steps=steps).carry_out(tmp_path, jobs=1, say=lambda line: None)
+        found = toys.Toys((1,), steps=steps).carry_out(tmp_path, jobs=1, progress=SILENT)
         return list(made), found.table
 
     first, table = carry_out()

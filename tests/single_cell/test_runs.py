@@ -13,7 +13,8 @@ import torch
 
 from mixvae import cli
 from mixvae.files import load_weights, write_json
-from mixvae.files.lease import Lease
+from mixvae.files._lease import Lease
+from mixvae.progress import Silent
 from mixvae.runs import open_run
 from mixvae.single_cell import MixtureSCVI, runs
 from mixvae.single_cell.recipes import Training, recipe_of
@@ -33,14 +34,24 @@ class Killed(BaseException):
     """As good as a kill: nobody catches it."""
 
 
+class Calling(Silent):
+    """A progress that calls a function with every epoch."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def update(self, done, total, text=""):
+        self.function(done)
+
+
 def stop_after(last_epoch, error=Killed):
     """End a training as a kill does, once an epoch is on disk."""
 
-    def progress(epoch, last, elbo):
+    def stop(epoch):
         if epoch == last_epoch:
             raise error
 
-    return progress
+    return Calling(stop)
 
 
 def without_clock(rows):
@@ -56,7 +67,7 @@ def test_a_killed_training_goes_on_bit_for_bit(file, finished, tmp_path, error):
     with pytest.raises(ValueError, match="has not finished training"):
         runs.load(tmp_path / "cut", anndata.read_h5ad(file))
     seen = []
-    runs.train(file, tmp_path / "cut", SETTINGS, lambda epoch, last, elbo: seen.append(epoch))
+    runs.train(file, tmp_path / "cut", SETTINGS, Calling(seen.append))
     assert seen == [3, 4], "it began anew, or left epochs out"
     whole, cut = (load_weights(path / "model.safetensors") for path in (finished / "run", tmp_path / "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -66,7 +77,7 @@ def test_a_killed_training_goes_on_bit_for_bit(file, finished, tmp_path, error):
     assert whole.recipe.sha256 == cut.recipe.sha256
 
 
-def test_a_run_killed_right_after_its_last_epoch_is_finished_and_has_its_weights(file, tmp_path):
+def test_run_killed_after_its_last_epoch_is_done_with_weights(file, tmp_path):
     settings = replace(SETTINGS, epochs=1)
     with pytest.raises(Killed):
         runs.train(file, tmp_path / "run", settings, stop_after(1))
@@ -76,7 +87,7 @@ def test_a_run_killed_right_after_its_last_epoch_is_finished_and_has_its_weights
         runs.train(file, tmp_path / "run", settings)
 
 
-def test_patience_ends_a_training_and_the_run_knows_that_it_is_done(file, tmp_path):
+def test_run_stopped_early_by_patience_counts_as_done(file, tmp_path):
     runs.train(file, tmp_path / "run", replace(SETTINGS, epochs=60, patience=1, latent=2))
     run = open_run(tmp_path / "run")
     assert run.epoch < 60, "the validation ELBO of 12 cells rose 60 times in a row"
@@ -102,7 +113,7 @@ def test_a_run_of_cells_opens_as_any_other_run(finished):
     assert run.manifest["runtime"]["data"]["name"] == str(finished / "cells.h5ad")
 
 
-def test_cells_replaced_between_start_and_resume_are_refused_by_their_checksum(cells, file, tmp_path):
+def test_resuming_on_replaced_cells_is_refused_by_checksum(cells, file, tmp_path):
     with pytest.raises(Killed):
         runs.train(file, tmp_path / "run", SETTINGS, stop_after(1))
     one_count = cells.copy()
@@ -119,7 +130,7 @@ def test_cells_replaced_between_start_and_resume_are_refused_by_their_checksum(c
         runs.train(file, tmp_path / "run", SETTINGS)
 
 
-def test_the_same_counts_are_the_same_data_dense_or_sparse_and_whatever_else_the_file_holds(cells):
+def test_data_checksum_ignores_sparsity_and_unused_columns(cells):
     def sha(adata):
         MixtureSCVI.setup_anndata(adata, **SETTINGS.setup())
         return recipe_of(SETTINGS.model(adata), Training(2, None, 2)).identity["data"]["sha256"]
@@ -133,22 +144,22 @@ def test_the_same_counts_are_the_same_data_dense_or_sparse_and_whatever_else_the
     assert sha(noted) != sha(dense)
 
 
-def test_a_second_trainer_of_the_same_folder_is_refused_in_one_line(file, tmp_path):
+def test_second_trainer_of_a_folder_is_refused_in_one_line(file, tmp_path):
     refused = []
 
-    def meanwhile(epoch, last, elbo):
+    def meanwhile(epoch):
         with pytest.raises(ValueError, match="is being trained by process") as error:
             runs.train(file, tmp_path / "run", SETTINGS)
         refused.append(str(error.value))
         raise Killed
 
     with pytest.raises(Killed):
-        runs.train(file, tmp_path / "run", SETTINGS, meanwhile)
+        runs.train(file, tmp_path / "run", SETTINGS, Calling(meanwhile))
     assert "\n" not in refused[0]
     Lease.acquire(tmp_path / "run").release()  # the killed training gave it back
 
 
-def test_a_flipped_bit_in_weights_or_state_is_refused_and_not_embedded(copied, file, capsys, as_users_run):
+def test_flipped_bit_in_weights_is_refused_and_not_embedded(copied, file, capsys, as_users_run):
     weights = copied / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -171,7 +182,7 @@ def test_a_flipped_bit_in_the_state_stops_a_resume(file, tmp_path):
         runs.train(file, tmp_path / "run", SETTINGS)
 
 
-def test_loaded_run_gives_the_latents_that_the_trained_model_gave(file, cells, tmp_path):
+def test_loaded_run_reproduces_latents_of_the_trained_model(file, cells, tmp_path):
     model = runs.train(file, tmp_path / "run", replace(SETTINGS, epochs=2))
     shuffled = cells[::-1].copy()
     shuffled.obs["batch"] = shuffled.obs["batch"].astype("category").cat.reorder_categories(["b", "a"])
@@ -187,7 +198,7 @@ def test_loaded_run_gives_the_latents_that_the_trained_model_gave(file, cells, t
         runs.load(tmp_path / "run", cells)
 
 
-def test_runs_hold_no_pickle_that_is_ever_executed_and_one_commit_point(finished):
+def test_runs_hold_no_executable_pickle_and_one_commit_point(finished):
     files = {str(path.relative_to(finished / "run")) for path in (finished / "run").rglob("*") if path.is_file()}
     assert files == {"run.json", "metrics.jsonl", "model.safetensors", "last/state.pt"}
     assert torch.load(finished / "run" / "last" / "state.pt", weights_only=True)["epoch"] == 3
@@ -272,7 +283,7 @@ def test_another_setting_does_not_resume_a_run(file, tmp_path):
             runs.train(file, tmp_path / "run", replace(SETTINGS, **changed))
 
 
-def test_the_number_of_epochs_is_chosen_by_the_number_of_cells_where_none_is_asked_for():
+def test_default_epochs_follow_the_number_of_cells():
     assert runs.Settings().training(80_000).epochs == 100
     assert runs.Settings().training(120).warmup == 400
 

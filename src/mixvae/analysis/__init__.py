@@ -1,9 +1,9 @@
-"""What was learnt: latents and their use, what each component is for, and exact posteriors on the plane."""
+"""What was learnt: latents and how useful they are, what each component is for, and exact posteriors on the plane."""
 
-from mixvae.analysis.latents import active_units, draw_latents, encode
-from mixvae.analysis.overlap import Overlap, overlap, shares
-from mixvae.analysis.planes import Plane, exact_posteriors
-from mixvae.analysis.representation import (
+from mixvae.analysis._latents import active_units, draw_latents, encode
+from mixvae.analysis._overlap import Overlap, overlap, shares
+from mixvae.analysis._planes import Plane, exact_posteriors
+from mixvae.analysis._representation import (
     Latents,
     Representation,
     ShrunkCovariance,

@@ -22,7 +22,7 @@ __all__ = ["COMMANDS", "Parser", "main", "parser"]
 
 
 class Parser(config.Parser):
-    """A parser that shows options as they are usually written, with dashes."""
+    """A parser whose help shows options with dashes, as they are usually written."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:
         """Return the help text."""
@@ -31,11 +31,17 @@ class Parser(config.Parser):
 
 
 def parser(chosen: str | None = None) -> Parser:
-    """Make the parser of the command line, with the arguments of the chosen command only: all would take a second."""
+    """Make the command line's parser, with the arguments of the chosen command only: all of them would take a second.
+
+    Example:
+        >>> from mixvae.cli import parser
+        >>> parser("sample").parse_args(["sample", "runs/S4", "--n=16"]).sample.n
+        16
+    """
     top = Parser(prog="mixvae", description="Mixture VAEs with likelihoods that can be trusted.")
     top.add_argument("--version", action="version", version=_version())
-    top.add_argument("--trust", metavar="PACKAGE", help="let files name classes of this package too; may be repeated")
-    top.add_argument("--debug", action="store_true", help="show where an error came from")
+    top.add_argument("--trust", metavar="PACKAGE", help="also let files name classes of this package; may be repeated")
+    top.add_argument("--debug", action="store_true", help="show where an error comes from")
     commands = top.add_subcommands(title="commands", dest="command")
     for name, function in COMMANDS.items():
         summary = _summary(function)
@@ -52,14 +58,14 @@ def _summary(function: Callable[..., None]) -> str:
 
 
 def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
-    """Add a command's arguments: its function's parameters, unless they need words of their own."""
+    """Add a command's arguments: its function's parameters, unless they need their own descriptions."""
     if function is train:
         sub.usage = "mixvae train [PRESET_OR_YAML] [--model.components S] [--out RUN] … | --resume RUN"
         sub.add_argument("--out", type=str | None, help="run directory; runs/PRESET-S…-seed… by default")
         sub.add_argument(
             "--resume",
             type=str | None,
-            help="go on with this run, perhaps with other epochs, patience, learning rate, weight decay or clipping",
+            help="resume this run, possibly with other epochs, patience, learning rate, weight decay or clipping",
         )
         config.add_arguments(sub)
     elif function is report:
@@ -72,7 +78,7 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
         sub.add_function_arguments(function, as_positional=True, skip={"name"})
     elif "data_name" in inspect.signature(function).parameters:
         sub.add_function_arguments(function, as_positional=True, skip={"data_name"})
-        sub.add_argument("--data.name", type=str | None, help="where the run's data are now, if they were moved")
+        sub.add_argument("--data.name", type=str | None, help="new location of the run's data, if they were moved")
     else:
         sub.add_function_arguments(function, as_positional=True)
 
@@ -81,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where a user has no home to keep fonts in
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if there is no home directory to cache fonts in
     words = [word for word in words if word != "--debug"]
     hook, threading.excepthook = threading.excepthook, threading.excepthook if debug else _threads_fail
     try:
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _threads_fail(failure: threading.ExceptHookArgs) -> None:
-    """Show what ends a thread, but not that a disk is full, which TensorBoard's thread meets before the command."""
+    """Show what ends a thread, except a full disk, which TensorBoard's thread hits before the command does."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
@@ -112,29 +118,29 @@ def _run(words: list[str]) -> None:
     typed: list[str] = []
     if words[0] == "train":
         config.check_words(words[1:])
-        typed = config.typed_names(words[1:])  # looked for in the working folder too: who types a name trusts it
+        typed = config.typed_names(words[1:])  # also looked for in the working folder: a typed name is trusted
         words = config.spelled(words)
     try:
         arguments = parser(words[0]).parse_args(words)
     except OverflowError as error:
         raise ValueError(f"a number is too large: {error}") from None
     command = arguments.command
-    given = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
+    values = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
     if command != "train":
-        located = given.pop("data", None)
-        COMMANDS[command](**given, **({} if located is None else {"data_name": located["name"]}))
+        located = values.pop("data", None)
+        COMMANDS[command](**values, **({} if located is None else {"data_name": located["name"]}))
         return
     settings = config.from_namespace(arguments[command])
     config.check_parsed(settings, preset or "the configuration", typed)
-    resume = given["resume"]
-    if resume and given["out"]:
+    resume = values["resume"]
+    if resume and values["out"]:
         raise ValueError("give either --out for a new run or --resume for an old one, not both")
     name = f"{Path(preset).stem}-S{settings.model.components}-seed{settings.seed}"
-    train(settings, resume or given["out"] or str(Path("runs") / name), resume=bool(resume))
+    train(settings, resume or values["out"] or str(Path("runs") / name), resume=bool(resume))
 
 
 def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
-    """Take the packages that are trusted out of the words."""
+    """Split off the packages that `--trust` names from the words."""
     rest, packages = list(words), []
     while index := next((i + 1 for i, word in enumerate(rest) if word.split("=")[0] == "--trust"), 0):
         value = _value(rest, index - 1)
@@ -146,7 +152,7 @@ def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _grouped(words: list[str]) -> list[str]:
-    """Make one word of a command of two, such as `sc train`."""
+    """Join a command of two words, such as `sc train`, into one."""
     if words[:1] != ["sc"]:
         return words
     members = [name.removeprefix("sc-") for name in COMMANDS if name.startswith("sc-")]
@@ -162,8 +168,8 @@ def _grouped(words: list[str]) -> list[str]:
 
 
 def _flags(words: list[str]) -> list[str]:
-    """Let a flag stand alone: `--fresh` for `--fresh true`, `--no-rival` for `--rival false`."""
-    if words[:1] == [] or words[0] not in COMMANDS or COMMANDS[words[0]] is train:  # whose --resume takes a run
+    """Allow bare flags: `--fresh` for `--fresh true`, `--no-rival` for `--rival false`."""
+    if words[:1] == [] or words[0] not in COMMANDS or COMMANDS[words[0]] is train:  # its --resume takes a run
         return words
     parameters = inspect.signature(COMMANDS[words[0]]).parameters.values()
     flags = {parameter.name for parameter in parameters if parameter.annotation == "bool"}
@@ -186,7 +192,7 @@ def _train_words(words: list[str]) -> tuple[list[str], str]:
     preset = rest.pop(0) if rest and not rest[0].startswith("-") else None
     resumed = next((_value(rest, i) for i, word in enumerate(rest) if word.split("=")[0] == "--resume"), None)
     if preset and resumed:
-        raise ValueError(f"--resume {resumed} brings its own configuration; leave {preset} out")
+        raise ValueError(f"--resume {resumed} has its own configuration; leave {preset} out")
     if {"-h", "--help"} & set(rest):
         return ["train", *rest], ""
     for option in ("--resume", "--out"):

@@ -1,4 +1,4 @@
-"""The commands: nothing but arguments and calls. Imports no torch until one runs."""
+"""The commands: just arguments and calls. Imports no torch until one runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Literal
 
 from mixvae import config
 from mixvae.cli.experiments import demo, grow, reproduce, sweep, toy
-from mixvae.cli.output import folder, names, progress_bar, show, show_comparison, show_rows, show_scores, target, write
+from mixvae.cli.output import folder, names, show, show_comparison, show_rows, show_scores, target, write
 from mixvae.cli.single_cell import SINGLE_CELL
+from mixvae.progress import Terminal
 
 Split = Literal["train", "validation", "test"]
 
 
 WIDEST = 50
-"""Examples that a picture of reconstructions shows beside each other."""
+"""Most examples that a picture of reconstructions shows side by side."""
 
 
 def presets() -> None:
@@ -31,16 +32,17 @@ def presets() -> None:
 
 
 def train(settings: config.Config, out: str, *, resume: bool) -> None:
-    """Train a model and keep the epoch that is best on validation."""
+    """Train a model, and keep the weights of the epoch that is best on validation."""
     from mixvae import runs
 
     before = runs.open_run(out).epoch if resume else 0
-    run = runs.train(settings, out, resume=resume)
+    with Terminal() as progress:
+        run = runs.train(settings, out, resume=resume, progress=progress)
     if os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same training
         return
     rows = run.metrics
     if run.epoch == before:
-        show(f"{run.path}: done already after {run.epoch} epochs; ask for more by --training.epochs to go on")
+        show(f"{run.path}: done already after {run.epoch} epochs; ask for more with --training.epochs to continue")
         return
     best = next(row for row in rows if row["epoch"] == rows[-1]["best_epoch"])
     show(
@@ -50,7 +52,7 @@ def train(settings: config.Config, out: str, *, resume: bool) -> None:
 
 
 def list_runs(folder: str = "runs") -> None:
-    """List the runs of a folder: what they are, how far they have come, and their latest figures.
+    """List the runs of a folder: what they are, their progress, and their latest results.
 
     Args:
         folder: the folder.
@@ -68,9 +70,9 @@ def list_runs(folder: str = "runs") -> None:
         Column("validation MISELBO", "validation", digits=3),
         Column("pooled NLL", "nll_pooled", "nll_pooled_se"),
         Column("split", "split"),
-        Column("draws", "draws", digits=0),
+        Column("draws", "total_draws", digits=0),
     )
-    rows = runs.listing(folder)
+    rows = runs.listing(folder).table
     if not rows:
         show(f"there are no runs in {folder}: `mixvae train` makes one")
         return
@@ -79,9 +81,9 @@ def list_runs(folder: str = "runs") -> None:
     show_rows(columns, rows, f"{len(rows)} run{'s' if len(rows) > 1 else ''} in {folder}, nats")
 
 
-def evaluate(
+def evaluate_run(
     run: str,
-    draws: int = 5000,
+    total_draws: int = 5000,
     draws_per_component: int | None = None,
     split: Split = "test",
     examples: int | None = None,
@@ -95,20 +97,20 @@ def evaluate(
 ) -> None:
     """Estimate the likelihood of held-out data, store it in RUN/evaluations and print a table.
 
-    An evaluation of the whole test split is copied to RUN/results.json. What is stored already is not computed again.
+    An evaluation of the whole test split is copied to RUN/results.json. Stored results are not recomputed.
 
     Args:
         run: the run directory.
-        draws: total draws per example, over all components.
+        total_draws: total draws per example, over all components.
         draws_per_component: draws of each component instead, the paper's protocol.
         split: which examples.
-        examples: only so many examples.
-        chunk: latents decoded at once; memory depends on it alone.
+        examples: evaluate only the first N examples.
+        chunk: latents decoded at once; memory depends on nothing else.
         seed: seed of the draws.
-        per_example: write the per-example values to this .npz file too.
-        representation: classify and cluster by the latents first, fitted to training ones; RUN/evaluations.
-        samples: draws side by side in the features of the paper's rival; as many as components by default.
-        data_name: where the run's data are now, if they were moved.
+        per_example: also write the per-example values to this .npz file.
+        representation: first classify and cluster by the latents, fitted to training ones; RUN/evaluations.
+        samples: concatenated draws in the features of the paper's rival; as many as components by default.
+        data_name: new location of the run's data, if they were moved.
     """
     from mixvae import reports, runs
 
@@ -116,29 +118,29 @@ def evaluate(
         target(per_example, ".npz", option="--per-example")
     opened = runs.open_run(run, data=data_name)
     if representation:
-        with progress_bar("classifying by the latents") as (advance, _):
-            found = runs.representation(opened, split=split, samples=samples, progress=advance)
-        show_scores(found.table)
-    with progress_bar("evaluating") as (advance, _):
+        with Terminal() as progress:
+            scores = runs.representation(opened, split=split, samples=samples, progress=progress)
+        show_scores(scores.table)
+    with Terminal() as progress:
         evaluation = runs.evaluate(
             opened,
-            draws,
+            total_draws,
             draws_per_component=draws_per_component,
             split=split,
             examples=examples,
             chunk=chunk,
             seed=seed,
-            progress=advance,
+            progress=progress,
         )
     if per_example is not None:
         runs.save_arrays(per_example, dict(evaluation.bounds))
     show_comparison(reports.compare([opened], [evaluation]))
     if evaluation.identity.legacy:
-        show(f"note: {run} is legacy, so that nothing was stored in it; a run trained anew keeps its evaluations")
+        show(f"note: {run} is legacy, so nothing was stored in it; a newly trained run keeps its evaluations")
 
 
 def sample(run: str, n: int = 64, out: str | None = None, seed: int = 0) -> None:
-    """Draw from the prior and decode: a picture, or an array of means.
+    """Draw from the prior and decode, to a picture or an array of means.
 
     Args:
         run: the run directory.
@@ -156,14 +158,14 @@ def sample(run: str, n: int = 64, out: str | None = None, seed: int = 0) -> None
 def reconstruct(
     run: str, n: int = 10, out: str | None = None, split: Split = "test", data_name: str | None = None
 ) -> None:
-    """Show examples beside their reconstruction by every component.
+    """Show examples beside their reconstructions by every component.
 
     Args:
         run: the run directory.
         n: how many examples.
         out: a .png file, or .npy for the reconstructions; RUN/figures/reconstructions.png by default.
         split: which examples.
-        data_name: where the run's data are now, if they were moved.
+        data_name: new location of the run's data, if they were moved.
     """
     from mixvae import figures, runs
 
@@ -174,14 +176,14 @@ def reconstruct(
     write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=path.suffix == ".npy")
 
 
-def encode(run: str, out: str | None = None, split: Split = "test", data_name: str | None = None) -> None:
-    """Write mean and standard deviation of every component, and labels, as .npz.
+def encode_run(run: str, out: str | None = None, split: Split = "test", data_name: str | None = None) -> None:
+    """Write the mean and standard deviation of every component, and labels, as .npz.
 
     Args:
         run: the run directory.
         out: a .npz file with mean and std, (N, S, D) each, and labels (N,); RUN/latents.npz by default.
         split: which examples.
-        data_name: where the run's data are now, if they were moved.
+        data_name: new location of the run's data, if they were moved.
     """
     from mixvae import runs
 
@@ -222,16 +224,16 @@ def extend(
     *,
     fresh: bool = False,
 ) -> None:
-    """Add components to a trained run and go on training, in a run directory of its own.
+    """Add components to a trained run and continue training, in a new run directory.
 
     Args:
         run: the trained run.
-        components: number of components in all; one more than the run has by default.
+        components: total number of components; one more than the run has by default.
         out: the new run directory; RUN-S… by default.
-        freeze: parts held fixed, such as decoder,prior.
+        freeze: parts to hold fixed, such as decoder,prior.
         epochs: epochs to train; as many as the run's by default.
         noise: noise on the copied components, relative to each tensor's own standard deviation.
-        data_name: where the run's data are now, if they were moved.
+        data_name: new location of the run's data, if they were moved.
         fresh: start the added components from random weights instead of copies.
     """
     from mixvae import runs
@@ -243,22 +245,22 @@ def extend(
 
 def components(
     run: str,
-    draws: int = 16,
+    draws_per_component: int = 16,
     split: Split = "test",
     examples: int = 500,
     out: str | None = None,
     data_name: str | None = None,
 ) -> None:
-    """Tell and draw what each component is for: how far apart they lie, what they cover, and which are redundant.
+    """Show what each component is for: how far apart they are, what they cover, and which are redundant.
 
     Args:
         run: the run directory.
-        draws: draws per component and example.
+        draws_per_component: draws per component and example.
         split: which examples.
         examples: how many of them.
-        out: folder of components.png, spread.png, classes.png (with labels) and posteriors.png (of 2 latents);
+        out: folder of components.png, spread.png, classes.png (with labels) and posteriors.png (with 2 latents);
             RUN/figures by default.
-        data_name: where the run's data are now, if they were moved.
+        data_name: new location of the run's data, if they were moved.
     """
     from rich.table import Table
 
@@ -267,14 +269,14 @@ def components(
 
     place = folder(out or Path(run) / "figures")
     opened = runs.open_run(run, data=data_name)
-    found, drawn = runs.cooperation(opened, draws=draws, split=split, examples=examples)
+    overlap, drawn = runs.cooperation(opened, draws_per_component=draws_per_component, split=split, examples=examples)
     table = Table("component", "share", "KL to the prior", "nearest", "KL both ways (nats)", "redundant?")
-    for row in found.table:
-        near = (str(row["nearest"]), f"{row['kl_nearest']:.3g}") if len(found.share) > 1 else ("–", "–")
+    for row in overlap.table:
+        near = (str(row["nearest"]), f"{row['kl_nearest']:.3g}") if len(overlap.share) > 1 else ("–", "–")
         distances = f"{row['kl_prior']:.2f}", *near
         table.add_row(str(row["component"]), f"{row['share']:.2%}", *distances, row["redundant"])
     show(table)
-    show(f"{len(found.redundant())} of {len(found.share)} components are redundant")
+    show(f"{len(overlap.redundant())} of {len(overlap.share)} components are redundant")
     for name, figure in drawn.items():
         write_bytes(place / f"{name}.png", figures.png(figure))
     show(f"wrote {', '.join(f'{name}.png' for name in drawn)} in {place}")
@@ -284,10 +286,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "presets": presets,
     "train": train,
     "list": list_runs,
-    "evaluate": evaluate,
+    "evaluate": evaluate_run,
     "sample": sample,
     "reconstruct": reconstruct,
-    "encode": encode,
+    "encode": encode_run,
     "report": report,
     "demo": demo,
     "sweep": sweep,

@@ -1,4 +1,4 @@
-"""The commands that train many models: nothing but arguments and calls. Imports no torch until one runs."""
+"""The commands that train many models: just arguments and calls. Imports no torch until one runs."""
 
 from __future__ import annotations
 
@@ -6,35 +6,38 @@ from pathlib import Path
 from typing import Literal
 
 from mixvae import config
-from mixvae.cli.output import fail, folder, names, progress_bar, quiet, show, show_comparison, show_rows
+from mixvae.cli.output import fail, folder, names, quiet, show, show_comparison, show_rows
+from mixvae.progress import Terminal
 
 
-def demo(out: str = "runs/demo", draws: int = 2000, seed: int = 0) -> None:
+def demo(out: str = "runs/demo", total_draws: int = 2000, seed: int = 0) -> None:
     """Train S = 1, 2, 4 on the embedded digits, print their likelihoods and write a report.
 
     Args:
         out: folder of the three runs and of report.html.
-        draws: total draws per test example.
+        total_draws: total draws per test example.
         seed: seed of every training.
     """
     from mixvae import sweeps
 
-    comparison, path = sweeps.demo(folder(out), draws=draws, seed=seed, say=show)
+    with Terminal() as progress:
+        comparison, path = sweeps.demo(folder(out), total_draws=total_draws, seed=seed, progress=progress)
     show_comparison(comparison)
     show(f"wrote {path}")
 
 
 def sweep(grid: str, jobs: int = 1) -> None:
-    """Train and evaluate every cell of a grid, skip what is done, resume what was cut off, and write one report.
+    """Train and evaluate every cell of a grid, skip finished ones, resume interrupted ones, and write one report.
 
     Args:
         grid: a YAML file with a base, options to set, and axes; docs/sweeps.md has an example.
-        jobs: cells at the same time.
+        jobs: number of cells to run in parallel.
     """
     from mixvae import reports, sweeps
 
     cells = sweeps.read_grid(grid)
-    result = sweeps.sweep(cells, jobs=jobs, say=show)
+    with Terminal() as progress:
+        result = sweeps.sweep(cells, jobs=jobs, progress=progress)
     if result.done:
         show_comparison(reports.compare(list(result.done), list(result.done.values())))
         show(f"wrote {cells.out / 'report.html'}")
@@ -49,23 +52,23 @@ def grow(
     errors: float = 2.0,
     most: int = 16,
     epochs: int | None = None,
-    draws: int = 1000,
+    total_draws: int = 1000,
     examples: int | None = None,
     freeze: str = "",
     data_name: str | None = None,
 ) -> None:
-    """Add components to a trained run until one gains less than so many standard errors on validation data.
+    """Add components to a trained run until one gains too little on validation data.
 
     Args:
         run: the trained run.
-        out: folder of the runs that are trained, of growth.json and growth.png; RUN-grown by default.
-        errors: a component stays if it gains more than so many standard errors.
-        most: stop at so many components.
+        out: folder of the new runs, of growth.json and growth.png; RUN-grown by default.
+        errors: keep a component if its gain exceeds this many standard errors.
+        most: stop at this many components.
         epochs: epochs of each training; as many as the run's by default.
-        draws: total draws per example.
-        examples: only so many validation examples.
-        freeze: parts held fixed, such as decoder,prior.
-        data_name: where the run's data are now, if they were moved.
+        total_draws: total draws per example.
+        examples: evaluate only the first N validation examples.
+        freeze: parts to hold fixed, such as decoder,prior.
+        data_name: new location of the run's data, if they were moved.
     """
     from rich.table import Table
 
@@ -73,15 +76,16 @@ def grow(
     from mixvae.runs import open_run
 
     place = folder(out or f"{Path(run)}-grown")
-    rows = sweeps.grow(
-        open_run(run, data=data_name), place, errors=errors, most=most, epochs=epochs, draws=draws,
-        examples=examples, freeze=names(freeze), say=show,
-    )  # fmt: skip
+    with Terminal() as progress:
+        growth = sweeps.grow(
+            open_run(run, data=data_name), place, errors=errors, most=most, epochs=epochs, total_draws=total_draws,
+            examples=examples, freeze=names(freeze), progress=progress,
+        )  # fmt: skip
     table = Table("S", "gain (nats)", "NLL, pooled", "JSD", "effective S", "", title="validation examples")
-    for row in rows:
+    for row in growth.table:
         numbers = [f"{row['nll_pooled']:.3f}", f"{row['jsd']:.3f}", f"{row['effective_components']:.2f}"]
         gain = f"{row['gain']:.3f} ± {row['gain_se']:.3f}"
-        table.add_row(str(row["components"]), gain, *numbers, "stays" if row["accepted"] else "gains too little")
+        table.add_row(str(row["components"]), gain, *numbers, "kept" if row["accepted"] else "gains too little")
     show(table)
     show(f"wrote {place / 'growth.json'} and {place / 'growth.png'}")
 
@@ -96,16 +100,16 @@ def toy(
     *,
     rival: bool = True,
 ) -> None:
-    """Watch components share out a density on the plane: a table, a picture and an animation.
+    """Watch components divide up a density on the plane: a table, a picture and an animation.
 
     Args:
-        target: ring, bigaussian, or the import path of a log-density of your own, from points (N, 2) to (N,).
+        target: ring, bigaussian, or the import path of your own log-density, from points (N, 2) to (N,).
         components: numbers of components, separated by commas.
         steps: steps of each optimisation.
         span: the density is measured between -span and span.
         seed: seed of each optimisation.
         out: folder for toy.png, toy.gif and results.json; runs/toy-TARGET by default.
-        rival: whether one component with an inverse autoregressive flow takes part.
+        rival: whether to include one component with an inverse autoregressive flow.
     """
     from rich.table import Table
 
@@ -116,11 +120,11 @@ def toy(
         raise ValueError(f"--components takes positive numbers separated by commas, such as 1,2,5; got {components!r}")
     place = folder(out or f"runs/toy-{target}")
     if "." in target:
-        config.look_in_working_folder()  # who types a name trusts it
-    with progress_bar("training") as (advance, say):
+        config.look_in_working_folder()  # a typed name is trusted
+    with Terminal() as progress:
         result = approximate(
             target, place, components=[int(size) for size in sizes], steps=steps, rival=rival, span=span, seed=seed,
-            say=say, progress=advance,
+            progress=progress,
         )  # fmt: skip
     title = f"{target}, log Z = {result.target.log_z:.3f} nats by quadrature"
     table = Table("approximation", "bound (nats)", "short of log Z", "mass covered", title=title)
@@ -153,8 +157,8 @@ def reproduce(
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
         models: only these of its models, or kinds of them, separated by commas.
-        jobs: trainings at the same time.
-        list: show the experiments, and what each scale takes.
+        jobs: number of trainings to run in parallel.
+        list: list the experiments, and how long each scale takes.
     """
     from rich.table import Table
 
@@ -173,14 +177,14 @@ def reproduce(
     numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
     if out is not None:
         folder(out)
-    with quiet():
-        found = carry_out(
+    with quiet(), Terminal() as progress:
+        findings = carry_out(
             name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup,
-            models=None if models is None else names(models), jobs=jobs, say=show,
+            models=None if models is None else names(models), jobs=jobs, progress=progress,
         )  # fmt: skip
-    show_rows(found.columns, found.table, find(name).title)
-    for verdict in found.verdicts:
+    show_rows(findings.columns, findings.table, find(name).title)
+    for verdict in findings.verdicts:
         show(f"{verdict.word}: {verdict.claim} ({verdict.evidence})")
-    for note in found.notes:
+    for note in findings.notes:
         show(f"note: {note}")
     show(f"wrote {Path(out or f'runs/reproduce/{name}-{scale}') / 'report.html'}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonargparse
 
 from mixvae import config
-from mixvae.failures import Failed, said
+from mixvae._failures import Failed, said
 
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130
 LIBRARIES = tuple(
@@ -26,20 +26,20 @@ LIBRARIES = tuple(
 
 
 def explain(error: BaseException, commands: Sequence[str], options: Callable[[], list[str]]) -> tuple[str, int]:
-    """Tell an error in one line, and the status that the process ends with.
+    """Explain an error in one line, with the exit status of the process.
 
     Args:
-        error: what was raised.
+        error: the exception.
         commands: names of all commands.
         options: names of the command's options.
 
     Returns:
-        The line, and 2 for bad input, 1 for a training that failed or a fault of mixvae, 130 for Ctrl-C.
+        The line, and 2 for bad input, 1 for a failed training or a bug in mixvae, 130 for Ctrl-C.
     """
     match error:
         case KeyboardInterrupt():
             return (
-                "interrupted; the same command goes on where it was, for a training as `mixvae train --resume RUN`",
+                "interrupted; the same command resumes it, or for a training `mixvae train --resume RUN`",
                 STOPPED,
             )
         case FloatingPointError() | Failed():
@@ -49,7 +49,7 @@ def explain(error: BaseException, commands: Sequence[str], options: Callable[[],
     frames = traceback.extract_tb(error.__traceback__)
     training = any(frame.name == "_epoch" and frame.filename.endswith("trainer.py") for frame in frames)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-        return f"out of memory: take a smaller batch, fewer draws or a smaller --chunk ({said(error)})", FAILED
+        return f"out of memory: use a smaller batch, fewer draws or a smaller --chunk ({said(error)})", FAILED
     own = next((frame for frame in reversed(frames) if not frame.filename.startswith((*LIBRARIES, "<"))), None)
     if own is not None:
         return f"{own.filename}, line {own.lineno}, in {own.name}: {said(error)}", FAILED if training else BAD_INPUT
@@ -69,10 +69,11 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
     if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
         known = options()
         if unknown[1] in known:
-            return f"{unknown[1]} is no word that this command takes: did you mean --{unknown[1]}?"
-        last = unknown[1].rpartition(".")[2]  # training.epochs, where a command has epochs
+            return f"this command takes no word {unknown[1]}: did you mean --{unknown[1]}?"
+        last = unknown[1].rpartition(".")[2]  # training.epochs, if a command has epochs
         near = last if last in known else config.nearest(unknown[1], known)
-        return f"unknown option --{unknown[1]}" + (f": did you mean --{near}?" if near else "")
+        written = near.replace("_", "-") if near and "." not in near else near  # as the help shows it
+        return f"unknown option --{unknown[1]}" + (f": did you mean --{written}?" if near else "")
     if choice := re.search(r"invalid choice: '(.*?)'", text):
         near = config.nearest(choice[1], commands)
         hint = (

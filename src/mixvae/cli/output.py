@@ -1,14 +1,15 @@
-"""What commands print and write."""
+"""Printing and writing by commands."""
 
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mixvae._tables import Row, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,16 +17,14 @@ if TYPE_CHECKING:
     from mixvae.reports import Column, Comparison
 
 LONGEST = 1000
-"""Characters of an error, of which the middle is left out where it repeats a long value."""
+"""Most characters of an error; the middle of a longer one, such as a long value, is left out."""
 PAGE = 180
-"""Characters in a line of what is printed into a file."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal obeys, all but tabs and ends of lines."""
+"""Characters per line when printing to a file."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what libraries log and warn of, which is about their own insides; errors are raised."""
+    """Silence logs and warnings of libraries, which concern their internals; errors are still raised."""
     import logging
     import warnings
 
@@ -40,12 +39,12 @@ def quiet() -> Iterator[None]:
 
 
 def names(words: str) -> list[str]:
-    """Names that are separated by commas."""
+    """Names separated by commas."""
     return [word.strip() for word in words.split(",") if word.strip()]
 
 
 def fail(message: str, status: int) -> None:
-    """End the process with a line on standard error."""
+    """Exit with a line on standard error."""
     if len(message) > LONGEST:
         message = f"{message[: LONGEST // 2]} […] {message[-LONGEST // 2 :]}"
     message = plain(message)
@@ -53,18 +52,13 @@ def fail(message: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def plain(text: str) -> str:
-    """Text without control characters, by which a name in a file could move the cursor or colour the terminal."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def target(path: str | Path, *suffixes: str, option: str = "--out") -> Path:
-    """A file to write, if it can be written: told before the work begins.
+    """A file to write, checked to be writable before the work begins.
 
     Raises:
         ValueError: it has another suffix, is a directory, or its folder cannot be made or written to.
     """
-    from mixvae.files.ordinary import check_replaceable
+    from mixvae.files._ordinary import check_replaceable
 
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
@@ -77,10 +71,10 @@ def target(path: str | Path, *suffixes: str, option: str = "--out") -> Path:
 
 
 def folder(path: str | Path, option: str = "--out") -> Path:
-    """A folder to write into, if it is there or can be made.
+    """A folder to write to, checked to exist or to be creatable.
 
     Raises:
-        ValueError: something of that name is no folder, or nothing can be written there.
+        ValueError: something of that name is not a folder, or the folder is not writable.
     """
     path = Path(path)
     there = next(place for place in (path, *path.parents) if place.exists() or place == place.parent)
@@ -108,27 +102,12 @@ def write(path: Path, values: Any, draw: Callable[[], Any], *, as_array: bool) -
     show(f"wrote {path}")
 
 
-@contextmanager
-def progress_bar(what: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
-    """A bar on standard error where that is a terminal: what moves it to (done, total), and what prints above it."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True, markup=False, emoji=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what)
-        yield (
-            lambda done, total: progress.update(task, completed=done, total=total),
-            lambda line: console.print(plain(line), highlight=False),
-        )
-
-
 def _console() -> Console:
-    """The terminal, or a wide page where there is none."""
+    """The terminal, or a wide page without one."""
     from rich.console import Console
 
     width = None if Console().is_terminal else PAGE
-    return Console(width=width, markup=False, emoji=False)  # what users named is printed as they wrote it
+    return Console(width=width, markup=False, emoji=False)  # users' names are printed verbatim
 
 
 def show(what: Any) -> None:
@@ -138,7 +117,7 @@ def show(what: Any) -> None:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Print the table of one or more runs, and what makes it unfair."""
+    """Print the table of one or more runs, and what makes the comparison unfair."""
     from mixvae.reports import COLUMNS
 
     first = comparison.table[0]
@@ -147,8 +126,8 @@ def show_comparison(comparison: Comparison) -> None:
         show(f"note: {note}")
 
 
-def show_rows(columns: Sequence[Column], rows: Sequence[dict[str, Any]], title: str) -> None:
-    """Print rows as a table, or as several below each other where its columns are too many for the width."""
+def show_rows(columns: Sequence[Column], rows: Sequence[Row], title: str) -> None:
+    """Print rows as a table, or as several tables if there are too many columns for the width."""
     from rich.table import Table
 
     for part in _parts(columns, rows, _console().width):
@@ -160,8 +139,8 @@ def show_rows(columns: Sequence[Column], rows: Sequence[dict[str, Any]], title: 
         show(table)
 
 
-def _parts(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int) -> list[list[Column]]:
-    """Columns in groups that fit into a width, each led by the two that name the rows."""
+def _parts(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[list[Column]]:
+    """Columns in groups that fit a width, each starting with the two that name the rows."""
 
     def needed(part: Sequence[Column]) -> int:
         longest = (max(len(text) for text in (column.title, *map(column.text, rows))) for column in part)
@@ -176,7 +155,7 @@ def _parts(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int
     return parts
 
 
-def show_scores(rows: Sequence[dict[str, Any]]) -> None:
+def show_scores(rows: Sequence[Row]) -> None:
     """Print a table of means with standard deviations over repetitions."""
     from rich.table import Table
 

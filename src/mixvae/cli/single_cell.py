@@ -1,11 +1,12 @@
-"""The commands for single cells, `mixvae sc train` and `mixvae sc embed`: nothing but arguments and calls."""
+"""The commands for single cells, `mixvae sc train` and `mixvae sc embed`: just arguments and calls."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from mixvae.cli.output import names, progress_bar, quiet, show, target
+from mixvae.cli.output import names, quiet, show, target
+from mixvae.progress import Terminal
 
 
 def _check_installed() -> None:
@@ -31,7 +32,7 @@ def train(
     seed: int = 0,
     out: str | None = None,
 ) -> None:
-    """Train MixtureSCVI on the cells of an .h5ad file; give the same command again to resume a killed run.
+    """Train MixtureSCVI on the cells of an .h5ad file; the same command again resumes a killed run.
 
     Args:
         file: the .h5ad file, with raw counts.
@@ -43,7 +44,7 @@ def train(
         continuous_covariates: columns of obs with numbers, separated by commas.
         latent: latent size.
         likelihood: distribution of the counts.
-        epochs: most epochs; chosen by the number of cells by default.
+        epochs: most epochs; by default chosen by the number of cells.
         patience: epochs without a better validation ELBO after which training stops.
         seed: seed of weights, split and draws.
         out: run directory; runs/FILE-S… by default.
@@ -66,8 +67,8 @@ def train(
         seed,
     )
     run = Path(out or Path("runs") / f"{Path(file).stem}-S{components}")
-    with quiet(), progress_bar("training") as (advance, _):
-        runs.train(file, run, settings, lambda epoch, last, _: advance(epoch, last))
+    with quiet(), Terminal() as progress:
+        runs.train(file, run, settings, progress)
     last = open_run(run).metrics[-1]
     show(
         f"{run}: {last['epoch']} epochs; validation ELBO {last['validation']:.1f} nats per cell\n"

@@ -1,8 +1,8 @@
 """Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
 
-from mixvae.config.building import build, construct, options, parameters, parse, resolve, split
-from mixvae.config.naming import describe, rebuild
-from mixvae.config.reading import (
+from mixvae.config._building import build, construct, options, parameters, parse, resolve, split
+from mixvae.config._naming import describe, rebuild
+from mixvae.config._reading import (
     Parser,
     add_arguments,
     changes,
@@ -25,8 +25,8 @@ from mixvae.config.reading import (
     to_yaml,
     typed_names,
 )
-from mixvae.config.schema import Config, DataConfig, ModelConfig, Spec, StartConfig, TrainingConfig
-from mixvae.config.trust import (
+from mixvae.config._schema import Config, DataConfig, ModelConfig, Spec, StartConfig, TrainingConfig
+from mixvae.config._trust import (
     EVERYBODY,
     NOBODY,
     Trust,

@@ -1,7 +1,7 @@
 """Data sets by name or path, split and binarised by fixed seeds, held in memory as bytes.
 
-`load("fashion_mnist")` gives training, validation and test examples as the paper splits them. Binarisation and
-batching happen on the device, at `Split.batch`.
+`load_dataset("fashion_mnist")` returns training, validation and test examples, split as in the paper. Binarisation and
+batching happen on the device, in `Split.batch`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixvae.datasets.download import fetch, folders, locate
-from mixvae.datasets.formats import ARRAY_SUFFIXES, read_array, read_cifar, read_idx, read_images
-from mixvae.datasets.splits import Dataset, Split
-from mixvae.resources import check
+from mixvae._resources import check
+from mixvae.datasets._download import fetch, folders, locate
+from mixvae.datasets._formats import ARRAY_SUFFIXES, read_array, read_cifar, read_idx, read_images
+from mixvae.datasets._splits import Dataset, Split
+from mixvae.progress import SILENT, Progress
 
-__all__ = ["SOURCES", "Dataset", "Split", "as_split", "load", "resolve_paths", "search"]
+__all__ = ["SOURCES", "Dataset", "Split", "as_split", "load_dataset", "resolve_paths", "search"]
 
 Binarize = Literal["stochastic", "fixed", "threshold", "none"]
 Labelled = tuple[np.ndarray, np.ndarray | None]
 
 
-def load(
+def load_dataset(
     name: str,
     *,
     root: str | Path | None = None,
@@ -36,23 +37,31 @@ def load(
     limit: int | None = None,
     limit_validation: int | None = None,
     flip: bool = False,
+    progress: Progress = SILENT,
 ) -> Dataset:
     """Load a data set.
 
     Args:
-        name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, or the path of the user's own data: a `.npy`, `.npz`
+        name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, or the path of your own data: a `.npy`, `.npz`
             or `.pt` file of shape (N, H, W), (N, C, H, W) or (N, D), or a folder of images.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
         binarize: `stochastic` binarises training examples anew at every step, validation and test once;
-            `fixed` all of them once; `threshold` at ½; `none` keeps the values.
-        seed: seed of the split and of the binarisation; not of the training.
-        limit: use only so many training examples.
-        limit_validation: use only so many validation examples.
+            `fixed` binarises all of them once; `threshold` at ½; `none` keeps the values.
+        seed: seed of the split and the binarisation, not of the training.
+        limit: use at most this many training examples.
+        limit_validation: use at most this many validation examples.
         flip: mirror training images left to right with probability ½, anew at every step; never the others.
+        progress: where a download is reported, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
         ValueError: the name is unknown, or the data are damaged, not finite or of a wrong shape or range.
         OSError: a file is missing and cannot be downloaded.
+
+    Example:
+        >>> from mixvae import load_dataset
+        >>> data = load_dataset("digits", limit=40)
+        >>> data.shape, len(data.train), len(data.validation), len(data.test)
+        ((1, 8, 8), 40, 200, 400)
     """
     if binarize not in ("stochastic", "fixed", "threshold", "none"):
         raise ValueError(f"unknown binarize {binarize!r}: choose stochastic, fixed, threshold or none")
@@ -61,7 +70,7 @@ def load(
             raise ValueError(f"{which} must be at least 1 {what} example; got {most}")
     name, root = resolve_paths(name, root)
     if name in SOURCES:
-        train, validation, test = SOURCES[name](root, seed)
+        train, validation, test = SOURCES[name](root, seed, progress)
     elif Path(name).exists():
         train, validation, test = _own(Path(name), seed)
     else:
@@ -90,7 +99,14 @@ def load(
 
 
 def resolve_paths(name: str, root: str | Path | None = None) -> tuple[str, str | None]:
-    """Name and root with `~` expanded and paths absolute, so that they mean the same from every folder."""
+    """Name and root with `~` expanded and paths absolute, so that they mean the same from every folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mixvae.datasets import resolve_paths
+        >>> resolve_paths("digits"), resolve_paths("my/cells.npy") == (str(Path("my/cells.npy").absolute()), None)
+        (('digits', None), True)
+    """
     whole = None if root is None else str(Path(root).expanduser().absolute())
     path = Path(name).expanduser()
     is_path = name not in SOURCES and (path.exists() or len(path.parts) > 1)
@@ -98,7 +114,7 @@ def resolve_paths(name: str, root: str | Path | None = None) -> tuple[str, str |
 
 
 def search(name: str, beside: Path, relative: str | None = None) -> str:
-    """Where a run's own data are now: where they were, or beside a run that was moved together with them.
+    """Where the data of a run are now: where they were, or beside a run that was moved together with them.
 
     Args:
         name: name or absolute path of the data when the run was trained.
@@ -107,6 +123,12 @@ def search(name: str, beside: Path, relative: str | None = None) -> str:
 
     Returns:
         A name or path that exists, or `name` if none does.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mixvae.datasets import search
+        >>> search("digits", Path("run")), search("/gone/cells.npy", Path("run"))
+        ('digits', '/gone/cells.npy')
     """
     if name in SOURCES or Path(name).exists():
         return name
@@ -127,7 +149,7 @@ def _binarized(split: Split, binarize: Binarize, seed: int) -> Split:
 
 
 def _check(name: str, splits: list[Split], binarize: Binarize) -> None:
-    """Refuse values that no model could be trained on."""
+    """Refuse values that no model can be trained on."""
     for split in splits:
         if not split.x.is_floating_point():
             continue
@@ -152,6 +174,13 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
 
     Raises:
         ValueError: the shape, type or number of labels is wrong.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.datasets import as_split
+        >>> split = as_split(np.full((5, 8, 8), 255, np.uint8), np.array(list("abcab")))
+        >>> split.x.shape, split.levels, split.y.tolist()
+        (torch.Size([5, 1, 8, 8]), 255, [0, 1, 2, 0, 1])
     """
     if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
         raise ValueError(f"{name} must have shape (N, D), (N, H, W) or (N, C, H, W); got {x.shape}")
@@ -169,7 +198,7 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
     as_bytes = bytes_fit and (x.ndim > 2 or x.dtype.kind == "b" or x.dtype == np.uint8 or x.max() <= 1)
     kept = np.dtype(np.uint8 if as_bytes else np.float32)
     check(2 * x.size * kept.itemsize, f"{name} of shape {x.shape}", "give fewer or smaller examples")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused as such
+    with np.errstate(over="ignore"):  # what becomes infinite is refused later
         values = x.astype(kept)
     levels = 255 if as_bytes and x.max() > 1 else 1
     labels = None if y is None else torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
@@ -178,7 +207,7 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
 
 
 def _check_labels(y: np.ndarray, name: str) -> None:
-    """Refuse labels that name no class.
+    """Refuse labels that do not name a class.
 
     Raises:
         ValueError: they are neither numbers nor text, or some are NaN or infinite.
@@ -191,7 +220,7 @@ def _check_labels(y: np.ndarray, name: str) -> None:
 
 
 def _shuffled(whole: Split, sizes: tuple[int, int], seed: int) -> tuple[Split, Split, Split]:
-    """Split at random: the rest to train, then so many to validate and to test."""
+    """Split at random into training, validation and test examples; `sizes` are those of the last two."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(whole)))
     validation, test = sizes
     cut = len(whole) - validation - test
@@ -218,7 +247,7 @@ def _own(path: Path, seed: int) -> tuple[Split, Split, Split]:
     return _shuffled(whole, (len(whole) // 10, len(whole) // 10), seed)
 
 
-def _digits(root: str | Path | None, seed: int) -> tuple[Split, Split, Split]:
+def _digits(root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
     """scikit-learn's 1797 handwritten digits, 8 × 8 pixels of 17 grey levels: 1197/200/400."""
     del root
     from sklearn.datasets import load_digits
@@ -230,36 +259,36 @@ def _digits(root: str | Path | None, seed: int) -> tuple[Split, Split, Split]:
 
 @dataclass(frozen=True)
 class IdxSource:
-    """A data set of four IDX files, the last sixth of whose training images validates: 50k/10k/10k.
+    """A data set of four IDX files; the last sixth of the training images is for validation: 50k/10k/10k.
 
     Args:
         name: name of the data set.
         url: folder of the files.
-        checksums: file names and MD5 sums of training images and labels, then of the test's.
+        checksums: MD5 sums by file name: training images and labels, then those of the test.
     """
 
     name: str
     url: str
     checksums: dict[str, str]
 
-    def __call__(self, root: str | Path | None, seed: int) -> tuple[Split, Split, Split]:
+    def __call__(self, root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
         """Read the files, after downloading those that are missing."""
         del seed
-        paths = [self._path(file, root) for file in self.checksums]
+        paths = [self._path(file, root, progress) for file in self.checksums]
         images, labels, test_images, test_labels = (read_idx(path) for path in paths)
         whole = as_split(images, labels, name=str(paths[0]))
         cut = len(whole) - len(whole) // 6
         train, validation = (_take(whole, part) for part in torch.arange(len(whole)).tensor_split([cut]))
         return train, validation, as_split(test_images, test_labels, name=str(paths[2]))
 
-    def _path(self, file: str, root: str | Path | None) -> Path:
-        found = locate([file, file.removesuffix(".gz")], self.name, root)
-        return found or fetch(self.url + file, f"md5:{self.checksums[file]}", self.name)
+    def _path(self, file: str, root: str | Path | None, progress: Progress) -> Path:
+        path = locate([file, file.removesuffix(".gz")], self.name, root)
+        return path or fetch(self.url + file, f"md5:{self.checksums[file]}", self.name, progress)
 
 
 @dataclass(frozen=True)
 class CifarSource:
-    """CIFAR-10's binary version, the last fifth of whose training images validates: 40k/10k/10k.
+    """CIFAR-10's binary version; the last fifth of the training images is for validation: 40k/10k/10k.
 
     Args:
         url: the archive.
@@ -269,14 +298,14 @@ class CifarSource:
     url: str
     checksum: str
 
-    def __call__(self, root: str | Path | None, seed: int) -> tuple[Split, Split, Split]:
+    def __call__(self, root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
         """Read the archive, or the folder that it unpacks to, after downloading it if it is missing."""
         del seed
         archive = self.url.rpartition("/")[2]
         path = locate(["cifar-10-batches-bin", archive], "cifar10", root)
         if path is None:
             unpacked = [f for f in folders("cifar10", root) if (f / "test_batch.bin").exists()]
-            path = unpacked[0] if unpacked else fetch(self.url, f"md5:{self.checksum}", "cifar10")
+            path = unpacked[0] if unpacked else fetch(self.url, f"md5:{self.checksum}", "cifar10", progress)
         batches = read_cifar(path)
         names = [name for name in batches if name.startswith("data_batch")]
         if not names or "test_batch" not in batches:
@@ -288,7 +317,7 @@ class CifarSource:
         return train, validation, as_split(*batches["test_batch"], name=str(path))
 
 
-SOURCES: dict[str, Callable[[str | Path | None, int], tuple[Split, Split, Split]]] = {
+SOURCES: dict[str, Callable[[str | Path | None, int, Progress], tuple[Split, Split, Split]]] = {
     "digits": _digits,
     "mnist": IdxSource(
         "mnist",

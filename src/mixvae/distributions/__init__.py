@@ -1,19 +1,19 @@
-"""Distributions over latents and observations, as torch.distributions does them."""
+"""Distributions over latents and observations, in the style of torch.distributions."""
 
-from mixvae.distributions.autoregressive import Autoregressive
-from mixvae.distributions.chain import Chain, ChainComponents, ComponentLower
-from mixvae.distributions.components import Components, Mixture, OnReals
-from mixvae.distributions.fixed import Fixed
-from mixvae.distributions.flowed import Flowed, with_volume
-from mixvae.distributions.gaussian import DiagonalGaussian, normal_log_prob
-from mixvae.distributions.noise import DRAW_BLOCK, keyed_normal
-from mixvae.distributions.observations import (
+from mixvae.distributions._autoregressive import Autoregressive
+from mixvae.distributions._chain import Chain, ChainComponents, ComponentLower
+from mixvae.distributions._components import Components, Mixture, OnReals
+from mixvae.distributions._fixed import Fixed
+from mixvae.distributions._flowed import Flowed, with_volume
+from mixvae.distributions._gaussian import DiagonalGaussian, normal_log_prob
+from mixvae.distributions._noise import DRAW_BLOCK, keyed_normal
+from mixvae.distributions._observations import (
     Bernoulli,
     ContinuousBernoulli,
     DiscretizedLogisticMixture,
     full_precision,
 )
-from mixvae.distributions.pooled import Pooled
+from mixvae.distributions._pooled import Pooled
 
 __all__ = [
     "DRAW_BLOCK",

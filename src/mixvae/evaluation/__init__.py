@@ -1,8 +1,8 @@
 """Honest evaluation: bounds on log p(x) per example, what they were made from, and paired gains."""
 
-from mixvae.evaluation.estimate import UNRELIABLE_K, Estimate, fingerprint, standard_error
-from mixvae.evaluation.evaluations import Evaluation, Gain, Identity, differences, mismatch, paired_gain
-from mixvae.evaluation.marginal import Accumulator, check_draws, chunks, draws_of_each, log_marginal
+from mixvae.evaluation._estimate import UNRELIABLE_K, Estimate, fingerprint, standard_error
+from mixvae.evaluation._evaluations import Evaluation, Gain, Identity, differences, mismatch, paired_gain
+from mixvae.evaluation._marginal import Accumulator, check_draws, chunks, draws_of_each, evaluate
 
 __all__ = [
     "UNRELIABLE_K",
@@ -16,7 +16,7 @@ __all__ = [
     "differences",
     "draws_of_each",
     "fingerprint",
-    "log_marginal",
+    "evaluate",
     "mismatch",
     "paired_gain",
     "standard_error",

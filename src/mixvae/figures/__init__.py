@@ -1,9 +1,9 @@
-"""Every plot, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
+"""All plots, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
 
-from mixvae.figures.curves import gains, growth, learning_curves, likelihoods, scaling, scores
-from mixvae.figures.latents import Panel, classes, embedding, latent_means, overlap, planes, principal_plane, spread
-from mixvae.figures.pictures import images, reconstructions, tile
-from mixvae.figures.style import PALETTE, gif, png
+from mixvae.figures._curves import gains, growth, learning_curves, likelihoods, scaling, scores
+from mixvae.figures._latents import Panel, classes, embedding, latent_means, overlap, planes, principal_plane, spread
+from mixvae.figures._pictures import images, reconstructions, tile
+from mixvae.figures._style import PALETTE, gif, png
 
 __all__ = [
     "PALETTE",

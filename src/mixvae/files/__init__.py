@@ -1,6 +1,6 @@
 """Files that survive: atomic writes, checked tensors, one commit point for several files."""
 
-from mixvae.files.atomic import (
+from mixvae.files._atomic import (
     atomic,
     canonical,
     checksum,
@@ -12,9 +12,9 @@ from mixvae.files.atomic import (
     write_json,
     write_text,
 )
-from mixvae.files.commits import commit, is_intact, read_manifest, read_part, settle
-from mixvae.files.ordinary import check_ordinary
-from mixvae.files.tensors import (
+from mixvae.files._commits import commit, is_intact, read_manifest, read_part, settle
+from mixvae.files._ordinary import check_ordinary
+from mixvae.files._tensors import (
     load_tensors,
     load_weights,
     save_weights,

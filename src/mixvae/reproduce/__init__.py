@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 
 from mixvae import figures, reports
-from mixvae.failures import at_least
+from mixvae._failures import at_least
 from mixvae.files import read_json, write_bytes, write_json
+from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.catalogue import EXPERIMENTS
-from mixvae.reproduce.findings import Experiment, Findings, Gap, Say, Verdict, judge, unknown
+from mixvae.reproduce.findings import Experiment, Findings, Gap, Verdict, judge, unknown
 
 __all__ = ["EXPERIMENTS", "Experiment", "Findings", "Gap", "Scale", "Verdict", "find", "judge", "reproduce"]
 
@@ -30,7 +31,12 @@ def find(name: str) -> Experiment:
     """The experiment of this name.
 
     Raises:
-        ValueError: there is none; the nearest name is suggested.
+        ValueError: there is none; the closest name is suggested.
+
+    Example:
+        >>> from mixvae.reproduce import find
+        >>> find("ablation").title
+        'Ablation: components × flow × levels × VampPrior'
     """
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
@@ -47,24 +53,24 @@ def reproduce(
     warmup: int | None = None,
     models: Sequence[str] | None = None,
     jobs: int = 1,
-    say: Say = print,
+    progress: Progress = SILENT,
 ) -> Findings:
-    """Carry out an experiment of the paper; write results.json, figures and a report page. Resumes where it was.
+    """Carry out an experiment of the paper; write results.json, figures and a report page. Resumes if interrupted.
 
     Args:
-        name: the experiment, as `EXPERIMENTS` has it.
+        name: the experiment, a key of `EXPERIMENTS`.
         scale: smoke (minutes, digits), small (two cores, an hour or two) or paper (the paper's sizes, a GPU).
-        out: folder of everything; `runs/reproduce/NAME-SCALE` by default.
+        out: output folder; `runs/reproduce/NAME-SCALE` by default.
         seeds: seeds of every training, instead of the scale's.
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
         models: only these of its models.
-        jobs: trainings at the same time, which share the processor's cores.
-        say: takes a line on what happens now.
+        jobs: number of trainings to run in parallel, sharing the processor's cores.
+        progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
         ValueError: there is no such experiment, or a number is wrong.
-        Failed: a training failed; what is done stays.
+        Failed: a training failed; finished ones are kept.
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
@@ -76,14 +82,14 @@ def reproduce(
         plan = plan.changed(seeds, epochs, warmup, models)
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder)
-    found = plan.carry_out(folder, jobs=jobs, say=say)
+    findings = plan.carry_out(folder, jobs=jobs, progress=progress)
     if scale == "smoke":
-        undecided = [replace(verdict, holds=None) for verdict in found.verdicts]
-        notes = ["A smoke run: it shows that everything works, and says nothing about the claims.", *found.notes]
-        found = replace(found, verdicts=undecided, notes=notes)
+        undecided = [replace(verdict, holds=None) for verdict in findings.verdicts]
+        notes = ["A smoke run: it shows that everything works, and says nothing about the claims.", *findings.notes]
+        findings = replace(findings, verdicts=undecided, notes=notes)
     pictures = {
         title: picture if isinstance(picture, bytes) else figures.png(picture)
-        for title, picture in found.figures.items()
+        for title, picture in findings.figures.items()
     }
     for title, picture in pictures.items():
         write_bytes(folder / "figures" / f"{re.sub(r'[^a-zA-Z0-9=]+', '_', title)}.png", picture)
@@ -100,11 +106,11 @@ def reproduce(
         "experiment": name,
         "scale": scale,
         "claim": experiment.claim,
-        "verdicts": [{"claim": v.claim, "verdict": v.word, "evidence": v.evidence} for v in found.verdicts],
-        "table": found.table,
-        "notes": found.notes,
+        "verdicts": [{"claim": v.claim, "verdict": v.word, "evidence": v.evidence} for v in findings.verdicts],
+        "table": findings.table,
+        "notes": findings.notes,
         "command": command,
-        "commands": found.commands,
+        "commands": findings.commands,
         "seconds": before + time.perf_counter() - start,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.platform()}",
         "versions": {package: version(package) for package in ("mixvae", "torch", "numpy")},
@@ -115,12 +121,12 @@ def reproduce(
         folder / "report.html",
         experiment=experiment,
         results=results,
-        columns=found.columns,
-        rows=reports.table(found.columns, found.table),
-        verdicts=found.verdicts,
+        columns=findings.columns,
+        rows=reports.table(findings.columns, findings.table),
+        verdicts=findings.verdicts,
         pictures={title: reports.embed(picture) for title, picture in pictures.items()},
     )
-    return found
+    return findings
 
 
 def _finite(value: Any) -> Any:
@@ -133,6 +139,6 @@ def _finite(value: Any) -> Any:
 
 
 def _seconds(folder: Path) -> float:
-    """Seconds that earlier calls took."""
+    """Seconds taken by earlier calls."""
     path = folder / "results.json"
     return float(read_json(path)["seconds"]) if path.exists() else 0.0

@@ -1,4 +1,4 @@
-"""The rows of the paper's table of experiments, each at three scales."""
+"""The experiments of the paper, each at three scales."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODELS = ("vanilla", "vamp", "conv", "conv_vamp", "two_level", "two_level_vamp",
 DIGITS: dict[str, Any] = {
     "data.name": "digits", "data.limit": 200, "model.latent": 4, "training.epochs": 2, "training.warmup": 1,
 }  # fmt: skip
-"""What makes any preset a trial on 8×8 digits."""
+"""Options that turn any preset into a trial on 8×8 digits."""
 _FEW = {"class_path": "VampPrior", "pseudo_inputs": 10}
 _GATED, _MLP = {"class_path": "GatedEncoder", "hidden": [16]}, {"class_path": "MLPDecoder", "hidden": [16]}
 _PIXELCNN = {"class_path": "PixelCNNDecoder", "layers": 2, "width": 8}
@@ -32,7 +32,7 @@ SMALL_DIGITS: dict[str, dict[str, Any]] = {
     "flow": {"model.encoder": _GATED, "model.decoder": _MLP, **_FLOW},
     "composite": {"model.decoder": _PIXELCNN, "model.prior": _FEW, **_FLOW, "model.lower": _LEVELS["model.lower"]},
 }
-"""What makes each of the eight models small."""
+"""Options that make each of the eight models small."""
 
 
 def _steps(models: Sequence[str], sizes: Sequence[int]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
@@ -43,7 +43,7 @@ def _steps(models: Sequence[str], sizes: Sequence[int]) -> list[tuple[tuple[str,
 def _likelihood(
     models: Sequence[str], sizes: Sequence[int], *, represent: bool = False, small: bool = False, **rest: Any
 ) -> Trainings:
-    """Models × sizes, and the claim that every step in S gains."""
+    """Models × sizes, and the claim that every step in S raises the likelihood."""
     variants = [
         Variant(model, s, model, {"model.components": s, **(SMALL_DIGITS[model] if small else {})})
         for model in models for s in sizes
@@ -52,7 +52,7 @@ def _likelihood(
     if represent:
         over_one = [((m, s), (m, sizes[0])) for m in models for s in sizes[1:]]
         questions += [
-            Question(f"Classes are found better with more components ({metric.upper()}).", over_one, metric)
+            Question(f"Classes are recognised better with more components ({metric.upper()}).", over_one, metric)
             for metric in ("knn", "svm", "mlp", "qda", "ari", "nmi", "asw")
         ]
     return Trainings(variants, questions, represent=represent, **rest)
@@ -72,7 +72,7 @@ def _nll(name: str) -> Experiment:
         "(The published figures with PixelCNN decoders leak the test image through BatchNorm and are no target.)",
         {
             "smoke": _likelihood(
-                MODELS, (1, 2), small=True, options=DIGITS, draws=20, examples=50, cost="two to four minutes"
+                MODELS, (1, 2), small=True, options=DIGITS, total_draws=20, examples=50, cost="two to four minutes"
             ),
             "small": _likelihood(
                 ("vanilla", "vamp"), (1, 2, 4), represent=True, options={**data, **SHORT}, draws_per_component=500,
@@ -87,7 +87,7 @@ def _nll(name: str) -> Experiment:
 
 
 def _iwae(sizes: Sequence[int], hidden: int, widths: dict[int, int], depths: dict[int, int], **rest: Any) -> Trainings:
-    """Mixtures of S, against one encoder of as many parameters that is trained by the IWAE bound with S draws."""
+    """Mixtures of S, against one encoder of as many parameters trained by the IWAE bound with S draws."""
     variants, pairs = [], []
     small = {"model.decoder": {"class_path": "MLPDecoder", "hidden": [hidden] * 2}}
     for s in sizes:
@@ -95,7 +95,9 @@ def _iwae(sizes: Sequence[int], hidden: int, widths: dict[int, int], depths: dic
         for model, layers in gated:
             rival = model != "mixture"
             options = {"model.encoder": {"class_path": "GatedEncoder", "hidden": layers}, **small}
-            options |= {"training.bound": "iwelbo", "training.draws": s} if rival else {"model.components": s}
+            options |= (
+                {"training.bound": "iwelbo", "training.draws_per_component": s} if rival else {"model.components": s}
+            )
             variants.append(Variant(model, s, "vanilla", options, None if not rival else ("mixture", s)))
             pairs += [(("mixture", s), (model, s))] if rival else []
     return Trainings(
@@ -117,7 +119,7 @@ def _ablation(presets: dict[str, Any], base: str, sizes: Sequence[int], **rest: 
         models.append(model)
         options = {key: value for name in names for key, value in parts[name].items()}
         variants += [Variant(model, s, base, {"model.components": s, **options}) for s in sizes]
-    questions = [Question("The likelihood rises with every step in S, whatever else is there.", _steps(models, sizes))]
+    questions = [Question("The likelihood rises with every step in S, with any other parts.", _steps(models, sizes))]
     best = ("flow + levels + vamp", sizes[-1])
     others = [(best, (model, sizes[-1])) for model in models if model != best[0]]
     questions.append(Question("All parts together are best.", others))
@@ -166,7 +168,7 @@ _EXPERIMENTS = (
             "smoke": Trainings(
                 [Variant("cifar10", s, "cifar10", {"model.components": s}) for s in (1, 2)],
                 [Question("The likelihood rises with every step in S.", _steps(["cifar10"], (1, 2)))],
-                options=_CIFAR, draws=10, examples=30, cost="half a minute",
+                options=_CIFAR, total_draws=10, examples=30, cost="half a minute",
             ),
             "small": _likelihood(
                 ("cifar10",), (1, 2), options={"data.limit": 2000, "data.limit_validation": 500, "training.epochs": 20},
@@ -184,7 +186,9 @@ _EXPERIMENTS = (
         "A mixture of S encoders has a higher likelihood than one wider or deeper encoder of as many parameters "
         "trained by the IWAE bound. Here the rival is a true IWAE: the logarithm of the mean of S weights.",
         {
-            "smoke": _iwae((2,), 16, {2: 25}, {2: 4}, options=DIGITS, draws=20, examples=50, cost="half a minute"),
+            "smoke": _iwae(
+                (2,), 16, {2: 25}, {2: 4}, options=DIGITS, total_draws=20, examples=50, cost="half a minute"
+            ),
             "small": _iwae(
                 (2,), 300, {2: 509}, {2: 6}, options={**FASHION, **SHORT}, draws_per_component=500,
                 cost="half an hour on two cores; with --epochs 50 --warmup 12 --seeds 0,1 about two hours",
@@ -202,7 +206,8 @@ _EXPERIMENTS = (
         "and classify cell types better than SCVI's, and better than samples of one encoder side by side.",
         {
             "smoke": Cells(
-                (1, 2), (2,), seeds=(0, 1), settings={"epochs": 2, "warmup": 1, "patience": 2, "draws": 10}, cells=200,
+                (1, 2), (2,), seeds=(0, 1), cells=200,
+                settings={"epochs": 2, "warmup": 1, "patience": 2, "total_draws": 10},
                 cost="half a minute",
             ),
             "small": Cells(
@@ -229,10 +234,10 @@ _EXPERIMENTS = (
     Experiment(
         "latents",
         "Image latents",
-        "Classifiers and clusterings on [mean, std] of all components find classes better as components are added.",
+        "Classifiers and clusterings on [mean, std] of all components get better as components are added.",
         {
-            "smoke": _latents(_TINY, (1, 2), draws=20, examples=100, cost="half a minute"),
-            "small": _latents({**FASHION, **SHORT}, (1, 2, 4), draws=1000, cost="an hour on two cores"),
+            "smoke": _latents(_TINY, (1, 2), total_draws=20, examples=100, cost="half a minute"),
+            "small": _latents({**FASHION, **SHORT}, (1, 2, 4), total_draws=1000, cost="an hour on two cores"),
             "paper": _latents(
                 {"data.name": "mnist"}, (1, 2, 3, 4), seeds=(0, 1, 2), draws_per_component=5000, cost="a day on one GPU"
             ),
@@ -241,14 +246,14 @@ _EXPERIMENTS = (
     Experiment(
         "ablation",
         "Ablation: components × flow × levels × VampPrior",
-        "Every part gains, all together gain most, and more components gain whatever else is there.",
+        "Every part helps, all together help most, and more components help with any other parts.",
         {
             "smoke": _ablation(
-                _parts([16], [16], 10), "digits", (1, 2), options=_TINY, draws=20, examples=50, cost="two minutes"
+                _parts([16], [16], 10), "digits", (1, 2), options=_TINY, total_draws=20, examples=50, cost="two minutes"
             ),
             "small": _ablation(
                 _parts([200, 200], [64], 50), "digits", (1, 2), options={"training.epochs": 60, "training.warmup": 10},
-                seeds=(0, 1, 2), draws=500, cost="one hour on two cores",
+                seeds=(0, 1, 2), total_draws=500, cost="one hour on two cores",
             ),
             "paper": _ablation(
                 _parts([300, 300], [320], 500), "vanilla", (1, 2, 3, 4), seeds=(0, 1, 2), draws_per_component=5000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,14 +11,13 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 
 from mixvae import config
+from mixvae._tables import Row, Tabular
+from mixvae.progress import Progress
 from mixvae.reports import Column
-from mixvae.tables import Tabular
-
-Say = Callable[[str], object]
 
 
 def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> ValueError:
-    """Error that tells a mistyped name, with the nearest known one, or all where none is near."""
+    """Error for a mistyped name, with the closest known one, or all of them if none is close."""
     near = config.nearest(name, known)
     hint = f"did you mean {near}?" if near else f"choose {', '.join(known)}"
     return ValueError(f"unknown {what} {name!r}: {hint}")
@@ -28,7 +27,7 @@ def different(seeds: Sequence[int]) -> Sequence[int]:
     """The seeds, checked.
 
     Raises:
-        ValueError: there is none, or one is given twice.
+        ValueError: there are none, or one is repeated.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be different numbers, at least one; got {','.join(map(str, seeds)) or 'none'}")
@@ -36,7 +35,7 @@ def different(seeds: Sequence[int]) -> Sequence[int]:
 
 
 def margin(errors: float, count: int) -> float:
-    """Half width of the 95 % interval of a mean of so many values with this standard error, by Student's t."""
+    """Half width of the 95 % interval of a mean of `count` values with this standard error, by Student's t."""
     from scipy.stats import t
 
     return float(errors * t.ppf(0.975, count - 1)) if count > 1 else math.nan
@@ -44,12 +43,12 @@ def margin(errors: float, count: int) -> float:
 
 @dataclass(frozen=True)
 class Gap:
-    """One difference that a claim says is positive.
+    """One difference that is positive according to a claim.
 
     Args:
         name: what is compared with what.
         gain: the difference.
-        margin: half width of its 95 % interval; NaN where it is not known.
+        margin: half width of its 95 % interval; NaN if unknown.
         agreed: whether every seed's difference has the sign of the mean.
     """
 
@@ -70,8 +69,8 @@ class Verdict:
 
     Args:
         claim: the claim.
-        holds: True or False, or None where the numbers do not decide.
-        evidence: the differences that tell.
+        holds: True or False, or None if the numbers do not decide it.
+        evidence: the differences that decide it.
     """
 
     claim: str
@@ -85,10 +84,18 @@ class Verdict:
 
 
 def judge(claim: str, gaps: Sequence[Gap]) -> Verdict:
-    """Judge a claim by the differences that it says are positive.
+    """Judge a claim by the differences that should be positive according to it.
 
-    It holds if every difference exceeds its margin, with every seed of one sign, and does not if one lies below zero by
-    more than that. Anything else, a difference of unknown margin among it, decides nothing.
+    It holds if every difference exceeds its margin and all seeds agree in sign, and does not hold if one difference is
+    below zero by more than its margin. Anything else, such as an unknown margin, does not decide it.
+
+    Example:
+        >>> from mixvae.reproduce import Gap, judge
+        >>> verdict = judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=0.1)])
+        >>> verdict.word, verdict.evidence
+        ('holds', 'S = 2 over S = 1: +0.5 ± 0.1')
+        >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=0.6)]).word
+        'not decided'
     """
     if any(gap.agreed and gap.gain < -gap.margin for gap in gaps):
         holds = False
@@ -106,12 +113,12 @@ class Findings(Tabular):
         table: its rows.
         verdicts: the paper's claims, judged.
         figures: pictures by name, as figures or PNG.
-        commands: commands that did it, one by one.
-        notes: what makes the numbers weak.
+        commands: the commands of its single steps.
+        notes: caveats on the numbers.
     """
 
     columns: Sequence[Column]
-    table: list[dict[str, Any]]
+    table: list[Row]
     verdicts: list[Verdict]
     figures: dict[str, Figure | bytes] = field(default_factory=dict, repr=False)
     commands: list[str] = field(default_factory=list)
@@ -138,15 +145,15 @@ class Plan(Protocol):
         warmup: int | None = None,
         models: Sequence[str] | None = None,
     ) -> Plan:
-        """The same with other seeds, epochs or epochs of warm-up, or with some of its models only.
+        """The same with other seeds, epochs or epochs of warm-up, or with only some of its models.
 
         Raises:
-            ValueError: the experiment has nothing of the kind, or a value is wrong.
+            ValueError: the experiment has no such setting, or a value is wrong.
         """
         ...
 
-    def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
-        """Do what is not done yet in a folder, and say what was found."""
+    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+        """Do what has not been done yet in a folder, and return the findings."""
         ...
 
 

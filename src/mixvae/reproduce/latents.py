@@ -9,42 +9,42 @@ from matplotlib.figure import Figure
 
 from mixvae import figures, runs
 from mixvae.files import commit, read_manifest, read_part
-from mixvae.reproduce.findings import Say
+from mixvae.progress import Progress
 
 NAMES = ("latent means", "t-SNE", "components", "spread", "classes")
 SHOWN = 1000
-"""Examples that are drawn."""
+"""Most examples that are drawn."""
 
 
-def latent_pictures(run: runs.Run, say: Say) -> dict[str, bytes]:
+def latent_pictures(run: runs.Run, progress: Progress) -> dict[str, bytes]:
     """Principal components, t-SNE, and how components cooperate, as PNG by name.
 
-    What is drawn already from the same weights and data is read. A legacy run shows the pictures that it came with.
+    Stored pictures of the same weights and data are read. For a legacy run these are the pictures that it came with.
 
     Args:
         run: the run.
-        say: takes a line on what happens now.
+        progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
     """
     if run.is_legacy:
         paths = {name: run.layout.figures / f"{_file(name)}.png" for name in NAMES}
         return {name: path.read_bytes() for name, path in paths.items() if path.exists()}
-    about = {"weights": run.weights_sha256, "data": run.recipe.identity["data"], "examples": SHOWN}
+    identity = {"weights": run.weights_sha256, "data": run.recipe.identity["data"], "examples": SHOWN}
     manifest = run.layout.figures / "latents.json"
-    stored = _stored(manifest, about)
+    stored = _stored(manifest, identity)
     if stored is not None:
         return stored
-    say(f"{run.path.name}: drawing latents")
+    progress.announce(f"{run.path.name}: drawing latents")
     drawn = {name: figures.png(figure) for name, figure in _draw(run).items()}
     parts = {name: (f"{_file(name)}.png", picture) for name, picture in drawn.items()}
-    commit(manifest, {"identity": about}, parts)
+    commit(manifest, {"identity": identity}, parts)
     return drawn
 
 
-def _stored(manifest: Path, about: dict[str, Any]) -> dict[str, bytes] | None:
-    """Pictures that are stored under an identity, if they are whole."""
+def _stored(manifest: Path, identity: dict[str, Any]) -> dict[str, bytes] | None:
+    """Pictures that are stored under an identity, if they are intact."""
     try:
         content = read_manifest(manifest)
-        if content["identity"] != about:
+        if content["identity"] != identity:
             return None
         return {name: read_part(manifest, name)[1] for name in content["files"]}
     except (OSError, ValueError):

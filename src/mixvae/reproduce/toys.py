@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mixvae import config, figures, toys
+from mixvae._tables import Row
 from mixvae.files import commit, read_part, write_bytes, write_json
+from mixvae.progress import SILENT, Progress
 from mixvae.reports import Column
-from mixvae.reproduce.findings import Findings, Gap, Say, judge
+from mixvae.reproduce.findings import Findings, Gap, judge
 
 TARGETS = ("ring", "bigaussian")
 SPAN = 3.0
 """The toys' densities are measured between −span and span."""
 VERSION = 1
-"""Version of what toys compute; a change makes earlier results be computed again."""
+"""Version of what toys compute; raising it makes earlier results be recomputed."""
 
 
 @dataclass(frozen=True)
 class Toys:
-    """Approximate both targets by mixtures and by the flow.
+    """Approximate both targets by mixtures and by a flow.
 
     Args:
         components: the sizes S.
         steps: steps of each optimisation.
-        seed: seed of each.
+        seed: seed of each optimisation.
         cost: how long it takes, in words.
     """
 
@@ -60,18 +62,18 @@ class Toys:
         """
         raise ValueError("toys trains no models of data: leave out seeds, epochs, warm-up and models")
 
-    def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
-        """Train what is not there yet, and compare."""
+    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+        """Train what is missing, and compare."""
         del jobs
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         drawn: dict[str, Any] = {}
         gaps: list[Gap] = []
         rival: list[Gap] = []
         for target in TARGETS:
-            table, drawn[target] = self._approximation(target, out / target, say)
-            found = [{"target": target} | row for row in table]
-            *mixtures, flow = found
-            rows += found
+            table, drawn[target] = self._approximation(target, out / target, progress)
+            labelled = [{"target": target} | row for row in table]
+            *mixtures, flow = labelled
+            rows += labelled
             gaps += [_gap(new, old) for old, new in zip(mixtures, mixtures[1:], strict=False)]
             rival.append(_gap(mixtures[-1], flow))
         verdicts = [
@@ -86,9 +88,9 @@ class Toys:
         ]
         return Findings(self.columns, rows, verdicts, drawn, commands)
 
-    def _approximation(self, target: str, folder: Path, say: Say) -> tuple[list[dict[str, Any]], bytes]:
-        """Table and picture of a target: those of an earlier call if all settings are the same and no file changed."""
-        wanted: dict[str, Any] = {
+    def _approximation(self, target: str, folder: Path, progress: Progress) -> tuple[list[Row], bytes]:
+        """Table and picture of a target: those of an earlier call, if no setting and no file has changed."""
+        settings: dict[str, Any] = {
             "version": VERSION, "target": target, "components": list(self.components), "steps": self.steps,
             "seed": self.seed, "rival": True, "span": SPAN,
         }  # fmt: skip
@@ -96,21 +98,28 @@ class Toys:
         try:
             content, picture = read_part(manifest, "picture")
             read_part(manifest, "animation")
-            if content["settings"] == wanted:
+            if content["settings"] == settings:
                 return content["rows"], picture
-        except (OSError, ValueError, KeyError):  # nothing is there, or not what was left: it is made again
+        except (OSError, ValueError, KeyError):  # missing, damaged or changed: it is made again
             pass
         result = toy(
-            target, folder, components=self.components, steps=self.steps, seed=self.seed, rival=True, span=SPAN, say=say
+            target,
+            folder,
+            components=self.components,
+            steps=self.steps,
+            seed=self.seed,
+            rival=True,
+            span=SPAN,
+            progress=progress,
         )
         parts = {"picture": "toy.png", "animation": "toy.gif"}
         whole = {name: (file, (folder / file).read_bytes()) for name, file in parts.items()}
-        content = commit(manifest, {"settings": wanted, "rows": result.table}, whole)
+        content = commit(manifest, {"settings": settings, "rows": result.table}, whole)
         return content["rows"], whole["picture"][1]
 
 
-def _gap(new: dict[str, Any], old: dict[str, Any]) -> Gap:
-    """How much one approximation's bound is above another's, independent draws."""
+def _gap(new: Row, old: Row) -> Gap:
+    """How far one approximation's bound exceeds another's, by independent draws."""
     half = 1.96 * math.hypot(new["bound_se"], old["bound_se"])
     return Gap(f"{new['target']}, {new['name']} over {old['name']}", new["bound"] - old["bound"], half)
 
@@ -124,21 +133,19 @@ def toy(
     rival: bool = True,
     span: float = 3.0,
     seed: int = 0,
-    say: Callable[[str], object] = print,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = SILENT,
 ) -> toys.Comparison:
     """Approximate a log-density on the plane by mixtures, and write `results.json`, `toy.png` and `toy.gif`.
 
     Args:
         target: `ring`, `bigaussian`, or the import path of a function from points (N, 2) to log-densities (N,).
-        out: folder of what is written.
+        out: output folder.
         components: the sizes S.
         steps: steps of each optimisation.
-        rival: whether one component with an inverse autoregressive flow takes part.
+        rival: whether to include one component with an inverse autoregressive flow.
         span: the density is measured between −span and span.
         seed: seed of each optimisation.
-        say: takes a line on each that is done.
-        progress: called with the number of steps done and of all.
+        progress: where to report progress; silent by default.
 
     Raises:
         ValueError: there is no such target, or it is not a log-density on the plane.
@@ -149,7 +156,7 @@ def toy(
         raise ValueError(f"unknown target {target!r}: {hint}")
     measured = toys.quadrature(config.resolve(target, "mixvae.toys"), target, span)
     result = toys.compare(
-        measured, components, steps=steps, rival=rival, seed=seed, say=say, progress=progress
+        measured, components, steps=steps, rival=rival, seed=seed, progress=progress
     )  # fmt: skip
     folder = Path(out)
     write_bytes(folder / "toy.png", figures.png(result.figure))

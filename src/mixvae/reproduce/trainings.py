@@ -14,11 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mixvae import config, figures, runs, sweeps
+from mixvae._failures import Failed, at_least
+from mixvae._tables import Row
 from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, differences, standard_error
-from mixvae.failures import Failed, at_least
+from mixvae.progress import Progress
 from mixvae.reports import Column
-from mixvae.reproduce.findings import Findings, Gap, Say, different, judge, margin, unknown
+from mixvae.reproduce.findings import Findings, Gap, different, judge, margin, unknown
 from mixvae.reproduce.latents import latent_pictures
 
 LIKELIHOODS = (
@@ -26,7 +28,7 @@ LIKELIHOODS = (
     Column("S", "size", digits=0, about="mixture components, or the size compared with them"),
     Column("seeds", "seeds", digits=0),
     Column("parameters", "parameters", digits=0),
-    Column("−ELBO", "nelbo", about="negative evidence lower bound, nats"),
+    Column("−ELBO", "elbo", about="negative evidence lower bound, nats", negated=True),
     Column("MISELBO NLL", "nll_miselbo", about="nats"),
     Column("pooled NLL", "nll_pooled", "nll_pooled_se", about="nats; ± standard error over test examples"),
     Column("gain", "gain", "gain_se", 3, "paired gain in pooled nats over the row's baseline", signed=True),
@@ -45,10 +47,10 @@ class Variant:
     """One model of an experiment.
 
     Args:
-        model: what it is called.
+        model: its name.
         size: number of components S, or the size that it is compared with.
         preset: the configuration that it starts from.
-        options: what it changes there.
+        options: its changes to the preset.
         against: model and size of its baseline; the same model at the experiment's first size by default.
     """
 
@@ -65,7 +67,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Name in a file system."""
+        """Name for files and folders."""
         return f"{re.sub(r'[^a-zA-Z0-9_]+', '-', self.model)}-S{self.size}"
 
 
@@ -90,13 +92,13 @@ class Trainings:
 
     Args:
         variants: the models.
-        questions: what is claimed of them.
-        options: what all of them change in their presets.
+        questions: claims about them.
+        options: changes to the presets of all of them.
         seeds: seeds of every model.
         draws_per_component: draws of each component in the evaluation.
-        draws: draws in all instead, if `draws_per_component` is None.
-        examples: only so many test examples.
-        represent: classify and cluster by the latents too.
+        total_draws: total draws instead, if `draws_per_component` is None.
+        examples: evaluate only the first N test examples.
+        represent: also classify and cluster by the latents.
         cost: how long it takes, in words.
     """
 
@@ -105,7 +107,7 @@ class Trainings:
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     draws_per_component: int | None = None
-    draws: int = 1000
+    total_draws: int = 1000
     examples: int | None = None
     represent: bool = False
     cost: str = ""
@@ -117,7 +119,7 @@ class Trainings:
         warmup: int | None = None,
         models: Sequence[str] | None = None,
     ) -> Trainings:
-        """The same with other seeds, epochs or epochs of warm-up, or with some of its models only.
+        """The same with other seeds, epochs or epochs of warm-up, or with only some of its models.
 
         Raises:
             ValueError: there is no such model, or it is compared with one that is left out.
@@ -133,7 +135,7 @@ class Trainings:
         return changed if models is None else changed._of(models)
 
     def _of(self, models: Sequence[str]) -> Trainings:
-        """The same with some models, and what is claimed of them."""
+        """The same with some models, and the claims about them."""
         there = dict.fromkeys(variant.model for variant in self.variants)
         for model in models:
             if model not in there:
@@ -154,20 +156,20 @@ class Trainings:
             for variant in self.variants:
                 options = {**self.options, **variant.options, "seed": seed}
                 cells[f"{variant.name}-seed{seed}"] = config.read(variant.preset, config.flags(options))
-        return sweeps.Grid(out, cells, self.draws, self.examples, self.draws_per_component)
+        return sweeps.Grid(out, cells, self.total_draws, self.examples, self.draws_per_component)
 
-    def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
-        """Train and evaluate what is not done yet, and compare.
+    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+        """Train and evaluate what has not been done yet, and compare.
 
         Raises:
-            Failed: a training failed; what was done before stays.
+            Failed: a training failed; finished ones are kept.
         """
         grid = self.grid(out)
-        result = sweeps.run_cells(grid, jobs=jobs, say=say)
+        result = sweeps.run_cells(grid, jobs=jobs, progress=progress)
         if result.failed:
             raise Failed("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
         if self.represent:
-            say("classifying by the latents where that is not done")
+            progress.announce("classifying by the latents where that is not done")
         cells = {
             run.path: _Cell(run, result.done[run.path], _represent(run) if self.represent else {})
             for run in runs.open_runs(result.done)
@@ -179,8 +181,8 @@ class Trainings:
         scores = self._scores(measured) if self.represent else {}
         columns = [*LIKELIHOODS[:7], *([BITS] if discrete else []), *LIKELIHOODS[7:]]
         for row in rows if scores else []:
-            found = Representation({ALL: scores[f"{row['model']}, S = {row['size']}"]}).table[0]
-            row |= {key: value for key, value in found.items() if key not in ("features", "repetitions")}
+            averages = Representation({ALL: scores[f"{row['model']}, S = {row['size']}"]}).table[0]
+            row |= {key: value for key, value in averages.items() if key not in ("features", "repetitions")}
             row |= {key: None for key in row if key.endswith("_std") and len(self.seeds) == 1}
         if scores:
             metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
@@ -192,23 +194,23 @@ class Trainings:
             columns,
             rows,
             verdicts,
-            self._figures(measured, rows, scores, say),
+            self._figures(measured, rows, scores, progress),
             self._commands(grid, out),
             self._notes(rows, list(cells.values())),
         )
 
     def baseline(self, variant: Variant) -> tuple[str, int]:
-        """Model and size that a variant's gain is over."""
+        """Model and size of the baseline of a variant's gain."""
         return variant.against or next(v.key for v in self.variants if v.model == variant.model)
 
-    def _row(self, variant: Variant, measured: Measured) -> dict[str, Any]:
+    def _row(self, variant: Variant, measured: Measured) -> Row:
         """Means over seeds, and the paired gain over the baseline."""
         cells = measured[variant.key]
         results = [cell.evaluation.results for cell in cells]
         bits = [result["bits_per_dim"] for result in results]
-        row: dict[str, Any] = {
+        row: Row = {
             "model": variant.model, "size": variant.size, "seeds": len(cells),
-            "nelbo": -_mean(results, "elbo"), "nll_miselbo": _mean(results, "nll_miselbo"),
+            "elbo": _mean(results, "elbo"), "nll_miselbo": _mean(results, "nll_miselbo"),
             "nll_pooled": _mean(results, "nll_pooled"),
             "nll_pooled_se": standard_error(np.mean([cell.evaluation.bounds["pooled"] for cell in cells], 0)),
             "jsd": _mean(results, "jsd"), "effective_components": _mean(results, "effective_components"),
@@ -216,7 +218,8 @@ class Trainings:
             "bits_per_dim": None if None in bits else float(np.mean(bits)),
             "unreliable": 100 * float(np.mean([result["pareto_k_unreliable"] or 0.0 for result in results])),
             "each": [{name: r[name] for name in ("elbo", "nll_miselbo", "nll_pooled", "jsd")} for r in results],
-            "draws": results[0]["draws"], "examples": results[0]["examples"], "data_sha256": results[0]["data_sha256"],
+            "total_draws": results[0]["total_draws"],
+            "examples": results[0]["examples"], "data_sha256": results[0]["data_sha256"],
         }  # fmt: skip
         baseline = self.baseline(variant)
         if baseline != variant.key:
@@ -226,7 +229,7 @@ class Trainings:
         return row
 
     def _gaps(self, question: Question, measured: Measured) -> list[Gap]:
-        """The differences of a claim, with margins over test examples, or over seeds where scores have none."""
+        """The differences of a claim, with margins over test examples, or over seeds for scores without any."""
         gaps = []
         for better, worse in question.pairs:
             gain = _gain(measured[better], measured[worse], question.metric)
@@ -245,9 +248,13 @@ class Trainings:
         return scores
 
     def _figures(
-        self, measured: Measured, rows: list[dict[str, Any]], scores: dict[str, dict[str, list[float]]], say: Say
+        self,
+        measured: Measured,
+        rows: list[Row],
+        scores: dict[str, dict[str, list[float]]],
+        progress: Progress,
     ) -> dict[str, Figure | bytes]:
-        """Gains, scores, learning curves, and of latents the components and maps."""
+        """Gains, scores, learning curves, and pictures of the latents."""
         named = [
             (f"{row['model']} S = {row['size']} over {row['over']}", row["gain"], row["gain_se"])
             for row in rows if "gain" in row
@@ -261,14 +268,14 @@ class Trainings:
         drawn["learning curves"] = figures.learning_curves({name: run.metrics for name, run in first.items()})
         if self.represent:
             for name, run in first.items():
-                drawn |= {f"{name}: {what}": picture for what, picture in latent_pictures(run, say).items()}
+                drawn |= {f"{name}: {what}": picture for what, picture in latent_pictures(run, progress).items()}
         return drawn
 
     def _commands(self, grid: sweeps.Grid, out: Path) -> list[str]:
-        """What trains and evaluates each model by itself."""
+        """Commands that train and evaluate each model on its own."""
         lines = []
         each = self.draws_per_component
-        draws = f"--draws {self.draws}" if each is None else f"--draws-per-component {each}"
+        draws = f"--total-draws {self.total_draws}" if each is None else f"--draws-per-component {each}"
         limit = f" --examples {self.examples}" if self.examples else ""
         for seed in self.seeds:
             for variant in self.variants:
@@ -278,16 +285,16 @@ class Trainings:
                 lines.append(f"mixvae evaluate {path} {draws}{limit}{' --representation' if self.represent else ''}")
         return lines
 
-    def _notes(self, rows: list[dict[str, Any]], cells: Sequence[_Cell]) -> list[str]:
-        """What makes the numbers weak."""
+    def _notes(self, rows: list[Row], cells: Sequence[_Cell]) -> list[str]:
+        """Caveats on the numbers."""
         notes = []
         if any(cell.evaluation.identity.legacy for cell in cells):
             notes.append(
-                "Legacy results, from before results had a record of the weights and data that they were made from: "
-                "they pair with each other only."
+                "Legacy results, from before results recorded the weights and data that they were made from: they pair "
+                "with each other only."
             )
         if len(self.seeds) < 3:
-            notes.append(f"Seeds: {len(self.seeds)}. What another training would give is hardly known.")
+            notes.append(f"Seeds: {len(self.seeds)}. That says little about what another training would give.")
         if (worst := max(row["unreliable"] for row in rows)) > 5:
             notes.append(
                 f"Pareto k̂ exceeds 0.7 for up to {worst:.0f} % of the test examples: the pooled bound is valid but not "
@@ -301,7 +308,7 @@ Measured = dict[tuple[str, int], list["_Cell"]]
 
 @dataclass(frozen=True)
 class _Cell:
-    """What was measured of one training."""
+    """Measurements of one training."""
 
     run: runs.Run
     evaluation: Evaluation
@@ -309,7 +316,7 @@ class _Cell:
 
 
 def _represent(run: runs.Run) -> Mapping[str, Mapping[str, list[float]]]:
-    """Scores by features and metric on the test split; those that a legacy run came with."""
+    """Scores by features and metric on the test split; for a legacy run, those that it came with."""
     if not run.is_legacy:
         return runs.representation(run, split="test").scores
     stored = runs.representations(run)
@@ -320,7 +327,7 @@ def _represent(run: runs.Run) -> Mapping[str, Mapping[str, list[float]]]:
 
 @dataclass(frozen=True)
 class _Gain:
-    """Mean paired difference, by seed, its standard error over test examples, and over seeds; NaN where not known."""
+    """Mean paired difference, also by seed, with standard errors over test examples and over seeds; NaN if unknown."""
 
     mean: float
     by_seed: np.ndarray
@@ -329,7 +336,7 @@ class _Gain:
 
 
 def _gain(new: list[_Cell], old: list[_Cell], metric: str) -> _Gain:
-    """Paired difference of a bound on the same test examples, or of a score, of trainings of the same seeds."""
+    """Paired difference between trainings of the same seeds: of a bound on the same test examples, or of a score."""
     if metric in ("pooled", "miselbo", "elbo"):
         pairs = zip(new, old, strict=True)
         each = np.array([differences(a.evaluation, b.evaluation, metric, quiet=True) for a, b in pairs])

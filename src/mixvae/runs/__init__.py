@@ -1,14 +1,14 @@
-"""A run on disk: what it was made from, train, resume, evaluate, ask, and load the model back."""
+"""A run on disk: its recipe; training, resuming, evaluating and querying it; loading its model."""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
 
-from mixvae.runs.evaluating import SplitName, evaluate, evaluation_of, find_evaluation, save_arrays
-from mixvae.runs.listing import find_runs, listing
-from mixvae.runs.opening import load, open_run, open_runs
-from mixvae.runs.queries import (
+from mixvae.runs._evaluating import SplitName, evaluate, evaluation_of, find_evaluation, save_arrays
+from mixvae.runs._listing import find_runs, listing
+from mixvae.runs._opening import load, open_run, open_runs
+from mixvae.runs._queries import (
     components,
     cooperation,
     encode_split,
@@ -18,14 +18,14 @@ from mixvae.runs.queries import (
     representations,
     sample,
 )
-from mixvae.runs.recipe import Recipe
-from mixvae.runs.run import Run, open_data
-from mixvae.runs.standing import standing
-from mixvae.runs.starting import extension
-from mixvae.runs.store import Layout, RunStore
+from mixvae.runs._recipe import Recipe
+from mixvae.runs._run import Run, open_data
+from mixvae.runs._standing import standing
+from mixvae.runs._starting import extension
+from mixvae.runs._store import Layout, RunStore
 
 if TYPE_CHECKING:
-    from mixvae.runs.training import fit, train
+    from mixvae.runs._training import fit, train
 
 __all__ = [
     "Layout",
@@ -61,4 +61,4 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in ("fit", "train"):  # which import Lightning Fabric
         raise AttributeError(f"module 'mixvae.runs' has no attribute {name!r}")
-    return getattr(importlib.import_module("mixvae.runs.training"), name)
+    return getattr(importlib.import_module("mixvae.runs._training"), name)

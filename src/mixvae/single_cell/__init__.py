@@ -1,4 +1,4 @@
-"""Mixture VAEs of single cells, on scvi-tools: `pip install 'mixvae[scvi]'`. Importing this room imports scvi-tools."""
+"""Mixture VAEs of single cells, on scvi-tools: `pip install 'mixvae[scvi]'`. Importing this imports scvi-tools."""
 
 try:
     import scvi  # noqa: F401

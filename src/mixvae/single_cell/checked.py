@@ -1,4 +1,4 @@
-"""What others wrote, files of cells and records of their models, looked at before anything is made from it."""
+"""Checks of untrusted input, files of cells and records of models, before anything is made from it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ import numpy as np
 from anndata import AnnData
 from torch import Tensor
 
-from mixvae.failures import LARGEST
-from mixvae.resources import check, short
+from mixvae._failures import LARGEST
+from mixvae._resources import check, short
 
 DEEPEST = 100
-"""Levels of groups in an .h5ad file."""
+"""Most levels of groups in an .h5ad file."""
 
 
 class Unfit(ValueError):
-    """A file that is not read as cells."""
+    """A file that cannot be read as cells."""
 
 
 def check_h5ad(path: Path, *, copied: bool = False) -> None:
-    """Check that a file holds its cells itself, and that what it unpacks to fits into memory; no array is read.
+    """Check that a file holds all of its cells itself, and fits into memory when unpacked; no array is read.
 
     Args:
         path: the .h5ad file.
         copied: also refuse entries that anndata reads but cannot write.
 
     Raises:
-        Unfit: there is no such file, or an entry leads to another one.
+        Unfit: there is no such file, or an entry refers to another file.
         TooLarge: it does not fit.
     """
     if not path.exists():
@@ -45,13 +45,13 @@ def check_h5ad(path: Path, *, copied: bool = False) -> None:
 
 
 def _check_entries(file: h5py.File, path: Path, *, copied: bool) -> None:
-    """Refuse entries that lead to other files; soft links, which stay among the entries, are not followed."""
-    seen, waiting = set(), [("", file)]
+    """Refuse entries that refer to other files; soft links, which stay within the file, are not followed."""
+    visited, waiting = set(), [("", file)]
     while waiting:
         where, item = waiting.pop()
-        if (address := _address(item)) in seen:
+        if (address := _address(item)) in visited:
             continue
-        seen.add(address)
+        visited.add(address)
         if isinstance(item, h5py.Dataset):
             _check_dataset(item, where, path, copied=copied)
             waiting += _categories(item, where)
@@ -77,13 +77,13 @@ def _foreign(path: Path, where: str, how: str) -> Unfit:
 
 
 def _categories(item: h5py.Dataset, where: str) -> list[tuple[str, Any]]:
-    """What a column of an old file names as its categories, which may be nowhere else in the file."""
+    """Categories that a column of an old file refers to, which may be reachable in no other way."""
     reference = item.attrs.get("categories")
     return [(f"{where}.categories", item.file[reference])] if isinstance(reference, h5py.Reference) else []
 
 
 def _size(item: Any, where: str, path: Path, known: dict[Any, int | None]) -> int:
-    """Bytes of an entry with all below it, unpacked; what is linked twice is read twice."""
+    """Unpacked bytes of an entry and everything below it; what is linked twice is read twice."""
     if isinstance(item, h5py.Dataset):
         own = (item.size or 0) * item.dtype.itemsize
         return own + sum(_size(part, place, path, known) for place, part in _categories(item, where))
@@ -101,23 +101,23 @@ def _size(item: Any, where: str, path: Path, known: dict[Any, int | None]) -> in
 
 
 def _rows(group: h5py.Group) -> int:
-    """Bytes of the row pointers that a sparse matrix is given by its shape alone, before its own are read."""
+    """Bytes of the row pointers allocated for a sparse matrix by its shape alone, before its own are read."""
     kind = str(group.attrs.get("encoding-type", group.attrs.get("h5sparse_format")))[:3]
     shape = group.attrs.get("shape", group.attrs.get("h5sparse_shape"))
     return 0 if shape is None or kind not in ("csr", "csc") else 4 * int(np.ravel(shape)[("csr", "csc").index(kind)])
 
 
 def _address(item: Any) -> tuple[int, ...]:
-    """What tells an object of a file from all others, by whatever name it is reached."""
-    found = h5py.h5o.get_info(item.id)
-    return found.fileno, found.addr
+    """Unique address of an object in a file, by whatever name it is reached."""
+    info = h5py.h5o.get_info(item.id)
+    return info.fileno, info.addr
 
 
 def check_texts(adata: AnnData, path: Path) -> None:
     """Check that every name and text of cells and genes can be written to an .h5ad file.
 
     Raises:
-        Unfit: one cannot.
+        Unfit: one of them cannot.
     """
     for frame, of, one in ((adata.obs, "obs", "cell"), (adata.var, "var", "gene")):
         for name in frame.index[[_has_zero(value) for value in frame.index]]:
@@ -190,12 +190,12 @@ SETUP = {
     "categorical_covariate_keys": _NAMES,
     "continuous_covariate_keys": _NAMES,
 }
-"""What a record may say of where counts, batches and covariates are."""
+"""Keys of counts, batches and covariates that a record may name."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a run records of its model of cells.
+    """A run's record of its model of cells.
 
     Args:
         settings: arguments of the model.
@@ -209,12 +209,12 @@ class Record:
 
     @staticmethod
     def from_json(content: Mapping[str, Any], options: Mapping[str, _Form], source: str) -> Record:
-        """Take a record from JSON.
+        """Make a record from JSON.
 
         Args:
-            content: what the file holds.
-            options: what the settings may be.
-            source: the file, for the error.
+            content: content of the file.
+            options: forms of the settings.
+            source: the file, for the error message.
 
         Raises:
             ValueError: it has another form.
@@ -225,7 +225,7 @@ class Record:
 
 
 def _faults(content: Mapping[str, Any], options: Mapping[str, _Form]) -> Iterator[str]:
-    """What is wrong with a record, empty where nothing is; what comes later relies on what comes first."""
+    """What is wrong with a record, empty texts for what is right; later checks rely on earlier ones."""
     yield from _closed(content.get("settings"), "settings", options)
     yield _fault(content.get("genes"), "genes", _GENES)
     yield _fault(registry := content.get("registry"), "registry", _OBJECT)
@@ -236,16 +236,16 @@ def _faults(content: Mapping[str, Any], options: Mapping[str, _Form]) -> Iterato
         yield _fault(field := fields.get(name), f"{where}.{name}", _OBJECT)
         yield _fault(state := field.get("state_registry"), f"{where}.{name}.state_registry", _OBJECT)
         if name in ("batch", "labels"):
-            given = state.get("categorical_mapping")
-            yield _fault(given, f"{where}.{name}.state_registry.categorical_mapping", _CATEGORIES)
+            mapping = state.get("categorical_mapping")
+            yield _fault(mapping, f"{where}.{name}.state_registry.categorical_mapping", _CATEGORIES)
 
 
 def _closed(value: Any, where: str, forms: Mapping[str, _Form]) -> Iterator[str]:
-    """What is wrong with an object of which all that it may hold is known."""
+    """What is wrong with an object that may hold only certain keys."""
     yield _fault(value, where, _OBJECT)
-    for name, given in value.items():
+    for name, part in value.items():
         known = name in forms
-        yield _fault(given, f"{where}.{name}", forms[name]) if known else f"{where} has {name!r}, which it cannot have"
+        yield _fault(part, f"{where}.{name}", forms[name]) if known else f"{where} has {name!r}, which it cannot have"
 
 
 def _fault(value: Any, where: str, form: _Form) -> str:
@@ -253,12 +253,12 @@ def _fault(value: Any, where: str, form: _Form) -> str:
 
 
 def check_sizes(settings: Mapping[str, Any], weights: Mapping[str, Tensor], source: str) -> None:
-    """Check that the sizes of a model are those of its weights, before any memory is taken for it.
+    """Check that the sizes of a model are those of its weights, before any memory is allocated for it.
 
     Args:
         settings: arguments of the model.
         weights: its weights by name.
-        source: the file of the weights, for the error.
+        source: the file of the weights, for the error message.
 
     Raises:
         ValueError: the weights are of another model.

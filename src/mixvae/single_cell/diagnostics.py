@@ -1,4 +1,4 @@
-"""What the components of a trained mixture are for, in cells and genes, and how it compares with other embeddings."""
+"""What the components of a trained mixture represent, in cells and genes, and scores of integration."""
 
 from __future__ import annotations
 
@@ -22,19 +22,29 @@ from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.queries import OBSM_KEY
 
 PSEUDOCOUNT = 1e-5
-"""Added to expression shares before their logarithm: a tenth of a count in 10,000."""
+"""Added to expression shares before taking logarithms: a tenth of a count in 10,000."""
 
 
 @dataclass(frozen=True)
 class CellDiagnosis:
-    """What the components of a mixture are for.
+    """What the components of a mixture represent.
 
     Args:
         jsd: Jensen–Shannon divergence of the components of every cell, in nats, at most log S.
         responsibilities: share of each cell's exact posterior that each component covers, (cells, S).
-        genes: genes that distinguish what each component covers, as `distinguishing_genes` gives them.
+        genes: genes that distinguish what each component covers, as returned by `distinguishing_genes`.
         latent: mean of every cell's mixture, (cells, latent).
         cells: names of the cells.
+
+    Example:
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from mixvae.single_cell import CellDiagnosis
+        >>> genes = pd.DataFrame({"component": [0, 1], "gene": ["Gad1", "Mbp"]})
+        >>> shares = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+        >>> diagnosis = CellDiagnosis(np.zeros(3), shares, genes, np.zeros((3, 2)), pd.Index(list("abc")))
+        >>> diagnosis.dominant.tolist(), diagnosis.table["dominated_cells"].tolist()
+        ([0, 1, 1], [1, 2])
     """
 
     jsd: np.ndarray
@@ -54,12 +64,12 @@ class CellDiagnosis:
 
     @property
     def effective_components(self) -> float:
-        """exp(mean JSD): how many components really differ, between 1 and S."""
+        """exp(mean JSD): the number of components that really differ, between 1 and S."""
         return float(np.exp(self.jsd.mean()))
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per component: the share of the posterior it covers, the cells it dominates, its genes."""
+        """One row per component: the share of posteriors it covers, the cells it dominates, its genes."""
         n = self.responsibilities.shape[1]
         names = [self.genes.loc[self.genes["component"] == s, "gene"].head(5) for s in range(n)]
         return pd.DataFrame(
@@ -74,7 +84,7 @@ class CellDiagnosis:
 
     @cached_property
     def umap(self) -> np.ndarray:
-        """UMAP coordinates of the cells' latent means, (cells, 2), by scanpy with its defaults."""
+        """UMAP coordinates of the cells' latent means, (cells, 2), with scanpy's defaults."""
         import scanpy
 
         cells = AnnData(self.latent)
@@ -83,10 +93,10 @@ class CellDiagnosis:
         return np.asarray(cells.obsm["X_umap"])
 
     def figure(self, labels: Mapping[str, Any] | None = None) -> Figure:
-        """UMAP of the cells, coloured by dominant component, and by labels of yours beside it.
+        """UMAP of the cells, coloured by dominant component and, side by side, by your own labels.
 
         Args:
-            labels: labels of the cells by what they tell, such as {"cell type": adata.obs["cell_type"]}.
+            labels: labels of the cells by title, such as {"cell type": adata.obs["cell_type"]}.
         """
         named = {title: np.asarray(values).astype(str) for title, values in (labels or {}).items()}
         return figures.embedding(self.umap, {"dominant component": self.dominant} | named, "UMAP")
@@ -107,7 +117,7 @@ def diagnose(
     Args:
         model: a trained mixture.
         adata: the cells; those of the model by default.
-        indices: only these.
+        indices: use only these cells.
         n_mc_samples: draws per cell over all components.
         n_genes: genes per component.
         seed: seed of the draws.
@@ -130,21 +140,21 @@ def distinguishing_genes(
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     n_genes: int = 10,
-    draws: int = 8,
+    draws_per_component: int = 8,
     *,
     shares: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Genes whose decoded expression differs most between one component's draws and the other components'.
 
     For every cell, log₂ of the mean expression share ρ under component s over that under the others; averaged over
-    cells with their responsibilities as weights, so that cells count where the component covers their posterior.
+    cells weighted by responsibilities, so that cells count as far as the component covers their posterior.
 
     Args:
         model: a trained mixture.
         adata: the cells; those of the model by default.
-        indices: only these.
+        indices: use only these cells.
         n_genes: genes per component, those with the largest absolute mean.
-        draws: draws per component and cell.
+        draws_per_component: draws per component and cell.
         shares: responsibilities, (cells, S); computed if not given.
 
     Returns:
@@ -156,9 +166,13 @@ def distinguishing_genes(
     changes = []
     for tensors in model._make_data_loader(adata=adata, indices=indices):
         cells = len(tensors[REGISTRY_KEYS.X_KEY])
-        outputs = module.inference(**module._get_inference_input(tensors), n_samples=draws, stratified=True)
+        outputs = module.inference(
+            **module._get_inference_input(tensors), n_samples=draws_per_component, stratified=True
+        )
         px = module.generative(**module._get_generative_input(tensors, outputs))[MODULE_KEYS.PX_KEY]
-        scale = px.get_normalized("scale").unflatten(0, (draws, module.n_components, cells)).mean(0)  # (S, B, G)
+        scale = (
+            px.get_normalized("scale").unflatten(0, (draws_per_component, module.n_components, cells)).mean(0)
+        )  # (S, B, G)
         others = (scale.sum(0) - scale) / max(module.n_components - 1, 1)
         changes.append(((scale + PSEUDOCOUNT) / (others + PSEUDOCOUNT)).log2().cpu().numpy())
     change = np.concatenate(changes, 1)
@@ -175,17 +189,17 @@ def distinguishing_genes(
 def integration_scores(
     adata: AnnData, embeddings: Sequence[str], *, batch_key: str, label_key: str, jobs: int = 1
 ) -> pd.DataFrame:
-    """Scores of scib-metrics for batch correction and conservation of biology, one row per embedding.
+    """Scores of batch correction and conservation of biology by scib-metrics, one row per embedding.
 
     Args:
         adata: cells whose `obsm` holds the embeddings.
-        embeddings: keys of `obsm`, such as one of SCVI and one of MixtureSCVI.
+        embeddings: keys of `obsm`, such as one from SCVI and one from MixtureSCVI.
         batch_key: column of `obs` with the batch.
         label_key: column of `obs` with the cell type.
-        jobs: processes for the neighbours.
+        jobs: processes for finding neighbours.
 
     Raises:
-        ValueError: there is one batch only, or a key is missing.
+        ValueError: there is only one batch, or a key is missing.
 
     References:
         Luecken et al., Benchmarking atlas-level data integration in single-cell genomics (2022),

@@ -1,4 +1,4 @@
-"""Log-likelihood of counts under many draws of the latents, without repeating what does not depend on them."""
+"""Log-likelihood of counts under many draws of the latents, computing only once what does not depend on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
 EPSILON = 1e-8
-"""What scvi-tools adds under logarithms; the same here, so that both agree to rounding."""
+"""Added inside logarithms as in scvi-tools, so that both agree up to rounding."""
 
 
 def log_likelihood(
@@ -18,13 +18,13 @@ def log_likelihood(
 ) -> Float[Tensor, "T B"]:
     """Log p(x_b | z_tb), summed over genes, in nats, for T draws of every cell.
 
-    The log-gamma terms of negative binomials depend on counts and dispersion alone, so they are computed once for
-    all draws that share a dispersion. Equal to `px.log_prob` on repeated counts, to rounding.
+    The log-gamma terms of negative binomials depend only on counts and dispersion, so they are computed once for
+    all draws that share a dispersion. Equal to `px.log_prob` on repeated counts, up to rounding.
 
     Args:
         px: distribution of scvi-tools with parameters of shape (T·B, G), draws first.
         x: counts.
-        theta: inverse dispersion without the repeats; None where the likelihood has none.
+        theta: inverse dispersion without the repeats; None if the likelihood has none.
 
     References:
         Lopez et al., Deep generative modeling for single-cell transcriptomics (2018),

@@ -13,13 +13,13 @@ from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.data._utils import _is_minified
 from scvi.model import SCVI
 
-from mixvae.posteriors.base import add_noise
+from mixvae.posteriors._base import add_noise
 from mixvae.single_cell.data import check_counts, check_genes, check_keys, check_stored
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.queries import MixtureQueries
 
 LONGEST_WARMUP = 400
-"""Epochs of KL warm-up that scvi-tools takes by default."""
+"""scvi-tools' default epochs of KL warm-up."""
 TEMPORARY = ("_mixvae_qzm", "_mixvae_qzv")
 """Keys of `obsm` that hold posteriors while data are minified."""
 
@@ -27,21 +27,26 @@ TEMPORARY = ("_mixvae_qzm", "_mixvae_qzv")
 class MixtureSCVI(MixtureQueries):
     """`scvi.model.SCVI` with `n_components` encoders, q(z|x) = 1/S Σ_s q_s(z|x); everything else is SCVI's.
 
-        MixtureSCVI.setup_anndata(adata, batch_key="batch")
-        model = MixtureSCVI(adata, n_components=4)
-        model.train()
-        adata.obsm["X_mixvae"] = model.get_latent_representation()
-
     Args:
-        adata: set up by `setup_anndata`.
-        registry: setup of data that come by a data module, as for SCVI.
+        adata: cells set up by `setup_anndata`.
+        registry: setup of data from a data module, as for SCVI.
         n_components: number of encoders S; 1 is SCVI.
         freeze_decoder: train the encoders only; usually with `from_scvi_model`.
         **kwargs: everything that `scvi.model.SCVI` takes, with its defaults.
 
     Raises:
-        ValueError: there are no components; the data are no counts although the likelihood is of counts; a cell is
+        ValueError: there are no components; the data are not counts although the likelihood is of counts; a cell is
             empty; the AnnData was not set up.
+
+    Example:
+        >>> import numpy as np
+        >>> from anndata import AnnData
+        >>> from mixvae.single_cell import MixtureSCVI
+        >>> adata = AnnData(np.random.default_rng(0).poisson(2.0, (30, 12)).astype(np.float32))
+        >>> MixtureSCVI.setup_anndata(adata)
+        >>> model = MixtureSCVI(adata, n_components=3, n_hidden=8, n_latent=2)
+        >>> model.module.n_components, model.is_trained  # next: model.train(), model.get_latent_representation()
+        (3, False)
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
@@ -83,7 +88,7 @@ class MixtureSCVI(MixtureQueries):
         continuous_covariate_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Tell where counts, batches, labels and covariates are, as `scvi.model.SCVI.setup_anndata` does.
+        """Register counts, batches, labels and covariates, as `scvi.model.SCVI.setup_anndata` does.
 
         Args:
             adata: the cells.
@@ -93,7 +98,7 @@ class MixtureSCVI(MixtureQueries):
             size_factor_key: column of `obs` with size factors to use instead of library sizes.
             categorical_covariate_keys: columns of `obs` with further categories.
             continuous_covariate_keys: columns of `obs` with numbers.
-            **kwargs: what scvi-tools hands on when it transfers a setup.
+            **kwargs: what scvi-tools passes on when it transfers a setup.
 
         Raises:
             ValueError: a column or layer is missing.
@@ -126,8 +131,8 @@ class MixtureSCVI(MixtureQueries):
         Args:
             scvi_model: a trained `scvi.model.SCVI`.
             n_components: number of encoders S.
-            noise: standard deviation of what is added to the weights of every copy but the first, relative to each
-                tensor's own.
+            noise: standard deviation of the noise added to the weights of every copy but the first, relative to each
+                tensor's own standard deviation.
             freeze_decoder: train the encoders only.
 
         Raises:
@@ -153,7 +158,7 @@ class MixtureSCVI(MixtureQueries):
         return model
 
     def as_scvi(self, component: int = 0) -> SCVI:
-        """A plain SCVI with one of the encoders, for what takes one encoder only, such as scANVI.
+        """A plain SCVI with one of the encoders, for uses that take only one encoder, such as scANVI.
 
         Args:
             component: which encoder.
@@ -176,16 +181,16 @@ class MixtureSCVI(MixtureQueries):
     def train(self, max_epochs: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train as `scvi.model.SCVI.train` does.
 
-        The KL warm-up ends with the last epoch at the latest, where scvi-tools would take 400 epochs however few are
-        trained. A batch of one cell at the end of an epoch, which BatchNorm cannot take, is left out of that epoch.
+        The KL warm-up ends with the last epoch at the latest, whereas scvi-tools always takes 400 epochs, however few
+        are trained. A batch of one cell at the end of an epoch, which BatchNorm cannot handle, is dropped from it.
 
         Args:
-            max_epochs: most epochs; as many as scvi-tools chooses by default.
+            max_epochs: most epochs; chosen by scvi-tools by default.
             *args: what `scvi.model.SCVI.train` takes.
             **kwargs: what `scvi.model.SCVI.train` takes.
         """
-        given = inspect.signature(super().train).bind(max_epochs, *args, **kwargs)
-        options: dict[str, Any] = {**given.arguments}
+        bound = inspect.signature(super().train).bind(max_epochs, *args, **kwargs)
+        options: dict[str, Any] = {**bound.arguments}
         options |= options.pop("trainer_kwargs", options.pop("kwargs", {}))
         if options["max_epochs"] is None and self.adata is not None:
             from scvi.model._utils import get_max_epochs_heuristic
@@ -226,24 +231,24 @@ class MixtureSCVI(MixtureQueries):
     ) -> None:
         """Keep the posteriors of the cells instead of their counts, as `scvi.model.SCVI.minify_adata` does.
 
-        Means and variances of all components are stored side by side, (cells, S·latent). They are computed here
-        unless keys of `obsm` that hold them are given.
+        Means and variances of all components are stored side by side, (cells, S·latent). They are computed unless
+        the keys of `obsm` that hold them are given.
 
         Args:
-            minified_data_type: whether to keep the counts too, as for scvi-tools.
+            minified_data_type: whether to keep the counts too, as in scvi-tools.
             use_latent_qzm_key: key of `obsm` with the means.
             use_latent_qzv_key: key of `obsm` with the variances.
 
         Raises:
             ValueError: one key without the other, or arrays of another shape.
         """
-        given = [use_latent_qzm_key, use_latent_qzv_key]
-        if None not in given:
-            check_stored(self.adata, given, self.module.n_components * self.module.n_latent)
-            super().minify_adata(minified_data_type, *given)
+        keys = [use_latent_qzm_key, use_latent_qzv_key]
+        if None not in keys:
+            check_stored(self.adata, keys, self.module.n_components * self.module.n_latent)
+            super().minify_adata(minified_data_type, *keys)
             return
-        if any(given):
-            raise ValueError(f"give keys of both means and variances, or of neither; got {given[0]} and {given[1]}")
+        if any(keys):
+            raise ValueError(f"give keys of both means and variances, or of neither; got {keys[0]} and {keys[1]}")
         moments = self.get_latent_representation(components=True)
         for key, values in zip(TEMPORARY, moments, strict=True):
             self.adata.obsm[key] = values.reshape(len(values), -1)
@@ -257,7 +262,7 @@ class MixtureSCVI(MixtureQueries):
 
     @classmethod
     def load_query_data(cls, adata: AnnData | None = None, reference_model: Any = None, **kwargs: Any) -> MixtureSCVI:
-        """Map new cells onto a reference by surgery on it (scArches), as `scvi.model.SCVI.load_query_data` does.
+        """Map new cells onto a reference model by scArches surgery, as `scvi.model.SCVI.load_query_data` does.
 
         Args:
             adata: the new cells.
@@ -281,13 +286,13 @@ class MixtureSCVI(MixtureQueries):
         """Load a saved model, as `scvi.model.SCVI.load` does; the file is a pickle: load only what you trust.
 
         Args:
-            dir_path: folder that `save` wrote.
-            adata: cells with the same genes; those that were saved with it by default.
+            dir_path: folder written by `save`.
+            adata: cells with the same genes; by default those that were saved with the model.
             *args: what `scvi.model.SCVI.load` takes.
             **kwargs: what `scvi.model.SCVI.load` takes.
 
         Raises:
-            ValueError: the genes are not those that the model was trained on.
+            ValueError: the genes are not those the model was trained on.
         """
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="`var_names` for the loaded")
@@ -300,7 +305,7 @@ class MixtureSCVI(MixtureQueries):
                 ) from None
 
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Check cells that come with a query, and set them up as those of the model were."""
+        """Check the cells of a query, and set them up like those of the model."""
         if adata is not None and adata is not self._adata and not _is_minified(adata):
             check_genes(adata.var_names, self.get_var_names())
             arguments = self.registry["setup_args"]
@@ -326,14 +331,14 @@ class MixtureSCVI(MixtureQueries):
         """Refuse scANVI, which has one encoder and would silently leave it untrained."""
         if message is not None and message.startswith("Passed in scvi model"):
             raise ValueError(
-                "scANVI has one encoder and this model a mixture: hand over one of them, "
+                "scANVI has one encoder and this model a mixture: pass one of them, "
                 "SCANVI.from_scvi_model(model.as_scvi(component), …)"
             )
         super()._check_if_trained(warn, **({} if message is None else {"message": message}))
 
 
 def _rebuild(cls: type[SCVI], model: SCVI, **kwargs: Any) -> Any:
-    """An untrained model of another class with the settings, the data and the categories of a model."""
+    """An untrained model of another class with a model's settings, data and categories."""
     kept = dict(model.init_params_["non_kwargs"])
     for extra in model.init_params_["kwargs"].values():
         kept |= extra

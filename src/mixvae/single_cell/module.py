@@ -1,4 +1,4 @@
-"""scvi-tools' VAE with S encoders: the same decoder, counts and covariates, the bounds of mixvae."""
+"""scvi-tools' VAE with S encoders: the same decoder, counts and covariates, but the bounds of mixvae."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
+from mixvae._resources import make
 from mixvae.bounds import Terms, elbo, jsd, log_weights, pooled
-from mixvae.resources import make
 from mixvae.single_cell.likelihood import log_likelihood
 from mixvae.single_cell.posterior import CellPosterior, ComponentEncoders
 
@@ -28,7 +28,7 @@ Batch = dict[str, Tensor]
 
 
 def fresh_copy(module: nn.Module) -> nn.Module:
-    """A module of the same architecture with random weights of its own."""
+    """A module of the same architecture with new random weights."""
     copied = copy.deepcopy(module)
     for part in copied.modules():
         if callable(reset := getattr(part, "reset_parameters", None)):
@@ -37,7 +37,7 @@ def fresh_copy(module: nn.Module) -> nn.Module:
 
 
 def _repeated(inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Inputs of the decoder with the rows of cells repeated for every draw."""
+    """Inputs of the decoder with the cells' rows repeated for every draw."""
     return {
         name: value.repeat(repeats, 1) if name in PER_CELL and value is not None and repeats > 1 else value
         for name, value in inputs.items()
@@ -48,8 +48,8 @@ class MixtureModule(VAE):
     """`scvi.module.VAE` whose posterior is a mixture, q(z|x) = 1/S Σ_s q_s(z|x).
 
     A pass with a loss draws from every component (stratified); one without, as for expression and samples, draws
-    from a random component. Latents that are one draw of each component are flattened to (L·S·B, D) for the decoder,
-    so that its BatchNorm sees them as one batch.
+    from a random component. Stratified latents are flattened to (L·S·B, D) for the decoder, so that its BatchNorm
+    sees them as one batch.
 
     Args:
         n_input: number of genes.
@@ -61,6 +61,11 @@ class MixtureModule(VAE):
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
         Lopez et al., Deep generative modeling for single-cell transcriptomics (2018),
         https://doi.org/10.1038/s41592-018-0229-2
+
+    Example:
+        >>> from mixvae.single_cell import MixtureModule
+        >>> list(MixtureModule(12, n_components=3, n_hidden=8, n_latent=2).z_encoder)
+        ['c0', 'c1', 'c2']
     """
 
     def __init__(self, n_input: int, *, n_components: int = 4, freeze_decoder: bool = False, **kwargs: Any):
@@ -83,7 +88,7 @@ class MixtureModule(VAE):
 
     @auto_move_data
     def forward(self, tensors: Batch, *, inference_kwargs: dict | None = None, compute_loss: bool = True, **kwargs):
-        """Pass cells through: with a loss by a draw of every component, without by one of a random component."""
+        """Pass cells through: with a loss, by a draw from every component; without, by one from a random component."""
         inference_kwargs = {"stratified": compute_loss, **(inference_kwargs or {})}
         return super().forward(tensors, inference_kwargs=inference_kwargs, compute_loss=compute_loss, **kwargs)
 
@@ -111,7 +116,7 @@ class MixtureModule(VAE):
         stratified: bool = False,
         noise: Float[Tensor, "L S B E"] | None = None,
     ) -> dict[str, Any]:
-        """Draw from posteriors that are stored with minified data: all components, side by side."""
+        """Draw from posteriors stored with minified data: all components, side by side."""
         shape = (self.n_components, self.n_latent)
         outputs = {
             MODULE_KEYS.QZ_KEY: CellPosterior(qzm.unflatten(-1, shape), qzv.unflatten(-1, shape).sqrt()),
@@ -144,7 +149,7 @@ class MixtureModule(VAE):
         return outputs | {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.LIBRARY_KEY: library}
 
     def _get_generative_input(self, tensors: Batch, inference_outputs: dict[str, Any]) -> dict[str, Tensor | None]:
-        """What the decoder takes, with the rows of cells repeated for stratified draws."""
+        """Inputs of the decoder, with the cells' rows repeated for stratified draws."""
         inputs = super()._get_generative_input(tensors, inference_outputs)
         z = inputs[MODULE_KEYS.Z_KEY]
         repeats = z.shape[0] // len(tensors[REGISTRY_KEYS.BATCH_KEY]) if z.dim() == 2 else 1
@@ -154,7 +159,7 @@ class MixtureModule(VAE):
     def generative(
         self, z: Tensor, library: Tensor, batch_index: Tensor, *, transform_batch: Any = None, **inputs: Any
     ) -> dict[str, Any]:
-        """Decode; with embedded batches, which scvi-tools joins to (B, D) only, draws of (L, B, D) are flattened."""
+        """Decode; with embedded batches, which scvi-tools joins only to (B, D), draws of (L, B, D) are flattened."""
         inputs |= {"batch_index": batch_index, "transform_batch": transform_batch}
         if z.dim() < 3 or self.batch_representation != "embedding":
             return super().generative(z, library, **inputs)
@@ -167,18 +172,20 @@ class MixtureModule(VAE):
         return outputs
 
     @auto_move_data
-    def terms(self, tensors: Batch, draws: int = 1, *, noise: Float[Tensor, "L S B E"] | None = None) -> Terms:
-        """Log-densities that every bound is made of, by draws of every component.
+    def terms(
+        self, tensors: Batch, draws_per_component: int = 1, *, noise: Float[Tensor, "L S B E"] | None = None
+    ) -> Terms:
+        """Log-densities that every bound is made of, by draws from every component.
 
-        Where the library size is latent it is drawn with z and counts as one more latent of all components.
+        If the library size is latent, it is drawn with z and counts as one more latent of all components.
 
         Args:
-            tensors: one batch of cells as scvi-tools loads it.
-            draws: draws L from each component.
+            tensors: one batch of cells as loaded by scvi-tools.
+            draws_per_component: draws L from each component.
             noise: standard normal noise of the latents, and of the library size in the last place if it is latent.
         """
         inputs = self._get_inference_input(tensors)
-        outputs = self.inference(**inputs, n_samples=draws, stratified=True, noise=noise)
+        outputs = self.inference(**inputs, n_samples=draws_per_component, stratified=True, noise=noise)
         return self._terms(tensors, outputs, self.generative(**self._get_generative_input(tensors, outputs)))
 
     def _terms(self, tensors: Batch, inferred: dict[str, Any], generated: dict[str, Any]) -> Terms:
@@ -220,7 +227,7 @@ class MixtureModule(VAE):
     ) -> LossOutput:
         """Negative ELBO of the mixture, with the KL of z scaled by `kl_weight`.
 
-        KL(q ‖ p) = 1/S Σ_s KL(q_s ‖ p) − JSD, the first part in closed form, the JSD by the draws at hand.
+        KL(q ‖ p) = 1/S Σ_s KL(q_s ‖ p) − JSD, the first part in closed form, the JSD estimated by the same draws.
         """
         terms = self._terms(tensors, inference_outputs, generative_outputs)
         qz, ql = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.QL_KEY]
@@ -238,13 +245,13 @@ class MixtureModule(VAE):
     def marginal_ll(
         self, tensors: Batch, n_mc_samples: int, return_mean: bool = False, n_mc_samples_per_pass: int = 1
     ) -> Float[Tensor, " B"] | float:
-        """Pooled bound of log p(x) of every cell in nats, by at least `n_mc_samples` draws in all.
+        """Pooled bound of log p(x) of every cell in nats, by at least `n_mc_samples` draws in total.
 
         Args:
             tensors: one batch of cells.
             n_mc_samples: draws over all components, rounded up to a multiple of S.
-            return_mean: the mean over these cells instead.
-            n_mc_samples_per_pass: draws decoded at once, rounded up likewise.
+            return_mean: return the mean over these cells instead.
+            n_mc_samples_per_pass: draws decoded at once, also rounded up.
         """
         draws, at_once = (-(-n // self.n_components) for n in (n_mc_samples, n_mc_samples_per_pass))
         terms = (self.terms(tensors, min(at_once, draws - start)) for start in range(0, draws, at_once))

@@ -1,4 +1,4 @@
-"""The posterior of cells as scvi-tools reads one: a distribution with cells first."""
+"""The posterior of cells in scvi-tools' form: a distribution with cells first."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ from mixvae.distributions import DiagonalGaussian
 class CellPosterior(Distribution):
     """q(z|x_b) = 1/S Σ_s N(z; μ_bs, diag σ²_bs) for a batch of cells.
 
-    It takes the place of the Normal that scvi-tools calls `qz`: cells lead, so that batches of it are concatenated
-    and cells are picked along axis 0, and `log_prob` ends in an axis of size 1, which scvi-tools sums over.
+    It replaces the Normal that scvi-tools calls `qz`: cells come first, so that batches can be concatenated and cells
+    indexed along axis 0, and `log_prob` ends in an axis of size 1, which scvi-tools sums over.
 
     Args:
         means: μ.
         scales: σ.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.single_cell import CellPosterior
+        >>> qz = CellPosterior(torch.zeros(5, 3, 2), torch.ones(5, 3, 2))  # cells, components, latents
+        >>> qz.sample((4,)).shape, qz.log_prob(torch.zeros(5, 2)).shape
+        (torch.Size([4, 5, 2]), torch.Size([5, 1]))
     """
 
     arg_constraints = {"means": constraints.real, "scales": constraints.positive}
@@ -75,10 +82,10 @@ class CellPosterior(Distribution):
 
 
 class ComponentEncoders(nn.ModuleDict):
-    """S encoders of scvi-tools in the place of its one.
+    """S encoders of scvi-tools in place of its one.
 
-    The names c0, c1, … hold no number of their own between dots: surgery on a trained model (scArches) takes
-    layers by ".0." and ".1." in their names, and would thaw an encoder that is called 0.
+    They are named c0, c1, … because surgery on a trained model (scArches) finds layers by ".0." and ".1." in their
+    names, and would unfreeze an encoder named 0.
 
     Args:
         encoders: modules that return (Normal, draw), as `scvi.nn.Encoder(return_dist=True)` does.
@@ -93,11 +100,11 @@ class ComponentEncoders(nn.ModuleDict):
         return transformation(z)
 
     def z_transformation(self, z: Tensor) -> Tensor:
-        """Return z as it is: the posterior's densities are of z before `transform`."""
+        """Return z unchanged: the posterior's densities are those of z before `transform`."""
         return z
 
     def forward(self, x: Float[Tensor, "B G"], *covariates: Tensor) -> tuple[CellPosterior, None]:
-        """Return the posterior of every cell; draws are taken from it where they are needed."""
+        """Return the posterior of every cell; draws are taken from it when needed."""
         normals = [encoder(x, *covariates)[0] for encoder in self.values()]
         means = torch.stack([normal.loc for normal in normals], 1)
         return CellPosterior(means, torch.stack([normal.scale for normal in normals], 1)), None

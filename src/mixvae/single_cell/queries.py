@@ -1,4 +1,4 @@
-"""What is asked of a trained mixture about cells: latents, bounds, responsibilities, parameters of the likelihood."""
+"""Queries of a trained mixture about cells: latents, bounds, responsibilities, parameters of the likelihood."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ DECODED = 2**24
 """Expression values decoded at once while bounds are computed: draws × components × cells × genes."""
 OBSM_KEY = "X_mixvae_responsibilities"
 OF_COUNTS = ("zinb", "nb")
-"""Likelihoods whose parameters scvi-tools reads by names that the others lack."""
+"""Likelihoods with the parameters that scvi-tools reads by name."""
 
 
 class MixtureQueries(SCVI):
-    """The queries of `scvi.model.SCVI` that a mixture answers in its own way."""
+    """The queries of `scvi.model.SCVI` that a mixture answers differently."""
 
     module: MixtureModule
 
@@ -49,14 +49,14 @@ class MixtureQueries(SCVI):
 
         Args:
             adata: the cells; those of the model by default.
-            indices: only these.
-            give_mean: the mean of the mixture; otherwise one draw of it.
-            mc_samples: draws that the mean is estimated by where it has no closed form (`latent_distribution="ln"`).
+            indices: use only these cells.
+            give_mean: return the mean of the mixture; otherwise one draw from it.
+            mc_samples: draws to estimate the mean by if it has no closed form (`latent_distribution="ln"`).
             batch_size: cells at once.
-            return_dist: mean and variance of the mixture instead, both (cells, latent).
+            return_dist: return mean and variance of the mixture instead, both (cells, latent).
             dataloader: batches of cells, instead of `adata`.
-            components: means and variances of every component instead, both (cells, S, latent): the features of
-                the paper.
+            components: return means and variances of every component instead, both (cells, S, latent): the paper's
+                features.
             **data_loader_kwargs: what scvi-tools' data loader takes.
 
         Returns:
@@ -93,11 +93,11 @@ class MixtureQueries(SCVI):
     ) -> Estimate:
         """ELBO, MISELBO and pooled bound of log p(x) of every cell, with errors and diagnostics, in nats.
 
-        Noise is keyed by (seed, cell, draw): the same numbers whatever the batch size and the order of cells.
+        Noise is keyed by (seed, cell, draw): the numbers do not depend on batch size or the order of cells.
 
         Args:
             adata: the cells; those of the model by default.
-            indices: only these.
+            indices: use only these cells.
             n_mc_samples: draws per cell over all components, rounded up to a multiple of S.
             batch_size: cells at once.
             seed: seed of the draws.
@@ -136,15 +136,15 @@ class MixtureQueries(SCVI):
 
         Args:
             adata: the cells; those of the model by default.
-            indices: only these.
+            indices: use only these cells.
             n_mc_samples: draws per cell over all components, rounded up to a multiple of S.
             batch_size: cells at once.
-            return_mean: the mean over cells; otherwise one value per cell.
+            return_mean: return the mean over cells; otherwise one value per cell.
             dataloader: batches of cells, instead of `adata`.
-            data_loader_kwargs: not needed here; for scvi-tools' callers.
-            bound: pooled, the tightest; the paper's MISELBO; or the ELBO. `get_bounds` gives all, with errors.
+            data_loader_kwargs: ignored; for scvi-tools' callers.
+            bound: pooled, the tightest; the paper's MISELBO; or the ELBO. `get_bounds` returns all, with errors.
             seed: seed of the draws.
-            n_mc_samples_per_pass: not needed here, as memory is bounded anyway; for scvi-tools' callers.
+            n_mc_samples_per_pass: ignored, as memory is bounded anyway; for scvi-tools' callers.
         """
         del data_loader_kwargs, n_mc_samples_per_pass
         estimate = self.get_bounds(adata, indices, n_mc_samples, batch_size, seed=seed, dataloader=dataloader)
@@ -165,11 +165,11 @@ class MixtureQueries(SCVI):
 
         Args:
             adata: the cells; those of the model by default.
-            indices: only these.
+            indices: use only these cells.
             n_mc_samples: draws per cell over all components, rounded up to a multiple of S.
             batch_size: cells at once.
             seed: seed of the draws.
-            key_added: also write them to `adata.obsm[key_added]`, unless `indices` picks cells.
+            key_added: also write them to `adata.obsm[key_added]`, unless `indices` are given.
         """
         return self._shares_and_jsd(adata, indices, n_mc_samples, batch_size, seed, key_added)[0]
 
@@ -182,7 +182,7 @@ class MixtureQueries(SCVI):
         seed: int,
         key_added: str | None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Responsibilities, (cells, S), which are also written to `obsm`, and JSD, (cells,), by the same draws."""
+        """Responsibilities, (cells, S), also written to `obsm`, and JSD, (cells,), by the same draws."""
         each = self._draws_per_component(n_mc_samples)
         covered, apart = [], []
         for tensors, numbers in self._numbered(adata, indices, batch_size, None):
@@ -219,7 +219,7 @@ class MixtureQueries(SCVI):
         batch_size: int | None,
         dataloader: Iterator[dict[str, torch.Tensor]] | None,
     ) -> Iterator[tuple[dict[str, torch.Tensor], np.ndarray]]:
-        """Batches of cells with the cells' numbers, in evaluation mode."""
+        """Batches of cells with the cells' indices, in evaluation mode."""
         if self.minified_data_type is not None:
             raise ValueError("bounds need the counts, which minified data lack: use the full AnnData")
         numbers = None
@@ -258,7 +258,7 @@ class MixtureQueries(SCVI):
 
         Args:
             adata: the cells; those of the model by default.
-            indices: only these.
+            indices: use only these cells.
             n_samples: draws per cell.
             give_mean: average over the draws.
             batch_size: cells at once.
@@ -267,7 +267,7 @@ class MixtureQueries(SCVI):
 
         Returns:
             `mean`; `dispersions` of negative binomials, `dropout` where they are zero-inflated; `scale` of normals.
-            Arrays are (cells, genes), led by `n_samples` where there are more draws than one.
+            Arrays are (cells, genes), with a leading axis of `n_samples` if there is more than one draw.
         """
         if self.module.gene_likelihood in OF_COUNTS:
             return super().get_likelihood_parameters(
@@ -287,18 +287,18 @@ class MixtureQueries(SCVI):
         return {name: value.mean(0) for name, value in arrays.items()} if give_mean and n_samples > 1 else arrays
 
     def get_normalized_expression(self, *args: Any, **kwargs: Any) -> Any:
-        """Decoded expression as `scvi.model.SCVI.get_normalized_expression` gives it, each draw by one component.
+        """Decoded expression as by `scvi.model.SCVI.get_normalized_expression`, each draw from one component.
 
         Args:
             *args: what `scvi.model.SCVI.get_normalized_expression` takes.
             **kwargs: what `scvi.model.SCVI.get_normalized_expression` takes.
 
         Raises:
-            ValueError: importance weights are wanted for a likelihood of which scvi-tools cannot compute them.
+            ValueError: importance weights are requested for a likelihood for which scvi-tools cannot compute them.
         """
         if kwargs.get("weights") == "importance" and self.module.gene_likelihood not in OF_COUNTS:
             raise ValueError(
-                f"importance weights are for the likelihoods zinb and nb; got {self.module.gene_likelihood}: take "
+                f"importance weights are for the likelihoods zinb and nb; got {self.module.gene_likelihood}: use "
                 'weights="uniform"'
             )
         return super().get_normalized_expression(*args, **kwargs)

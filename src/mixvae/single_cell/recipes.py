@@ -1,4 +1,4 @@
-"""The recipe of a training on cells: what decides its weights, in the form that every run records."""
+"""The recipe of a training on cells: what determines its weights, in the form that every run records."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import scipy.sparse as sp
 from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 
-from mixvae.failures import at_least
+from mixvae._failures import at_least
 from mixvae.files import canonical, checksum
 from mixvae.runs import Recipe
-from mixvae.runs.recipe import path_of
+from mixvae.runs._recipe import path_of
 
 ROWS = 4096
 """Cells whose counts are hashed at once."""
 OPTIMIZER = {"optimizer": "Adam", "lr": 1e-3, "weight_decay": 1e-6, "eps": 0.01}
-"""scvi-tools' defaults, which are passed on explicitly so that what is recorded is what was done."""
+"""scvi-tools' defaults, passed explicitly so that what is recorded is what was done."""
 MONITOR = "elbo_validation"
-"""What early stopping watches: scvi-tools' name of the negative ELBO of the validation cells."""
+"""What early stopping monitors: scvi-tools' name for the negative ELBO of the validation cells."""
 PLAIN_NAMES = {"n_components": "components", "n_latent": "latent", "gene_likelihood": "likelihood"}
-"""What a recipe calls the options of a model that users name on the command line."""
+"""Names in a recipe for the model options that users set on the command line."""
 
 NAMES = ("column_names", "columns", "categorical_mapping", "mappings")
-"""Where scvi-tools keeps the names of genes and covariates, and the categories by the numbers that stand for them."""
+"""Where scvi-tools keeps the names of genes and covariates, and the categories in order of their codes."""
 PARTS = ("train", "validation", "test")
 Indices = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -44,7 +44,7 @@ class Training:
         batch: cells per step.
         seed: seed of weights, split and noise.
         split: indices of the cells to train on, to validate on and to hold out; scvi-tools' 90 % and 10 % by default.
-        accelerator: the device, as Lightning names it.
+        accelerator: the device, as in Lightning.
 
     Raises:
         ValueError: a number is out of range.
@@ -64,16 +64,16 @@ class Training:
 
     @property
     def goal(self) -> dict[str, Any]:
-        """What is recorded as the goal of the run."""
+        """The goal recorded for the run."""
         return {"epochs": self.epochs, "patience": self.patience}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Numbers of cells in every part of the split; empty where scvi-tools splits."""
+        """Numbers of cells in every part of the split; empty if scvi-tools splits."""
         return {} if self.split is None else dict(zip(PARTS, map(len, self.split), strict=True))
 
     def identity(self) -> dict[str, Any]:
-        """What decides the weights, apart from data, model, seed and start."""
+        """What determines the weights, apart from data, model, seed and start."""
         split: dict[str, Any] = {"by": "scvi-tools", "train": 0.9}
         if self.split is not None:
             split = {**self.sizes, "sha256": checksum(canonical([indices.tolist() for indices in self.split]))}
@@ -88,7 +88,7 @@ class Training:
 
 
 def recipe_of(model: SCVI, training: Training, start: Mapping[str, Any] | None = None) -> Recipe:
-    """Recipe of the training of a model on the cells that it was made for.
+    """Recipe for training a model on the cells it was made for.
 
     Args:
         model: a `MixtureSCVI` or `scvi.model.SCVI`.
@@ -113,7 +113,7 @@ def recipe_of(model: SCVI, training: Training, start: Mapping[str, Any] | None =
 
 
 def options_of(model: SCVI) -> dict[str, Any]:
-    """Arguments that a model was made with, the cells aside."""
+    """Arguments that a model was made with, apart from the cells."""
     options = dict(model.init_params_["non_kwargs"])
     for extra in model.init_params_["kwargs"].values():
         options |= extra
@@ -121,13 +121,13 @@ def options_of(model: SCVI) -> dict[str, Any]:
 
 
 def registry_of(model: SCVI) -> dict[str, Any]:
-    """The setup of a model's cells as JSON can hold it."""
+    """The setup of a model's cells as JSON values."""
     kept = {name: value for name, value in model.registry.items() if name != "_scvi_uuid"}
     return _plain(kept)
 
 
 def as_registry(value: Any, key: str = "") -> Any:
-    """The same as scvi-tools holds it, categories as arrays."""
+    """The same in scvi-tools' form, with categories as arrays."""
     if isinstance(value, dict):
         return {k: as_registry(v, "categorical_mapping" if key == "mappings" else k) for k, v in value.items()}
     if isinstance(value, list) and key in ("categorical_mapping", "columns"):
@@ -138,12 +138,12 @@ def as_registry(value: Any, key: str = "") -> Any:
 def _defaults() -> dict[str, Any]:
     """Options that scvi-tools fills in."""
     parameters = inspect.signature(SCVI.__init__).parameters.values()
-    given = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return {name: value for name, value in given.items() if name not in ("adata", "registry")}
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {name: value for name, value in defaults.items() if name not in ("adata", "registry")}
 
 
 def _named(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by plain names, those first that users name."""
+    """Options by plain names, starting with those that users set."""
     first = {plain: options[name] for name, plain in PLAIN_NAMES.items() if name in options}
     return first | _plain({name: value for name, value in options.items() if name not in PLAIN_NAMES})
 
@@ -165,7 +165,7 @@ def _cells(model: SCVI) -> dict[str, Any]:
 
 
 def _hash_counts(digest: Any, counts: Any) -> None:
-    """Hash a matrix by its values as they are trained on, whether it is sparse or dense."""
+    """Hash a matrix by the values that are trained on, whether it is sparse or dense."""
     for start in range(0, counts.shape[0], ROWS):
         rows = sp.csr_matrix(counts[start : start + ROWS], dtype=np.float32, copy=True)
         rows.sum_duplicates()
@@ -175,7 +175,7 @@ def _hash_counts(digest: Any, counts: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A nested value as JSON can hold it."""
+    """A nested value as JSON values."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

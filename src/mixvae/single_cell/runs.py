@@ -1,4 +1,4 @@
-"""Runs of MixtureSCVI on disk, for the command line: the same runs as those of images, and no file that is executed."""
+"""Runs of MixtureSCVI on disk, for the command line: in the same form as those of images, without executable files."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from anndata import AnnData
 from scvi.model import SCVI
 from scvi.model._utils import get_max_epochs_heuristic
 
-from mixvae.failures import at_least, plain_errors
+from mixvae._failures import at_least, plain_errors
+from mixvae._resources import guarding, short
 from mixvae.files import atomic, load_tensors, read_json, read_part, read_regular, weights_from_bytes
-from mixvae.resources import guarding, short
+from mixvae.progress import SILENT, Progress
 from mixvae.runs import Layout, Run, open_run
 from mixvae.single_cell.checked import MIXTURE_OPTIONS, OPTIONS, Record, check_sizes
 from mixvae.single_cell.data import check_genes, read_h5ad
 from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
 from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, recipe_of
-from mixvae.single_cell.training import Progress, fit, is_legacy, standing
+from mixvae.single_cell.training import fit, is_legacy, standing
 
 LATENT_KEY = "X_mixvae"
 CLASSES: dict[str, type[SCVI]] = {"mixvae.single_cell.MixtureSCVI": MixtureSCVI, "scvi.model.SCVI": SCVI}
-"""The models that a run may be of, by the name that it records."""
+"""The classes of model that a run may have, by recorded name."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Settings:
         }
 
     def model(self, adata: AnnData) -> MixtureSCVI:
-        """Make an untrained model for cells that are set up."""
+        """Make an untrained model for cells that have been set up."""
         return MixtureSCVI(adata, n_components=self.components, n_latent=self.latent, gene_likelihood=self.likelihood)
 
     def training(self, cells: int) -> Training:
-        """How the model is trained; the number of epochs is chosen by the number of cells where none is asked for.
+        """How to train the model; by default the number of epochs is chosen by the number of cells.
 
         Raises:
             ValueError: a number is out of range.
@@ -71,15 +72,15 @@ def train(
     file: str | Path,
     out: str | Path,
     settings: Settings,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> MixtureSCVI:
-    """Train on the cells of a file; a run that was killed goes on when the same call is made again.
+    """Train on the cells of a file; the same call again resumes a killed run.
 
     Args:
         file: an .h5ad file.
-        out: the run directory, which `mixvae.open_run` opens.
+        out: the run directory, for `mixvae.open_run`.
         settings: what to train.
-        progress: called with epoch, last epoch and validation ELBO.
+        progress: where to report progress; silent by default.
 
     Raises:
         ValueError: the run is finished, was begun with other settings or other cells, or is being trained by another
@@ -110,8 +111,8 @@ def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
         adata: the cells, whose batches and covariates must be those of the training.
 
     Raises:
-        ValueError: it is no finished run of cells, a file of it is damaged, genes differ, or a batch was not seen in
-            training.
+        ValueError: it is not a finished run of cells, one of its files is damaged, genes differ, or a batch was not
+            seen in training.
     """
     path = Path(run).expanduser()
     cls, record, source, content = _read_legacy(path) if is_legacy(path) else _read(path)
@@ -129,7 +130,7 @@ def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
 
 
 def _read(path: Path) -> tuple[type[SCVI], Record, Path, bytes]:
-    """Class and record of the model of a finished run, and path and content of its weights."""
+    """Class and record of a finished run's model, and path and content of its weights."""
     layout = Layout(path)
     if not layout.manifest.exists():
         raise ValueError(f"{path} is not a run of `mixvae sc train`: it has no run.json")
@@ -143,33 +144,33 @@ def _read(path: Path) -> tuple[type[SCVI], Record, Path, bytes]:
     with plain_errors(f"{layout.manifest} is damaged, restore the file from a copy"):
         is_done = opened.is_done
     if not is_done:
-        raise ValueError(f"{path} has not finished training: give its `mixvae sc train` command again")
+        raise ValueError(f"{path} has not finished training: repeat its `mixvae sc train` command")
     return CLASSES[kind], record, layout.weights, read_part(layout.manifest, "weights")[1]
 
 
 def _read_legacy(path: Path) -> tuple[type[SCVI], Record, Path, bytes]:
-    """The same of a run from before runs had an identity: settings.json, registry.json and model.safetensors."""
+    """The same for a run from before runs had an identity: settings.json, registry.json and model.safetensors."""
     weights = path / "model.safetensors"
     if not weights.exists():
         raise ValueError(f"{path} is a run of an earlier mixvae that has not finished training: train a new one")
     begun, registry = read_json(path / "settings.json"), read_json(path / "registry.json")
     if not isinstance(begun, dict):
         raise ValueError(f"{path / 'settings.json'} must hold an object; got {short(begun)}: restore it from a copy")
-    given = {**asdict(Settings()), **begun}
+    settings = {**asdict(Settings()), **begun}
     described = {
-        "settings": {name: given[plain] for name, plain in PLAIN_NAMES.items()},
+        "settings": {name: settings[plain] for name, plain in PLAIN_NAMES.items()},
         "genes": begun.get("genes"),
         "registry": registry,
     }
     if isinstance(registry, dict):
-        setup = {name: None if given[name] in ([], ()) else given[name] for name in Settings().setup()}
+        setup = {name: None if settings[name] in ([], ()) else settings[name] for name in Settings().setup()}
         described["registry"] = registry | {"setup_args": setup}
     record = Record.from_json(described, MIXTURE_OPTIONS, f"{path / 'settings.json'} or {path / 'registry.json'}")
     return MixtureSCVI, record, weights, read_regular(weights)
 
 
 def take_weights(model: SCVI, run: Run) -> None:
-    """Give a model the weights of a finished run, once their checksum is right.
+    """Load the weights of a finished run into a model, after checking their checksum.
 
     Raises:
         FileNotFoundError: they are missing.
@@ -182,7 +183,7 @@ def take_weights(model: SCVI, run: Run) -> None:
 
 
 def trained(path: Path, model: SCVI, training: Training, source: str, start: Mapping[str, Any] | None = None) -> Run:
-    """The finished run of a model in a directory, trained if it is not finished; the model then has its weights.
+    """The finished run of a model in a directory, trained first if necessary; the model gets its weights.
 
     Args:
         path: the run directory.
@@ -192,7 +193,7 @@ def trained(path: Path, model: SCVI, training: Training, source: str, start: Map
         start: the weights that the model starts from, if they are not random: their sha256 and the noise on them.
 
     Raises:
-        ValueError: something else is there, another process trains it, or a file is damaged.
+        ValueError: something else is there, another process is training it, or a file is damaged.
     """
     recipe = recipe_of(model, training, start)
     run = standing(path, recipe, training, same_goal=True)

@@ -1,4 +1,4 @@
-"""One training on cells that becomes a run: Lightning trains, and `RunStore` keeps every epoch."""
+"""One training on cells that becomes a run: Lightning trains, and `RunStore` saves every epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,28 +17,26 @@ from lightning.pytorch.callbacks import Callback
 from scvi.model import SCVI
 
 from mixvae.files import state_from_bytes, weights_to_bytes
+from mixvae.progress import SILENT, Progress
 from mixvae.runs import Layout, Recipe, Run, RunStore, open_run
-from mixvae.runs.evaluating import git_commit, versions
-from mixvae.runs.recipe import path_of
-from mixvae.runs.standing import refuse, standing_run
-from mixvae.runs.store import read_run
+from mixvae.runs._evaluating import git_commit, versions
+from mixvae.runs._recipe import path_of
+from mixvae.runs._standing import refuse, standing_run
+from mixvae.runs._store import read_run
 from mixvae.single_cell.recipes import MONITOR, OPTIMIZER, Training, options_of, registry_of
-from mixvae.training import is_over
+from mixvae.training import Epoch, is_over
 
 STREAM = 1_000_003
-"""Epochs' seeds are apart by the seed times this."""
-
-Progress = Callable[[int, int, float], object]
-"""Called with epoch, last epoch and validation ELBO."""
+"""An epoch's seed is its number plus the seed of the training times this."""
 
 
 def standing(path: Path, asked: Recipe, training: Training, *, same_goal: bool = False) -> Run | None:
-    """The run that stands in a directory, if it is of this recipe; None if nothing is there.
+    """The run in a directory, if it has this recipe; None if the directory is empty.
 
     Args:
         path: the run directory.
-        asked: the recipe asked for.
-        training: the training asked for.
+        asked: the requested recipe.
+        training: the requested training.
         same_goal: also refuse a run that was begun with another number of epochs or another patience.
 
     Raises:
@@ -54,8 +52,8 @@ def standing(path: Path, asked: Recipe, training: Training, *, same_goal: bool =
         return None
     reason = run.why_not_recipe(asked, training.epochs, training.patience)
     if same_goal and not run.recipe.differences(asked):
-        held, wanted = run.manifest["goal"], training.goal
-        changed = [f"{name} is {held.get(name)}, not {new}" for name, new in wanted.items() if held.get(name) != new]
+        old, goal = run.manifest["goal"], training.goal
+        changed = [f"{name} is {old.get(name)}, not {new}" for name, new in goal.items() if old.get(name) != new]
         reason = changed[0] if changed else reason
     refuse(run, reason)
     return run
@@ -73,22 +71,22 @@ def fit(
     recipe: Recipe,
     *,
     source: str,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> Run:
-    """Train a model into a run directory, from the beginning or from the last epoch that was committed.
+    """Train a model into a run directory, from the beginning or from the last committed epoch.
 
-    The run is finished, and has weights, by one and the same commit.
+    The commit that finishes the run also adds its weights.
 
     Args:
         model: an untrained `MixtureSCVI` or `scvi.model.SCVI`.
         path: the run directory.
         training: how to train.
-        recipe: the recipe of model, cells and training, as `recipe_of` makes it.
+        recipe: the recipe of model, cells and training, as returned by `recipe_of`.
         source: file or name of the cells, for the record.
-        progress: called with epoch, last epoch and validation ELBO, once the epoch is on disk.
+        progress: where to report each epoch, once it is on disk; silent by default.
 
     Raises:
-        ValueError: another process trains this run, it is of another recipe, or a file of it is damaged.
+        ValueError: another process is training this run, it has another recipe, or one of its files is damaged.
         FloatingPointError: the ELBO became NaN or infinite; the last good checkpoint is kept.
     """
     description = {
@@ -113,11 +111,11 @@ def _over(row: Mapping[str, Any], training: Training) -> bool:
 
 
 def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None) -> None:
-    """Let Lightning train, from the bytes of a checkpoint if there is one."""
+    """Train by Lightning, from the bytes of a checkpoint if there is one."""
     with TemporaryDirectory(prefix="mixvae-") as folder:
         options: dict[str, Any] = {}
         if state is not None:
-            state_from_bytes(state, epochs.store.layout.state)  # tensors and plain values only, or it is refused here
+            state_from_bytes(state, epochs.store.layout.state)  # refuses all but tensors and plain values
             options["ckpt_path"] = str(Path(folder) / "state.ckpt")
             Path(options["ckpt_path"]).write_bytes(state)
         if training.split is not None:
@@ -138,11 +136,11 @@ def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None
 class _Epochs(Callback):
     """Commits every epoch, ends the training, and seeds every epoch by its number.
 
-    So the noise of an epoch does not depend on how the training came there, and a resumed run ends bit for bit
-    where an uninterrupted one does.
+    The noise of an epoch thus does not depend on the history of the training, and a resumed run ends with the same
+    weights, bit for bit, as an uninterrupted one.
     """
 
-    def __init__(self, store: RunStore, training: Training, rows: list[dict[str, Any]], progress: Progress | None):
+    def __init__(self, store: RunStore, training: Training, rows: Sequence[Epoch], progress: Progress):
         self.store, self.training, self.rows, self.progress = store, training, list(rows), progress
         self.started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
 
@@ -155,7 +153,7 @@ class _Epochs(Callback):
         sampler.generator = torch.Generator().manual_seed(self._seed(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Seed the noise of the epoch with its first batch: how much was drawn before depends on a resume."""
+        """Seed the noise of the epoch at its first batch: how much was drawn before that depends on resuming."""
         del pl_module, batch
         if batch_idx == 0:
             torch.manual_seed(self._seed(trainer))
@@ -164,7 +162,7 @@ class _Epochs(Callback):
         return self.training.seed * STREAM + trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Commit the epoch, with the weights if it is the last one, and say so."""
+        """Commit the epoch, with the weights if it is the last one, and report it."""
         row = self._row(trainer)
         over = _over(row, self.training)
         with TemporaryDirectory(prefix="mixvae-") as folder:
@@ -182,11 +180,11 @@ class _Epochs(Callback):
         self.store.log(row)
         self.store.commit(state, weights, self.rows, progress)
         trainer.should_stop = trainer.should_stop or over
-        if self.progress is not None:
-            self.progress(row["epoch"], self.training.epochs, row["validation"])
+        words = f"epoch {row['epoch']}/{self.training.epochs}  validation {row['validation']:.1f}"
+        self.progress.update(row["epoch"], self.training.epochs, words)
 
-    def _row(self, trainer: Any) -> dict[str, Any]:
-        """What is recorded of an epoch: bounds as more is better, and whatever scvi-tools logs, as it logs it.
+    def _row(self, trainer: Any) -> Epoch:
+        """The record of an epoch: bounds, of which more is better, and whatever scvi-tools logs, unchanged.
 
         Raises:
             ValueError: there are no cells to validate on.
@@ -208,7 +206,7 @@ class _Epochs(Callback):
 
 
 def _runtime(source: str, path: Path, training: Training) -> dict[str, Any]:
-    """What is recorded of a training and is no part of its identity."""
+    """What is recorded of a training but is not part of its identity."""
     relative = os.path.relpath(source, path.absolute()) if Path(source).is_absolute() else None
     return {
         "data": {"name": source, "origin": None, "relative": relative, "sizes": training.sizes},

@@ -1,6 +1,7 @@
 """Training on Lightning Fabric: KL warm-up, early stopping, checkpoints, and resuming bit for bit.
 
-The trainer is imported when it is first used: Lightning Fabric takes seconds, which who reads a run need not wait.
+The trainer is imported when it is first used: Lightning Fabric takes seconds to import, and reading a run does not
+need it.
 """
 
 from __future__ import annotations
@@ -8,15 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from mixvae.training.devices import default_device, launch
-from mixvae.training.memory import keep_freed_memory
-from mixvae.training.options import MakeOptimizer, MakeSchedule, TrainingOptions
-from mixvae.training.state import State, Store, is_over
+from mixvae.training._devices import default_device, launch
+from mixvae.training._history import Epoch, History
+from mixvae.training._memory import keep_freed_memory
+from mixvae.training._options import MakeOptimizer, MakeSchedule, TrainingOptions
+from mixvae.training._state import State, Store, is_over
 
 if TYPE_CHECKING:
-    from mixvae.training.trainer import Trainer
+    from mixvae.training._trainer import Trainer
 
 __all__ = [
+    "Epoch",
+    "History",
     "MakeOptimizer",
     "MakeSchedule",
     "State",
@@ -33,4 +37,4 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name != "Trainer":
         raise AttributeError(f"module 'mixvae.training' has no attribute {name!r}")
-    return getattr(importlib.import_module("mixvae.training.trainer"), name)
+    return getattr(importlib.import_module("mixvae.training._trainer"), name)

@@ -1,8 +1,8 @@
-"""A second question of cells: do mixtures mix batches of cells better than SCVI, with one batch simulated?"""
+"""A second question about cells: do mixtures integrate batches better than SCVI? One batch is simulated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from scipy.sparse import csr_matrix
 from scvi.model import SCVI
 
 from mixvae.evaluation import Evaluation, Identity
+from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.cells.results import MIXTURE, SCVI_NAME, Job, agree, labels_sha256, legacy
-from mixvae.runs.stored import save_evaluation, stored_evaluation
+from mixvae.runs._stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import cortex
 from mixvae.single_cell.diagnostics import integration_scores
 from mixvae.single_cell.model import MixtureSCVI
@@ -26,10 +27,10 @@ SCORES = "scib-metrics"
 
 
 def with_batches(adata: AnnData, seed: int = 0) -> AnnData:
-    """Real cells in two batches: a random half of them keep a part of their counts, another part for every gene.
+    """Real cells in two batches: a random half of them is thinned, each gene by its own factor.
 
     Each count of gene g is kept with probability min(1, ½ e^{N(0, ½²)}), so the second batch has half the depth and
-    genes of its own that are caught badly. The batch effect is simulated; cells, counts and types are real.
+    its own poorly captured genes. The batch effect is simulated; cells, counts and types are real.
     """
     rng = np.random.default_rng(seed)
     counts = adata.X.toarray().astype(int)
@@ -49,21 +50,21 @@ def integrate(
     epochs: int = 100,
     warmup: int = 50,
     data: AnnData | None = None,
-    progress: Callable[[Job, dict[str, Any]], object] | None = None,
+    progress: Progress = SILENT,
 ) -> list[dict[str, Any]]:
-    """Scores of scib-metrics of SCVI and mixtures on CORTEX in two batches (`with_batches`); resumes as `run` does.
+    """scib-metrics of SCVI and mixtures on CORTEX in two batches (`with_batches`); resumes as `run` does.
 
     Args:
         out: folder of the runs.
-        components: S of the mixtures beside SCVI.
+        components: S of the mixtures to compare with SCVI.
         seeds: seeds of every model.
         epochs: epochs of training.
         warmup: epochs of KL warm-up.
         data: cells with `cell_type`; CORTEX by default.
-        progress: called with every job and its result.
+        progress: where to report progress; silent by default.
 
     Raises:
-        ValueError: a run or a result in the folder was made from other cells or by other settings.
+        ValueError: a run or a result in the folder was made from other cells or with other settings.
     """
     folder = Path(out).expanduser()
     listed = [job for seed in seeds for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components))]
@@ -73,13 +74,12 @@ def integrate(
     for i, job in enumerate(listed):
         training = Training(epochs, None, warmup, seed=job.seed, accelerator="cpu")
         results.append(contents[i] if contents is not None else _integrated(folder / job.name, job, training, adata))
-        if progress is not None:
-            progress(job, results[-1])
+        progress.announce(f"{job.name}: done")
     return results
 
 
 def _integrated(path: Path, job: Job, training: Training, adata: AnnData) -> dict[str, Any]:
-    """Train one model on two batches, and score how its latents mix them."""
+    """Train one model on two batches, and score how well its latents mix them."""
     scvi.settings.seed = job.seed
     cls, options = (SCVI, {}) if job.kind == SCVI_NAME else (MixtureSCVI, {"n_components": job.components})
     cls.setup_anndata(adata, batch_key="batch")
@@ -99,11 +99,11 @@ def _integrated(path: Path, job: Job, training: Training, adata: AnnData) -> dic
     )
     extra = {"labels_sha256": labels_sha256(adata, ["cell_type"])}
     file = run.layout.evaluations / "integration.json"
-    made = stored_evaluation(file, identity, extra)
-    if made is None:
+    evaluation = stored_evaluation(file, identity, extra)
+    if evaluation is None:
         adata.obsm[job.name] = model.get_latent_representation()
         scores = integration_scores(adata, [job.name], batch_key="batch", label_key="cell_type")
         results = {**asdict(job), "epochs": run.epoch, "scores": scores.loc[job.name].to_dict()}
-        made = Evaluation(identity, {"latent": adata.obsm.pop(job.name)}, results)
-        save_evaluation(file, made, extra)
-    return dict(made.results)
+        evaluation = Evaluation(identity, {"latent": adata.obsm.pop(job.name)}, results)
+        save_evaluation(file, evaluation, extra)
+    return dict(evaluation.results)

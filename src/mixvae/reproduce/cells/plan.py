@@ -1,4 +1,4 @@
-"""The single-cell experiments as they are carried out: which models, and what is claimed of them."""
+"""How the single-cell experiments are carried out: which models, and the claims about them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from mixvae import figures
-from mixvae.failures import at_least
+from mixvae._failures import at_least
+from mixvae._tables import Row
+from mixvae.progress import Progress
 from mixvae.reports import Column
-from mixvae.reproduce.findings import Findings, Gap, Say, different, judge, margin, unknown
+from mixvae.reproduce.findings import Findings, Gap, different, judge, margin, unknown
 
 KINDS = ("scvi", "mixture", "frozen", "nobatchnorm")
-"""Models by the name of their kind."""
+"""Kinds of models."""
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
-"""The scores of scib-metrics that are shown; the higher the better."""
+"""The scores of scib-metrics that are shown first; the higher the better."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,12 @@ class Cells:
 
     Args:
         sizes: numbers of components S of mixtures.
-        frozen: numbers of components of mixtures with the decoder of SCVI, frozen.
+        frozen: numbers of components of mixtures with SCVI's decoder, frozen.
         unnormalised: numbers of components of mixtures without BatchNorm.
         seeds: seeds of every model.
         more_seeds: further seeds of SCVI and of mixtures of one and three.
-        settings: settings of the training and the evaluation, as `mixvae.reproduce.cells.study.Plan` has them.
-        cells: use so many PBMC cells instead of CORTEX, for a trial.
+        settings: settings of training and evaluation, the arguments of `mixvae.reproduce.cells.study.Plan`.
+        cells: use this many PBMC cells instead of CORTEX, for a trial.
         cost: how long it takes, in words.
     """
 
@@ -64,7 +66,7 @@ class Cells:
         warmup: int | None = None,
         models: Sequence[str] | None = None,
     ) -> Cells:
-        """The same with other seeds of every model, epochs or warm-up, or with some kinds of its models only.
+        """The same with other seeds of every model, epochs or warm-up, or with only some kinds of its models.
 
         Raises:
             ValueError: there is no such kind, or a number is wrong.
@@ -74,19 +76,19 @@ class Cells:
         settings = dict(self.settings)
         settings |= {} if epochs is None else {"epochs": epochs}
         settings |= {} if warmup is None else {"warmup": warmup}
-        made = replace(self, settings=settings)
+        plan = replace(self, settings=settings)
         if seeds is not None:
-            made = replace(made, seeds=different(seeds), more_seeds=())
+            plan = replace(plan, seeds=different(seeds), more_seeds=())
         if models is None:
-            return made
+            return plan
         for model in models:
             if model not in KINDS:
                 raise unknown("model", model, KINDS)
         kept = {"sizes": "mixture", "frozen": "frozen", "unnormalised": "nobatchnorm"}
-        return replace(made, **{name: () for name, kind in kept.items() if kind not in models})
+        return replace(plan, **{name: () for name, kind in kept.items() if kind not in models})
 
-    def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
-        """Train what is not there yet, and compare.
+    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+        """Train what is missing, and compare.
 
         Raises:
             ValueError: scvi-tools is not installed.
@@ -100,7 +102,7 @@ class Cells:
         listed = study.jobs(
             self.seeds, self.more_seeds, sizes=self.sizes, frozen=self.frozen, unnormalised=self.unnormalised
         )
-        results = study.run(out, listed, **plan, data=data, progress=lambda job, _: say(f"{job.name}: done"))
+        results = study.run(out, listed, **plan, data=data, progress=progress)
         rows = [_flat(row) for row in table(results)]
         named = [
             (f"{row['model']}, S = {row['size']}", row["elbo_gain"], row["elbo_gain_se"])
@@ -111,11 +113,11 @@ class Cells:
             drawn["gains"] = figures.gains(named, "gain of the ELBO over SCVI (nats per held-out cell)")
         notes = [f"{len(self.seeds)} seeds: standard errors have {len(self.seeds) - 1} degrees of freedom."]
         if results[0].identity.legacy:
-            notes.append(f"The results in {out} are legacy: there is no record of the data that they were made from.")
+            notes.append(f"The results in {out} are legacy: there is no record of the data they were made from.")
         return Findings(self.columns, rows, self._verdicts(rows), drawn, notes=notes)
 
-    def _verdicts(self, rows: Sequence[dict[str, Any]]) -> list[Any]:
-        """The claims on mixtures of several components, where there are any."""
+    def _verdicts(self, rows: Sequence[Row]) -> list[Any]:
+        """The claims about mixtures of several components, if there are any."""
         by_key = {(row["model"], row["size"]): row for row in rows}
         several = [s for s in self.sizes if s > 1]
         mixtures = [by_key["mixture", s] for s in several]
@@ -132,14 +134,14 @@ class Cells:
 
 @dataclass(frozen=True)
 class Integration:
-    """Train SCVI and mixtures on cells in two batches, one of them simulated, and score how their latents mix them.
+    """Train SCVI and mixtures on cells in two batches, one of them simulated, and score how well latents mix them.
 
     Args:
         sizes: numbers of components S of mixtures.
         seeds: seeds of every model.
         epochs: epochs of every training.
         warmup: epochs of KL warm-up.
-        cells: use so many PBMC cells instead of CORTEX, for a trial.
+        cells: use this many PBMC cells instead of CORTEX, for a trial.
         cost: how long it takes, in words.
     """
 
@@ -160,7 +162,7 @@ class Integration:
         """The same with other seeds, epochs or warm-up.
 
         Raises:
-            ValueError: a number is wrong, or models are chosen.
+            ValueError: a number is wrong, or models are given.
         """
         if models is not None:
             raise ValueError("this experiment compares SCVI and mixtures: leave out models")
@@ -173,8 +175,8 @@ class Integration:
             warmup=self.warmup if warmup is None else warmup,
         )
 
-    def carry_out(self, out: Path, *, jobs: int, say: Say) -> Findings:
-        """Train what is not there yet, and compare.
+    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+        """Train what is missing, and compare.
 
         Raises:
             ValueError: scvi-tools is not installed.
@@ -187,7 +189,7 @@ class Integration:
         results = integrate(
             out, self.sizes, self.seeds, epochs=self.epochs, warmup=self.warmup,
             data=None if self.cells is None else study.trial(self.cells),
-            progress=lambda job, _: say(f"{job.name}: done"),
+            progress=progress,
         )  # fmt: skip
         rows = [_flat(row) for row in integration_table(results)]
         first = [name for name in INTEGRATION if name in rows[0]]
@@ -221,21 +223,21 @@ def _study() -> Any:
     return study
 
 
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose pairs of mean and standard error are two values."""
-    flat: dict[str, Any] = {"model": row["model"], "size": row["S"], "seeds": row["seeds"]}
+def _flat(row: Row) -> Row:
+    """A row with each pair of mean and standard error as two values."""
+    flat: Row = {"model": row["model"], "size": row["S"], "seeds": row["seeds"]}
     for key, value in row.items():
         if isinstance(value, tuple):
             flat |= {key: value[0], f"{key}_se": value[1]}
     return flat
 
 
-def _gain(row: dict[str, Any], metric: str) -> Gap:
+def _gain(row: Row, metric: str) -> Gap:
     half = margin(row[f"{metric}_gain_se"], row["seeds"])
     return Gap(f"S = {row['size']} over SCVI ({metric})", row[f"{metric}_gain"], half)
 
 
-def _difference(row: dict[str, Any], other: dict[str, Any], metric: str) -> Gap:
+def _difference(row: Row, other: Row, metric: str) -> Gap:
     gain, error = f"{metric}_gain", f"{metric}_gain_se"
     half = margin(math.hypot(row[error], other[error]), min(row["seeds"], other["seeds"]))
     return Gap(f"S = {row['size']} over {other['size']} samples ({metric})", row[gain] - other[gain], half)

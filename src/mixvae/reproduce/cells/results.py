@@ -1,4 +1,4 @@
-"""What the single-cell experiments measured: stored with what it was made from, compared seed by seed."""
+"""Results of the single-cell experiments: stored with what they were made from, compared seed by seed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 
+from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 
 SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
 BOUNDS = ("elbo", "miselbo", "pooled")
 LEGACY_BATCH = 128
-"""Cells per step of results that do not record it."""
+"""Cells per step in results that do not record it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Job:
 
 
 def labels_sha256(adata: AnnData, keys: Sequence[str]) -> str:
-    """Checksum of what the cells are called."""
+    """Checksum of the cells' labels."""
     return checksum(canonical({key: list(map(str, adata.obs[key])) for key in keys}))
 
 
@@ -44,11 +45,11 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
 
     Args:
         folder: the folder.
-        listed: the models asked for.
-        check: raises an error where a result is not what is asked for.
+        listed: the requested models.
+        check: raises an error if a result is not the requested one.
 
     Raises:
-        ValueError: not all models asked for are there: such results pair with each other only.
+        ValueError: some requested models are missing: such results pair with each other only.
     """
     kinds = (SCVI_NAME, FROZEN, MIXTURE, UNNORMALISED)
     there = {path.stem for kind in kinds for path in folder.glob(f"{kind}-S*-seed*.json")}
@@ -78,13 +79,13 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
     return results
 
 
-def agree(path: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Check that a legacy result was made with the settings asked for.
+def agree(path: Path, recorded: Mapping[str, Any], requested: Mapping[str, Any]) -> None:
+    """Check that a legacy result was made with the requested settings.
 
     Raises:
         ValueError: it was not; the message names the first setting that differs.
     """
-    for name, value in asked.items():
+    for name, value in requested.items():
         held = recorded.get(name, LEGACY_BATCH if name == "batch" else None)
         if held != value:
             raise ValueError(
@@ -94,23 +95,25 @@ def agree(path: Path, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> 
 
 
 def legacy_evaluation(content: Mapping[str, Any]) -> Evaluation:
-    """A legacy result as an evaluation: nothing is known of its data but the number of held-out cells."""
+    """A legacy result as an evaluation: of its data only the number of held-out cells is known."""
     own = content["estimate"]
     if not all(isinstance(value, int | float) for value in content["pooled"]):
-        raise TypeError("pooled holds something else than numbers")
+        raise TypeError("pooled holds something other than numbers")
     pooled = np.array(content["pooled"], dtype=float)
     each = own["draws_per_component"]
     identity = Identity(None, "test", len(pooled), None, own["components"], each, own["seed"], legacy=True)
     job = {name: content[name] for name in ("kind", "components", "seed")}
     rest = {name: content[name] for name in ("epochs", "seconds", "settings", "representation")}
-    return Evaluation(identity, {"pooled": pooled}, {**own, **rest, "job": job, "legacy": True})
+    return Evaluation(
+        identity, {"pooled": pooled}, {**own, "total_draws": own["draws"], **rest, "job": job, "legacy": True}
+    )
 
 
-def table(results: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
+def table(results: Sequence[Evaluation]) -> Iterator[Row]:
     """One row per model and S: means over seeds, each with its standard error, and the paired gain over SCVI.
 
     Raises:
-        ValueError: the results are not all of the same cells, or SCVI, which all are compared with, is not among them.
+        ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
     """
     by_key: dict[tuple[str, int], dict[int, _Scored]] = {}
     for result in results:
@@ -129,7 +132,7 @@ def table(results: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
         raise ValueError(f"gains are over SCVI of the same seed, which is missing: add {Job(SCVI_NAME, 1, 0).name}")
     baseline = by_key[SCVI_NAME, 1]
     for key, by_seed in sorted(by_key.items()):
-        row: dict[str, Any] = {"model": key[0], "S": key[1], "seeds": len(by_seed)}
+        row: Row = {"model": key[0], "S": key[1], "seeds": len(by_seed)}
         for metric in next(iter(by_seed.values())).values:
             row[metric] = mean_and_error([scored.values[metric] for scored in by_seed.values()])
             paired = [scored.gain(baseline[seed], metric) for seed, scored in by_seed.items() if seed in baseline]
@@ -139,20 +142,20 @@ def table(results: Sequence[Evaluation]) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """Scores of one model, or of samples of it, and the bounds of every cell where they are its own."""
+    """Scores of one model, or of samples of it; for a model also the bounds of every cell."""
 
     values: Mapping[str, float]
     bounds: Evaluation | None
 
     def gain(self, old: _Scored, metric: str) -> float:
-        """Gain over another model: over the same cells, one by one, where the metric is a bound."""
+        """Gain over another model: paired by cell if the metric is a bound."""
         if self.bounds is not None and old.bounds is not None and metric in BOUNDS:
-            if metric in self.bounds.bounds and metric in old.bounds.bounds:  # legacy results hold but one
+            if metric in self.bounds.bounds and metric in old.bounds.bounds:  # legacy results hold only one
                 return paired_gain(self.bounds, old.bounds, metric, quiet=True).mean
         return self.values[metric] - old.values[metric]
 
 
-def integration_table(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def integration_table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row per model and S: every score's mean over seeds with its standard error."""
     by_key: dict[tuple[str, int], list[dict[str, float]]] = {}
     for result in results:

@@ -1,11 +1,11 @@
 """The paper's single-cell experiment: SCVI, mixtures of one to five encoders, and their rivals on CORTEX.
 
-Every model is a run directory, and every evaluation is stored in it with what it was made from.
+Every model is a run directory, and its evaluation is stored there with what it was made from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from scipy.sparse import issparse
 from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 
+from mixvae._failures import at_least
 from mixvae.analysis import classifiers, classify, cluster
 from mixvae.evaluation import Evaluation, Identity, fingerprint
-from mixvae.failures import at_least
+from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.cells.results import (
     FROZEN,
     MIXTURE,
@@ -34,21 +35,21 @@ from mixvae.reproduce.cells.results import (
     legacy_evaluation,
 )
 from mixvae.runs import Run
-from mixvae.runs.stored import save_evaluation, stored_evaluation
+from mixvae.runs._stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.recipes import Training
 from mixvae.single_cell.runs import trained
 
 SIZES = (2400, 200, 405)
-"""Cells of CORTEX that are trained on, validated on and held out."""
+"""Cells of CORTEX for training and validation, and held out."""
 NOISE = 0.01
 """Noise on the copies of SCVI's encoder, relative to each tensor's own standard deviation."""
 LABELS = ("cell_type", "precise_type")
 COMPARED = (1, 3)
-"""Sizes of the mixtures that further seeds are spent on."""
+"""Sizes of the mixtures that are trained with further seeds."""
 FEWEST = 20
-"""Cells of the smallest trial."""
+"""Fewest cells in a trial."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Plan:
         epochs: most epochs.
         warmup: epochs of KL warm-up.
         patience: epochs without a better validation ELBO after which training stops.
-        draws: draws per held-out cell, over all components.
+        total_draws: draws per held-out cell, over all components.
         batch: cells per step.
 
     Raises:
@@ -69,11 +70,11 @@ class Plan:
     epochs: int = 400
     warmup: int = 100
     patience: int = 45
-    draws: int = 1000
+    total_draws: int = 1000
     batch: int = 128
 
     def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs, patience=self.patience, draws=self.draws, batch=self.batch)
+        at_least(1, epochs=self.epochs, patience=self.patience, total_draws=self.total_draws, batch=self.batch)
         at_least(0, warmup=self.warmup)
 
 
@@ -85,13 +86,13 @@ def jobs(
     frozen: Sequence[int] = (2, 3, 4, 5),
     unnormalised: Sequence[int] = (1, 3),
 ) -> list[Job]:
-    """Models of the experiment, SCVI of every seed among them.
+    """Models of the experiment, including SCVI with every seed.
 
     Args:
         seeds: seeds of every model.
-        more_seeds: further seeds of SCVI and of mixtures of `COMPARED` sizes, so that these compare well.
+        more_seeds: further seeds of SCVI and of mixtures of `COMPARED` sizes, for a sharper comparison.
         sizes: numbers of components S of mixtures.
-        frozen: numbers of components of mixtures with the decoder of SCVI, frozen.
+        frozen: numbers of components of mixtures with SCVI's decoder, frozen.
         unnormalised: numbers of components of mixtures without BatchNorm.
     """
     listed = []
@@ -104,17 +105,17 @@ def jobs(
 
 
 def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of the cells to train on, to validate on and to hold out; `SIZES`, in proportion for other cells."""
+    """Indices of the cells to train on, to validate on and to hold out; as many as `SIZES`, or in proportion."""
     order = np.random.default_rng(seed).permutation(cells)
     first, second = (cells * part // sum(SIZES) for part in (SIZES[0], SIZES[0] + SIZES[1]))
     return order[:first], order[first:second], order[second:]
 
 
 def trial(cells: int) -> AnnData:
-    """PBMC cells in the place of CORTEX, to try the experiment on.
+    """PBMC cells in place of CORTEX, to try out the experiment.
 
     Raises:
-        ValueError: there are not so many, or too few to hold any out.
+        ValueError: there are not that many, or too few to hold any out.
     """
     data = pbmc68k()
     if not FEWEST <= cells <= data.n_obs:
@@ -132,36 +133,36 @@ def run(
     epochs: int = Plan.epochs,
     warmup: int = Plan.warmup,
     patience: int = Plan.patience,
-    draws: int = Plan.draws,
+    total_draws: int = Plan.total_draws,
     batch: int = Plan.batch,
     data: AnnData | None = None,
-    progress: Callable[[Job, Evaluation], object] | None = None,
+    progress: Progress = SILENT,
 ) -> list[Evaluation]:
-    """Train and evaluate what is not there yet; one run directory per model, so that a killed study goes on.
+    """Train and evaluate what is missing; one run directory per model, so that a killed study resumes.
 
-    A folder of results from before results had an identity is read as it is, if it holds all models and was made by the
-    same settings.
+    A folder of results from before results had an identity is read as it is, if it holds all models and was made with
+    the same settings.
 
     Args:
         out: folder of the runs.
-        listed: what to train; `jobs()` by default.
+        listed: models to train; `jobs()` by default.
         epochs: most epochs.
         warmup: epochs of KL warm-up.
         patience: epochs without a better validation ELBO after which training stops.
-        draws: draws per held-out cell, over all components.
+        total_draws: draws per held-out cell, over all components.
         batch: cells per step.
         data: cells with `cell_type` and `precise_type`; CORTEX by default.
-        progress: called with every job and its result.
+        progress: where to report progress; silent by default.
 
     Raises:
-        ValueError: a run or a result in the folder was made from other cells or by other settings.
+        ValueError: a run or a result in the folder was made from other cells or with other settings.
     """
-    out, plan = Path(out).expanduser(), Plan(epochs, warmup, patience, draws, batch)
+    out, plan = Path(out).expanduser(), Plan(epochs, warmup, patience, total_draws, batch)
     listed = jobs() if listed is None else listed
     held_out = SIZES[2] if data is None else len(split(data.n_obs)[2])
 
     def check(path: Path, content: Mapping[str, Any]) -> None:
-        agree(path, content["settings"], asdict(plan))
+        agree(path, {**content["settings"], "total_draws": content["settings"]["draws"]}, asdict(plan))
         agree(path, {"number of held-out cells": len(content["pooled"])}, {"number of held-out cells": held_out})
         legacy_evaluation(content)
 
@@ -170,8 +171,7 @@ def run(
     results = []
     for job, result in zip(listed, made, strict=True):
         results.append(result)
-        if progress is not None:
-            progress(job, result)
+        progress.announce(f"{job.name}: done")
     return results
 
 
@@ -185,14 +185,14 @@ class _Study:
         self.split = split(self.adata.n_obs)
 
     def evaluations(self, listed: Sequence[Job]) -> Iterator[Evaluation]:
-        """Evaluations of all jobs, trained and measured one by one where they are not there."""
+        """Evaluations of all jobs; missing ones are trained and measured one by one."""
         return map(self.evaluate, listed)
 
     def train(self, job: Job) -> tuple[Run, Any]:
-        """The finished run of a job, trained first where it is not finished, and its model with the run's weights.
+        """The finished run of a job, trained first if necessary, and its model with the run's weights.
 
         Raises:
-            ValueError: the run directory is of other cells or other settings.
+            ValueError: the run directory is from other cells or other settings.
         """
         plan = self.plan
         model, start = self._new(job)
@@ -200,7 +200,7 @@ class _Study:
         return trained(self.out / job.name, model, training, self.source, start), model
 
     def _new(self, job: Job) -> tuple[Any, dict[str, Any] | None]:
-        """The untrained model of a job, and what it starts from: a frozen decoder is that of the SCVI of its seed."""
+        """The untrained model of a job, and what it starts from: a frozen decoder is SCVI's with the same seed."""
         start, trained = None, None
         if job.kind == FROZEN:
             before, trained = self.train(Job(SCVI_NAME, 1, job.seed))
@@ -216,7 +216,7 @@ class _Study:
         return MixtureSCVI(self.adata, n_components=job.components, **options), None
 
     def evaluate(self, job: Job) -> Evaluation:
-        """Likelihood of the held-out cells under a job's model, and what its latents tell about cell types."""
+        """Likelihood of held-out cells under a job's model, and how well its latents predict cell types."""
         run, model = self.train(job)
         test = self.split[2]
         counts = model.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)[test]
@@ -227,23 +227,23 @@ class _Study:
             len(test),
             fingerprint(torch.from_numpy(dense)),
             job.components,
-            -(-self.plan.draws // job.components),
+            -(-self.plan.total_draws // job.components),
             0,
             weights=run.weights_sha256,
             recipe=run.recipe.sha256,
         )
         extra = {"labels_sha256": labels_sha256(self.adata, LABELS)}
         path = run.layout.evaluations / f"{identity.key}.json"
-        made = stored_evaluation(path, identity, extra)
-        if made is None:
-            made = self._measure(job, run, model, identity)
-            save_evaluation(path, made, extra)
-        return made
+        evaluation = stored_evaluation(path, identity, extra)
+        if evaluation is None:
+            evaluation = self._measure(job, run, model, identity)
+            save_evaluation(path, evaluation, extra)
+        return evaluation
 
     def _measure(self, job: Job, run: Run, model: Any, identity: Identity) -> Evaluation:
-        scvi.settings.seed = job.seed  # of the samples, however the model came here
+        scvi.settings.seed = job.seed  # for the samples, wherever the model comes from
         mixture = MixtureSCVI.from_scvi_model(model, 1, noise=0.0) if job.kind == SCVI_NAME else model
-        estimate = mixture.get_bounds(indices=self.split[2], n_mc_samples=self.plan.draws, batch_size=128)
+        estimate = mixture.get_bounds(indices=self.split[2], n_mc_samples=self.plan.total_draws, batch_size=128)
         means, variances = mixture.get_latent_representation(components=True)
         features = {job.kind: np.concatenate([means, variances], -1).reshape(self.adata.n_obs, -1)}
         if job.kind == SCVI_NAME:

@@ -1,0 +1,150 @@
+"""Arrays from `.npy` and `.npz` files: sizes are checked before memory is allocated, and nothing is executed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import warnings
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mixvae._resources import TooLarge, check, short
+
+HEADER = 10_000
+"""Most characters of a header, as in NumPy itself."""
+FEWER = "give fewer or smaller examples"
+MEMBERS = 10_000
+"""Most files in an archive."""
+
+
+def read_npy(path: Path) -> np.ndarray:
+    """Array in a `.npy` file.
+
+    Raises:
+        ValueError: it is damaged, holds objects, or is larger than memory.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _read(file, os.fstat(file.fileno()).st_size, str(path))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # noqa: BLE001  (damage shows as any kind)
+        raise _damaged(path, error) from None
+
+
+def read_npz(content: Path | bytes, source: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of a `.npz` archive by name.
+
+    Args:
+        content: the file, or its content.
+        source: what errors call it.
+        names: only these, if present; all by default.
+
+    Raises:
+        ValueError: it is damaged, holds objects, or is larger than memory.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content) if isinstance(content, bytes) else content) as archive:
+            known = members(archive, source)
+            chosen = {n: info for n, info in known.items() if names is None or n.removesuffix(".npy") in names}
+            check(sum(info.file_size for info in chosen.values()), f"{source}, unpacked,", FEWER)
+            arrays = {}
+            for name, info in chosen.items():
+                with archive.open(info) as file:  # which yields no more bytes than the directory promises
+                    arrays[name.removesuffix(".npy")] = _read(file, info.file_size, f"{source}, {name},")
+                    file.read(1)  # at the end, where the checksum is compared
+            return arrays
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise _damaged(source, error) from None
+
+
+def names_in(path: Path) -> list[str]:
+    """Names of the arrays in a `.npz` archive."""
+    with zipfile.ZipFile(path) as archive:
+        return sorted(name.removesuffix(".npy") for name in members(archive, str(path)))
+
+
+def members(archive: zipfile.ZipFile, source: str) -> dict[str, zipfile.ZipInfo]:
+    """Files of an archive by name.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    infos = archive.infolist()
+    if len(infos) > MEMBERS:
+        raise TooLarge(f"{source} holds {len(infos)} files, more than {MEMBERS:,}: give an archive of a few arrays")
+    return {info.filename: info for info in infos}
+
+
+def _read(file: IO[bytes] | Any, size: int, what: str) -> np.ndarray:
+    """An array from a stream of `size` bytes, after its header has been checked against them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about headers that Python 2 wrote
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, HEADER)
+        elif version in ((2, 0), (3, 0)):  # the same layout, in another encoding
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file, HEADER)
+        else:
+            raise ValueError(f"it is of format {version}")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which only a pickle could restore")
+    count = math.prod(shape)
+    if any(n < 0 for n in shape) or len(shape) > 32:
+        raise ValueError(f"its header promises the shape {short(shape)}")
+    _check_promise(count * max(1, dtype.itemsize), size, what, shape)
+    data = np.empty(count, dtype)
+    view = data.view(np.uint8).reshape(-1) if count else np.empty(0, np.uint8)
+    done = 0
+    while done < len(view):
+        part = file.read(min(len(view) - done, 2**24))
+        if not part:
+            raise ValueError(f"it ends after {done} of {len(view)} bytes")
+        view[done : done + len(part)] = np.frombuffer(part, np.uint8)
+        done += len(part)
+    return data.reshape(shape[::-1]).T if fortran else data.reshape(shape)
+
+
+def _check_promise(needed: int, size: int, what: str, shape: tuple[int, ...]) -> None:
+    """Refuse an array that promises more bytes than its file has, or than memory has.
+
+    Raises:
+        ValueError: it does.
+    """
+    if needed > size:
+        raise ValueError(f"its header promises the shape {short(shape)}, {short(needed)} bytes, and it has {size}")
+    check(needed, what, FEWER)
+
+
+def _damaged(source: object, error: Exception) -> ValueError:
+    """The error for a damaged file, in one line."""
+    if isinstance(error, TooLarge):
+        return error
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ValueError(f"{source} is truncated, damaged, or holds pickled objects: {short(lines[0], 200)}")
+
+
+def check_pickle(file: IO[bytes]) -> None:
+    """Refuse a torch file that requests memory by a mere number: `bytearray(n)`, which torch's loader allows.
+
+    Args:
+        file: the file, open for reading; it is read from its beginning.
+
+    Raises:
+        ValueError: it does.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    else:
+        file.seek(0)
+        pickles = [file.read()]
+    if any(b"bytearray" in content for content in pickles):
+        raise ValueError("it holds a bytearray, which no tensor needs")

@@ -1,0 +1,180 @@
+"""The settings of a configuration. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass
+from types import NoneType
+from typing import Any, Literal, get_args, get_type_hints
+
+Spec = str | dict[str, Any]
+"""A class by name or import path, or `{class_path: …, argument: value, …}`."""
+
+
+@dataclass
+class DataConfig:
+    """Which data.
+
+    Args:
+        name: digits, mnist, fashion_mnist, cifar10, or the path of your own array file or folder of images.
+        root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
+        binarize: stochastic (training anew at every step, the rest once), fixed (once), threshold, or none.
+        seed: seed of the split and of the binarisation, not of the training.
+        limit: use at most this many training examples.
+        limit_validation: use at most this many validation examples, if validating on all would take too long.
+        flip: mirror training images left to right with probability one half.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    binarize: Literal["stochastic", "fixed", "threshold", "none"] = "stochastic"
+    seed: int = 0
+    limit: int | None = None
+    limit_validation: int | None = None
+    flip: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """Which model. Classes are named by import path, or by bare name within mixvae.
+
+    Args:
+        components: number of mixture components S.
+        latent: latent size D.
+        posterior: class of the posterior.
+        encoder: class of an encoder; any module that returns mean and log-variance.
+        flow: class of a flow on the latents (z1 of two levels), such as InverseAutoregressiveFlow; none by default.
+        flow_per_component: give every component its own flow; use one with a fast inverse, such as CouplingFlow.
+        prior: class of the prior, such as StandardNormal, GaussianMixturePrior or VampPrior;
+            the prior of z2 if there are two levels.
+        lower: class of the network from z2 to z1, such as GaussianNetwork, for a posterior of two levels.
+        decoder: class of the decoder.
+        likelihood: Bernoulli, ContinuousBernoulli, GaussianLikelihood or LogisticMixture.
+        weights: mixture weights, one per component; uniform by default.
+        learn_weights: train the mixture weights.
+        shape: event shape of the data; filled in from the data in training.
+    """
+
+    components: int = 1
+    latent: int = 40
+    posterior: Spec = "SeparateEncoders"
+    encoder: Spec = "GatedEncoder"
+    flow: Spec | None = None
+    flow_per_component: bool = False
+    prior: Spec = "StandardNormal"
+    lower: Spec | None = None
+    decoder: Spec = "MLPDecoder"
+    likelihood: Spec = "Bernoulli"
+    weights: list[float] | None = None
+    learn_weights: bool = False
+    shape: list[int] | None = None
+
+
+@dataclass
+class TrainingConfig:
+    """How to train.
+
+    Args:
+        epochs: most passes over the training examples.
+        batch: examples per step, over all devices together.
+        draws_per_component: draws per component and example.
+        bound: bound to maximise: elbo, miselbo, pooled or iwelbo, or an import path.
+        gradient: how to differentiate it: reparameterised, sticking_the_landing (for the elbo) or
+            doubly_reparameterised (for pooled and iwelbo), or an import path.
+        active: components to draw from at each step, chosen at random; all by default.
+        scored: components that score every draw: all (S2A) or only the active ones (S2S).
+        validation_components: components to draw from in validation; all by default.
+        freeze: parts of the model to hold fixed, among decoder, prior and posterior.
+        optimizer: class of the optimiser.
+        schedule: class of the learning-rate schedule, which steps once per epoch.
+        warmup: epochs over which the KL part's weight β rises linearly to 1.
+        patience: epochs without a better validation MISELBO after which training stops.
+        clip: largest norm of the gradient.
+        ema: decay of a running average of the weights, which is then what is validated and kept.
+        save_every: seconds between checkpoints.
+        accelerator: auto, cpu, cuda, … as in Lightning Fabric.
+        devices: number of devices.
+        strategy: auto or ddp.
+        precision: 32-true, bf16-mixed, … as in Lightning Fabric.
+        compile: none, default or reduce-overhead: whether torch.compile makes one graph of the bound and its gradient,
+            with CUDA graphs if they reduce overhead. Compiling takes about a minute before the first step.
+        threads: CPU threads; torch's own choice by default.
+    """
+
+    epochs: int = 100
+    batch: int = 100
+    draws_per_component: int = 1
+    bound: str = "elbo"
+    gradient: str = "reparameterised"
+    active: int | None = None
+    scored: Literal["all", "active"] = "all"
+    validation_components: int | None = None
+    freeze: list[str] = field(default_factory=list)
+    optimizer: Spec = field(default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True})
+    schedule: Spec | None = None
+    warmup: int = 0
+    patience: int | None = None
+    clip: float | None = None
+    ema: float | None = None
+    save_every: float = 30.0
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    compile: Literal["none", "default", "reduce-overhead"] = "none"
+    threads: int | None = None
+
+
+@dataclass
+class StartConfig:
+    """What a training starts from instead of random weights.
+
+    Args:
+        run: a trained run of the same model with as many components or fewer; random weights by default.
+        noise: noise on the copied components, relative to each tensor's own standard deviation.
+        fresh: start the added components from random weights instead of copies.
+    """
+
+    run: str | None = None
+    noise: float = 0.01
+    fresh: bool = False
+
+
+@dataclass
+class Config:
+    """Everything that determines a run.
+
+    Args:
+        data: which data.
+        model: which model.
+        training: how to train.
+        seed: seed of initial weights, shuffling and draws.
+        start: what to start from.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+    start: StartConfig = field(default_factory=StartConfig)
+
+
+def check_nulls(content: Mapping[str, Any], kind: type = Config, prefix: str = "") -> None:
+    """Refuse a setting that is null but must not be.
+
+    Args:
+        content: the settings as plain values, complete.
+        kind: the dataclass that holds them.
+        prefix: what their names begin with.
+
+    Raises:
+        ValueError: one is null, or holds settings but is not a mapping.
+    """
+    for name, hint in get_type_hints(kind).items():
+        value, where = content[name], f"{prefix}{name}"
+        if is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{where} must map settings to values; got {value!r}: leave it out for its defaults")
+            check_nulls(value, hint, f"{where}.")  # pyright: ignore[reportArgumentType]
+        elif value is None and NoneType not in get_args(hint):
+            raise ValueError(f"{where} is null: give it a value, or leave it out for its default")

@@ -1,0 +1,55 @@
+"""A distribution in place of a module."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+from mixvae.parts import Part
+
+
+class Fixed(Part):
+    """Any torch Distribution as a prior that is not trained.
+
+    Args:
+        distribution: batch shape () and event shape (D,). Its tensors stay on the device they were created on.
+
+    Raises:
+        ValueError: the shape is different, or one of its tensors requires gradients, which no optimiser would find.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Independent, Laplace
+        >>> from mixvae.distributions import Fixed
+        >>> prior = Fixed(Independent(Laplace(torch.zeros(2), torch.ones(2)), 1))
+        >>> prior().event_shape, list(prior.parameters())
+        (torch.Size([2]), [])
+    """
+
+    def __init__(self, distribution: Distribution):
+        super().__init__()
+        if len(distribution.batch_shape) or len(distribution.event_shape) != 1:
+            raise ValueError(
+                f"a prior has batch shape () and event shape (D,); got {tuple(distribution.batch_shape)} and "
+                f"{tuple(distribution.event_shape)}: Independent(…, 1) turns the last axis of a batch into an event"
+            )
+        if name := _trainable(distribution):
+            raise ValueError(
+                f"{name} of the prior requires gradients, but a bare {type(distribution).__name__} has no parameters "
+                "that an optimiser finds: give an nn.Module that holds them and returns the distribution"
+            )
+        self.distribution = distribution
+
+    def forward(self) -> Distribution:
+        """Return the distribution."""
+        return self.distribution
+
+
+def _trainable(distribution: Distribution) -> str | None:
+    """Name of a tensor within a distribution that requires gradients."""
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor) and value.requires_grad:
+            return name
+        if isinstance(value, Distribution) and (inner := _trainable(value)):
+            return inner
+    return None

@@ -1,0 +1,161 @@
+"""Bounds of every example, their means and errors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, fields
+from typing import cast
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from mixvae import figures
+from mixvae._tables import Row, Tabular
+
+UNRELIABLE_K = 0.7
+"""Pareto k̂ above which importance sampling is unreliable (Vehtari et al., 2024)."""
+FINGERPRINTED = 1024
+"""Examples hashed at once, which bounds the memory of a checksum."""
+
+
+@dataclass(frozen=True, repr=False)
+class Estimate(Tabular):
+    """Bounds and diagnostics of every example, in nats; arrays have shape (N,).
+
+    Args:
+        elbo: evidence lower bound of the mixture.
+        miselbo: multiple-importance-sampling ELBO.
+        pooled: pooled bound, the best estimate of log p(x).
+        jsd: Jensen–Shannon divergence of the components.
+        elbo_mc_se: Monte-Carlo standard error of `elbo`; NaN for a single draw per component.
+        miselbo_mc_se: the same for `miselbo`, by the delta method.
+        pooled_mc_se: the same for `pooled`.
+        ess: effective sample size of the pooled weights, (Σ w)² / Σ w², at most `total_draws`.
+        pareto_k: Pareto k̂ of the largest weights; NaN for fewer than 25 draws or constant weights.
+        components: number of components S.
+        draws_per_component: draws L from each.
+        seed: seed of the noise.
+        observations: checksum of the observations that were scored, by `fingerprint`; None if unknown.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.evaluation import Estimate
+        >>> bound, zero = np.array([-2.0, -4.0]), np.zeros(2)
+        >>> Estimate(bound, bound, bound, *[zero] * 6, components=3, draws_per_component=2, seed=0)
+        Estimate of 2 examples in nats: 3 components, 2 draws of each, seed 0
+          bound  nats    se  mc_se
+           ELBO  3.00  1.00  0
+        MISELBO  3.00  1.00  0
+         pooled  3.00  1.00  0
+    """
+
+    elbo: np.ndarray
+    miselbo: np.ndarray
+    pooled: np.ndarray
+    jsd: np.ndarray
+    elbo_mc_se: np.ndarray
+    miselbo_mc_se: np.ndarray
+    pooled_mc_se: np.ndarray
+    ess: np.ndarray
+    pareto_k: np.ndarray
+    components: int
+    draws_per_component: int
+    seed: int
+    observations: str | None = None
+
+    @property
+    def total_draws(self) -> int:
+        """Draws per example, L·S."""
+        return self.components * self.draws_per_component
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The per-example values by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Means over the examples; `_se` is the standard error over examples, `_mc_se` over draws."""
+        rows: dict[str, float | int | None] = {}
+        for name, values, errors in (
+            ("elbo", self.elbo, self.elbo_mc_se),
+            ("nll_miselbo", -self.miselbo, self.miselbo_mc_se),
+            ("nll_pooled", -self.pooled, self.pooled_mc_se),
+        ):
+            rows[name] = float(values.mean())
+            rows[f"{name}_se"] = _finite(standard_error(values))
+            rows[f"{name}_mc_se"] = _finite(math.sqrt((errors**2).sum()) / len(errors))
+        measured = self.pareto_k[np.isfinite(self.pareto_k)]
+        return rows | {
+            "jsd": float(self.jsd.mean()),
+            "jsd_se": _finite(standard_error(self.jsd)),
+            "effective_components": math.exp(self.jsd.mean()),
+            "ess": float(self.ess.mean()),
+            "pareto_k": float(measured.mean()) if len(measured) else None,
+            "pareto_k_unreliable": float((measured > UNRELIABLE_K).mean()) if len(measured) else None,
+            "components": self.components,
+            "total_draws": self.total_draws,
+            "draws_per_component": self.draws_per_component,
+            "examples": len(self.elbo),
+            "seed": self.seed,
+        }
+
+    @property
+    def title(self) -> str:
+        """How many examples and draws."""
+        return (
+            f"{type(self).__name__} of {len(self.elbo)} examples in nats: {self.components} components, "
+            f"{self.draws_per_component} draws of each, seed {self.seed}"
+        )
+
+    @property
+    def table(self) -> list[Row]:
+        """One row per bound as negative log-likelihood: its mean, and its standard errors over examples and draws."""
+        summary = self.summary()
+        rows = []
+        for bound, name, sign in (("ELBO", "elbo", -1), ("MISELBO", "nll_miselbo", 1), ("pooled", "nll_pooled", 1)):
+            value, se, mc_se = (summary[f"{name}{suffix}"] for suffix in ("", "_se", "_mc_se"))
+            rows.append({"bound": bound, "nats": sign * cast("float", value), "se": se, "mc_se": mc_se})
+        return rows
+
+    @property
+    def figure(self) -> Figure:
+        """Pooled NLL of every example, and which ones are not tight."""
+        return figures.likelihoods(self.pooled, self.pareto_k, UNRELIABLE_K)
+
+
+def _finite(value: float) -> float | None:
+    """The value, or None if JSON cannot hold it."""
+    return float(value) if math.isfinite(value) else None
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean over examples; NaN for a single one.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.evaluation import standard_error
+        >>> round(standard_error(np.array([1.0, 2.0, 3.0])), 4)
+        0.5774
+    """
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def fingerprint(x: Tensor) -> str:
+    """SHA-256 of observations as a model receives them: their shape and exact values.
+
+    The same values have the same checksum in every precision that holds them, so that models of different precision
+    can be paired on, say, binary images.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.evaluation import fingerprint
+        >>> x = torch.tensor([[0.0, 1.0]])
+        >>> fingerprint(x) == fingerprint(x.double()), fingerprint(x) == fingerprint(x.T)
+        (True, False)
+    """
+    digest = hashlib.sha256(str(tuple(x.shape)).encode())
+    for part in x.detach().split(FINGERPRINTED) if x.ndim else (x.detach(),):
+        digest.update((part.cpu().double() + 0.0).numpy().astype("<f8", copy=False).tobytes())  # −0 is 0
+    return digest.hexdigest()

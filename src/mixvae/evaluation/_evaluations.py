@@ -1,0 +1,256 @@
+"""Evaluations that know what they were made from, and the only place where two of them are paired."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mixvae._tables import Row, Tabular
+from mixvae.evaluation._estimate import Estimate, standard_error
+
+PROPOSAL = "posterior"
+"""What evaluation draws from."""
+BOUNDS = ("elbo", "miselbo", "pooled")
+"""Bounds on log p(x) whose gain can be computed."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an evaluation was made from; None is unknown.
+
+    Args:
+        data: checksum of the data set.
+        split: train, validation or test.
+        examples: number of examples, the first ones of the split.
+        observations: checksum of exactly what was scored.
+        components: number of components S.
+        draws_per_component: draws L per component.
+        seed: seed of the draws.
+        proposal: where draws come from.
+        weights: checksum of the weights.
+        recipe: hash of the recipe that the weights were trained with.
+        legacy: whether it predates the identities of evaluations.
+
+    Example:
+        >>> from mixvae.evaluation import Identity
+        >>> identity = Identity("3f…", "test", 400, None, components=4, draws_per_component=25, seed=0)
+        >>> identity.total_draws, identity.key
+        (100, 'test-400-draws100-seed0-posterior')
+    """
+
+    data: str | None
+    split: str | None
+    examples: int
+    observations: str | None
+    components: int
+    draws_per_component: int
+    seed: int
+    proposal: str = PROPOSAL
+    weights: str | None = None
+    recipe: str | None = None
+    legacy: bool = False
+
+    @property
+    def total_draws(self) -> int:
+        """Draws per example, L·S."""
+        return self.components * self.draws_per_component
+
+    @property
+    def key(self) -> str:
+        """Name of its file: split, examples, draws, seed and proposal."""
+        return f"{self.split}-{self.examples}-draws{self.total_draws}-seed{self.seed}-{self.proposal}"
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation(Tabular):
+    """Bounds of every example under one model, and what they were made from.
+
+    Args:
+        identity: what it was made from.
+        bounds: values of every example by name, (N,) each: elbo, miselbo, pooled and more, in nats.
+        results: means, errors and everything else that `results.json` holds.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.evaluation import Evaluation, Identity
+        >>> identity = Identity("3f…", "test", 2, None, components=4, draws_per_component=25, seed=0)
+        >>> evaluation = Evaluation(identity, {"pooled": np.array([-2.0, -4.0])}, {"nll_pooled": 3.0})
+        >>> evaluation["nll_pooled"]
+        3.0
+        >>> evaluation.table
+        [{'bound': 'pooled', 'nats': -3.0, 'se': 1.0}]
+    """
+
+    identity: Identity
+    bounds: Mapping[str, np.ndarray] = field(repr=False)
+    results: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """Which examples, and how many draws."""
+        of = self.identity
+        return (
+            f"{type(self).__name__} of {of.examples} {of.split or ''} examples in nats: {of.components} components, "
+            f"{of.draws_per_component} draws of each, seed {of.seed}".replace("  ", " ")
+        )
+
+    @property
+    def table(self) -> list[Row]:
+        """One row per bound on log p(x): its mean over examples and its standard error."""
+        return [
+            {"bound": name, "nats": float(self.bounds[name].mean()), "se": standard_error(self.bounds[name])}
+            for name in BOUNDS
+            if name in self.bounds
+        ]
+
+    def __getitem__(self, name: str) -> Any:
+        """One of the results by name."""
+        return self.results[name]
+
+
+def identity_of(estimate: Estimate) -> Identity:
+    """What is known about an estimate that was not made from a run."""
+    return Identity(
+        None,
+        None,
+        len(estimate.elbo),
+        estimate.observations,
+        estimate.components,
+        estimate.draws_per_component,
+        estimate.seed,
+    )
+
+
+class Gain(NamedTuple):
+    """A paired gain in nats and its standard error over examples."""
+
+    mean: float
+    se: float
+
+
+def differences(
+    new: Evaluation | Estimate, old: Evaluation | Estimate, bound: str = "pooled", *, quiet: bool = False
+) -> np.ndarray:
+    """Gain of one model over another on every example of the same data, (N,), in nats.
+
+    Args:
+        new: evaluation of the one.
+        old: evaluation of the other.
+        bound: elbo, miselbo or pooled.
+        quiet: do not warn about different draws or proposals.
+
+    Raises:
+        ValueError: they are not known to cover the same data, split and examples, only one of them is legacy, or one
+            has no such bound.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.evaluation import Evaluation, Identity, differences
+        >>> identity = Identity("3f…", "test", 2, None, components=4, draws_per_component=25, seed=0)
+        >>> old = Evaluation(identity, {"pooled": np.array([-2.0, -4.0])}, {})
+        >>> new = Evaluation(identity, {"pooled": np.array([-1.0, -3.5])}, {})
+        >>> differences(new, old).tolist()
+        [1.0, 0.5]
+    """
+    return _differences(new, old, bound, quiet=quiet)
+
+
+def paired_gain(
+    new: Evaluation | Estimate, old: Evaluation | Estimate, bound: str = "pooled", *, quiet: bool = False
+) -> Gain:
+    """Mean gain in nats of one model over another on the same examples, and its standard error over examples.
+
+    The error reflects the choice of examples, not the randomness of training.
+
+    Args:
+        new: evaluation of the one.
+        old: evaluation of the other.
+        bound: elbo, miselbo or pooled.
+        quiet: do not warn about different draws or proposals.
+
+    Raises:
+        ValueError: they are not known to cover the same data, split and examples, only one of them is legacy, or one
+            has no such bound.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.evaluation import Evaluation, Identity, paired_gain
+        >>> identity = Identity("3f…", "test", 2, None, components=4, draws_per_component=25, seed=0)
+        >>> old = Evaluation(identity, {"pooled": np.array([-2.0, -4.0])}, {})
+        >>> new = Evaluation(identity, {"pooled": np.array([-1.0, -3.5])}, {})
+        >>> paired_gain(new, old)
+        Gain(mean=0.75, se=0.25)
+    """
+    gain = _differences(new, old, bound, quiet=quiet)
+    return Gain(float(gain.mean()), standard_error(gain))
+
+
+def _differences(
+    new: Evaluation | Estimate, old: Evaluation | Estimate, bound: str, *, quiet: bool = False
+) -> np.ndarray:
+    (one, values), (other, others) = _parts(new, bound), _parts(old, bound)
+    if refused := mismatch(one, other):
+        raise ValueError(f"a paired gain needs the same examples; these evaluations are of {refused}")
+    rounding = (one.components + other.components) / 2  # equal budgets, rounded to a multiple of each model's S
+    differing = {
+        "total_draws": abs(one.total_draws - other.total_draws) > rounding,
+        "proposal": one.proposal != other.proposal,
+    }
+    for name in (name for name, differs in differing.items() if differs and not quiet):
+        pair = f"{getattr(one, name)} and {getattr(other, name)}"
+        warnings.warn(f"the evaluations differ in {name}, {pair}: part of the gain may be theirs", stacklevel=3)
+    return values - others
+
+
+def mismatch(one: Identity, other: Identity) -> str:
+    """Why two evaluations are not known to cover the same examples, in words; empty if they do.
+
+    Examples are the same if their observations have the same checksum, or if they are equally many first examples of
+    the same split of the same data. Legacy evaluations, whose record has gaps, pair with each other where nothing on
+    record differs.
+
+    Example:
+        >>> from mixvae.evaluation import Identity, mismatch
+        >>> one = Identity("3f…", "test", 400, None, components=4, draws_per_component=25, seed=0)
+        >>> other = Identity("3f…", "validation", 400, None, components=4, draws_per_component=25, seed=0)
+        >>> mismatch(one, other)
+        'different splits (test and validation)'
+    """
+    if one.legacy != other.legacy:
+        return (
+            "which one is legacy, without a record of what it was made from: legacy results pair with each other only"
+        )
+    words = {"data": "data sets", "split": "splits", "examples": "numbers of examples", "observations": "observations"}
+    for name, what in words.items():
+        pair = getattr(one, name), getattr(other, name)
+        if None not in pair and pair[0] != pair[1]:
+            return f"different {what} ({_short(pair[0])} and {_short(pair[1])})"
+    observed = None not in (one.observations, other.observations)
+    placed = None not in (one.data, other.data, one.split, other.split)
+    return "" if observed or placed or one.legacy else "unknown examples"
+
+
+def _parts(of: Evaluation | Estimate, bound: str) -> tuple[Identity, np.ndarray]:
+    """Identity of an evaluation, and one of its bounds for every example."""
+    if not isinstance(of, Evaluation | Estimate):
+        raise TypeError(f"a paired gain is of what `evaluate` returns; got {type(of).__name__}")
+    identity, bounds = (identity_of(of), of.arrays()) if isinstance(of, Estimate) else (of.identity, of.bounds)
+    known = [name for name in BOUNDS if name in bounds]
+    if bound not in known:
+        raise ValueError(f"bound must be one that the evaluation holds: {', '.join(known)}; got {bound}")
+    if bounds[bound].shape != (identity.examples,):
+        raise ValueError(
+            f"{bound} has the shape {bounds[bound].shape}, not one value for each of {identity.examples} examples: "
+            "evaluate again"
+        )
+    return identity, bounds[bound]
+
+
+def _short(value: object) -> str:
+    """The beginning of a checksum, other values whole."""
+    text = str(value)
+    return text[:8] if len(text) == 64 else text

@@ -1,0 +1,215 @@
+"""Bounds and costs as lines and points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mixvae._tables import Row
+from mixvae.figures._style import MARKERS, PALETTE, bare, blank, colours, spread_labels
+
+
+def learning_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Validation NLL bound over epochs, one line per run, with its best epoch marked.
+
+    The vertical axis covers most of the training: the first epochs, far above, are cut off.
+
+    Args:
+        metrics: rows of `metrics.jsonl`, by the run's label.
+
+    Example:
+        >>> from mixvae import figures
+        >>> rows = [{"epoch": 1, "validation": -50.0}, {"epoch": 2, "validation": -48.0}]
+        >>> figures.learning_curves({"S = 4": rows}).axes[0].get_xlabel()
+        'epoch'
+    """
+    figure, axes = blank(6.4, 3.6)
+    heights = []
+    for (label, rows), colour in zip(metrics.items(), colours(len(metrics)), strict=True):
+        if not rows:
+            continue
+        epochs, values = [row["epoch"] for row in rows], np.array([-row["validation"] for row in rows])
+        axes.plot(epochs, values, color=colour, linewidth=1.6)
+        best = int(values.argmin())
+        axes.plot(epochs[best], values[best], "o", color=colour, markersize=5)
+        axes.annotate(
+            label,
+            (epochs[-1], values[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+        )
+        heights.append(values)
+    if heights:
+        low = min(values.min() for values in heights)
+        high = max(np.quantile(values, 0.9) for values in heights)
+        axes.set_ylim(low - 0.08 * (high - low + 1e-6), high + 0.05 * (high - low + 1e-6))
+        spread_labels(axes)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("validation −MISELBO (nats)")
+    axes.margins(x=0.02)
+    return figure
+
+
+def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) -> Figure:
+    """Curves over a size that doubles, on logarithmic axes, each labelled at its end.
+
+    Args:
+        curves: points (size, value) by name.
+        across: label of the horizontal axis.
+        up: label of the vertical one.
+
+    Example:
+        >>> from mixvae import figures
+        >>> figures.scaling({"GPU": [(1, 1.0), (2, 1.5)]}, "components S", "cost").axes[0].texts[0].get_text()
+        'GPU: ×1.5 at 2'
+    """
+    figure, axes = blank(6.4, 3.6)
+    for (name, points), colour, marker in zip(curves.items(), colours(len(curves)), MARKERS, strict=False):
+        sizes, values = zip(*points, strict=True)
+        axes.loglog(sizes, values, color=colour, marker=marker, markersize=4, linewidth=1.6)
+        right = sizes[-1] ** 2 > max(
+            points[-1][0] for points in curves.values()
+        )  # in the right half: label to the left
+        axes.annotate(
+            f"{name}: ×{values[-1]:.1f} at {sizes[-1]}", (sizes[-1], values[-1]), xytext=(0, 6),
+            textcoords="offset points", color=colour, ha="right" if right else "left", va="bottom",
+        )  # fmt: skip
+    axes.axhline(1, color="#888888", linewidth=1)
+    axes.set(xlabel=across, ylabel=up)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_yticks([1, 2, 5, 10, 20])
+    axes.minorticks_off()
+    axes.margins(y=0.15)
+    return figure
+
+
+def growth(rows: Sequence[Row]) -> Figure:
+    """Gain of each added component over continued training without it, with its standard error.
+
+    Args:
+        rows: one per step, with components, gain and gain_se in nats, and accepted.
+
+    Example:
+        >>> from mixvae import figures
+        >>> rows = [{"components": 2, "gain": 0.5, "gain_se": 0.1, "accepted": True}]
+        >>> figures.growth(rows).axes[0].texts[0].get_text()
+        '+0.500'
+    """
+    figure, axes = blank(6.4, 3.2)
+    for row in rows:
+        colour = PALETTE[0] if row["accepted"] else PALETTE[1]
+        axes.errorbar(row["components"], row["gain"], row["gain_se"], fmt="o", color=colour, capsize=4)
+        note = f"{row['gain']:+.3f}" + ("" if row["accepted"] else "  stop")
+        axes.annotate(
+            note, (row["components"], row["gain"]), xytext=(8, 0), textcoords="offset points", va="center", color=colour
+        )
+    axes.axhline(0, color="#888888", linewidth=1)
+    axes.set_xlabel("components S")
+    axes.set_ylabel("gain over continuing with S − 1 (nats)")
+    axes.set_xticks([row["components"] for row in rows])
+    axes.set_xlim(rows[0]["components"] - 0.5, rows[-1]["components"] + 0.9)
+    return figure
+
+
+def scores(values: Mapping[str, Mapping[str, Sequence[float]]], up: str) -> Figure:
+    """Scores of repetitions as points: metrics along the axis, one colour and marker per method.
+
+    Args:
+        values: every repetition's value, by method and metric.
+        up: label of the vertical axis, with its unit.
+
+    Example:
+        >>> from mixvae import figures
+        >>> figure = figures.scores({"means": {"knn": [0.9, 0.95], "svm": [0.85, 0.9]}}, "accuracy")
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['KNN', 'SVM']
+    """
+    metrics = list(next(iter(values.values())))
+    figure, axes = blank(1.6 + 0.75 * len(metrics), 3.4)
+    for i, (method, by_metric) in enumerate(values.items()):
+        shift = 0.6 * ((i + 0.5) / len(values) - 0.5)
+        for j, metric in enumerate(metrics):
+            axes.plot(
+                [j + shift] * len(by_metric[metric]), by_metric[metric], linestyle="", marker=MARKERS[i % len(MARKERS)],
+                color=PALETTE[i % len(PALETTE)], markersize=5, alpha=0.75, label=method if j == 0 else None,
+            )  # fmt: skip
+    axes.set_xticks(range(len(metrics)), [metric.upper() for metric in metrics])
+    axes.set(ylabel=up, ylim=(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1])))
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> Figure:
+    """Pooled bound of every example as a histogram, and Pareto k̂ against it if there is any.
+
+    Args:
+        bound: log-likelihood bound of every example, in nats.
+        pareto_k: Pareto k̂ of every example, NaN if unknown.
+        unreliable: k̂ above which a bound is not tight.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae import figures
+        >>> figure = figures.likelihoods(np.array([-50.0, -60.0]), np.array([0.3, 0.9]), 0.7)
+        >>> figure.axes[1].get_title(loc="left")
+        '50% above 0.7: valid, but not tight'
+    """
+    known = np.isfinite(pareto_k)
+    figure = Figure(figsize=(6.4, 4.6 if known.any() else 2.6), layout="constrained")
+    axes = figure.subplots(2 if known.any() else 1, sharex=True, squeeze=False)[:, 0]
+    for each in axes:
+        bare(each)
+    axes[0].hist(-bound, bins=min(40, 5 + len(bound) // 10), color=PALETTE[0])
+    axes[0].axvline(-bound.mean(), color="#222222", linewidth=1)
+    axes[0].annotate(
+        f"mean {-bound.mean():.2f}", (-bound.mean(), 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
+        textcoords="offset points", va="top", fontsize=9,
+    )  # fmt: skip
+    axes[0].set_ylabel("examples")
+    axes[-1].set_xlabel("pooled NLL of an example (nats)")
+    if known.any():
+        high = pareto_k[known] > unreliable
+        for chosen, colour in ((~high, PALETTE[0]), (high, PALETTE[1])):
+            axes[1].plot(-bound[known][chosen], pareto_k[known][chosen], ".", color=colour, markersize=4, alpha=0.6)
+        axes[1].axhline(unreliable, color="#888888", linewidth=1)
+        axes[1].set_ylabel("Pareto k̂")
+        axes[1].set_title(f"{high.mean():.0%} above {unreliable:g}: valid, but not tight", fontsize=9, loc="left")
+    return figure
+
+
+def gains(rows: Sequence[tuple[str, float, float]], across: str) -> Figure:
+    """Gains as points with two standard errors, one row each: significant gains in blue, losses in orange.
+
+    Args:
+        rows: name, gain and standard error of each.
+        across: label of the axis, with its unit.
+
+    Example:
+        >>> from mixvae import figures
+        >>> figures.gains([("S = 4", 0.5, 0.1)], "gain (nats)").axes[0].texts[0].get_text()
+        '+0.500 ± 0.100'
+    """
+    figure, axes = blank(6.4, 0.9 + 0.34 * len(rows))
+    for i, (_, gain, error) in enumerate(rows):
+        sure = abs(gain) > 2 * error
+        colour = (PALETTE[0] if gain > 0 else PALETTE[1]) if sure else "#777777"
+        axes.errorbar(gain, i, xerr=2 * error, fmt="o", color=colour, capsize=3, markersize=5)
+        axes.annotate(
+            f"{gain:+.3f} ± {error:.3f}".replace("-", "−"), (gain, i), xytext=(0, 6), textcoords="offset points",
+            ha="center", fontsize=8, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )  # fmt: skip
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.8)
+    axes.margins(x=0.12)
+    axes.set_xlabel(f"{across}; bars: two standard errors\nblue: gain, orange: loss, grey: undecided", fontsize=9)
+    return figure

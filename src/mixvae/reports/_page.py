@@ -1,0 +1,102 @@
+"""The report of some runs: one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mixvae import figures, runs
+from mixvae.evaluation import Evaluation
+from mixvae.files import write_bytes
+from mixvae.reports import _pages as pages
+from mixvae.reports._comparison import COLUMNS, compare, label
+from mixvae.reports._pages import Column
+from mixvae.runs import Run
+
+SHOWN = 1000
+"""Examples in the latent picture."""
+
+
+def pictures(run: str | Path | Run) -> dict[str, Figure]:
+    """Figures of one run: image samples and reconstructions, latent means, and how components cooperate."""
+    run = runs.open_run(run)
+    drawn: dict[str, Figure] = {}
+    originals, rebuilt = runs.reconstruct(run)
+    if originals.ndim == 4 and originals.shape[1] in (1, 3):
+        drawn["samples"] = figures.images(runs.sample(run, 64), columns=16)
+        drawn["reconstructions"] = figures.reconstructions(originals, rebuilt)
+    features = runs.encode_split(run, examples=SHOWN)
+    drawn["latent means"] = figures.latent_means(features["mean"], features.get("labels"))
+    if features["mean"].shape[1] > 1:
+        drawn |= runs.cooperation(run)[1]
+    return drawn
+
+
+def write(
+    paths: Sequence[str | Path | Run],
+    out: str | Path | None = None,
+    evaluations: Sequence[Evaluation] | None = None,
+) -> Path:
+    """Write the report of some runs as one HTML file that makes no network requests.
+
+    Pictures are also saved in each run's `figures`, unless that folder is not writable.
+
+    Args:
+        paths: evaluated runs.
+        out: the file; `report.html` in the first run's directory by default.
+        evaluations: an evaluation of each; by default the one that `runs.evaluation_of` returns.
+
+    Returns:
+        The file written.
+
+    Raises:
+        FileNotFoundError: a run has not been evaluated yet.
+        OSError: the file cannot be written; nothing is left behind.
+        ValueError: the runs are of different data, or one of their files is damaged.
+    """
+    opened = runs.open_runs(paths)
+    comparison = compare(opened, evaluations)
+    rows = comparison.table
+    target = Path(out) if out is not None else opened[0].layout.report
+    by_path = {str(run.path): run for run in opened}
+    sections: list[dict[str, Any]] = []
+    files: dict[Path, bytes] = {}
+    scores = {path: _representation(run) for path, run in by_path.items()}  # first: reports damage immediately
+    for row in rows:
+        run = by_path[row["path"]]
+        drawn = {name: figures.png(figure) for name, figure in pictures(run).items()} if run.has_weights else {}
+        files |= {run.layout.figures / f"{name.replace(' ', '_')}.png": picture for name, picture in drawn.items()}
+        embedded = {name: pages.embed(picture) for name, picture in drawn.items()}
+        sections.append({"row": row, "figures": embedded, "representation": scores[row["path"]]})
+    curves = {label(row, rows): by_path[row["path"]].metrics for row in rows}
+    pages.render(
+        "report.html",
+        target,
+        columns=COLUMNS,
+        rows=pages.table(COLUMNS, rows),
+        first=rows[0],
+        warnings=comparison.warnings,
+        gains=pages.embed(comparison.figure) if any("gain" in row for row in rows) else "",
+        curves=pages.embed(figures.learning_curves(curves)),
+        sections=sections,
+    )
+    for path, picture in files.items():
+        with suppress(OSError):  # the page has it
+            write_bytes(path, picture)
+    return target
+
+
+def _representation(run: Run) -> dict[str, Any] | None:
+    """Table of how well a run's latents predict labels, if that was measured; preferably on the test split."""
+    stored = sorted(runs.representations(run), key=lambda pair: pair[0] != "test")
+    if not stored:
+        return None
+    split, scores = stored[0]
+    rows = scores.table
+    metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
+    columns = [Column("features", "features"), *(Column(m.upper(), m, f"{m}_std", 3) for m in metrics)]
+    return {"columns": columns, "rows": pages.table(columns, rows), "split": split}

@@ -1,0 +1,225 @@
+"""Queries of a run besides its likelihood: components, samples, reconstructions, latents, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from mixvae import figures
+from mixvae._failures import at_least
+from mixvae._resources import check, device_memory, short
+from mixvae.analysis import (
+    Latents,
+    Overlap,
+    Plane,
+    Representation,
+    draw_latents,
+    encode,
+    exact_posteriors,
+    overlap,
+    represent,
+)
+from mixvae.datasets import Split
+from mixvae.files import canonical, checksum, commit, write_bytes
+from mixvae.model import evaluating
+from mixvae.progress import SILENT, Progress
+from mixvae.runs import _legacy as legacy
+from mixvae.runs._evaluating import SplitName, part_of, prepared
+from mixvae.runs._opening import open_run
+from mixvae.runs._run import Run
+from mixvae.runs._stored import read_stored, scores_in
+from mixvae.training import default_device
+
+REPRESENTED = 10_000
+"""Most training examples that classifiers are fitted to; the SVM's time grows with their square."""
+
+
+def components(
+    run: str | Path | Run, *, draws_per_component: int = 16, split: SplitName = "test", examples: int | None = 500
+) -> Overlap:
+    """How the components of a run relate to each other, and what each one covers, on examples of a split.
+
+    Example:
+        >>> from mixvae.config import read
+        >>> from mixvae.runs import components, train
+        >>> flags = ["--data.limit=40", "--training.epochs=1", "--model.components=2"]
+        >>> run = train(read("digits", flags), "runs/components")
+        >>> components(run, draws_per_component=2, examples=10).share.shape
+        (2,)
+    """
+    run = open_run(run)
+    part = part_of(run, split, examples)
+    return overlap(
+        run.model, prepared(run, part), draws_per_component, labels=None if part.y is None else part.y.cpu().numpy()
+    )
+
+
+def posteriors(run: str | Path | Run, n: int = 6, *, split: SplitName = "test") -> Plane:
+    """The exact posteriors of some examples under a run with two latents, overlaid with its components."""
+    run = open_run(run)
+    return exact_posteriors(run.model, prepared(run, part_of(run, split, n)))
+
+
+def cooperation(
+    run: str | Path | Run, *, draws_per_component: int = 16, split: SplitName = "test", examples: int | None = 500
+) -> tuple[Overlap, dict[str, Figure]]:
+    """How a run's components cooperate, and every picture of it that the run allows, by name.
+
+    `components`: pairwise KL and shares. `spread`: JSD and KL to the prior over examples. `classes`: shares by label,
+    if there are labels. `posteriors`: exact posteriors, if there are two latents.
+    """
+    run = open_run(run)
+    result = components(run, draws_per_component=draws_per_component, split=split, examples=examples)
+    drawn = {"components": result.figure, "spread": result.spread}
+    if result.labels is not None:
+        drawn["classes"] = result.classes
+    if run.model.prior().event_shape == (2,):
+        drawn["posteriors"] = posteriors(run, split=split).figure
+    return result, drawn
+
+
+def sample(run: str | Path | Run, n: int = 64, *, seed: int = 0) -> np.ndarray:
+    """Means of p(x|z) for n latents drawn from the prior, (n, *shape).
+
+    Example:
+        >>> from mixvae.config import read
+        >>> from mixvae.runs import sample, train
+        >>> run = train(read("digits", ["--data.limit=40", "--training.epochs=1"]), "runs/sampled")
+        >>> sample(run, 3).shape
+        (3, 1, 8, 8)
+    """
+    at_least(1, n=n)
+    at_least(0, seed=seed)
+    model = open_run(run).model
+    with torch.no_grad(), evaluating(model):
+        z = model.prior().sample((1,))
+        values = model.decoder(z).event_shape.numel() + z.numel()
+    check(
+        4 * n * values, f"{short(n)} samples of {values} numbers", "give a smaller n", device_memory(default_device())
+    )
+    torch.manual_seed(seed)
+    return model.sample(n).cpu().numpy()
+
+
+def reconstruct(run: str | Path | Run, n: int = 10, *, split: SplitName = "test") -> tuple[np.ndarray, np.ndarray]:
+    """Some examples (n, *shape), and their reconstructions by every component (S, n, *shape).
+
+    Example:
+        >>> from mixvae.config import read
+        >>> from mixvae.runs import reconstruct, train
+        >>> flags = ["--data.limit=40", "--training.epochs=1", "--model.components=2"]
+        >>> run = train(read("digits", flags), "runs/reconstructed")
+        >>> [values.shape for values in reconstruct(run, 3)]
+        [(3, 1, 8, 8), (2, 3, 1, 8, 8)]
+    """
+    run = open_run(run)
+    x = prepared(run, part_of(run, split, n))
+    return x.cpu().numpy(), run.model.reconstruct(x).cpu().numpy()
+
+
+def encode_split(
+    run: str | Path | Run, *, split: SplitName = "test", examples: int | None = None
+) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of every component, (N, S, D) each, and labels (N,) if there are any.
+
+    Example:
+        >>> from mixvae.config import read
+        >>> from mixvae.runs import encode_split, train
+        >>> run = train(read("digits", ["--data.limit=40", "--training.epochs=1"]), "runs/encoded")
+        >>> {name: values.shape for name, values in encode_split(run, examples=5).items()}
+        {'mean': (5, 1, 16), 'std': (5, 1, 16), 'labels': (5,)}
+    """
+    run = open_run(run)
+    part = part_of(run, split, examples)
+    mean, std = encode(run.model, prepared(run, part))
+    features = {"mean": mean.numpy(), "std": std.numpy()}
+    return features if part.y is None else features | {"labels": part.y.cpu().numpy()}
+
+
+def representation(
+    run: str | Path | Run,
+    *,
+    split: SplitName = "test",
+    seeds: Sequence[int] = (0, 1, 2),
+    examples: int = REPRESENTED,
+    samples: int | None = None,
+    progress: Progress = SILENT,
+) -> Representation:
+    """Classify and cluster by the latents of a run; store the scores in `RUN/evaluations` and a figure.
+
+    Stored scores for the same weights, data and settings are read instead of recomputed.
+
+    Args:
+        run: the run directory.
+        split: the split to score; classifiers and clusters are fitted to training latents.
+        seeds: one repetition for each.
+        examples: at most this many training examples, chosen by the seed.
+        samples: concatenated draws in the features of the paper's rival; as many as components by default.
+        progress: where to report progress; silent by default.
+
+    Raises:
+        ValueError: the data have no labels, fewer than two classes, or fewer examples than classes.
+    """
+    run = open_run(run)
+    part = part_of(run, split)
+    if part.y is None:
+        raise ValueError(f"{run.path} has data without labels ({run.data.name}): classification needs labels")
+    train = run.data.split("train").to(default_device())
+    at_least(1, samples=samples)
+    draws = samples or run.model.posterior(prepared(run, part.head(1))).batch_shape[0]
+    identity = {
+        "split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "samples": draws,
+        "weights": run.weights_sha256, "data": run.data.sha256(), "labels": run.data.labels_sha256(),
+    }  # fmt: skip
+    name = f"representation-{split}-{checksum(canonical(identity))[:12]}"
+    file = run.layout.evaluations / f"{name}.json"
+    stored = _stored(file, identity)
+    if stored is not None:
+        return stored
+
+    def latents(of: Split, seed: int) -> Latents:
+        assert of.y is not None
+        x = prepared(run, of)
+        mean, std = encode(run.model, x)
+        drawn = draw_latents(run.model, x, draws, seed=seed)
+        return Latents(mean.numpy(), std.numpy(), drawn.numpy(), of.y.cpu().numpy())
+
+    def both(seed: int) -> tuple[Latents, Latents]:
+        chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:examples]
+        return latents(train.take(chosen.sort().values), seed), latents(part, seed)
+
+    result = represent(both, seeds, progress)
+    write_bytes(run.layout.figures / "representation.png", figures.png(result.figure))  # first: scores mark the end
+    commit(file, {"identity": identity, "scores": result.scores}, {})
+    return result
+
+
+def _stored(file: Path, identity: dict[str, object]) -> Representation | None:
+    """Scores that are stored under an identity, if they are intact."""
+    try:
+        content = read_stored(file)
+        return scores_in(content, file) if content.get("identity") == identity else None
+    except (OSError, ValueError):
+        return None
+
+
+def representations(run: str | Path | Run) -> list[tuple[str, Representation]]:
+    """Splits and scores that are stored for a run's current weights.
+
+    Raises:
+        ValueError: one of the files is damaged.
+    """
+    run = open_run(run)
+    if run.is_legacy:
+        return legacy.representations(run.path)
+    stored = []
+    for file in sorted(run.layout.evaluations.glob("representation-*.json")):
+        content = read_stored(file)
+        identity = content.get("identity")
+        if isinstance(identity, dict) and identity.get("weights") == run.weights_sha256:
+            stored.append((str(identity.get("split")), scores_in(content, file)))
+    return stored

@@ -1,0 +1,264 @@
+"""Trainings that become runs: from a configuration, or of a model that was built in Python."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric
+
+import mixvae.config
+from mixvae import datasets
+from mixvae.config import Config, StartConfig
+from mixvae.datasets import Dataset
+from mixvae.model import MixtureVAE
+from mixvae.progress import SILENT, Progress
+from mixvae.runs._evaluating import git_commit, versions
+from mixvae.runs._opening import open_run
+from mixvae.runs._recipe import Recipe, path_of, recipe_of, recipe_of_model
+from mixvae.runs._run import Run, open_data
+from mixvae.runs._standing import refuse, standing_run
+from mixvae.runs._starting import new_model
+from mixvae.runs._store import Layout, RunStore
+from mixvae.training import History, Trainer, TrainingOptions, keep_freed_memory, launch
+from mixvae.training._processes import as_one, first_alone
+
+
+def train(
+    config: Config, out: str | Path, *, resume: bool = False, amend: bool = True, progress: Progress = SILENT
+) -> Run:
+    """Train what a configuration describes, from the beginning or from the run's last checkpoint.
+
+    Args:
+        config: data, model and training.
+        out: the run directory.
+        resume: resume an existing run, for example to give it more epochs. Whatever determines its weights must be
+            that of `config`; learning rate, weight decay and clipping may change, and the run records the change.
+        amend: whether these may change. If they do not, a finished run is left alone.
+        progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
+
+    Raises:
+        ValueError: something in the configuration or the data is wrong, `out` exists without `resume` or belongs to
+            another configuration, or another process is training it. Nothing is written then.
+        FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
+
+    Example:
+        >>> from mixvae.config import read
+        >>> from mixvae.runs import train
+        >>> run = train(read("digits", ["--data.limit=40", "--training.epochs=1"]), "runs/trained")
+        >>> run.is_done, len(run.metrics), run.model.posterior.components
+        (True, 1, 1)
+    """
+    path = Path(out).expanduser()
+    training = config.training
+    if config.start.run is None and config.start != StartConfig():
+        raise ValueError("start.noise and start.fresh need a training that starts from a run: give start.run too")
+    fabric = launch(training.accelerator, training.devices, training.strategy, training.precision)
+    keep_freed_memory()
+    loaded: list[Dataset] = []
+
+    def begin() -> Config:
+        existing = standing_run(path, resume=resume)
+        name, root = datasets.resolve_paths(config.data.name, config.data.root)
+        if existing is not None:
+            name = datasets.search(name, path, existing.manifest["runtime"]["data"].get("relative"))
+        located = replace(config, data=replace(config.data, name=name, root=root))
+        loaded.append(open_data(located.data, progress))
+        return located
+
+    def again() -> str:
+        begun = Layout(path).manifest.exists()
+        return f"`mixvae train --resume {path}` resumes it" if begun else "give the command again"
+
+    with as_one(fabric, again, quiet=True):
+        config = first_alone(fabric, begin)
+        data = loaded[0] if loaded else open_data(config.data, progress)
+        _check_same_data(fabric, data)
+        options = mixvae.config.options(training)
+
+        def compare() -> tuple[Recipe, bool]:
+            existing = standing_run(path, resume=resume)
+            if existing is not None:
+                start = existing.start_of(config, recorded=amend)
+            else:
+                start = None if config.start.run is None else open_run(config.start.run).weights_sha256
+            recipe = recipe_of(config, data, start)
+            if existing is not None:
+                refuse(existing, existing.why_not_recipe(recipe, training.epochs, training.patience, amend=amend))
+            return recipe, existing is not None
+
+        recipe, started = first_alone(fabric, compare)
+        model, config = new_model(config, data, started=started)
+        store = RunStore(
+            path,
+            recipe,
+            {"epochs": training.epochs, "patience": training.patience},
+            _runtime(data, path, fabric, save_every=training.save_every, strategy=training.strategy),
+            config=asdict(config),
+            text=mixvae.config.to_yaml(config),
+        )
+        trainer = Trainer(
+            model, data, options, seed=config.seed, store=store, fabric=fabric, threads=training.threads,
+            progress=progress,
+        )  # fmt: skip
+        _run(trainer, store)
+    return Run(path, data=data)
+
+
+def _run(trainer: Trainer, store: RunStore) -> History:
+    """Train under the store's lease."""
+    try:
+        rows = trainer.run()
+        trainer.fabric.barrier()  # so that every process sees the last commit
+        return rows
+    finally:
+        store.close()
+
+
+def _check_same_data(fabric: Fabric, data: Dataset) -> None:
+    """Refuse, in every process, data that are not the same in all of them.
+
+    Raises:
+        ValueError: they differ.
+    """
+    first = fabric.broadcast(data.sha256())
+    same = fabric.all_reduce(torch.tensor(float(first == data.sha256()), device=fabric.device), reduce_op="sum")
+    differing = fabric.world_size - round(float(cast(torch.Tensor, same)))
+    if differing:
+        raise ValueError(f"{differing} of {fabric.world_size} processes have other data: copy the same files to all")
+
+
+def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str, Any]:
+    """What is recorded of a training but is not part of its identity."""
+    origin = None if data.origin is None else dict(data.origin)
+    relative = None
+    if origin is not None and Path(origin["name"]).is_absolute():
+        relative = os.path.relpath(origin["name"], path.absolute())
+    return {
+        "data": {
+            "name": data.name,
+            "origin": origin,
+            "relative": relative,
+            "sizes": {name: len(data.split(name)) for name in ("train", "validation", "test")},
+        },
+        "device": str(fabric.device),
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {platform.platform()}",
+        "versions": versions(),
+        "git_commit": git_commit(),
+        **more,
+    }
+
+
+def _spec(model: MixtureVAE, data: Dataset) -> dict[str, Any]:
+    """How to rebuild a model that was built in Python, or why that is impossible."""
+    try:
+        return {"spec": mixvae.config.describe(model, data.shape)}
+    except ValueError as error:
+        return {"unnamed": str(error)}
+
+
+def _changed(options: TrainingOptions, changed: Mapping[str, Any]) -> TrainingOptions:
+    """Options with some of them changed."""
+    known = TrainingOptions.__dataclass_fields__
+    for name in changed:
+        if name not in known:
+            near = mixvae.config.nearest(name, list(known))
+            raise TypeError(
+                f"fit has no option {name!r}: " + (f"did you mean {near}?" if near else "see TrainingOptions")
+            )
+    return replace(options, **changed)
+
+
+def fit(
+    model: MixtureVAE,
+    data: Dataset,
+    options: TrainingOptions | None = None,
+    *,
+    seed: int = 0,
+    run: str | Path | None = None,
+    amend: bool = False,
+    label: str = "",
+    fabric: Fabric | None = None,
+    progress: Progress = SILENT,
+    **changed: Any,
+) -> History:
+    """Train a model by maximising a bound, and leave it with the weights of the epoch that is best on validation.
+
+    With `run`, the training becomes a run directory, which can be evaluated, reported and loaded like one trained from
+    the command line. It can be killed at any time: calling `fit` again resumes from the last checkpoint and ends with
+    the same weights, bit for bit, given the same number of threads. A run of another model, other data or other
+    settings is refused.
+
+    Args:
+        model: the model, a `MixtureVAE` or a module with its `forward`.
+        data: training and validation examples.
+        options: how to train; `TrainingOptions()` by default.
+        seed: seed of shuffling, binarisation and draws.
+        run: the run directory; nothing is written by default.
+        amend: resume an unfinished run under another learning rate, weight decay or clipping, and record the change;
+            the optimiser's other options, such as the default's `fused=True`, must stay the same.
+        label: your name for the model; models with different labels are different.
+        fabric: device, precision and processes, as returned by `launch`; this process by default.
+        progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
+        **changed: options of `TrainingOptions` to change, as in `fit(model, data, epochs=20)`.
+
+    Returns:
+        One row per epoch: epoch, bound, validation, beta, learning_rate, best_epoch, seconds. It has a `figure`.
+
+    Raises:
+        TypeError: there is no such option.
+        ValueError: a number is out of range, the run was made from something else, one of its files is damaged, or
+            another process is training it.
+        FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
+
+    Example:
+        >>> from functools import partial
+        >>> import mixvae
+        >>> data = mixvae.load_dataset("digits", limit=40)
+        >>> posterior = mixvae.SeparateEncoders(partial(mixvae.GatedEncoder, data.shape, 2, (16,)), 3)
+        >>> decoder = mixvae.MLPDecoder(2, data.shape, (16,))
+        >>> model = mixvae.MixtureVAE(posterior, mixvae.StandardNormal(2), decoder)
+        >>> history = mixvae.fit(model, data, epochs=1, run="runs/S3")
+        >>> len(history), mixvae.load("runs/S3").posterior.components
+        (1, 3)
+    """
+    options = _changed(options or TrainingOptions(), changed)
+    fabric = fabric or launch()
+    if run is None:
+        with as_one(fabric, lambda: "give the call again", quiet=False):
+            return Trainer(model, data, options, seed=seed, store=None, fabric=fabric, progress=progress).run()
+    path = Path(run).expanduser()
+    precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric exposes it nowhere else)
+
+    described: dict[str, Any] = {"label": label, "class": path_of(type(model)), **_spec(model, data)}
+
+    def compare() -> Recipe:
+        recipe = recipe_of_model(
+            model, data, options, seed=seed, precision=precision, label=label, spec=described.get("spec")
+        )
+        existing = standing_run(path, resume=True)
+        if existing is not None:
+            refuse(
+                existing,
+                existing.why_not_recipe(recipe, options.epochs, options.patience, amend=amend),
+                "pass amend=True to change it",
+            )
+        return recipe
+
+    with as_one(fabric, lambda: "the same call resumes it", quiet=False):
+        recipe = first_alone(fabric, compare)
+        goal = {"epochs": options.epochs, "patience": options.patience}
+        store = RunStore(
+            path, recipe, goal, _runtime(data, path, fabric, save_every=options.save_every), model=described
+        )
+        trainer = Trainer(model, data, options, seed=seed, store=store, fabric=fabric, progress=progress)
+        described["components"] = trainer.components
+        return _run(trainer, store)

@@ -1,0 +1,133 @@
+"""Grids: configurations that differ along axes, read from YAML or generated."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mixvae import config, runs
+from mixvae._resources import check_count
+from mixvae.datasets import Dataset
+from mixvae.evaluation import check_draws
+from mixvae.files import canonical
+
+MOST_CELLS = 10_000
+"""Most trainings in one grid."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Configurations that differ along some axes.
+
+    Args:
+        out: folder of the cells' run directories.
+        cells: the configuration of every cell, by name.
+        total_draws: total draws per test example.
+        examples: evaluate only the first N test examples.
+        draws_per_component: draws of each component instead, the paper's protocol.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mixvae.config import read
+        >>> from mixvae.sweeps import Grid
+        >>> cells = {f"S{s}": read("digits", [f"--model.components={s}"]) for s in (1, 2)}
+        >>> Grid(Path("runs/sizes"), cells, total_draws=200).standing()
+        {'S1': 'new', 'S2': 'new'}
+    """
+
+    out: Path
+    cells: dict[str, config.Config]
+    total_draws: int = 1000
+    examples: int | None = None
+    draws_per_component: int | None = None
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Settings of every evaluation, as arguments of `runs.evaluate`."""
+        each = self.draws_per_component
+        return {"total_draws": self.total_draws, "draws_per_component": each, "examples": self.examples}
+
+    def standing(self) -> dict[str, str]:
+        """State of every cell's run directory with respect to its configuration: new, unfinished or trained.
+
+        Raises:
+            ValueError: a directory holds something else, such as a run of another configuration.
+        """
+        check_draws(self.total_draws, self.draws_per_component)
+        loaded: dict[str, Dataset] = {}
+        states = {}
+        for name, cell in self.cells.items():
+            key = canonical(asdict(cell.data))
+            if key not in loaded:
+                loaded[key] = runs.open_data(cell.data)
+            states[name] = runs.standing(cell, self.out / name, loaded[key])
+        return states
+
+
+def read_grid(name: str | Path) -> Grid:
+    r"""Read a grid from a YAML file.
+
+    The file names a `base` (preset or file), options to `set`, and `axes`: each maps the names of its values to the
+    options that they set, in dotted form. Every combination is a cell.
+
+    Raises:
+        ValueError: the file is not such a grid, or a cell's options are wrong; nothing is run then.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mixvae.sweeps import read_grid
+        >>> sizes = "{S1: {model.components: 1}, S2: {model.components: 2}}"
+        >>> text = f"base: digits\naxes:\n  size: {sizes}\n  seed: {{a: {{seed: 0}}, b: {{seed: 1}}}}\n"
+        >>> _ = Path("grid.yaml").write_text(text)
+        >>> list(read_grid("grid.yaml").cells)
+        ['S1-a', 'S1-b', 'S2-a', 'S2-b']
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there is no grid {str(name)!r}: give a YAML file with a base, axes and what they set")
+    content = config.read_yaml(path)
+    known = {"base", "set", "axes", "out", "total_draws", "examples"}
+    for key in content if isinstance(content, dict) else ():
+        if key not in known:
+            near = config.nearest(str(key), sorted(known))
+            raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
+    if not isinstance(content, dict) or not isinstance(content.get("axes"), dict):
+        raise ValueError(f"{path} must hold axes, and may hold {', '.join(sorted(known - {'axes'}))}; got {content}")
+    named = all(
+        isinstance(a, dict) and all(isinstance(v, dict | None) for v in a.values()) for a in content["axes"].values()
+    )
+    if not content["axes"] or not all(content["axes"].values()):
+        raise ValueError(f"{path}: axes must name at least one axis, and every axis a value; got {content['axes']}")
+    if not named or not isinstance(content.get("set") or {}, dict):
+        raise ValueError(f"{path}: every axis must map names to options, as in `size: {{S1: {{model.components: 1}}}}`")
+    for key in ("base", "out"):
+        if key in content and not isinstance(content[key], str):
+            raise ValueError(f"{path}: {key} must be a text; got {content[key]!r}")
+    for key in ("total_draws", "examples"):
+        number = content.get(key)
+        if number is not None and not (isinstance(number, int) and number >= 1):
+            raise ValueError(f"{path}: {key} must be a whole number, at least 1; got {number!r}")
+    number = math.prod(map(len, content["axes"].values()))
+    check_count(number, MOST_CELLS, f"the cells of {path}", "give fewer axes or values")
+    cells = {}
+    common = config.check_options(content.get("set") or {}, str(path))
+    axes = [
+        [(value, config.check_options(more or {}, str(path))) for value, more in axis.items()]
+        for axis in content["axes"].values()
+    ]
+    for values in itertools.product(*axes):
+        options = dict(common)
+        for _, more in values:
+            options |= more
+        name = "-".join(str(value) for value, _ in values)
+        if name in cells:
+            raise ValueError(f"{path}: two cells are called {name}: name the values of the axes so that they differ")
+        if not name or "/" in name or name.startswith(".") or name in ("cells", "report.html"):
+            raise ValueError(f"{path}: {name!r} cannot be the name of a cell's folder: choose another value's name")
+        cells[name] = config.read(content.get("base", "digits"), config.flags(options))
+    return Grid(
+        Path(content.get("out", f"runs/{path.stem}")), cells, content.get("total_draws", 1000), content.get("examples")
+    )

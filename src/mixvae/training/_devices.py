@@ -1,0 +1,77 @@
+"""Devices and processes. Lightning Fabric takes seconds to import, so that is left to `launch`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mixvae._failures import plain_errors
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+TESTED_STRATEGIES = ("auto", "ddp")
+
+
+def launch(
+    accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto", precision: Any = "32-true"
+) -> Fabric:
+    """Start Lightning Fabric, with one process per device.
+
+    Args:
+        accelerator: `cpu`, `cuda`, … as in Fabric; `auto` is a CUDA GPU if there is one, else the CPU.
+        devices: number of devices.
+        strategy: `auto` or `ddp`.
+        precision: `32-true`, `bf16-mixed`, … as in Fabric; densities are computed in full precision.
+
+    Raises:
+        ValueError: mixvae is not tested with the strategy, or Fabric refuses a value.
+
+    Example:
+        >>> from mixvae.training import launch
+        >>> launch("cpu").world_size
+        1
+    """
+    if strategy not in TESTED_STRATEGIES:
+        raise ValueError(f"strategy {strategy!r} is not tested with mixvae: use {' or '.join(TESTED_STRATEGIES)}")
+    if accelerator == "auto":
+        accelerator = default_device()
+    if strategy == "ddp":
+        strategy = "ddp_find_unused_parameters_true"  # a step on some components does not touch the others' encoders
+    from lightning_fabric import Fabric
+
+    from mixvae.training._processes import meet
+
+    with plain_errors(
+        f"devices {devices!r} with accelerator {accelerator!r} and precision {precision!r} cannot be used"
+    ):
+        fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+    _check_processes(fabric)
+    meet(fabric)
+    return fabric
+
+
+def _check_processes(fabric: Fabric) -> None:
+    """Refuse to start more processes on the CPU than it can run.
+
+    Raises:
+        ValueError: there would be more than its cores, or more than two on a single core.
+    """
+    count, cores = fabric.world_size, os.cpu_count() or 1
+    if fabric.device.type == "cpu" and count > max(cores, 2) and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"devices {count} would start {count} processes, and this machine has {cores} cores: give fewer"
+        )
+
+
+def default_device() -> str:
+    """Device that is used by default: a CUDA GPU if there is one, else the CPU.
+
+    Example:
+        >>> from mixvae.training import default_device
+        >>> default_device() in ("cuda", "cpu")
+        True
+    """
+    return "cuda" if torch.cuda.is_available() else "cpu"

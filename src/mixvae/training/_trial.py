@@ -1,0 +1,119 @@
+"""Trial steps, so that what optimiser, schedule or bound refuse, they refuse before a training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from mixvae._failures import called, plain_errors, said
+from mixvae.datasets import Split
+from mixvae.model import MixtureVAE, evaluating
+from mixvae.training._options import MakeOptimizer, MakeSchedule
+
+LOOKED_AT = 10_000
+"""Examples that are checked at a time."""
+
+
+def try_steps(parameters: Sequence[Tensor], make: MakeOptimizer, schedule: MakeSchedule | None) -> None:
+    """Take one step of an optimiser and of its schedule on tensors of the parameters' shapes.
+
+    Args:
+        parameters: what will be trained.
+        make: makes the optimiser from parameters.
+        schedule: makes the schedule from the optimiser.
+
+    Raises:
+        ValueError: there is nothing to train, or one of them cannot be made or cannot take the steps of a training.
+    """
+    if not parameters:
+        raise ValueError("every parameter of the model is frozen, so there is nothing to train")
+    zeros = [nn.Parameter(torch.zeros_like(p)) for p in parameters]
+    with torch.random.fork_rng():
+        with plain_errors(f"the optimiser {called(make)} cannot be made"):
+            optimizer: Any = make(zeros)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"the optimiser must be a torch.optim.Optimizer; it is of class {type(optimizer).__name__}"
+            )
+        made: Any = None
+        if schedule is not None:
+            with plain_errors(f"the learning-rate schedule {called(schedule)} cannot be made"):
+                made = schedule(optimizer)
+        for zero in zeros:
+            zero.grad = torch.ones_like(zero)
+        _step(optimizer)
+        if not all(bool(zero.isfinite().all()) for zero in zeros):
+            name = type(optimizer).__name__
+            raise ValueError(
+                f"a step of {name} gives NaN or infinity: its learning rate and options must be finite, and not beyond "
+                "what float32 holds"
+            )
+        if isinstance(made, ReduceLROnPlateau):
+            _step(made, 0.0)
+        elif made is not None:
+            _step(made)
+
+
+def _step(taker: Any, *arguments: float) -> None:
+    """Take one step.
+
+    Raises:
+        ValueError: it raised, or has no `step`.
+    """
+    try:
+        taker.step(*arguments)
+    except Exception as error:
+        name = type(taker).__name__
+        raise ValueError(f"{name} cannot take the steps of a training here: {said(error)}") from error
+
+
+def try_bound(bound: Callable[[], Any], examples: int) -> None:
+    """Compute a bound of a few examples.
+
+    Args:
+        bound: computes it.
+        examples: number of examples.
+
+    Raises:
+        ValueError: it raises, or is not one value per example.
+    """
+    with plain_errors("the bound cannot be computed"):
+        value = bound()
+    if not isinstance(value, Tensor) or value.shape != (examples,) or not value.is_floating_point():
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"a bound must be one number per example; bound and gradient together gave {got} for {examples}"
+        )
+
+
+@contextmanager
+def rehearsing(model: nn.Module) -> Iterator[None]:
+    """Restore random generators and the buffers of a model, such as a BatchNorm's statistics, afterwards."""
+    before = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
+
+
+@torch.no_grad()
+def check_values(model: MixtureVAE, *parts: Split) -> None:
+    """Check all values of data in memory once, so that no step has to.
+
+    Raises:
+        ValueError: some lie outside the support of the model's likelihood.
+    """
+    dtype = next(model.parameters()).dtype
+    with evaluating(model), torch.random.fork_rng():
+        for part in parts:
+            generator = torch.Generator(part.x.device)  # a separate one: binarising and mirroring draw
+            for rows in torch.arange(len(part), device=part.x.device).split(LOOKED_AT):
+                model.check(part.batch(rows, generator).to(dtype))
