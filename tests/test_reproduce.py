@@ -17,7 +17,7 @@ from mixvae.evaluation import Evaluation, Identity
 from mixvae.files import commit, read_json, weights_to_bytes
 from mixvae.progress import SILENT
 from mixvae.reproduce import EXPERIMENTS, Gap, judge, trainings
-from mixvae.reproduce.findings import margin
+from mixvae.reproduce.findings import Changes, margin
 from mixvae.reproduce.trainings import Question, Trainings, Variant
 from mixvae.runs import RunStore
 from mixvae.runs._recipe import recipe_of
@@ -174,14 +174,14 @@ def test_gains_are_paired_within_seeds_and_examples(cells):
 
 def test_some_models_bring_the_claims_about_them_and_no_others():
     plan = EXPERIMENTS["big_iwae"].scales["paper"]
-    some = plan.changed(models=["mixture", "deep IWAE"])
+    some = plan.changed(Changes(models=["mixture", "deep IWAE"]))
     assert {variant.model for variant in some.variants} == {"mixture", "deep IWAE"}
     assert [pair for question in some.questions for pair in question.pairs] == [
         (("mixture", s), ("deep IWAE", s)) for s in (1, 2, 3)
     ]
-    assert plan.changed(models=["mixture"]).questions == []
+    assert plan.changed(Changes(models=["mixture"])).questions == []
     with pytest.raises(ValueError, match="deep IWAE is compared with mixture: name both"):
-        plan.changed(models=["deep IWAE"])
+        plan.changed(Changes(models=["deep IWAE"]))
 
 
 def test_table_wider_than_the_terminal_is_split_and_never_cut(cells, capsys):

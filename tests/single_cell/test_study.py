@@ -14,6 +14,7 @@ from mixvae.progress import Silent
 from mixvae.reproduce import EXPERIMENTS
 from mixvae.reproduce.cells import integration, study
 from mixvae.reproduce.cells.results import integration_table, table
+from mixvae.reproduce.findings import Changes
 from mixvae.runs import evaluation_of, open_run
 from mixvae.single_cell import runs
 
@@ -324,7 +325,7 @@ def test_all_models_of_the_paper_are_in_the_study():
     assert sum(name.startswith("scvi") for name in names) == 6
     everything = EXPERIMENTS["single_cell"].scales["small"]
     assert study.jobs(everything.seeds, everything.more_seeds, unnormalised=everything.unnormalised) == study.jobs()
-    few = everything.changed(seeds=[7], models=["mixture"])
+    few = everything.changed(Changes(seeds=[7], models=["mixture"]))
     listed = study.jobs(few.seeds, few.more_seeds, sizes=few.sizes, frozen=few.frozen, unnormalised=few.unnormalised)
     assert [job.name for job in listed] == ["scvi-S1-seed7", *(f"mixture-S{s}-seed7" for s in range(1, 6))]
 

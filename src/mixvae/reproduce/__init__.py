@@ -20,7 +20,7 @@ from mixvae._failures import at_least
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.catalogue import EXPERIMENTS
-from mixvae.reproduce.findings import Experiment, Findings, Gap, Verdict, judge, unknown
+from mixvae.reproduce.findings import Changes, Experiment, Findings, Gap, Verdict, judge, unknown
 
 __all__ = ["EXPERIMENTS", "Experiment", "Findings", "Gap", "Scale", "Verdict", "find", "judge", "reproduce"]
 
@@ -79,7 +79,7 @@ def reproduce(
     experiment = find(name)
     plan = experiment.scales[scale]
     if any(value is not None for value in (seeds, epochs, warmup, models)):
-        plan = plan.changed(seeds, epochs, warmup, models)
+        plan = plan.changed(Changes(seeds, epochs, warmup, models))
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder)
     findings = plan.carry_out(folder, jobs=jobs, progress=progress)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 
 from mixvae import config
+from mixvae._failures import at_least
 from mixvae._tables import Row, Tabular
 from mixvae.progress import Progress
 from mixvae.reports import Column
@@ -23,15 +24,38 @@ def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> Valu
     return ValueError(f"unknown {what} {name!r}: {hint}")
 
 
-def different(seeds: Sequence[int]) -> Sequence[int]:
-    """The seeds, checked.
+@dataclass(frozen=True)
+class Changes:
+    """What a user changes in a scale of an experiment; None leaves it.
+
+    Args:
+        seeds: seeds of every training.
+        epochs: epochs of every training.
+        warmup: epochs of warm-up.
+        models: only these models, or kinds of them.
 
     Raises:
-        ValueError: there are none, or one is repeated.
+        ValueError: a number is out of range, or nothing is left.
     """
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be different numbers, at least one; got {','.join(map(str, seeds)) or 'none'}")
-    return seeds
+
+    seeds: Sequence[int] | None = None
+    epochs: int | None = None
+    warmup: int | None = None
+    models: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        at_least(1, epochs=self.epochs)
+        at_least(0, warmup=self.warmup)
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            listed = ",".join(map(str, self.seeds)) or "none"
+            raise ValueError(f"seeds must be different numbers, at least one; got {listed}")
+        if self.models is not None and not self.models:
+            raise ValueError("models must name at least one model")
+
+    def named(self, **names: str) -> dict[str, Any]:
+        """What is changed, by the names that a plan has for it: `named(epochs="training.epochs")`."""
+        values = {new: getattr(self, name) for name, new in names.items()}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def margin(errors: float, count: int) -> float:
@@ -138,13 +162,7 @@ class Plan(Protocol):
         """How long it takes, in words."""
         ...
 
-    def changed(
-        self,
-        seeds: Sequence[int] | None = None,
-        epochs: int | None = None,
-        warmup: int | None = None,
-        models: Sequence[str] | None = None,
-    ) -> Plan:
+    def changed(self, changes: Changes) -> Plan:
         """The same with other seeds, epochs or epochs of warm-up, or with only some of its models.
 
         Raises:

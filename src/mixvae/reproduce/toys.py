@@ -14,7 +14,7 @@ from mixvae._tables import Row
 from mixvae.files import commit, read_part, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reports import Column
-from mixvae.reproduce.findings import Findings, Gap, judge
+from mixvae.reproduce.findings import Changes, Findings, Gap, judge
 
 TARGETS = ("ring", "bigaussian")
 SPAN = 3.0
@@ -48,18 +48,13 @@ class Toys:
         Column("mass covered", "covered", about="∫ min(p, q)"),
     )
 
-    def changed(
-        self,
-        seeds: Sequence[int] | None = None,
-        epochs: int | None = None,
-        warmup: int | None = None,
-        models: Sequence[str] | None = None,
-    ) -> Toys:
+    def changed(self, changes: Changes) -> Toys:
         """Toys have nothing that can be changed.
 
         Raises:
             ValueError: always.
         """
+        del changes
         raise ValueError("toys trains no models of data: leave out seeds, epochs, warm-up and models")
 
     def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:

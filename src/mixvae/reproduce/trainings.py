@@ -14,13 +14,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mixvae import config, figures, runs, sweeps
-from mixvae._failures import Failed, at_least
+from mixvae._failures import Failed
 from mixvae._tables import Row
 from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, differences, standard_error
 from mixvae.progress import Progress
 from mixvae.reports import Column
-from mixvae.reproduce.findings import Findings, Gap, different, judge, margin, unknown
+from mixvae.reproduce.findings import Changes, Findings, Gap, judge, margin, unknown
 from mixvae.reproduce.latents import latent_pictures
 
 LIKELIHOODS = (
@@ -112,27 +112,15 @@ class Trainings:
     represent: bool = False
     cost: str = ""
 
-    def changed(
-        self,
-        seeds: Sequence[int] | None = None,
-        epochs: int | None = None,
-        warmup: int | None = None,
-        models: Sequence[str] | None = None,
-    ) -> Trainings:
+    def changed(self, changes: Changes) -> Trainings:
         """The same with other seeds, epochs or epochs of warm-up, or with only some of its models.
 
         Raises:
             ValueError: there is no such model, or it is compared with one that is left out.
         """
-        if models is not None and not models:
-            raise ValueError("models must name at least one model")
-        at_least(1, epochs=epochs)
-        at_least(0, warmup=warmup)
-        options = dict(self.options)
-        options |= {} if epochs is None else {"training.epochs": epochs}
-        options |= {} if warmup is None else {"training.warmup": warmup}
-        changed = replace(self, options=options, seeds=self.seeds if seeds is None else different(seeds))
-        return changed if models is None else changed._of(models)
+        options = {**self.options, **changes.named(epochs="training.epochs", warmup="training.warmup")}
+        changed = replace(self, options=options, **changes.named(seeds="seeds"))
+        return changed if changes.models is None else changed._of(changes.models)
 
     def _of(self, models: Sequence[str]) -> Trainings:
         """The same with some models, and the claims about them."""

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mixvae import figures
-from mixvae._failures import at_least
 from mixvae._tables import Row
 from mixvae.progress import Progress
 from mixvae.reports import Column
-from mixvae.reproduce.findings import Findings, Gap, different, judge, margin, unknown
+from mixvae.reproduce.findings import Changes, Findings, Gap, judge, margin, unknown
 
 KINDS = ("scvi", "mixture", "frozen", "nobatchnorm")
 """Kinds of models."""
@@ -59,33 +58,22 @@ class Cells:
         Column("gain, finer types", "svm_precise_gain", "svm_precise_gain_se", 3, "of the SVM over SCVI", signed=True),
     )  # fmt: skip
 
-    def changed(
-        self,
-        seeds: Sequence[int] | None = None,
-        epochs: int | None = None,
-        warmup: int | None = None,
-        models: Sequence[str] | None = None,
-    ) -> Cells:
+    def changed(self, changes: Changes) -> Cells:
         """The same with other seeds of every model, epochs or warm-up, or with only some kinds of its models.
 
         Raises:
             ValueError: there is no such kind, or a number is wrong.
         """
-        at_least(1, epochs=epochs)
-        at_least(0, warmup=warmup)
-        settings = dict(self.settings)
-        settings |= {} if epochs is None else {"epochs": epochs}
-        settings |= {} if warmup is None else {"warmup": warmup}
-        plan = replace(self, settings=settings)
-        if seeds is not None:
-            plan = replace(plan, seeds=different(seeds), more_seeds=())
-        if models is None:
+        plan = replace(self, settings={**self.settings, **changes.named(epochs="epochs", warmup="warmup")})
+        if changes.seeds is not None:
+            plan = replace(plan, seeds=changes.seeds, more_seeds=())
+        if changes.models is None:
             return plan
-        for model in models:
+        for model in changes.models:
             if model not in KINDS:
                 raise unknown("model", model, KINDS)
         kept = {"sizes": "mixture", "frozen": "frozen", "unnormalised": "nobatchnorm"}
-        return replace(plan, **{name: () for name, kind in kept.items() if kind not in models})
+        return replace(plan, **{name: () for name, kind in kept.items() if kind not in changes.models})
 
     def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
         """Train what is missing, and compare.
@@ -152,28 +140,15 @@ class Integration:
     cells: int | None = None
     cost: str = ""
 
-    def changed(
-        self,
-        seeds: Sequence[int] | None = None,
-        epochs: int | None = None,
-        warmup: int | None = None,
-        models: Sequence[str] | None = None,
-    ) -> Integration:
+    def changed(self, changes: Changes) -> Integration:
         """The same with other seeds, epochs or warm-up.
 
         Raises:
             ValueError: a number is wrong, or models are given.
         """
-        if models is not None:
+        if changes.models is not None:
             raise ValueError("this experiment compares SCVI and mixtures: leave out models")
-        at_least(1, epochs=epochs)
-        at_least(0, warmup=warmup)
-        return replace(
-            self,
-            seeds=self.seeds if seeds is None else different(seeds),
-            epochs=self.epochs if epochs is None else epochs,
-            warmup=self.warmup if warmup is None else warmup,
-        )
+        return replace(self, **changes.named(seeds="seeds", epochs="epochs", warmup="warmup"))
 
     def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
         """Train what is missing, and compare.
