@@ -290,7 +290,7 @@ def _shorten() -> None:
     with contextlib.suppress(Exception):
         sweeps.demo.__kwdefaults__["epochs"] = 1
         sweeps.demo.__kwdefaults__["components"] = (1,)
-    sweeps.running._run_child = _run_child  # pyright: ignore
+    sweeps._running._run_child = _run_child  # pyright: ignore
 
 
 def _run_child(command, environment, children=None):
