@@ -24,7 +24,8 @@ ONLY_IN_EXTRAS = ("pytest", "beartype", "hypothesis", "tensorboard", "scvi", "sc
 IN_PYTHON = """
 import importlib.util, torch, mixvae
 from functools import partial
-from mixvae import MLPDecoder, GatedEncoder, MixtureVAE, SeparateEncoders, StandardNormal, datasets, fit, evaluate
+from mixvae import MLPDecoder, MixtureVAE, SeparateEncoders, StandardNormal, datasets, fit, evaluate
+from mixvae.networks import GatedEncoder
 
 found = [name for name in {extras} if importlib.util.find_spec(name)]
 assert not found, f"{{found}} came without being asked for"

@@ -19,19 +19,11 @@ from baseline import PlainMixtureVAE
 from test_steps import BATCH, LATENT, PSEUDO, SHAPE, digits, peak_gflops
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixvae import (
-    GatedEncoder,
-    GatedTrunk,
-    MixtureVAE,
-    MLPDecoder,
-    OneHotPosterior,
-    SeparateEncoders,
-    StandardNormal,
-    VampPrior,
-    elbo,
-)  # fmt: skip
+from mixvae import MixtureVAE, MLPDecoder, OneHotPosterior, SeparateEncoders, StandardNormal, VampPrior
+from mixvae.bounds import elbo
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
+from mixvae.networks import GatedEncoder, GatedTrunk  # fmt: skip
 from mixvae.training import keep_freed_memory
 from mixvae.training._objective import Inputs, Objective
 

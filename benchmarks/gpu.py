@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mixvae import GatedEncoder, config, elbo
+from mixvae import config
+from mixvae.bounds import elbo
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
+from mixvae.networks import GatedEncoder
 from mixvae.training._objective import Inputs, Objective
 
 BATCH, COMPONENTS, GREY, COLOUR = 100, 4, (1, 28, 28), (3, 32, 32)

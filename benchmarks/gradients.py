@@ -9,7 +9,8 @@ from 200 repetitions, relative to the plain estimator's. The error of each ratio
 
 import torch
 
-from mixvae import config, datasets, elbo, fit, pooled
+from mixvae import config, datasets, fit
+from mixvae.bounds import elbo, pooled
 from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
 
 REPETITIONS = 200

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from mixvae import GatedConvEncoder, MixtureVAE, PixelCNNDecoder, SeparateEncoders, StandardNormal, datasets, fit
+from mixvae import MixtureVAE, PixelCNNDecoder, SeparateEncoders, StandardNormal, datasets, fit
+from mixvae.networks import GatedConvEncoder
 
 LAYERS = ((32, 3, 1), (32, 3, 2), (16, 3, 2))
 

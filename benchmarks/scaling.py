@@ -13,18 +13,9 @@ import time
 import numpy as np
 import torch
 
-from mixvae import (
-    DiagonalGaussian,
-    GatedEncoder,
-    GatedTrunk,
-    MixtureVAE,
-    MLPDecoder,
-    OneHotPosterior,
-    SeparateEncoders,
-    StandardNormal,
-    elbo,
-    log_weights,
-)  # fmt: skip
+from mixvae import DiagonalGaussian, MixtureVAE, MLPDecoder, OneHotPosterior, SeparateEncoders, StandardNormal
+from mixvae.bounds import elbo, log_weights
+from mixvae.networks import GatedEncoder, GatedTrunk  # fmt: skip
 from mixvae.training import keep_freed_memory
 
 SHAPE, LATENT, BATCH, ROUNDS = (1, 28, 28), 40, 100, 15

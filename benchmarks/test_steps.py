@@ -13,18 +13,9 @@ import torch
 from baseline import PlainComposite, PlainConvPixelCNN, PlainMixtureVAE
 from torch.utils.flop_counter import FlopCounterMode
 
-from mixvae import (
-    GatedEncoder,
-    MixtureVAE,
-    MLPDecoder,
-    SeparateEncoders,
-    StandardNormal,
-    VampPrior,
-    config,
-    datasets,
-    elbo,
-    log_weights,
-)  # fmt: skip
+from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, VampPrior, config, datasets
+from mixvae.bounds import elbo, log_weights
+from mixvae.networks import GatedEncoder  # fmt: skip
 from mixvae.training import keep_freed_memory
 
 SHAPE, LATENT, BATCH, PSEUDO = (1, 28, 28), 40, 100, 500

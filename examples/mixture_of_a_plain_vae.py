@@ -10,7 +10,8 @@ import torch
 from plain_vae import VAE, Encoder, images, train
 from torch.distributions import Independent, Normal
 
-from mixvae import Bernoulli, Decoder, MixtureVAE, SeparateEncoders, elbo, evaluate, log_weights, paired_gain
+from mixvae import Bernoulli, Decoder, MixtureVAE, SeparateEncoders, evaluate, paired_gain
+from mixvae.bounds import elbo, log_weights
 
 
 def as_mixture(vae: VAE, components: int) -> MixtureVAE:

@@ -4,18 +4,10 @@ import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
 
-from mixvae import (
-    GatedEncoder,
-    GaussianLikelihood,
-    MixtureVAE,
-    MLPDecoder,
-    SeparateEncoders,
-    StandardNormal,
-    evaluate,
-    fit,
-)
+from mixvae import GaussianLikelihood, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, evaluate, fit
 from mixvae.datasets import Dataset, as_split
 from mixvae.evaluation import paired_gain
+from mixvae.networks import GatedEncoder
 
 
 def table() -> Dataset:

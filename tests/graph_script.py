@@ -14,9 +14,11 @@ import torch
 from torch.optim.lr_scheduler import StepLR
 
 import mixvae
-from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, config, datasets, elbo, fit
+from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, config, datasets, fit
+from mixvae.bounds import elbo
 from mixvae.gradients import reparameterised
 from mixvae.model import unread
+from mixvae.networks import GatedEncoder
 from mixvae.training import _objective as objective
 from mixvae.training import launch
 

@@ -330,7 +330,8 @@ def test_5000_draws_of_the_papers_model_stay_under_a_gigabyte():
     """S = 4, batch 100, 28×28, latent 40, gated 300-300: peak resident memory of the whole process."""
     script = """
 import torch
-from mixvae import GatedEncoder, MLPDecoder, MixtureVAE, SeparateEncoders, StandardNormal, evaluate
+from mixvae import MLPDecoder, MixtureVAE, SeparateEncoders, StandardNormal, evaluate
+from mixvae.networks import GatedEncoder
 posterior = SeparateEncoders(lambda: GatedEncoder((1, 28, 28), 40), 4)
 model = MixtureVAE(posterior, StandardNormal(40), MLPDecoder(40, (1, 28, 28)))
 x = (torch.rand(100, 1, 28, 28) < 0.3).float()

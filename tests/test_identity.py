@@ -54,7 +54,7 @@ def contents(folder):
         ("training.schedule={class_path: CosineAnnealingLR, T_max: 9}", "training.schedule is None"),
         ("training.freeze=[decoder]", "training.freeze is []"),
         ("training.warmup=1", "training.warmup is 0, not 1"),
-        ("training.bound=pooled", "training.bound is mixvae.elbo, not mixvae.pooled"),
+        ("training.bound=pooled", "training.bound is mixvae.bounds.elbo, not mixvae.bounds.pooled"),
         ("training.precision=64-true", "training.precision is 32-true"),
         ("training.ema=0.9", "training.ema is None"),
         ("training.epochs=1", "it has trained for 2 epochs, not 1"),
@@ -302,7 +302,7 @@ def test_functions_of_one_name_are_told_apart_by_what_they_do():
     assert path_of(make(1)) == path_of(make(1))
     assert path_of(make(1)) != path_of(make(2))
     assert path_of(torch.optim.Adam) == "torch.optim.Adam"
-    assert path_of(mixvae.elbo) == "mixvae.elbo"
+    assert path_of(mixvae.bounds.elbo) == "mixvae.bounds.elbo"
 
 
 def test_the_list_shows_every_run_and_its_state(trained, copy, tmp_path, capsys):

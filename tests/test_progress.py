@@ -20,7 +20,8 @@ def digits():
 def small(digits):
     from functools import partial
 
-    from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+    from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+    from mixvae.networks import GatedEncoder
 
     posterior = SeparateEncoders(partial(GatedEncoder, digits.shape, 2, (4,)), 2)
     return MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, digits.shape, (4,)))

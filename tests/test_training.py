@@ -286,7 +286,7 @@ def test_a_checkpoint_is_there_as_soon_as_training_starts(digits, tmp_path):
     ("change", "told"),
     [
         ({"seed": 4}, "seed is 3, not 4"),
-        ({"bound": pooled}, "training.bound is mixvae.elbo, not mixvae.pooled"),
+        ({"bound": pooled}, "training.bound is mixvae.bounds.elbo, not mixvae.bounds.pooled"),
         ({"optimizer": partial(torch.optim.Adam, lr=1e-3, fused=True)}, "learning_rate is 0.003"),
         ({"optimizer": partial(torch.optim.SGD, lr=3e-3)}, "training.optimizer.class is torch.optim.Adam"),
         ({"optimizer": partial(ADAM, betas=(0.8, 0.999))}, "training.optimizer.groups"),

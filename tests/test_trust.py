@@ -137,7 +137,7 @@ def test_what_is_on_the_allowlist_needs_no_trust():
     assert all(config.check_file(path) is None for path in config.presets().values())
     for path in (
         "GatedEncoder",
-        "mixvae.GatedEncoder",
+        "mixvae.networks.GatedEncoder",
         "mixvae.networks.GatedEncoder",
         "mixvae.networks._dense.GatedEncoder",
     ):
@@ -367,7 +367,7 @@ def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
     ):
         with pytest.raises(ValueError, match="--trust"):
             config.check_description({"model": spec}, "run.json")
-    posterior = mixvae.SeparateEncoders(functools.partial(mixvae.GatedEncoder, (1, 8, 8), 2), 2)
+    posterior = mixvae.SeparateEncoders(functools.partial(mixvae.networks.GatedEncoder, (1, 8, 8), 2), 2)
     for prior in (mixvae.StandardNormal(2), mixvae.VampPrior(posterior, (1, 8, 8), 3)):  # whose squash is torch.sigmoid
         model = mixvae.MixtureVAE(posterior, prior, mixvae.MLPDecoder(2, (1, 8, 8)))
         assert config.check_description(config.describe(model, (1, 8, 8)), "run.json") == []

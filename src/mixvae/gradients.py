@@ -52,7 +52,8 @@ def reparameterised(
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
         >>> from mixvae.gradients import reparameterised
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
@@ -101,7 +102,8 @@ def sticking_the_landing(
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
         >>> from mixvae.gradients import reparameterised, sticking_the_landing
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
@@ -158,7 +160,8 @@ def doubly_reparameterised(
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
         >>> from mixvae.gradients import doubly_reparameterised
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))

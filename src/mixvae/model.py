@@ -31,7 +31,8 @@ class MixtureVAE(Part):
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
         >>> from mixvae.bounds import elbo, log_weights
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
@@ -236,7 +237,8 @@ def unread(*models: MixtureVAE) -> Iterator[None]:
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, unread
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, unread
+        >>> from mixvae.networks import GatedEncoder
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
         >>> images = torch.ones(10, 4)

@@ -91,7 +91,8 @@ class VampPrior(Part):
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, SeparateEncoders, VampPrior
+        >>> from mixvae import SeparateEncoders, VampPrior
+        >>> from mixvae.networks import GatedEncoder
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
         >>> prior = VampPrior(posterior, (4,), pseudo_inputs=10, examples=torch.rand(20, 4))
         >>> prior().log_pi.shape, prior().sample((5,)).shape  # 3 components at each of 10 pseudo-inputs
@@ -164,7 +165,8 @@ class TwoLevelPrior(Part):
         latent: size of z1.
 
     Example:
-        >>> from mixvae import GaussianNetwork, StandardNormal, TwoLevelPrior
+        >>> from mixvae import StandardNormal, TwoLevelPrior
+        >>> from mixvae.networks import GaussianNetwork
         >>> prior = TwoLevelPrior(StandardNormal(2), GaussianNetwork(2, 3, (8,)), latent=3)
         >>> prior().sample((5,)).shape  # z2 has 2 coordinates, z1 has 3
         torch.Size([5, 5])

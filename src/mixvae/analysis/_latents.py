@@ -27,7 +27,8 @@ def encode(model: MixtureVAE, x: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, 
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
         >>> from mixvae.analysis import encode
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (5,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (5,)))
@@ -58,7 +59,8 @@ def draw_latents(
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
         >>> from mixvae.analysis import draw_latents
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (5,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (5,)))

@@ -110,7 +110,8 @@ def exact_posteriors(
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
         >>> from mixvae.analysis import exact_posteriors
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (5,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (5,)))

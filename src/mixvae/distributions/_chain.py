@@ -75,7 +75,8 @@ class ChainComponents(Components):
 
     Example:
         >>> import torch
-        >>> from mixvae import TwoLevelDense, TwoLevelPosterior
+        >>> from mixvae import TwoLevelPosterior
+        >>> from mixvae.networks import TwoLevelDense
         >>> posterior = TwoLevelPosterior(lambda: TwoLevelDense((4,), 2, (8,)), 3)
         >>> q = posterior(torch.ones(5, 4))  # a ChainComponents
         >>> q.batch_shape, q.event_shape, q.top.event_shape

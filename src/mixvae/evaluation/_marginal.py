@@ -66,7 +66,8 @@ def evaluate(
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, evaluate
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, evaluate
+        >>> from mixvae.networks import GatedEncoder
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (5,)), 3)
         >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (5,)))
         >>> estimate = evaluate(model, torch.ones(6, 4), total_draws=30)

@@ -32,7 +32,8 @@ class Posterior(Part, ABC):
     Derive your own posterior from `MixturePosterior`, which holds the weights, or from this class.
 
     Example:
-        >>> from mixvae import GatedEncoder, Posterior, SeparateEncoders
+        >>> from mixvae import Posterior, SeparateEncoders
+        >>> from mixvae.networks import GatedEncoder
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 2)
         >>> isinstance(posterior, Posterior), posterior.components
         (True, 2)
@@ -117,7 +118,8 @@ class MixturePosterior(Posterior):
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedEncoder, SeparateEncoders
+        >>> from mixvae import SeparateEncoders
+        >>> from mixvae.networks import GatedEncoder
         >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 2, weights=[3.0, 1.0])
         >>> posterior.log_pi().exp()
         tensor([0.7500, 0.2500])

@@ -37,7 +37,9 @@ class FlowPosterior(Posterior):
 
     Example:
         >>> import torch
-        >>> from mixvae import CouplingFlow, FlowPosterior, GatedEncoder, SeparateEncoders
+        >>> from mixvae import FlowPosterior, SeparateEncoders
+        >>> from mixvae.flows import CouplingFlow
+        >>> from mixvae.networks import GatedEncoder
         >>> base = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
         >>> posterior = FlowPosterior(base, lambda: CouplingFlow(2, hidden=(8,)), latent=2, per_component=True)
         >>> q = posterior(torch.ones(5, 4))

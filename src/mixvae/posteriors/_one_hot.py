@@ -36,7 +36,8 @@ class OneHotPosterior(MixturePosterior):
 
     Example:
         >>> import torch
-        >>> from mixvae import GatedTrunk, OneHotPosterior
+        >>> from mixvae import OneHotPosterior
+        >>> from mixvae.networks import GatedTrunk
         >>> posterior = OneHotPosterior(lambda: GatedTrunk((1, 28, 28), (16,)), (1, 28, 28), latent=2, components=400)
         >>> posterior(torch.ones(5, 1, 28, 28)).batch_shape
         torch.Size([400, 5])

@@ -44,7 +44,8 @@ class TwoLevelPosterior(MixturePosterior):
 
     Example:
         >>> import torch
-        >>> from mixvae import TwoLevelDense, TwoLevelPosterior
+        >>> from mixvae import TwoLevelPosterior
+        >>> from mixvae.networks import TwoLevelDense
         >>> posterior = TwoLevelPosterior(lambda: TwoLevelDense((4,), 2, (8,)), components=3)
         >>> x = torch.ones(5, 4)
         >>> posterior(x).event_shape, posterior.top_level()(x).event_shape  # [z2, z1], and z2 alone

@@ -223,7 +223,7 @@ def fit(
         >>> from functools import partial
         >>> import mixvae
         >>> data = mixvae.load_dataset("digits", limit=40)
-        >>> posterior = mixvae.SeparateEncoders(partial(mixvae.GatedEncoder, data.shape, 2, (16,)), 3)
+        >>> posterior = mixvae.SeparateEncoders(partial(mixvae.networks.GatedEncoder, data.shape, 2, (16,)), 3)
         >>> decoder = mixvae.MLPDecoder(2, data.shape, (16,))
         >>> model = mixvae.MixtureVAE(posterior, mixvae.StandardNormal(2), decoder)
         >>> history = mixvae.fit(model, data, epochs=1, run="runs/S3")

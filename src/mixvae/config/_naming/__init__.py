@@ -37,7 +37,7 @@ def describe(model: nn.Module, shape: Sequence[int] | None = None) -> dict[str, 
         >>> from mixvae.networks import GatedEncoder
         >>> spec = describe(GatedEncoder((1, 8, 8), latent=2, hidden=(16,)))
         >>> spec["model"]["class_path"]
-        'mixvae.GatedEncoder'
+        'mixvae.networks.GatedEncoder'
     """
     import torch
     from torch.nn.parameter import is_lazy
