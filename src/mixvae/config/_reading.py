@@ -21,7 +21,7 @@ from mixvae.config._trust import EVERYBODY, NAME, NOBODY, Trust, check_config, g
 __all__ = [
     "Parser", "add_arguments", "changes", "check_file", "check_options", "check_parsed", "check_words", "flags",
     "from_dict", "from_namespace", "load_yaml", "locate", "nearest", "nested", "presets", "read", "read_yaml",
-    "shipped", "spelled", "to_yaml", "typed_names",
+    "spelled", "to_yaml", "typed_names",
 ]  # fmt: skip
 
 
@@ -29,12 +29,6 @@ SHORTEST_PART = 3
 """Letters that a part of a name needs to be matched on its own."""
 GROUPS = ("data", "model", "training", "start")
 """Keys of a configuration that hold other keys."""
-
-
-def shipped(folder: str) -> dict[str, Path]:
-    """YAML files in one of mixvae's own folders, by name."""
-    path = Path(str(files("mixvae") / folder))
-    return {file.stem: file for file in sorted(path.glob("*.yaml"))}
 
 
 def presets() -> dict[str, Path]:
@@ -45,23 +39,23 @@ def presets() -> dict[str, Path]:
         >>> presets()["digits"].name
         'digits.yaml'
     """
-    return shipped("presets")
+    folder = Path(str(files("mixvae") / "presets"))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def locate(name: str | Path, folder: str = "presets") -> Path:
-    """Path of a file that comes with mixvae, by its name, or of any other file.
+def locate(name: str | Path) -> Path:
+    """Path of a preset, by its name, or of any other file.
 
     Raises:
         ValueError: there is no such file; the closest name is suggested.
     """
-    known = shipped(folder)
+    known = presets()
     if str(name) in known:
         return known[str(name)]
     if Path(name).is_file():
         return Path(name)
-    what = folder.removesuffix("s")
-    hint = f"did you mean {near}?" if (near := nearest(str(name), known)) else f"{folder} are {', '.join(known)}"
-    raise ValueError(f"there is no {what} or file {str(name)!r}: {hint}")
+    hint = f"did you mean {near}?" if (near := nearest(str(name), known)) else f"presets are {', '.join(known)}"
+    raise ValueError(f"there is no preset or file {str(name)!r}: {hint}")
 
 
 def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -78,8 +78,10 @@ def reproduce(
     at_least(1, jobs=jobs)
     experiment = find(name)
     plan = experiment.scales[scale]
-    if any(value is not None for value in (seeds, epochs, warmup, models)):
-        plan = plan.changed(Changes(seeds, epochs, warmup, models))
+    changes = Changes(seeds, epochs, warmup, models)
+    given = changes.named(seeds="seeds", epochs="epochs", warmup="warmup", models="models")
+    if given:
+        plan = plan.changed(changes)
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder)
     findings = plan.carry_out(folder, jobs=jobs, progress=progress)
@@ -93,14 +95,7 @@ def reproduce(
     }
     for title, picture in pictures.items():
         write_bytes(folder / "figures" / f"{re.sub(r'[^a-zA-Z0-9=]+', '_', title)}.png", picture)
-    options = "".join(
-        f" --{flag} {shlex.quote(str(value))}"
-        for flag, value in (
-            ("seeds", None if seeds is None else ",".join(map(str, seeds))), ("epochs", epochs), ("warmup", warmup),
-            ("models", None if models is None else ",".join(models)),
-        )
-        if value is not None
-    )  # fmt: skip
+    options = "".join(f" --{flag} {shlex.quote(_word(value))}" for flag, value in given.items())
     command = f"mixvae reproduce {name} --scale {scale}{options} --out {shlex.quote(str(folder))}"
     results: dict[str, Any] = {
         "experiment": name,
@@ -127,6 +122,11 @@ def reproduce(
         pictures={title: reports.embed(picture) for title, picture in pictures.items()},
     )
     return findings
+
+
+def _word(value: object) -> str:
+    """A value as the command line takes it: a list with commas."""
+    return str(value) if isinstance(value, int) else ",".join(map(str, cast("Sequence[object]", value)))
 
 
 def _finite(value: Any) -> Any:
