@@ -77,6 +77,18 @@ def test_draws_come_from_the_mixture():
     torch.testing.assert_close(mixture.variance[0], density @ (points - density @ points) ** 2, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("centre", [0.0, 300.0, 3000.0, 1e6])
+def test_mixture_variance_survives_far_means(centre):
+    """E[z²] − E[z]² was negative at means of 300, and 0 at 3000."""
+    components, _ = overlapping()
+    loc = components.mean.detach().float() + centre
+    q = DiagonalGaussian(loc, components.log_var.detach().float(), components.log_pi.float())
+    pi, mean = q.log_pi.double().exp()[:, None, None], loc.double()
+    overall = (pi * mean).sum(0)
+    expected = (pi * (q.variance.double() + (mean - overall) ** 2)).sum(0)
+    torch.testing.assert_close(q.mixture().variance.double(), expected, rtol=1e-5 if centre < 1e4 else 0.02, atol=0)
+
+
 def assert_gradient_of_draws(mixture, parameters, example, draws):
     """Compare ∂ E[value(z)] by draws with the derivative of its quadrature."""
     points, area = grid()
@@ -151,3 +163,12 @@ def test_a_guide_is_written_as_with_any_other_distribution():
         optimizer.step()
         guide = Independent(DiagonalGaussian(*parameters, components.log_pi).mixture(), 1)
     assert float(loss.detach()) < 0.15
+
+
+def test_the_mixture_of_a_subset_is_normalised():
+    """Weights of a subset are scaled to be unbiased, A/S π_s, and do not sum to one."""
+    mean = torch.tensor([[-1.0], [0.0], [2.0]], dtype=torch.float64)[:, None]
+    q = DiagonalGaussian(mean, torch.zeros_like(mean), torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).log())
+    grid = torch.linspace(-12, 12, 4801, dtype=torch.float64)[:, None, None]
+    density = q.select(torch.tensor([0, 2])).mixture().log_prob(grid).exp()
+    assert float(density.sum() * 0.005) == pytest.approx(1.0, abs=1e-9)

@@ -40,6 +40,13 @@ def test_moments_are_those_of_the_whole_mixture(q):
         torch.testing.assert_close(q.scale[b].square(), by_torch(q, b).variance)
 
 
+def test_deviation_is_not_nan_for_cells_far_from_zero():
+    """E[z²] − E[z]² was below zero in float32, and its root NaN or 0."""
+    means = 300 + torch.tensor([[[0.0], [0.01]]])
+    q = CellPosterior(means, torch.full_like(means, 0.05))
+    torch.testing.assert_close(q.scale, torch.full((1, 1), (0.05**2 + 0.005**2) ** 0.5), rtol=1e-3, atol=0)
+
+
 def test_draws_come_from_all_components_with_their_weights(q):
     draws = q.sample((20_000,))
     error = (q.variance / len(draws)).sqrt()

@@ -6,6 +6,7 @@ from mixvae.distributions._components import Components, Mixture, OnReals
 from mixvae.distributions._fixed import Fixed
 from mixvae.distributions._flowed import Flowed, with_volume
 from mixvae.distributions._gaussian import DiagonalGaussian, normal_log_prob
+from mixvae.distributions._natural import Natural, least_precision, natural_parameters
 from mixvae.distributions._noise import DRAW_BLOCK, keyed_normal
 from mixvae.distributions._observations import (
     Bernoulli,
@@ -29,10 +30,13 @@ __all__ = [
     "Fixed",
     "Flowed",
     "Mixture",
+    "Natural",
     "OnReals",
     "Pooled",
     "full_precision",
     "keyed_normal",
+    "least_precision",
+    "natural_parameters",
     "normal_log_prob",
     "with_volume",
 ]

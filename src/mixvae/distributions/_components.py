@@ -56,6 +56,8 @@ class Components(OnReals):
     """
 
     has_rsample = True
+    scores_anywhere: bool = True
+    """Whether the density at any point, not only at its own draws, is exact."""
     log_pi: Float[Tensor, " S"]
 
     def __init__(self, batch_shape: torch.Size, event_shape: torch.Size, log_pi: Float[Tensor, " S"] | None = None):
@@ -122,7 +124,7 @@ class Mixture(OnReals):
     """q(z|x_b) = Σ_s π_s q_s(z|x_b) as one distribution for each of B examples: batch shape (B,), event shape (D,).
 
     Args:
-        components: the components and their weights.
+        components: the components and their weights, which are normalised: those of a subset need not sum to one.
 
     Example:
         >>> import torch
@@ -140,6 +142,7 @@ class Mixture(OnReals):
 
     def __init__(self, components: Components):
         self.components = components
+        self.log_pi = components.log_pi.log_softmax(0)
         super().__init__(components.batch_shape[1:], components.event_shape, validate_args=False)
 
     def log_prob(self, value: Float[Tensor, "*L B D"]) -> Float[Tensor, "*L B"]:
@@ -154,7 +157,7 @@ class Mixture(OnReals):
         """Log π_s q_s(z), (*L, S, B)."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         points = value.expand(shape).reshape(-1, 1, *shape[-2:])
-        scored = self.components.cross_log_prob(points)[:, 0] + self.components.log_pi[:, None]
+        scored = self.components.cross_log_prob(points)[:, 0] + self.log_pi[:, None]
         return scored.reshape(*shape[:-2], *self.components.batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -169,7 +172,7 @@ class Mixture(OnReals):
         References:
             Figurnov et al., Implicit Reparameterization Gradients (2018), https://arxiv.org/abs/1805.08498
         """
-        if torch.is_grad_enabled() and self.components.log_pi.requires_grad:
+        if torch.is_grad_enabled() and self.log_pi.requires_grad:
             raise ValueError(
                 "draws of a mixture have no gradient in its weights, which are learned here: draw from every component "
                 "with components.rsample and weight the draws, or fix the weights"
@@ -189,9 +192,7 @@ class Mixture(OnReals):
         shape, batch = torch.Size(sample_shape), self.batch_shape[0]
         with torch.no_grad():
             n = shape.numel()
-            chosen = torch.multinomial(self.components.log_pi.exp(), n * batch, replacement=True).reshape(
-                n, 1, batch, 1
-            )
+            chosen = torch.multinomial(self.log_pi.exp(), n * batch, replacement=True).reshape(n, 1, batch, 1)
             draws = self.components.rsample((n,))  # (n, S, B, D)
             return draws.take_along_dim(chosen, 1)[:, 0].reshape(*shape, *self.batch_shape, *self.event_shape)
 
@@ -206,16 +207,15 @@ class Mixture(OnReals):
         """
         z = self.components.rsample((draws_per_component,))
         log_ratio = self.log_prob(z) - other.log_prob(z)  # (L, S, B)
-        return self.components.log_pi.exp() @ log_ratio.mean(0)
+        return self.log_pi.exp() @ log_ratio.mean(0)
 
     @property
     def mean(self) -> Tensor:
         """Mean, Σ_s π_s E_s[z], if the components have one in closed form."""
-        return torch.einsum("s,sbd->bd", self.components.log_pi.exp(), self.components.mean)
+        return torch.einsum("s,sbd->bd", self.log_pi.exp(), self.components.mean)
 
     @property
     def variance(self) -> Tensor:
-        """Variance of every coordinate: within the components and between them."""
-        pi, mean = self.components.log_pi.exp(), self.components.mean
-        second = torch.einsum("s,sbd->bd", pi, self.components.variance + mean.square())
-        return second - self.mean.square()
+        """Variance of every coordinate, Σ_s π_s (Var_s[z] + (E_s[z] − E[z])²): within the components and between."""
+        between = (self.components.mean - self.mean).square()
+        return torch.einsum("s,sbd->bd", self.log_pi.exp(), self.components.variance + between)

@@ -15,9 +15,9 @@ DRAW_BLOCK = 16
 
 
 def keyed_normal(
-    seed: int, examples: Sequence[int] | np.ndarray, start: int, stop: int, event: tuple[int, int]
+    seed: int, examples: Sequence[int] | np.ndarray, start: int, stop: int, event: tuple[int, int], stream: int = 0
 ) -> Float[Tensor, "L S B D"]:
-    """Standard normal noise keyed by (seed, example, draw block): the same in any chunk or batch.
+    """Standard normal noise keyed by (seed, example, stream, draw block): the same in any chunk or batch.
 
     Draw l of example b comes from a counter-based stream of its own, so a result computed from it depends
     neither on the examples beside it nor on how many draws were taken at once.
@@ -28,6 +28,7 @@ def keyed_normal(
         start: first draw.
         stop: one past the last draw.
         event: number of components S and latent size D.
+        stream: which of independent streams of noise: draws for different purposes must not coincide.
 
     Returns:
         Noise of stop − start draws in float64, on the CPU.
@@ -49,6 +50,6 @@ def keyed_normal(
         for block in range(start // DRAW_BLOCK, -(-stop // DRAW_BLOCK)):
             low, first = block * DRAW_BLOCK, max(start, block * DRAW_BLOCK)
             last = min(stop, low + DRAW_BLOCK)
-            stream = Generator(Philox(key=[seed, int(example)], counter=[0, 0, 0, block]))
-            row[first - start : last - start] = stream.standard_normal((last - low, *event))[first - low :]
+            generator = Generator(Philox(key=[seed, int(example)], counter=[0, 0, stream, block]))
+            row[first - start : last - start] = generator.standard_normal((last - low, *event))[first - low :]
     return torch.from_numpy(noise).permute(1, 2, 0, 3).contiguous()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from mixvae._resources import make
-from mixvae.networks._dense import GatedLinear, mean_and_log_var
+from mixvae.networks._dense import LOG_VAR_RANGE, GatedLinear, checked_range, mean_and_log_var
 from mixvae.parts import Part
 
 PAPER_LAYERS = ((32, 7, 1), (32, 3, 2), (64, 5, 1), (64, 3, 2), (6, 3, 1))
@@ -100,6 +100,11 @@ class GatedConvEncoder(Part):
         shape: (C, H, W) of x.
         latent: latent size D.
         layers: (channels, kernel, stride) of every layer.
+        log_var_range: smallest and largest log σ².
+
+    Raises:
+        ValueError: x is not an image, a stride does not divide its size, or log_var_range is not two increasing
+            numbers.
 
     Example:
         >>> import torch
@@ -109,14 +114,22 @@ class GatedConvEncoder(Part):
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
-    def __init__(self, shape: Sequence[int], latent: int, layers: Sequence[Sequence[int]] = PAPER_LAYERS):
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent: int,
+        layers: Sequence[Sequence[int]] = PAPER_LAYERS,
+        *,
+        log_var_range: Sequence[float] = LOG_VAR_RANGE,
+    ):
         super().__init__()
+        self.log_var_range = checked_range(log_var_range)
         self.trunk = GatedConvTrunk(shape, layers)
         self.head = nn.Linear(self.trunk.features, 2 * latent)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        """Return mean and log-variance, the latter clamped to `LOG_VAR_RANGE`."""
-        return mean_and_log_var(self.head(self.trunk(x)))
+        """Return mean and log-variance, the latter clamped to `log_var_range`."""
+        return mean_and_log_var(self.head(self.trunk(x)), self.log_var_range)
 
 
 class CausalNorm(Part):

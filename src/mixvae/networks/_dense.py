@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,11 +14,75 @@ from torch import Tensor, nn
 from mixvae.parts import Part
 
 LOG_VAR_RANGE = (-6.0, 2.0)
-"""Range of an encoder's log σ²: narrower posteriors gain nothing on 8-bit images and cost digits in float32."""
+"""Default range of an encoder's log σ²: narrower posteriors gain nothing on 8-bit images and cost digits in float32.
+
+Data on the real line with little noise can have narrower posteriors: give their encoder a `log_var_range` of its own.
+"""
 
 
-def mean_and_log_var(head: Float[Tensor, "... P"]) -> tuple[Float[Tensor, "... D"], Float[Tensor, "... D"]]:
-    """Split a network's output in two: a mean, and a log-variance clamped to `LOG_VAR_RANGE`.
+class _Returning(torch.autograd.Function):
+    """Clamp whose gradient beyond an end is that at the end, where a descent would follow it back inside, else zero."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        del output
+        x, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (x,), (grad,) = ctx.saved_tensors, grads
+        leaves = ((x > ctx.high) & (grad < 0)) | ((x < ctx.low) & (grad > 0))
+        return grad.masked_fill(leaves, 0), None, None
+
+
+def clamped_log_var(
+    log_var: Float[Tensor, "... D"], log_var_range: Sequence[float] = LOG_VAR_RANGE
+) -> Float[Tensor, "... D"]:
+    """Clamp a log-variance, so that training can bring it back from beyond the range.
+
+    A plain clamp has no gradient there: a log σ² that once overshoots stays at the end for its inputs. This one passes
+    the gradient of a loss on, unless a step down that gradient would lead further out. Values are those of a plain
+    clamp, and so are gradients within the range. Minimise: the gradient of −loss beyond the range is not minus this.
+
+    Args:
+        log_var: log σ².
+        log_var_range: its smallest and largest value.
+    """
+    low, high = log_var_range
+    return _Returning.apply(log_var, low, high)  # pyright: ignore[reportReturnType]
+
+
+def checked_range(log_var_range: Sequence[float]) -> tuple[float, float]:
+    """Smallest and largest log σ² as two numbers.
+
+    Raises:
+        ValueError: they are not two finite numbers, the smaller first.
+    """
+    ends = tuple(log_var_range)
+    if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
+        raise ValueError(
+            f"log_var_range must be the smallest and the largest log-variance, such as [-6, 2]; got {list(ends)}"
+        )
+    return float(ends[0]), float(ends[1])
+
+
+def mean_and_log_var(
+    head: Float[Tensor, "... P"], log_var_range: Sequence[float] = LOG_VAR_RANGE
+) -> tuple[Float[Tensor, "... D"], Float[Tensor, "... D"]]:
+    """Split a network's output in two: a mean, and a log-variance clamped to a range.
+
+    Beyond the range the gradient is passed on where descending it leads back inside, and is zero otherwise.
+
+    Args:
+        head: the network's output.
+        log_var_range: smallest and largest log σ².
 
     Example:
         >>> import torch
@@ -25,7 +91,7 @@ def mean_and_log_var(head: Float[Tensor, "... P"]) -> tuple[Float[Tensor, "... D
         (tensor([1., 2.]), tensor([ 2., -6.]))
     """
     mean, log_var = head.chunk(2, -1)
-    return mean, log_var.clamp(*LOG_VAR_RANGE)
+    return mean, clamped_log_var(log_var, log_var_range)
 
 
 class GatedLinear(Part):
@@ -103,6 +169,10 @@ class GatedEncoder(Part):
         shape: event shape of x, such as (1, 28, 28) or (64,).
         latent: latent size D.
         hidden: widths of the gated layers.
+        log_var_range: smallest and largest log σ².
+
+    Raises:
+        ValueError: log_var_range is not two increasing numbers.
 
     Example:
         >>> import torch
@@ -112,11 +182,19 @@ class GatedEncoder(Part):
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
-    def __init__(self, shape: Sequence[int], latent: int, hidden: Sequence[int] = (300, 300)):
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent: int,
+        hidden: Sequence[int] = (300, 300),
+        *,
+        log_var_range: Sequence[float] = LOG_VAR_RANGE,
+    ):
         super().__init__()
+        self.log_var_range = checked_range(log_var_range)
         self.trunk = gated_mlp(math.prod(shape), hidden)
         self.head = nn.Linear(hidden[-1], 2 * latent)
 
     def forward(self, x: Float[Tensor, "B ..."]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-        """Return mean and log-variance, the latter clamped to `LOG_VAR_RANGE`."""
-        return mean_and_log_var(self.head(self.trunk(x.flatten(1))))
+        """Return mean and log-variance, the latter clamped to `log_var_range`."""
+        return mean_and_log_var(self.head(self.trunk(x.flatten(1))), self.log_var_range)

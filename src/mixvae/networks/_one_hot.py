@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mixvae.networks._dense import LOG_VAR_RANGE
+from mixvae.networks._dense import LOG_VAR_RANGE, checked_range, clamped_log_var
 from mixvae.parts import Part
 
 HEADS, LAYERS = 2, 3
@@ -29,6 +30,10 @@ class OneHotHead(Part):
         features: number of features of h.
         latent: latent size D, the width of every layer.
         components: number of components A.
+        log_var_range: smallest and largest log σ².
+
+    Raises:
+        ValueError: log_var_range is not two increasing numbers.
 
     References:
         Hotti et al., Efficient Mixture Learning in Black-Box Variational Inference (2024),
@@ -42,8 +47,9 @@ class OneHotHead(Part):
         torch.Size([400, 5, 2])
     """
 
-    def __init__(self, features: int, latent: int, components: int):
+    def __init__(self, features: int, latent: int, components: int, *, log_var_range: Sequence[float] = LOG_VAR_RANGE):
         super().__init__()
+        self.log_var_range = checked_range(log_var_range)
         self.projection = nn.Linear(features, HEADS * LAYERS * latent)
         self.component = nn.Parameter(torch.empty(components, HEADS, LAYERS, latent))
         self.previous = nn.Parameter(torch.empty(HEADS, LAYERS - 1, latent, latent))
@@ -70,4 +76,4 @@ class OneHotHead(Part):
         identity = torch.eye(self.latent, dtype=h.dtype, device=h.device)
         r = torch.baddbmm(fed(2), r, self.previous[:, 1] + identity)  # the residual sum is part of the product
         mean, log_var = r.unflatten(1, (-1, len(h))).unbind()
-        return mean, log_var.clamp(*LOG_VAR_RANGE)
+        return mean, clamped_log_var(log_var, self.log_var_range)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mixvae.networks._conv import PAPER_LAYERS, GatedConvTrunk
-from mixvae.networks._dense import GatedLinear, gated_mlp, mean_and_log_var
+from mixvae.networks._dense import LOG_VAR_RANGE, GatedLinear, checked_range, gated_mlp, mean_and_log_var
 from mixvae.parts import Part
 
 GaussianParameters = tuple[Float[Tensor, "... D"], Float[Tensor, "... D"]]
@@ -27,6 +27,10 @@ class TwoLevelEncoder(Part):
         features: number of features that each returns.
         latent: latent size of each level.
         width: width of the layers that see z2.
+        log_var_range: smallest and largest log σ² of both levels.
+
+    Raises:
+        ValueError: log_var_range is not two increasing numbers.
 
     Example:
         >>> import torch
@@ -37,8 +41,18 @@ class TwoLevelEncoder(Part):
         torch.Size([5, 2])
     """
 
-    def __init__(self, upper: nn.Module, lower: nn.Module, features: int, latent: int, width: int = 300):
+    def __init__(
+        self,
+        upper: nn.Module,
+        lower: nn.Module,
+        features: int,
+        latent: int,
+        width: int = 300,
+        *,
+        log_var_range: Sequence[float] = LOG_VAR_RANGE,
+    ):
         super().__init__()
+        self.log_var_range = checked_range(log_var_range)
         self.upper, self.lower = upper, lower
         self.head = nn.Linear(features, 2 * latent)
         self.from_top = GatedLinear(latent, width)
@@ -53,13 +67,13 @@ class TwoLevelEncoder(Part):
 
         def below(z2: Float[Tensor, "... B D"]) -> GaussianParameters:
             joint = self.joint(self.from_top(z2)) + features
-            return mean_and_log_var(self.lower_head(nn.functional.glu(joint, -1)))
+            return mean_and_log_var(self.lower_head(nn.functional.glu(joint, -1)), self.log_var_range)
 
         return mean, log_var, below
 
     def encode_top(self, x: Float[Tensor, "B ..."]) -> GaussianParameters:
         """Mean and log-variance of z2 alone."""
-        return mean_and_log_var(self.head(self.upper(x)))
+        return mean_and_log_var(self.head(self.upper(x)), self.log_var_range)
 
 
 class TwoLevelDense(TwoLevelEncoder):
@@ -69,6 +83,10 @@ class TwoLevelDense(TwoLevelEncoder):
         shape: event shape of x.
         latent: latent size of each level.
         hidden: widths of the gated layers on x.
+        log_var_range: smallest and largest log σ² of both levels.
+
+    Raises:
+        ValueError: log_var_range is not two increasing numbers.
 
     Example:
         >>> import torch
@@ -79,9 +97,16 @@ class TwoLevelDense(TwoLevelEncoder):
         torch.Size([5, 2])
     """
 
-    def __init__(self, shape: Sequence[int], latent: int, hidden: Sequence[int] = (300, 300)):
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent: int,
+        hidden: Sequence[int] = (300, 300),
+        *,
+        log_var_range: Sequence[float] = LOG_VAR_RANGE,
+    ):
         upper, lower = (nn.Sequential(nn.Flatten(), gated_mlp(math.prod(shape), hidden)) for _ in range(2))
-        super().__init__(upper, lower, hidden[-1], latent, hidden[-1])
+        super().__init__(upper, lower, hidden[-1], latent, hidden[-1], log_var_range=log_var_range)
 
 
 class TwoLevelConv(TwoLevelEncoder):
@@ -92,6 +117,10 @@ class TwoLevelConv(TwoLevelEncoder):
         latent: latent size of each level.
         layers: (channels, kernel, stride) of every layer on x.
         width: width of the layers that see z2.
+        log_var_range: smallest and largest log σ² of both levels.
+
+    Raises:
+        ValueError: log_var_range is not two increasing numbers.
 
     Example:
         >>> import torch
@@ -108,9 +137,11 @@ class TwoLevelConv(TwoLevelEncoder):
         latent: int,
         layers: Sequence[Sequence[int]] = PAPER_LAYERS,
         width: int = 300,
+        *,
+        log_var_range: Sequence[float] = LOG_VAR_RANGE,
     ):
         upper, lower = (GatedConvTrunk(shape, layers) for _ in range(2))
-        super().__init__(upper, lower, upper.features, latent, width)
+        super().__init__(upper, lower, upper.features, latent, width, log_var_range=log_var_range)
 
 
 class GaussianNetwork(Part):
@@ -120,6 +151,10 @@ class GaussianNetwork(Part):
         inputs: size of z2.
         latent: size of z1.
         hidden: widths of the gated layers.
+        log_var_range: smallest and largest log σ².
+
+    Raises:
+        ValueError: log_var_range is not two increasing numbers.
 
     Example:
         >>> import torch
@@ -129,13 +164,21 @@ class GaussianNetwork(Part):
         (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
-    def __init__(self, inputs: int, latent: int, hidden: Sequence[int] = (300, 300)):
+    def __init__(
+        self,
+        inputs: int,
+        latent: int,
+        hidden: Sequence[int] = (300, 300),
+        *,
+        log_var_range: Sequence[float] = LOG_VAR_RANGE,
+    ):
         super().__init__()
+        self.log_var_range = checked_range(log_var_range)
         self.net = nn.Sequential(gated_mlp(inputs, hidden), nn.Linear(hidden[-1], 2 * latent))
 
     def forward(self, z2: Float[Tensor, "... D2"]) -> GaussianParameters:
         """Return mean and log-variance of z1."""
-        return mean_and_log_var(self.net(z2))
+        return mean_and_log_var(self.net(z2), self.log_var_range)
 
 
 def stack_components(below: Sequence[Callable[[Tensor], GaussianParameters]], z2: Tensor) -> GaussianParameters:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
-from mixvae.networks import OneHotHead
+from mixvae.networks import LOG_VAR_RANGE, OneHotHead
 from mixvae.posteriors._base import MixturePosterior, add_noise
 
 
@@ -26,9 +26,10 @@ class OneHotPosterior(MixturePosterior):
         components: number of components A.
         weights: mixture weights π, positive, of any scale; uniform by default.
         learn_weights: whether the weights are trained.
+        log_var_range: smallest and largest log σ².
 
     Raises:
-        ValueError: the trunk does not return features (B, F).
+        ValueError: the trunk does not return features (B, F), or log_var_range is not two increasing numbers.
 
     References:
         Hotti et al., Efficient Mixture Learning in Black-Box Variational Inference (2024),
@@ -54,6 +55,7 @@ class OneHotPosterior(MixturePosterior):
         weights: Sequence[float] | None = None,
         *,
         learn_weights: bool = False,
+        log_var_range: Sequence[float] = LOG_VAR_RANGE,
     ):
         super().__init__(components, weights, learn_weights=learn_weights)
         self.trunk = build()
@@ -65,7 +67,7 @@ class OneHotPosterior(MixturePosterior):
                 f"{type(self.trunk).__name__} must map x (B, …) to features (B, F), as GatedTrunk does; "
                 f"for B = 2 it gave {got}"
             )
-        self.head = OneHotHead(features.shape[1], latent, components)
+        self.head = OneHotHead(features.shape[1], latent, components, log_var_range=log_var_range)
 
     @property
     def gathers(self) -> bool:

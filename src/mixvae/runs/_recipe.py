@@ -154,6 +154,8 @@ ROOM = {
     "lower": "mixvae.networks", "decoder": "mixvae.decoders", "likelihood": "mixvae.decoders",
 }  # fmt: skip
 """Modules in which bare class names of a model's configuration are looked up."""
+LATER = {"log_var_range": [-6.0, 2.0]}
+"""Options that earlier versions did not have, and the value that each had fixed."""
 
 
 def recipe_of_model(
@@ -191,6 +193,7 @@ def parts_of(model: nn.Module) -> dict[str, str]:
     for name, part in model.named_modules():
         held = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
         plain_ones = {key: plain(value) for key, value in held.items() if not isinstance(value, torch.Tensor)}
+        plain_ones = _without_later(plain_ones)
         described[name] = f"{path_of(type(part))}({part.extra_repr()}) {canonical(plain_ones)}"
     return described
 
@@ -280,7 +283,12 @@ def describe_spec(spec: Spec, room: str) -> dict[str, Any]:
         annotation = str(parameters[name].annotation) if name in parameters else ""
         if "float" in annotation and "int" not in annotation:
             described[name] = plain(described[name], numbers=float)
-    return {"class": path_of(kind), **described}
+    return {"class": path_of(kind), **_without_later(described)}
+
+
+def _without_later(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without those added later that have the value of before, so that older runs keep their identity."""
+    return {name: value for name, value in described.items() if name not in LATER or value != LATER[name]}
 
 
 def _defaults(kind: Callable[..., Any], numbers: type[float] | None = None) -> dict[str, Any]:

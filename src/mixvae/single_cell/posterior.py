@@ -57,7 +57,7 @@ class CellPosterior(Distribution):
     @property
     def variance(self) -> Float[Tensor, "B D"]:
         """Variance of the mixture, within the components and between them."""
-        return self.mixture.variance.clamp(min=0)
+        return self.mixture.variance
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "*L B D"]:
         """Draw from the mixture: choose a component for every draw and cell, then draw from it."""
