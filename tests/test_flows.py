@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+import zuko.flows
 from torch import nn
 from torch.distributions import Normal, Transform, constraints
+from zuko.flows import neural
 
 from mixvae import config
 from mixvae.distributions import Chain, DiagonalGaussian, Flowed
-from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
+from mixvae.flows import Composed, CouplingFlow, InverseAutoregressiveFlow, ZukoFlow
 from mixvae.networks import GatedConvEncoder, GatedEncoder, GaussianNetwork, TwoLevelDense
 from mixvae.posteriors import FlowPosterior, SeparateEncoders, TwoLevelPosterior
 from mixvae.priors import StandardNormal, TwoLevelPrior
@@ -200,3 +202,109 @@ def test_a_flow_on_two_levels_leaves_the_upper_one_alone():
     plain, changed = base(images()).rsample((3,), noise), posterior(images()).rsample((3,), noise)
     assert torch.equal(plain[..., :2], changed[..., :2])
     assert (plain[..., 2:] != changed[..., 2:]).all()
+
+
+@pytest.mark.parametrize("per_component", [True, False])
+def test_components_say_where_their_density_is_exact(per_component):
+    coupling = flowed(per_component=per_component)(images())
+    assert coupling.scores_anywhere
+    assert coupling.select(torch.tensor([2, 0])).scores_anywhere
+    assert coupling.base.scores_anywhere
+    slow = flowed(lambda: InverseAutoregressiveFlow(LATENT, 1, (8,)), per_component=per_component)(images())
+    assert slow.scores_anywhere
+    assert not slow.fast_inverse
+    assert slow.select(torch.tensor([2, 0])).scores_anywhere
+
+    def unknown():
+        return ZukoFlow(LATENT, zuko.flows.MaskedAutoregressiveTransform, 1, hidden_features=(8,))
+
+    assert not flowed(unknown, per_component=per_component)(images()).scores_anywhere
+    assert not Flowed(coupling, [Composed([])], fast_inverse=False).scores_anywhere
+    slow_base = Flowed(coupling.base, [Composed([])])
+    assert not Flowed(slow_base, [Composed([])], fast_inverse=True).scores_anywhere
+
+
+def monotone(kind, features=LATENT):
+    """A neural flow that zuko inverts by bisection between −10 and 10."""
+    network, shapes = (neural.MNN, [(4,)]) if kind == "neural" else (neural.UMNN, [(4,), ()])
+    return ZukoFlow(
+        features, zuko.flows.MaskedAutoregressiveTransform, 1, univariate=network(4, hidden_features=(8,)),
+        shapes=shapes, hidden_features=(8,),
+    )  # fmt: skip
+
+
+def wide(kind, spread, shift=0.0):
+    """Components N(shift · s, spread²) before monotone flows of their own, in evaluation mode."""
+    torch.manual_seed(0)
+
+    class Encoder(nn.Module):
+        def __init__(self, s):
+            super().__init__()
+            self.mean = nn.Parameter(torch.tensor(shift * s))
+
+        def forward(self, x):
+            return self.mean.expand(len(x), LATENT), torch.full((len(x), LATENT), 2 * math.log(spread)).to(x)
+
+    numbers = itertools.count()
+    base = SeparateEncoders(lambda: Encoder(next(numbers)), 2)
+    return FlowPosterior(base, lambda: monotone(kind), LATENT, per_component=True).double()
+
+
+@pytest.mark.parametrize("kind", ["neural", "unconstrained"])
+def test_own_draws_of_a_monotone_flow_need_no_inverse(kind):
+    """Bisection ends at ±10: densities of draws from beyond were wrong by nats."""
+    posterior = wide(kind, spread=8.0)
+    x, noise = images(1), torch.randn(20, 2, 1, LATENT, dtype=torch.float64)
+    z, log_q = posterior.train()(x).rsample_and_cross_log_prob((20,), None, noise)
+    assert (8 * noise.abs() > 10).any()
+    for s in range(2):
+        start = 8 * noise[:, s, 0]
+        flow = posterior.flows[s]()
+        jacobian = torch.autograd.functional.jacobian(flow, start).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        expected = Normal(0, 8.0).log_prob(start).sum(-1) - torch.linalg.slogdet(jacobian).logabsdet
+        torch.testing.assert_close(z[:, s, 0], flow(start))
+        torch.testing.assert_close(log_q[:, s, s, 0], expected)
+    _, chosen = posterior(x).rsample_and_cross_log_prob((20,), torch.tensor([1, 0]), noise.flip(1))
+    torch.testing.assert_close(chosen.flip(1)[:, :, [0, 1]].diagonal(dim1=1, dim2=2), log_q.diagonal(dim1=1, dim2=2))
+
+
+@pytest.mark.parametrize("kind", ["neural", "unconstrained"])
+def test_an_untrustworthy_inverse_is_refused_in_evaluation(kind):
+    posterior, x = wide(kind, spread=8.0), images(1)
+    posterior.train()(x).rsample_and_cross_log_prob((20,))  # reads no values
+    q = posterior.eval()(x)
+    for score in (
+        lambda: q.rsample_and_cross_log_prob((20,)),
+        lambda: q.log_prob(q.rsample((20,))),
+        lambda: q.select(torch.tensor([1])).cross_log_prob(q.rsample((20,))[:, :1]),
+        lambda: q.noise_of(q.rsample((20,))),
+    ):
+        with pytest.raises(ValueError, match="inverse of a flow fails at .* share the flow, or use CouplingFlow"):
+            score()
+
+
+@pytest.mark.parametrize("kind", ["neural", "unconstrained"])
+def test_a_trustworthy_monotone_flow_is_evaluated_exactly(kind):
+    """Also where other components are out of reach: what is then wrong weighs nothing."""
+    for shift in (0.0, 6.0):
+        posterior = wide(kind, spread=0.3, shift=shift)
+        q, noise = posterior.eval()(images(1)), torch.randn(20, 2, 1, LATENT, dtype=torch.float64)
+        z, log_q = q.rsample_and_cross_log_prob((20,), None, noise)
+        by_inverse = q.log_prob(z)  # every draw under its own
+        torch.testing.assert_close(log_q.diagonal(dim1=1, dim2=2).transpose(1, 2), by_inverse, atol=1e-4, rtol=1e-4)
+
+
+class ShortInverse(NoInverse):
+    def _inverse(self, y):
+        return y.clamp(-3, 3)
+
+
+class ShortInverseFlow(nn.Module):
+    def forward(self):
+        return ShortInverse()
+
+
+def test_a_flow_whose_inverse_fails_away_from_zero_is_refused():
+    assert flowed(ShortInverseFlow, per_component=False)(images()).rsample().shape == (COMPONENTS, 2, LATENT)
+    with pytest.raises(ValueError, match="inverse of ShortInverseFlow misses .* within 6 standard deviations"):
+        flowed(ShortInverseFlow)

@@ -3,15 +3,17 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from conftest import binary, tiny_model
+from mixvae import gradients as gradients_module
 from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
 from mixvae.decoders import Decoder, GaussianLikelihood, MLPDecoder
 from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow
-from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
+from mixvae.gradients import doubly_reparameterised, proportional, reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
 from mixvae.networks import GaussianNetwork, TwoLevelDense
 from mixvae.posteriors import FlowPosterior, SeparateEncoders, TwoLevelPosterior
@@ -246,6 +248,8 @@ def test_a_draw_is_scored_under_the_dropout_that_it_came_from():
         (doubly_reparameterised, iwelbo, {}, "got iwelbo with 3"),
         (doubly_reparameterised, miselbo, {}, "got miselbo with 3"),
         (doubly_reparameterised, pooled, {"active": [0]}, "each draw independently; got a subset"),
+        (proportional, pooled, {"active": [0]}, "each draw by the weights; got a subset"),
+        (proportional, miselbo, {}, "an elbo and a pooled bound; got miselbo"),
     ],
 )
 def test_a_gradient_that_would_be_biased_is_refused(estimator, bound, options, told):
@@ -253,6 +257,148 @@ def test_a_gradient_that_would_be_biased_is_refused(estimator, bound, options, t
         estimator(tiny_model(3), binary(2), bound, **options)
 
 
-def test_doubly_reparameterised_refuses_learned_weights():
+@pytest.mark.parametrize("estimator", [doubly_reparameterised, proportional])
+def test_estimators_that_choose_refuse_learned_weights(estimator):
     with pytest.raises(ValueError, match="needs fixed mixture weights"):
-        doubly_reparameterised(tiny_model(2, learn_weights=True), binary(2))
+        estimator(tiny_model(2, learn_weights=True), binary(2), pooled)
+
+
+def on_a_line(weights, seed):
+    """A model of one latent coordinate whose components lie apart, and one example."""
+    model = tiny_model(len(weights), latent=1, weights=list(weights), seed=seed)
+    with torch.no_grad():
+        for s, encoder in enumerate(model.posterior.encoders):
+            encoder.head.bias[0] += 3 * s - 1.5 * (len(weights) - 1)
+    return model, binary(1)
+
+
+def exact(model, x, allocations, weigh, nodes=24):
+    """Expectation of a bound of few draws by quadrature, with its gradient.
+
+    Each allocation is its probability and the component of every draw; `weigh` maps an allocation to weights of the
+    draws in log Σ_n weight_n w_n.
+    """
+    points, masses = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(nodes))
+    masses = masses / masses.sum()
+    q = model.posterior(x)
+    z = q.rsample((nodes,), points.reshape(-1, 1, 1, 1).expand(-1, q.batch_shape[0], 1, 1))
+    log_w = model.log_likelihood(x, z) + model.prior().log_prob(z) - q.mixture().log_prob(z)  # (nodes, S, 1)
+    total = 0.0
+    for probability, components in allocations:
+        n = len(components)
+        grids = torch.meshgrid(*(log_w[:, s, 0] for s in components), indexing="ij")
+        mass = torch.stack(torch.meshgrid(*[masses] * n, indexing="ij")).prod(0)
+        value = (torch.stack(grids) + weigh(components).log().reshape(-1, *[1] * n)).logsumexp(0)
+        total = total + probability * (mass * value).sum()
+    return total
+
+
+def equal(components):
+    return torch.full((len(components),), 1 / len(components), dtype=torch.float64)
+
+
+def by_systematic_rounding(pi, n):
+    """Every allocation of n draws and its probability: the u at which one changes are those where k + u = n Σ π."""
+    edges = pi.cumsum(0)[:-1]
+    cuts = sorted({0.0, 1.0, *((n * edges) % 1).tolist()})
+    for low, high in itertools.pairwise(cuts):
+        points = [(k + (low + high) / 2) / n for k in range(n)]
+        yield high - low, [int((edges <= point).sum()) for point in points]
+
+
+def expectation_of(name, model, x, n):
+    """Expected pooled bound of n draws, taken as one of the estimators takes them."""
+    pi = model.posterior.log_pi().exp()
+    if name == "stratified":
+        assert n == len(pi)
+        return exact(model, x, [(1.0, list(range(n)))], lambda components: pi)
+    if name == "independent":
+        every = itertools.product(range(len(pi)), repeat=n)
+        return exact(model, x, [(float(pi[list(c)].prod()), list(c)) for c in every], equal)
+    return exact(model, x, by_systematic_rounding(pi, n), equal)
+
+
+DRAWING = {"stratified": reparameterised, "independent": doubly_reparameterised, "proportional": proportional}
+
+
+def averages(estimator, model, x, bound=pooled, times=100, copies=100, **options):
+    """Value and gradient in the encoders, means of many calls and their standard errors."""
+    parameters, values, rows = list(model.posterior.parameters()), [], []
+    for seed in range(times):
+        torch.manual_seed(seed)
+        value = estimator(model, x.expand(copies, *SHAPE), bound, **options).mean()
+        values.append(value.detach())
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)]))
+    both = torch.cat([torch.stack(values)[:, None], torch.stack(rows)], 1)
+    return both.mean(0), both.std(0) / times**0.5
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_pooled_estimators_have_three_different_bounds(name):
+    """Stratified, independent and proportional draws: value and gradient of each against quadrature."""
+    model, x = on_a_line((1.0, 3.0), seed=2)
+    expected = expectation_of(name, model, x, 2)
+    gradient = torch.autograd.grad(expected, list(model.posterior.parameters()))
+    expected = torch.cat([expected.detach()[None], *(g.flatten() for g in gradient)])
+    mean, error = averages(DRAWING[name], model, x)
+    assert ((mean - expected).abs() <= 4.5 * error + 1e-9).all()
+    stratified, independent, proportionally = (expectation_of(each, model, x, 2).item() for each in DRAWING)
+    assert (stratified, independent, proportionally) == pytest.approx((-3.804, -5.551, -5.332), abs=1e-3)
+    assert name == "stratified" or abs(mean[0] - stratified) > 5 * error[0], "the bounds are told apart"
+
+
+def test_independent_draws_may_be_tighter_or_looser():
+    with torch.no_grad():
+        lines = [on_a_line(weights, seed=1) for weights in ((1.0, 3.0), (3.0, 1.0))]
+        stratified, independent = (
+            [expectation_of(name, *line, 2).item() for line in lines] for name in list(DRAWING)[:2]
+        )
+    assert stratified == pytest.approx([-2.940, -2.928], abs=1e-3)
+    assert independent == pytest.approx([-3.196, -2.886], abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_proportional_counts_average_to_their_shares(n, monkeypatch):
+    pi = torch.tensor([0.05, 0.6, 0.02, 0.33], dtype=torch.float64)
+    shifts = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    counts = []
+    for u in shifts:
+        monkeypatch.setattr(torch, "rand", lambda *shape, u=u, **options: u)
+        counts.append(gradients_module._in_proportion(pi.log(), n).bincount(minlength=4))
+    counts = torch.stack(counts).double()
+    assert (counts.sum(1) == n).all()
+    assert ((counts - n * pi).abs() < 1).all()
+    torch.testing.assert_close(counts.mean(0), n * pi, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["weighted", "flow per component"])
+def test_proportional_elbo_has_the_plain_expectation(name):
+    model = MODELS[name]()
+    plain = gradients(reparameterised, model, elbo, beta=0.6)
+    assert_same_expectation(gradients(proportional, model, elbo, beta=0.6), plain)
+
+
+@pytest.mark.parametrize("bound", [elbo, pooled])
+def test_proportional_with_equal_weights_is_the_plain_estimator(bound):
+    model, x, noise = tiny_model(3), binary(5), torch.randn(4, 3, 5, 2, dtype=torch.float64)
+    torch.testing.assert_close(
+        proportional(model, x, bound, 4, noise=noise), reparameterised(model, x, bound, 4, noise=noise)
+    )
+
+
+def test_proportional_draws_vary_less_than_the_other_two():
+    """Variance of the ELBO of N = 8 draws, from means and variances of log w within each component.
+
+    No law: L draws of each vary less where the components of little weight vary most.
+    """
+    model, x = on_a_line((20.0, 8.0, 1.0, 1.0), seed=1)
+    pi = model.posterior.log_pi().exp()
+    with torch.no_grad():
+        log_w = log_weights(model(x, 4000))[..., 0]
+    mean, var, n = log_w.mean(0), log_w.var(0), 8
+    chosen = torch.stack([gradients_module._in_proportion(pi.log(), n) for _ in range(500)])
+    proportionally = var[chosen].sum(1).mean() / n**2 + mean[chosen].mean(1).var()
+    independently = (pi @ var + pi @ (mean - pi @ mean).square()) / n
+    stratified = pi.square() @ var / 2
+    assert proportionally < 0.8 * independently
+    assert proportionally < 0.8 * stratified

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import random
 import signal
@@ -16,19 +17,20 @@ import torch
 from torch import nn
 
 import mixvae
-from conftest import tiny_model
+from conftest import binary, tiny_model
 from mixvae import datasets, runs
-from mixvae.bounds import elbo, iwelbo, pooled
+from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
 from mixvae.cli import main
-from mixvae.decoders import MLPDecoder
+from mixvae.decoders import Decoder, GaussianLikelihood, MLPDecoder
 from mixvae.files import load_weights, state_from_bytes
-from mixvae.gradients import doubly_reparameterised, reparameterised, sticking_the_landing
+from mixvae.gradients import doubly_reparameterised, proportional, reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
 from mixvae.networks import GatedEncoder
 from mixvae.posteriors import SeparateEncoders
 from mixvae.priors import StandardNormal, VampPrior
 from mixvae.runs import Layout, fit, open_run
 from mixvae.training import launch
+from mixvae.training._validation import validation_bound
 
 ADAM = partial(torch.optim.Adam, lr=3e-3, fused=True)
 
@@ -603,6 +605,75 @@ def test_beta_scales_the_training_bound_but_never_validation(digits):
     warm, cold = (fit(small(), digits, epochs=1, warmup=w, optimizer=frozen)[0] for w in (100, 0))
     assert warm["validation"] == cold["validation"]
     assert warm["bound"] != cold["bound"]
+
+
+def test_validation_on_fixed_components_is_a_bound_of_their_own():
+    """By quadrature on one latent: over a fixed subset, weights A/S · π_s do not sum to one, and all scorers mix in."""
+    model = tiny_model(3, latent=1, weights=[8.0, 1.0, 3.0]).eval()
+    x, subset = binary(1), torch.tensor([0, 2])
+    grid = torch.linspace(-12, 12, 4001, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        q = model.posterior(x)
+        log_q = q.log_prob(grid)[:, subset, 0]  # (G, 2)
+        pi = q.log_pi.exp()[subset] / q.log_pi.exp()[subset].sum()
+        log_joint = (model.log_likelihood(x, grid) + model.prior().log_prob(grid)).flatten()
+        log_mixture = (log_q + pi.log()).logsumexp(1)
+        expected = torch.trapezoid(log_mixture.exp() * (log_joint - log_mixture), grid.flatten())
+        log_px = torch.trapezoid(log_joint.exp(), grid.flatten()).log()
+        copies = 20_000
+        value = validation_bound(
+            model, x.expand(copies, -1, -1, -1), subset, torch.randn(1, 2, copies, 1, dtype=torch.float64)
+        )
+    assert abs(value.mean() - expected) < 4.5 * value.std() / copies**0.5
+    assert expected < log_px
+
+
+@pytest.mark.parametrize("weights", [None, [8.0, 1.0, 3.0]])
+def test_a_subset_far_from_the_rest_never_exceeds_log_px(weights):
+    """Components that are the exact posterior, beside one far away: all scorers together gave log A/S too much."""
+    likelihood = GaussianLikelihood((1,), minimum=0.0).double()
+    nn.init.constant_(likelihood.raw_scale, math.log(math.expm1(1.0)))
+    network = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(network.weight)  # x = z + ε: p(z|x) = N(x/2, 1/2), p(x) = N(0, 2)
+
+    class Encoder(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor(shift))
+
+        def forward(self, x):
+            return x / 2 + self.shift, torch.full_like(x, math.log(0.5))
+
+    shifts = iter([0.0, 50.0, 0.0])
+    posterior = SeparateEncoders(lambda: Encoder(next(shifts)), 3, weights)
+    model = MixtureVAE(posterior, StandardNormal(1), Decoder(network, likelihood)).double()
+    x = torch.tensor([[0.3], [-1.2]], dtype=torch.float64)
+    exact = torch.distributions.Normal(0, 2**0.5).log_prob(x).squeeze(1)
+    noise = torch.randn(1, 2, 2, 1, dtype=torch.float64)
+    torch.testing.assert_close(validation_bound(model, x, torch.tensor([0, 2]), noise), exact)
+
+
+def test_validation_of_all_components_is_the_plain_miselbo(digits):
+    """And a trainer that validates all components, counted or by default, gives the same number."""
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    one, other = (
+        fit(small(), digits, epochs=1, optimizer=frozen, validation_components=n)[0]["validation"] for n in (None, 2)
+    )
+    assert one == other
+    fewer = fit(small(), digits, epochs=1, optimizer=frozen, validation_components=1)[0]["validation"]
+    assert fewer != one
+    model, x, noise = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(4), torch.randn(2, 3, 4, 2, dtype=torch.float64)
+    terms = model(x, 2, noise=noise)
+    assert torch.equal(validation_bound(model, x, None, noise), miselbo(log_weights(terms), terms.weight))
+
+
+def test_draws_in_proportion_to_the_weights_train_from_yaml(digits, tmp_path):
+    (tmp_path / "c.yaml").write_text("training:\n  gradient: proportional\n")
+    assert mixvae.config.read(tmp_path / "c.yaml").training.gradient == "proportional"
+    rows = fit(small(), digits, epochs=15, optimizer=ADAM, bound=pooled, gradient=proportional)
+    assert rows[-1]["validation"] > rows[0]["validation"] + 5
+    with pytest.raises(ValueError, match="got a subset of components"):
+        fit(small(), digits, epochs=1, gradient=proportional, active=1)
 
 
 def test_training_learns_and_any_bound_can_be_trained(digits):

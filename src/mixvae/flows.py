@@ -71,12 +71,22 @@ class Composed(Transform):
 class ZukoFlow(Part):
     """A sequence of zuko's transforms, whose forward direction samples.
 
+    Transforms that zuko inverts by bisection, between −10 and 10 (monotone networks, sums of squares, Bernstein
+    polynomials), are best shared by all components: a density at points from beyond is refused in evaluation.
+
     Args:
         latent: latent size D.
         transform: makes one of zuko's lazy transforms over `features` coordinates, such as
             `zuko.flows.MaskedAutoregressiveTransform`; or any module whose `forward()` returns a torch Transform.
         transforms: number of transforms T.
         options: further arguments of `transform`.
+
+    Attributes:
+        fast_inverse: whether the inverse is exact and about as cheap as sampling, so that a density can be had at any
+            point and not only at own draws. False unless a subclass says otherwise; set it to True on a flow of
+            transforms for which it holds.
+        exact_inverse: whether the inverse is exact up to rounding, whatever it costs, as that of an affine
+            autoregressive transform: then refined likelihoods draw from the posterior too.
 
     Raises:
         ValueError: there are no transforms.
@@ -92,6 +102,8 @@ class ZukoFlow(Part):
         >>> flow()(torch.zeros(5, 2)).shape
         torch.Size([5, 2])
     """
+
+    fast_inverse: bool = False
 
     def __init__(self, latent: int, transform: Callable[..., nn.Module], transforms: int = 2, **options: object):
         super().__init__()
@@ -136,6 +148,8 @@ class InverseAutoregressiveFlow(ZukoFlow):
         >>> torch.allclose(transform.inv(transform(z)), z, atol=1e-5)
         True
     """
+
+    exact_inverse: bool = True
 
     def __init__(self, latent: int, transforms: int = 2, hidden: Sequence[int] = (320,)):
         make: Callable[..., nn.Module] = zuko.flows.MaskedAutoregressiveTransform
@@ -194,6 +208,8 @@ class CouplingFlow(ZukoFlow):
         >>> torch.allclose(transform.inv(transform(z)), z, atol=1e-5)
         True
     """
+
+    fast_inverse: bool = True
 
     def __init__(self, latent: int, transforms: int = 4, hidden: Sequence[int] = (64, 64)):
         if latent % 2:

@@ -1,8 +1,20 @@
 """Gradient estimators: functions that return the value of a bound, each with a different gradient.
 
-All have the same expected gradient and differ in its variance. With z = T(ε; φ) and a log weight
-log w = log p(x, z) − log q_φ(z|x), the plain gradient in φ has two parts: one through the draw, and the score
-∂_φ log q_φ(z|x) at a fixed z. All but the plain estimator replace the score by something equal in expectation.
+With z = T(ε; φ) and a log weight log w = log p(x, z) − log q_φ(z|x), the plain gradient in φ has two parts: one
+through the draw, and the score ∂_φ log q_φ(z|x) at a fixed z. `sticking_the_landing` and `doubly_reparameterised`
+replace the score by something equal in expectation.
+
+Which bound each differentiates, in expectation over draws; N = L·S draws in all, S components:
+
+- `reparameterised`: any bound, of L draws of every component (stratified), weighted by π.
+- `sticking_the_landing`: the ELBO.
+- `doubly_reparameterised`: log 1/N Σ_n w_n of N *independent* draws of the mixture.
+- `proportional`: the ELBO, or log 1/N Σ_n w_n of N draws divided among the components in proportion to π.
+
+All estimators of the ELBO have the same expected gradient and differ in its variance: the ELBO is linear in the
+draws' distribution. The log of a mean is not, so that from S > 1 the pooled bounds of stratified, independent and
+proportional draws are three different lower bounds on log p(x), with different gradients. By how much, and which is
+tightest, depends on the model; all three approach log p(x) as L grows.
 """
 
 from __future__ import annotations
@@ -35,7 +47,7 @@ def reparameterised(
     scored: Sequence[int] | Tensor | None = None,
     noise: Float[Tensor, "L S B D"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """The plain estimator: differentiate the bound as it stands. Works for every bound.
+    """The plain estimator: differentiate the bound as it stands, of L draws of every component. Works for every bound.
 
     Args:
         model: the model.
@@ -43,7 +55,8 @@ def reparameterised(
         bound: which bound.
         draws_per_component: draws L per active component.
         beta: scale of the KL part.
-        active: components to draw from; all by default.
+        active: components to draw from; all by default. A random subset is unbiased for the ELBO and the MISELBO of
+            all; `pooled` becomes a looser bound, of fewer draws.
         scored: components to score every draw under; all by default.
         noise: standard normal noise; drawn from torch's generator by default.
 
@@ -78,6 +91,8 @@ def sticking_the_landing(
     noise: Float[Tensor, "L S B D"] | None = None,
 ) -> Float[Tensor, " B"]:
     """The ELBO without its score term, whose expectation is zero: no variance where q(z|x) = p(z|x) and β = 1.
+
+    Value and expected gradient are those of `reparameterised(elbo)`.
 
     The posterior's *parameters* are held fixed in log q(z|x), flows and the networks of lower levels included, so
     that only the path through the draw remains. The score of a mixture vanishes over stratified draws of all
@@ -133,7 +148,9 @@ def doubly_reparameterised(
 ) -> Float[Tensor, " B"]:
     """The importance-weighted bound with its score term reparameterised a second time (DReG).
 
-    All N = L·S draws are independent draws from the mixture: a component by its weight, then z from it. With
+    Value and gradient are those of log 1/N Σ_n w_n with N = L·S *independent* draws of the mixture: a component by its
+    weight, then z from it. For S > 1 that is another lower bound on log p(x) than the stratified one of
+    `reparameterised(pooled)`, which takes L draws of every component; either may be the tighter. With
     u_n = w_n / Σ_m w_m the score term is E[u ∂_φ log q(z)] = E[∂_z u · ∂_φ T], so that the encoder's gradient is
     E Σ_n (1 − β + β u_n) u_n ∂_z log w_n · ∂_φ T, the squared weights of the paper at β = 1.
 
@@ -175,16 +192,7 @@ def doubly_reparameterised(
             f"the doubly reparameterised gradient is unbiased for pooled, and for iwelbo with one component; got "
             f"{_name(bound)} with {len(log_pi)}: use `reparameterised`, or `sticking_the_landing` for the elbo"
         )
-    if active is not None or scored is not None:
-        raise ValueError(
-            "the doubly reparameterised gradient draws from the whole mixture, each draw independently; got a subset "
-            "of components: leave `active` out, or use `reparameterised`"
-        )
-    if log_pi.requires_grad:
-        raise ValueError(
-            "the doubly reparameterised gradient needs fixed mixture weights, as a choice of component has no path; "
-            "got learned ones: use `reparameterised`"
-        )
+    _check_whole("the doubly reparameterised gradient", "independently", log_pi, active, scored)
     n = draws_per_component * len(log_pi)
     chosen = torch.multinomial(log_pi.exp(), n, replacement=True)
     held = _HeldPosterior(posterior)
@@ -196,6 +204,110 @@ def doubly_reparameterised(
     surrogate = (u * log_w).sum((0, 1))
     value = pooled(log_w, log_w.new_full((n,), 1 / n))  # equal: each draw chose its component by weight
     return value.detach() + surrogate - surrogate.detach()
+
+
+def proportional(
+    model: MixtureVAE,
+    x: Float[Tensor, "B ..."],
+    bound: Bound = elbo,
+    draws_per_component: int = 1,
+    *,
+    beta: float | Tensor = 1.0,
+    active: Sequence[int] | Tensor | None = None,
+    scored: Sequence[int] | Tensor | None = None,
+    noise: Float[Tensor, "L S B D"] | None = None,
+) -> Float[Tensor, " B"]:
+    """The plain gradient of draws divided among the components in proportion to their weights.
+
+    Of N = L·S draws in all, component s gets n_s by systematic rounding: with one uniform u at each call, the number of
+    k < N for which (k + u)/N lies in the component's interval of the cumulated weights. So E n_s = N π_s and
+    |n_s − N π_s| < 1, and 1/N Σ_n f(z_n) is unbiased for Σ_s π_s E_{q_s} f. All examples share u. The value is
+
+        elbo: 1/N Σ_n log w_n,    pooled: log 1/N Σ_n w_n.
+
+    The first has the expected gradient of `reparameterised(elbo)`. The second is a lower bound on log p(x) of its own,
+    in general neither that of `reparameterised(pooled)` nor that of `doubly_reparameterised`. With equal weights both
+    values are those of `reparameterised`. With unequal ones a component that hardly counts is hardly ever decoded, and
+    the ELBO varies less than by independent draws, as a rule. No value is read from the device.
+
+    Args:
+        model: the model; its mixture weights are not learned.
+        x: a batch of observations.
+        bound: `elbo` or `pooled`.
+        draws_per_component: draws L per component on average over the components, N/S.
+        beta: scale of the KL part.
+        active: not available: the draws choose their components.
+        scored: not available.
+        noise: standard normal noise for L·S draws; drawn from torch's generator by default.
+
+    Raises:
+        ValueError: the bound is neither of these, the weights are learned, or a subset of components is requested.
+
+    References:
+        Systematic sampling: Madow, On the Theory of Systematic Sampling II (1949),
+        https://doi.org/10.1214/aoms/1177729988
+        Morningstar et al., Automatic Differentiation Variational Inference with Mixtures (2020),
+        https://arxiv.org/abs/2003.01687
+
+    Example:
+        >>> import torch
+        >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+        >>> from mixvae.networks import GatedEncoder
+        >>> from mixvae.gradients import proportional, reparameterised
+        >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
+        >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
+        >>> x, noise = torch.ones(5, 4), torch.randn(2, 3, 5, 2)
+        >>> torch.allclose(proportional(model, x, noise=noise, draws_per_component=2),
+        ...                reparameterised(model, x, noise=noise, draws_per_component=2))  # equal weights
+        True
+    """
+    posterior: Any = model.posterior
+    log_pi = posterior.log_pi()
+    if bound not in (elbo, pooled):
+        raise ValueError(
+            f"draws in proportion to the weights have an elbo and a pooled bound; got {_name(bound)}, which needs the "
+            "same number of draws of every component: use `reparameterised`"
+        )
+    _check_whole("the proportional gradient", "by the weights", log_pi, active, scored)
+    n = draws_per_component * len(log_pi)
+    chosen = _in_proportion(log_pi, n)
+    each = (
+        None if noise is None else noise.transpose(0, 1).reshape(1, n, *noise.shape[2:])
+    )  # all of a component's first
+    log_w = log_weights(model(x, 1, active=chosen, noise=each), beta)
+    return bound(log_w, log_w.new_full((n,), 1 / n))
+
+
+def _in_proportion(log_pi: Float[Tensor, " S"], n: int) -> Int[Tensor, " N"]:
+    """Component of each of n draws, in ascending order, by systematic rounding of n·π with one uniform number."""
+    edges = log_pi.double().softmax(0).cumsum(0)
+    u = torch.rand((), dtype=torch.float64, device=log_pi.device)
+    points = (torch.arange(n, device=log_pi.device) + u) / n
+    return torch.searchsorted(edges[:-1], points, right=True)
+
+
+def _check_whole(
+    what: str,
+    how: str,
+    log_pi: Tensor,
+    active: Sequence[int] | Tensor | None,
+    scored: Sequence[int] | Tensor | None,
+) -> None:
+    """Refuse a subset of components, and learned weights, where the draws choose their components.
+
+    Raises:
+        ValueError: one of the two is given.
+    """
+    if active is not None or scored is not None:
+        raise ValueError(
+            f"{what} draws from the whole mixture, each draw {how}; got a subset of components: leave `active` out, or "
+            "use `reparameterised`"
+        )
+    if log_pi.requires_grad:
+        raise ValueError(
+            f"{what} needs fixed mixture weights, as a choice of component has no path; got learned ones: use "
+            "`reparameterised`"
+        )
 
 
 class _HeldPosterior(nn.Module):
@@ -234,6 +346,7 @@ class _Held(Components):
 
     def __init__(self, owner: _HeldPosterior, q: Components, score: Callable[[Tensor], Tensor]):
         self.owner, self.q, self.score = owner, q, score
+        self.scores_anywhere = q.scores_anywhere
         super().__init__(q.batch_shape, q.event_shape, q.log_pi.detach())
 
     def rsample(self, sample_shape: Sequence[int] = (), noise: Tensor | None = None) -> Tensor:

@@ -66,7 +66,9 @@ class MixtureVAE(Part):
             x: a batch of observations.
             draws_per_component: draws L per active component.
             active: components to draw from; by default all scored ones. With a random subset Φ here and
-                none in `scored` this is S2A: unbiased for the bound of the full mixture.
+                none in `scored` this is S2A: unbiased for the ELBO and the MISELBO of the full mixture. `pooled`
+                stays a lower bound on log p(x), but a looser one: that of fewer draws. A *fixed* subset gives neither,
+                as its weights A/S · π_s do not sum to one: for its own bound, score it alone and normalise them.
             scored: components to encode and score under; all by default. With the same subset as `active`
                 this is S2S: cheaper, and a lower bound of it.
             noise: standard normal noise; drawn from torch's generator by default.

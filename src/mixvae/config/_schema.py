@@ -79,11 +79,13 @@ class TrainingConfig:
         batch: examples per step, over all devices together.
         draws_per_component: draws per component and example.
         bound: bound to maximise: elbo, miselbo, pooled or iwelbo, or an import path.
-        gradient: how to differentiate it: reparameterised, sticking_the_landing (for the elbo) or
-            doubly_reparameterised (for pooled and iwelbo), or an import path.
-        active: components to draw from at each step, chosen at random; all by default.
+        gradient: how to differentiate it: reparameterised, sticking_the_landing (for the elbo),
+            doubly_reparameterised (for pooled and iwelbo) or proportional (draws in proportion to the mixture weights,
+            for elbo and pooled), or an import path.
+        active: components to draw from at each step, chosen at random; all by default. Unbiased for elbo and miselbo
+            if scored is all; pooled becomes a looser bound, of fewer draws.
         scored: components that score every draw: all (S2A) or only the active ones (S2S).
-        validation_components: components to draw from in validation; all by default.
+        validation_components: components to validate, as a mixture of their own; all by default.
         freeze: parts of the model to hold fixed, among decoder, prior and posterior.
         optimizer: class of the optimiser.
         schedule: class of the learning-rate schedule, which steps once per epoch.

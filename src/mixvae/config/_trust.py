@@ -39,7 +39,7 @@ OWN: dict[str, tuple[str, frozenset[str]]] = {
     "bound": ("mixvae.bounds", frozenset({"elbo", "iwelbo", "miselbo", "pooled"})),
     "gradient": (
         "mixvae.gradients",
-        frozenset({"doubly_reparameterised", "reparameterised", "sticking_the_landing"}),
+        frozenset({"doubly_reparameterised", "proportional", "reparameterised", "sticking_the_landing"}),
     ),
 }
 """Module and names of mixvae's own classes and functions, for every setting that names one."""

@@ -33,11 +33,14 @@ class TrainingOptions:
         batch: examples per step, over all devices together.
         draws_per_component: draws L per component.
         bound: what is maximised, in nats per example.
-        gradient: how it is differentiated: `reparameterised`, `sticking_the_landing` or `doubly_reparameterised`.
+        gradient: how it is differentiated: `reparameterised`, `sticking_the_landing`, `doubly_reparameterised` or
+            `proportional`; the last two draw L·S times from the whole mixture.
         active: components S to draw from at each step, chosen at random; all by default.
-        score_all: score every draw under all components (S2A, unbiased for the bound of the whole mixture), or
-            only under the active ones (S2S: cheaper, and a lower bound of it).
-        validation_components: components to draw from in validation, the same at every epoch; all by default.
+        score_all: score every draw under all components (S2A: unbiased for the ELBO and the MISELBO of the whole
+            mixture, while `pooled` becomes a looser bound, of fewer draws), or only under the active ones (S2S:
+            cheaper, and a lower bound of it).
+        validation_components: components to validate, as a mixture of their own with the weights that they have
+            relative to each other, the same at every epoch; all by default.
         optimizer: makes an optimiser from parameters; Adam at a rate of 5·10⁻⁴ by default.
         schedule: makes a learning-rate schedule from an optimiser; it steps once per epoch.
         warmup: epochs over which β rises linearly to 1.

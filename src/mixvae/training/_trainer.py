@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mixvae._failures import at_least, plain_errors
-from mixvae.bounds import log_weights, miselbo
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
 from mixvae.files import load_tensors
@@ -35,6 +34,7 @@ from mixvae.training._rates import amend, base_rates
 from mixvae.training._signals import StopSignal
 from mixvae.training._state import Checkpoint, State, Store, is_over
 from mixvae.training._trial import check_values, rehearsing, try_bound, try_steps
+from mixvae.training._validation import validation_bound
 from mixvae.training._watch import EVERY, Watch, all_finite
 
 VALIDATION_BATCH = 500
@@ -106,7 +106,7 @@ class Trainer:
         for size, drawn, scored, draws in (
             (min(batch, len(data.train)) // fabric.world_size, active or self.components,
              self.components if options.score_all else active or self.components, options.draws_per_component),
-            (min(VALIDATION_BATCH, len(data.validation)), each or self.components, self.components, 1),
+            (min(VALIDATION_BATCH, len(data.validation)), each or self.components, each or self.components, 1),
         ):  # fmt: skip
             check_step(
                 fabric.device, data.shape, draws_per_component=draws, drawn=drawn, scored=scored, batch=size,
@@ -114,8 +114,10 @@ class Trainer:
                 half="16" in str(fabric._precision.precision),  # noqa: SLF001  (Fabric shows it nowhere else)
             )  # fmt: skip
         self._try(whole)
-        validated = torch.randperm(self.components, generator=torch.Generator().manual_seed(VALIDATION_SEED))
-        self.validated = validated[: each or self.components].sort().values
+        self.validated = each or self.components
+        order = torch.randperm(self.components, generator=torch.Generator().manual_seed(VALIDATION_SEED))
+        fixed = order[: self.validated].sort().values.to(fabric.device if self.on_device else "cpu")
+        self.subset = fixed if self.validated < self.components else None
         self.signal = StopSignal()
         self.last_save = time.monotonic()
 
@@ -282,16 +284,14 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> float:
-        """Mean validation MISELBO with one draw per component, at β = 1, with the same noise at every epoch."""
+        """Mean of `validation_bound` with one draw per component, at β = 1, with the same noise at every epoch."""
         model, world, rank = self.kept, self.fabric.world_size, self.fabric.global_rank
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         with evaluating(model):
             for rows in torch.arange(len(self.validation))[rank::world].split(VALIDATION_BATCH):
                 x = self._cast(self.validation.batch(rows.to(self.fabric.device)))
-                noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, (len(self.validated), self.latent))
-                active = self.validated if len(self.validated) < self.components else None
-                terms = model(x, noise=noise.to(x.device), active=active)
-                total += miselbo(log_weights(terms), terms.weight).double().sum()
+                noise = keyed_normal(VALIDATION_SEED, rows.numpy(), 0, 1, (self.validated, self.latent))
+                total += validation_bound(model, x, self.subset, noise.to(x.device)).double().sum()
         return float(self._over_all(total)) / len(self.validation)
 
     def _cast(self, x: Tensor) -> Tensor:
