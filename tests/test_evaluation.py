@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import binary, tiny_model
 from mixvae.analysis import active_units, encode
-from mixvae.bounds import elbo, jsd, log_weights, miselbo, pooled
+from mixvae.bounds import elbo, jsd, log_weights, miselbo
 from mixvae.distributions import keyed_normal
 from mixvae.evaluation import (
     Estimate,
@@ -27,26 +27,47 @@ from mixvae.evaluation import (
     fingerprint,
     mismatch,
     paired_gain,
+    split_gain,
     standard_error,
 )
-from mixvae.evaluation._marginal import _pareto_k
+from mixvae.evaluation._sums import _pareto_k, tail_length
 from mixvae.priors import VampPrior
+from mixvae.proposals import keyed_uniform, systematic_counts
 
 
 def vamp(q, shape, latent):
     return VampPrior(q, shape, 3)
 
 
-def test_one_pass_equals_the_bounds_of_all_draws_at_once():
-    model, x = tiny_model(3, weights=[3.0, 2.0, 1.0], prior=vamp), binary(4)
-    found = evaluate(model, x, 300, chunk=200, seed=5)
-    terms = model(x, 100, noise=keyed_normal(5, range(4), 0, 100, (3, 2)))
+@pytest.mark.parametrize("pi", [None, [3.0, 2.0, 1.0], [30.0, 2.0, 0.001]])
+def test_one_pass_equals_the_bounds_of_all_draws_at_once(pi):
+    model, x = tiny_model(3, weights=pi, prior=vamp), binary(4)
+    found = evaluate(model, x, 298, chunk=200, seed=5, proposal="posterior")
+    assert found.total_draws == 300
+    terms = model(x, 300, noise=keyed_normal(5, range(4), 0, 300, (3, 2)))
     log_w = log_weights(terms).detach()
-    for bound, values in ((elbo, found.elbo), (miselbo, found.miselbo), (pooled, found.pooled)):
-        np.testing.assert_allclose(values, bound(log_w, terms.weight).detach(), atol=1e-10)
-    np.testing.assert_allclose(found.jsd, jsd(terms).detach(), atol=1e-10)
-    weights = (terms.weight[:, None] * log_w.exp()).flatten(0, 1)
-    np.testing.assert_allclose(found.ess, (weights.sum(0).square() / weights.square().sum(0)).detach())
+    for bound, values in ((elbo, found.elbo), (miselbo, found.miselbo)):
+        np.testing.assert_allclose(values, bound(log_w[:100], terms.weight).detach(), atol=1e-10)
+    first = model(x, 100, noise=keyed_normal(5, range(4), 0, 100, (3, 2)))
+    np.testing.assert_allclose(found.jsd, jsd(first).detach(), atol=1e-10)
+    for b in range(4):  # draws in proportion to the weights, each with weight 1/n
+        counts = systematic_counts(terms.weight.detach().numpy(), 300, keyed_uniform(5, b))
+        w = np.concatenate([log_w[:n, s, b].exp().numpy() for s, n in enumerate(counts)])
+        assert len(w) == 300
+        np.testing.assert_allclose(found.pooled[b], np.log(w.mean()), atol=1e-10)
+        np.testing.assert_allclose(found.ess[b], w.sum() ** 2 / (w**2).sum(), rtol=1e-5)
+        np.testing.assert_allclose(found.pareto_k[b], _pareto_k(np.sort(np.log(w))[::-1], 300))
+
+
+def test_the_pooled_bound_is_unbiased_for_any_weights():
+    """Proportional draws of three components average to p(x) by quadrature, with one draw and a half of the first."""
+    model, x = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(1)
+    grid = torch.linspace(-8, 8, 161, dtype=torch.float64)
+    with torch.no_grad():
+        z = torch.cartesian_prod(grid, grid).unsqueeze(1)
+        exact = float((model.log_likelihood(x, z) + model.prior().log_prob(z)).logsumexp(0)) + 2 * math.log(0.1)
+    ratio = np.exp(evaluate(model, x.expand(4000, 1, 2, 2), 3, proposal="posterior").pooled - exact)
+    assert abs(ratio.mean() - 1) < 4 * ratio.std(ddof=1) / math.sqrt(len(ratio))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
@@ -98,7 +119,7 @@ def test_evaluation_is_in_evaluation_mode_and_restores_the_mode():
 
 def test_draws_are_split_among_components_or_given_for_each():
     model, x = tiny_model(3), binary(2)
-    assert evaluate(model, x, 10).total_draws == 9
+    assert evaluate(model, x, 10).total_draws == 12, "never fewer than requested"
     assert evaluate(model, x, 1).total_draws == 3
     assert evaluate(model, x, draws_per_component=4).total_draws == 12
 
@@ -129,11 +150,13 @@ def test_effective_components_are_one_if_equal_and_s_if_distant():
 def test_pareto_k_tells_reliable_weights_from_unreliable_ones():
     """Draws from a proposal much narrower than the posterior have weights of infinite variance."""
     model, x = tiny_model(1), binary(4)
-    good = evaluate(model, x, 2000).pareto_k
+    good = evaluate(model, x, 2000, proposal="posterior").pareto_k
     model.posterior.encoders[0].head.bias.data[2:] = -6.0
-    bad = evaluate(model, x, 2000).pareto_k
+    bad = evaluate(model, x, 2000, proposal="posterior").pareto_k
+    refined = evaluate(model, x, 2000).pareto_k
     assert (good < 0.7).all()
     assert (bad > 0.7).all()
+    assert (refined < 0.7).all(), "the proposal is not the posterior's"
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.9, 1.5])
@@ -141,8 +164,8 @@ def test_pareto_k_recovers_the_shape_of_pareto_weights(k):
     """The maximum-likelihood error of k̂ from a tail of M weights is (1 + k)/√M."""
     n = 40_000
     log_w = -k * np.log(np.random.default_rng(0).uniform(size=n))
-    tail = 3 * n**0.5
-    largest = np.sort(log_w)[::-1][: int(tail) + 1]
+    tail = tail_length(n)
+    largest = np.sort(log_w)[::-1][: tail + 1]
     assert abs(_pareto_k(largest, n) - k) < 4 * (1 + k) / tail**0.5
 
 
@@ -151,9 +174,21 @@ def identity(**changed):
     return Identity(**(values | {"draws_per_component": 5, "seed": 0} | changed))
 
 
-def evaluation(pooled=(1.0, 2.0, 4.0), **changed):
-    pooled = np.array(pooled)
-    return Evaluation(identity(examples=len(pooled)) if not changed else identity(**changed), {"pooled": pooled}, {})
+@pytest.mark.parametrize("n", [26, 224, 226, 500, 5000])
+def test_the_tail_is_as_long_as_in_the_paper(n):
+    """⌈min(n/5, 3 √n)⌉ largest weights (Vehtari et al.), where arviz rounds down: compare with the fit itself."""
+    from arviz_stats.base.array import array_stats
+
+    log_w = np.sort(-0.4 * np.log(np.random.default_rng(n).uniform(size=n)))[::-1]
+    tail = math.ceil(min(n / 5, 3 * math.sqrt(n)))
+    excess = np.exp(log_w[:tail]) - np.exp(log_w[tail])
+    k, _ = array_stats._gpdfit(np.sort(excess))
+    assert _pareto_k(log_w[: tail + 1], n) == pytest.approx(float(k), abs=1e-6)
+
+
+def evaluation(log_px=(1.0, 2.0, 4.0), **changed):
+    log_px = np.array(log_px)
+    return Evaluation(identity(examples=len(log_px)) if not changed else identity(**changed), {"log_px": log_px}, {})
 
 
 def test_paired_gain_has_the_error_of_the_differences():
@@ -254,28 +289,28 @@ def test_different_draws_or_proposals_warn_once(changed, gain):
 def test_a_bound_that_an_evaluation_does_not_hold_is_one_line():
     estimate = evaluate(tiny_model(), binary(3), 6)
     for bound in ("components", "jsd", "nonsense"):
-        with pytest.raises(ValueError, match=f"elbo, miselbo, pooled; got {bound}"):
+        with pytest.raises(ValueError, match=f"log_px, pooled, miselbo, elbo; got {bound}"):
             paired_gain(estimate, estimate, bound)
-    with pytest.raises(ValueError, match="holds: pooled; got elbo"):
+    with pytest.raises(ValueError, match="holds: log_px; got elbo"):
         paired_gain(evaluation(), evaluation(), "elbo")
 
 
 @pytest.mark.parametrize("shape", [(1,), (4,), (3, 1)])
 def test_arrays_unlike_their_identity_are_not_broadcast(shape):
     with pytest.raises(ValueError, match="not one value for each of 3 examples"):
-        paired_gain(Evaluation(identity(), {"pooled": np.zeros(shape)}, {}), evaluation())
+        paired_gain(Evaluation(identity(), {"log_px": np.zeros(shape)}, {}), evaluation())
 
 
 def test_estimates_of_models_are_paired_by_their_observations():
     x = binary(4)
     new, old, single = (evaluate(tiny_model(s), x, 12) for s in (2, 3, 1))
-    assert paired_gain(new, old).mean == pytest.approx(float((new.pooled - old.pooled).mean()))
+    assert paired_gain(new, old).mean == pytest.approx(float((new.log_px - old.log_px).mean()))
     assert paired_gain(new, single, "elbo").mean == pytest.approx(float((new.elbo - single.elbo).mean()))
     with pytest.raises(ValueError, match="different observations"):
         paired_gain(new, evaluate(tiny_model(3), binary(4, seed=2), 12))
     with pytest.raises(ValueError, match="numbers of examples"):
         paired_gain(new, evaluate(tiny_model(3), x[:3], 12))
-    known = identity(examples=4, observations=fingerprint(x), draws_per_component=6)
+    known = identity(examples=4, observations=fingerprint(x), draws_per_component=6, proposal="refined")
     assert paired_gain(new, Evaluation(known, old.arrays(), {})).mean == paired_gain(new, old).mean
     with pytest.raises(ValueError, match="unknown examples"):
         paired_gain(new, replace(old, observations=None))
@@ -317,9 +352,13 @@ def test_encode_gives_every_component_of_every_example():
 
 
 def test_summary_reports_both_kinds_of_error():
-    values = np.random.default_rng(0).normal(size=(9, 400))
-    estimate = Estimate(*values[:4], *abs(values[4:]), components=2, draws_per_component=3, seed=7)
+    values = np.random.default_rng(0).normal(size=(12, 400))
+    estimate = Estimate(*values[:4], *abs(values[4:7]), values[7], *abs(values[8:]), 2, 3, seed=7)
     summary = estimate.summary()
+    assert summary["nll"] == pytest.approx(-values[7].mean())
+    assert summary["nll_bias"] == pytest.approx(abs(values[9]).mean())
+    assert summary["kl_posterior"] == pytest.approx((values[7] - values[0]).mean())
+    assert summary["kl_posterior_se"] == pytest.approx((values[7] - values[0]).std(ddof=1) / 20)
     assert summary["nll_pooled"] == pytest.approx(-values[2].mean())
     assert summary["nll_pooled_se"] == pytest.approx(values[2].std(ddof=1) / 20)
     assert summary["nll_pooled_mc_se"] == pytest.approx(np.sqrt((values[6] ** 2).sum()) / 400)
@@ -344,6 +383,55 @@ print(int(status["VmHWM"].split()[0]) * 1024)  # of this program; ru_maxrss coun
 
 
 def test_draws_rounded_to_multiples_of_components_do_not_warn(recwarn):
-    """1000 draws in all are 999 of three components and 1000 of one: no reason for a warning."""
-    paired_gain(evaluation(components=3, draws_per_component=333), evaluation(components=1, draws_per_component=1000))
+    """1000 draws in all are 1002 of three components and 1000 of one: no reason for a warning."""
+    paired_gain(evaluation(components=3, draws_per_component=334), evaluation(components=1, draws_per_component=1000))
     assert not recwarn
+
+
+def test_a_split_gain_is_the_plain_loop():
+    rng = np.random.default_rng(3)
+    made = [{"log_px": rng.normal(size=50), "elbo": rng.normal(size=50) - 1} for _ in range(2)]
+    new, old = (Evaluation(identity(examples=50), bounds, {}) for bounds in made)
+    gain = split_gain(new, old)
+    parts = {"elbo": [], "model": [], "posterior": []}
+    for i in range(50):
+        kls = [bounds["log_px"][i] - bounds["elbo"][i] for bounds in made]
+        parts["elbo"].append(made[0]["elbo"][i] - made[1]["elbo"][i])
+        parts["model"].append(made[0]["log_px"][i] - made[1]["log_px"][i])
+        parts["posterior"].append(-(kls[0] - kls[1]))
+    for name, each in parts.items():
+        mean = math.fsum(each) / 50
+        error = math.sqrt(math.fsum((value - mean) ** 2 for value in each) / 49 / 50)
+        assert getattr(gain, name) == pytest.approx((mean, error), rel=1e-12)
+    assert gain.model.mean + gain.posterior.mean == pytest.approx(gain.elbo.mean, abs=1e-12)
+    assert gain.model == paired_gain(new, old)
+    assert gain.elbo == paired_gain(new, old, "elbo")
+
+
+def test_errors_of_a_split_gain_are_not_added_in_squares():
+    """The parts cancel on every example: the ELBO gains 1 nat exactly."""
+    model = np.random.default_rng(0).normal(size=100)
+    zero = np.zeros(100)
+    old = Evaluation(identity(examples=100), {"log_px": zero, "elbo": zero}, {})
+    new = Evaluation(identity(examples=100), {"log_px": model, "elbo": zero + 1}, {})
+    gain = split_gain(new, old)
+    assert gain.elbo == (1, 0)
+    assert gain.model.se == pytest.approx(gain.posterior.se) == pytest.approx(standard_error(model))
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_gains_on_different_examples_are_not_split(name):
+    value, _ = DIFFERENT[name]
+    other = evaluation(np.zeros(value) if name == "examples" else np.zeros(3), **{name: value})
+    with pytest.raises(ValueError, match="the same examples; these evaluations are of "):
+        split_gain(evaluation(), other)
+
+
+def test_a_split_needs_the_elbo_and_warns_once():
+    with pytest.raises(ValueError, match="bound must be one that the evaluation holds: log_px; got elbo"):
+        split_gain(evaluation(), evaluation())
+    bounds = {"log_px": np.zeros(3), "elbo": np.zeros(3)}
+    new, old = (Evaluation(identity(proposal=proposal), bounds, {}) for proposal in ("refined", "posterior"))
+    with pytest.warns(UserWarning, match="differ in proposal") as told:
+        split_gain(new, old)
+    assert len(told) == 1

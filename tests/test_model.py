@@ -70,7 +70,8 @@ def test_pooled_bound_reaches_exact_linear_gaussian_likelihood():
     assert abs(off).max() < 5
     assert (found.pooled_mc_se < 0.02).all()
     assert (found.elbo < found.miselbo).all()
-    assert (found.miselbo < found.pooled).all()
+    assert (found.miselbo < found.pooled + 5 * found.pooled_mc_se).all()  # unequal weights: by different draws
+    assert (abs(found.log_px - marginal.log_prob(x).numpy()) < 5 * found.log_px_mc_se).all()
 
 
 @pytest.mark.parametrize("prior", ["standard", "mixture", "vamp"])

@@ -1,23 +1,43 @@
 """Honest evaluation: bounds on log p(x) per example, what they were made from, and paired gains."""
 
-from mixvae.evaluation._estimate import UNRELIABLE_K, Estimate, fingerprint, standard_error
-from mixvae.evaluation._evaluations import Evaluation, Gain, Identity, differences, mismatch, paired_gain
-from mixvae.evaluation._marginal import Accumulator, check_draws, chunks, draws_of_each, evaluate
+from mixvae.evaluation._check import Check, check
+from mixvae.evaluation._estimate import MOST_UNRELIABLE, Estimate, fingerprint, is_tight, standard_error
+from mixvae.evaluation._evaluations import (
+    Evaluation,
+    Gain,
+    Identity,
+    SplitGain,
+    differences,
+    mismatch,
+    paired_gain,
+    split_gain,
+)
+from mixvae.evaluation._marginal import ProposalName, check_draws, chunks, draws_of_each, evaluate
+from mixvae.evaluation._sums import Accumulator, WeightSums, unreliable_k, weigh
 
 __all__ = [
-    "UNRELIABLE_K",
+    "MOST_UNRELIABLE",
     "Accumulator",
+    "Check",
     "Estimate",
     "Evaluation",
     "Gain",
     "Identity",
+    "ProposalName",
+    "SplitGain",
+    "WeightSums",
+    "check",
     "check_draws",
     "chunks",
     "differences",
     "draws_of_each",
     "fingerprint",
     "evaluate",
+    "is_tight",
     "mismatch",
     "paired_gain",
+    "split_gain",
     "standard_error",
+    "unreliable_k",
+    "weigh",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from mixvae.runs._evaluating import SplitName, evaluate, evaluation_of, find_evaluation, save_arrays
+from mixvae.runs._evaluating import SplitName, check, evaluate, evaluation_of, find_evaluation, save_arrays
 from mixvae.runs._listing import find_runs, listing
 from mixvae.runs._opening import load, open_run, open_runs
 from mixvae.runs._queries import (
@@ -36,6 +36,7 @@ __all__ = [
     "components",
     "cooperation",
     "encode_split",
+    "check",
     "evaluate",
     "evaluation_of",
     "extension",

@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from mixvae._failures import at_least
 from mixvae.analysis import active_units, encode
 from mixvae.datasets import Split
 from mixvae.evaluation import (
+    Check,
     Evaluation,
     Identity,
+    ProposalName,
     check_draws,
     draws_of_each,
     fingerprint,
@@ -62,11 +64,12 @@ def evaluate(
     examples: int | None = None,
     chunk: int = 1024,
     seed: int = 0,
+    proposal: ProposalName = "refined",
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Estimate the likelihood of some examples, and store the result under its own identity in `RUN/evaluations`.
 
-    A stored result for the same weights, data, examples, draws and seed is read instead of recomputed.
+    A stored result for the same weights, data, examples, draws, seed and proposal is read instead of recomputed.
 
     Args:
         run: the run directory.
@@ -76,6 +79,7 @@ def evaluate(
         examples: evaluate only the first N examples.
         chunk: latents decoded at once; memory depends on nothing else.
         seed: seed of the draws.
+        proposal: where the draws of the headline come from: proposals refined for each example, or the posterior.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
@@ -105,6 +109,7 @@ def evaluate(
         components,
         draws_of_each(components, total_draws, draws_per_component),
         seed,
+        proposal,
         weights=run.weights_sha256,
         recipe=None if run.is_legacy else run.recipe.sha256,
         legacy=run.is_legacy,
@@ -117,25 +122,59 @@ def evaluate(
     return stored
 
 
+def check(
+    run: str | Path | Run,
+    examples: int,
+    total_draws: int = 5000,
+    *,
+    split: SplitName = "test",
+    chunk: int = 1024,
+    seed: int = 0,
+    temperatures: int = 1000,
+    progress: Progress = SILENT,
+) -> Check:
+    """Check the likelihood of a run's first examples by annealed importance sampling: `mixvae.evaluation.check`.
+
+    Args:
+        run: the run directory.
+        examples: how many examples.
+        total_draws: draws per example of the refined estimate.
+        split: train, validation or test.
+        chunk: latents decoded at once.
+        seed: seed of all noise.
+        temperatures: steps from prior to posterior.
+        progress: where to report progress; silent by default.
+
+    Raises:
+        FileNotFoundError: it is not a run, or has not finished an epoch.
+        ValueError: a number is out of range, or the data are not those it was trained on.
+    """
+    run = open_run(run)
+    x = prepared(run, part_of(run, split, examples))
+    return evaluation.check(
+        run.model, x, total_draws, temperatures=temperatures, chunk=chunk, seed=seed, progress=progress
+    )
+
+
 def _compute(run: Run, identity: Identity, x: Tensor, chunk: int, progress: Progress) -> Evaluation:
     """Evaluate, and store the result."""
     model, each = run.model, identity.draws_per_component
+    proposal = cast("ProposalName", identity.proposal)
     estimate = evaluation.evaluate(
-        model, x, draws_per_component=each, chunk=chunk, seed=identity.seed, progress=progress
+        model, x, draws_per_component=each, proposal=proposal, chunk=chunk, seed=identity.seed, progress=progress
     )
     means, _ = encode(model, x)
     trained = run.manifest["progress"]
     weight = model.posterior(x[:1]).log_pi.exp()
     results = estimate.summary() | {
         "active_units": active_units(means, weight) if len(means) > 1 else None,
-        "bits_per_dim": _bits_per_dim(model, x, estimate.pooled),
+        "bits_per_dim": _bits_per_dim(model, x, estimate.log_px),
         "parameters": sum(p.numel() for p in model.parameters()),
         "split": identity.split,
         "data": run.data.name,
         "data_sha256": identity.data,
         "weights_sha256": identity.weights,
         "recipe_sha256": identity.recipe,
-        "proposal": identity.proposal,
         "best_epoch": trained["best_epoch"],
         "epochs": trained["epoch"],
         "train_seconds": trained["seconds"],
@@ -184,6 +223,7 @@ def find_evaluation(
     split: SplitName = "test",
     examples: int | None = None,
     seed: int = 0,
+    proposal: ProposalName = "refined",
 ) -> Evaluation | None:
     """The stored evaluation of a run's current weights with these settings; None if there is none.
 
@@ -195,9 +235,8 @@ def find_evaluation(
         whole = run.manifest["runtime"]["data"].get("sizes", {}).get(split)
         size = whole if examples is None else examples if whole is None else min(examples, whole)
         each = draws_of_each(identity.components, total_draws, draws_per_component)
-        return (identity.split or split, identity.draws_per_component, identity.seed) == (split, each, seed) and (
-            size is None or identity.examples == size
-        )
+        has = (identity.split or split, identity.draws_per_component, identity.seed, identity.proposal)
+        return has == (split, each, seed, proposal) and (size is None or identity.examples == size)
 
     if run.is_legacy:
         stored = legacy.evaluation(run.path)
@@ -212,11 +251,11 @@ def find_evaluation(
     return None
 
 
-def _bits_per_dim(model: MixtureVAE, x: Tensor, pooled: np.ndarray) -> float | None:
+def _bits_per_dim(model: MixtureVAE, x: Tensor, log_px: np.ndarray) -> float | None:
     """−log₂ p(x) per value, if p(x) is a probability and not a density."""
     with torch.no_grad(), evaluating(model):
         support = model.decoder(model.prior().sample((1,))).support
-    return float(-pooled.mean() / math.log(2) / x[0].numel()) if support.is_discrete else None
+    return float(-log_px.mean() / math.log(2) / x[0].numel()) if support.is_discrete else None
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import mixvae.config
 from mixvae._arrays import read_npz
 from mixvae.analysis import Representation
-from mixvae.evaluation import Evaluation, Identity
+from mixvae.evaluation import Evaluation, Identity, is_tight
 from mixvae.files import one_line, read_json, read_regular
 from mixvae.runs._recipe import legacy_recipe
 from mixvae.runs._store import MARK, Layout
@@ -103,8 +103,16 @@ def _results(path: Path) -> dict[str, Any]:
     wrong += [name for name in NAMED if not isinstance(results.get(name), str | None)]
     if wrong:
         raise ValueError(f"{path} is damaged: {wrong[0]} is {str(results.get(wrong[0]))[:60]}; restore it from a copy")
-    drawn = {"total_draws": results.pop("draws")}
-    return {**dict.fromkeys(SHOWN), "data": "unknown", "split": None, **results, **drawn}
+    unreliable = results.get("pareto_k_unreliable")
+    headline = {
+        "total_draws": results.pop("draws"),
+        "nll": results["nll_pooled"],
+        "nll_se": results.get("nll_pooled_se"),
+        "kl_posterior": -results["nll_pooled"] - results["elbo"],
+        "tight": is_tight(None, unreliable),
+        "proposal": "posterior",
+    }
+    return {**dict.fromkeys(SHOWN), "data": "unknown", "split": None, **results, **headline}
 
 
 def _is_number(value: object) -> bool:
@@ -157,6 +165,8 @@ def evaluation(path: Path) -> Evaluation | None:
         results.get("seed", 0),
         legacy=True,
     )
+    if "pooled" in bounds:
+        bounds |= {"log_px": bounds["pooled"]}
     return Evaluation(identity, bounds, results | {"legacy": True})
 
 

@@ -12,6 +12,9 @@ from mixvae.runs import _legacy as legacy
 from mixvae.runs._evaluating import evaluation_of
 from mixvae.runs._run import Run
 
+SHOWN = ("nll", "nll_se", "tight", "pareto_k_unreliable", "nll_pooled", "nll_pooled_se")
+"""Results that the table holds."""
+
 
 @dataclass(frozen=True, repr=False)
 class Listing(Tabular):
@@ -32,8 +35,8 @@ def listing(folder: str | Path = "runs") -> Listing:
 
     Returns:
         Rows of run, state (training, stopped, done, damaged or legacy), recipe (the hash that identifies it), data,
-        components, epochs, goal, validation, and, if it was evaluated, nll_pooled, nll_pooled_se, split and
-        total_draws.
+        components, epochs, goal, validation, and, if it was evaluated, nll, nll_se, tight, pareto_k_unreliable,
+        nll_pooled, nll_pooled_se, split, total_draws and proposal.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -70,7 +73,7 @@ def _row(run: Run, folder: Path) -> Row:
         evaluation = evaluation_of(run)
         identity = evaluation.identity
         row |= {"components": identity.components, "split": identity.split, "total_draws": identity.total_draws}
-        row |= {name: evaluation.results.get(name) for name in ("nll_pooled", "nll_pooled_se")}
+        row |= {name: evaluation.results.get(name) for name in SHOWN} | {"proposal": identity.proposal}
     except FileNotFoundError:  # it was not evaluated
         pass
     except (OSError, ValueError):

@@ -18,13 +18,22 @@ from mixvae.files import commit, one_line, read_manifest, read_part
 from mixvae.files._forms import conform
 
 FORMAT = "mixvae evaluation"
-VERSION = 1
+VERSION = 2
 """Version of what evaluation computes; raising it makes stored evaluations be recomputed."""
 
 
 class Results(TypedDict, total=False):
     """Means and errors of an evaluation, and the counts beside them."""
 
+    nll: float
+    nll_se: float | None
+    nll_mc_se: float | None
+    nll_bias: float | None
+    tight: bool | None
+    kl_posterior: float
+    kl_posterior_se: float | None
+    proposal: str
+    proposal_notes: dict[str, int]
     elbo: float
     elbo_se: float | None
     elbo_mc_se: float | None
