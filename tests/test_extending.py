@@ -123,7 +123,7 @@ def test_growing_stops_at_too_small_a_gain_and_is_idempotent(trained, tmp_path, 
     for row in rows:
         assert row["accepted"] == (row["gain"] > 2 * row["gain_se"])
         paths = (out / f"S{row['components']}", out / f"S{row['components'] - 1}-on")
-        settings = {"total_draws": 20, "split": "validation", "examples": 50}
+        settings = {"total_draws": 20, "split": "validation", "examples": 50, "proposal": "posterior"}
         more, same = (runs.find_evaluation(path, **settings).bounds["pooled"] for path in paths)
         assert row["gain"] == pytest.approx((more - same).mean())
     assert all(row["accepted"] for row in rows[:-1])

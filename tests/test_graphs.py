@@ -24,8 +24,8 @@ from mixvae.runs import fit
 from mixvae.training import Trainer
 from mixvae.training._objective import Inputs, Objective, check_compile
 
-GROUPS = [PRESETS[:2], PRESETS[2:5], PRESETS[5:]]
-"""Presets that are compiled by one process; the convolutional ones take longest."""
+GROUPS = [PRESETS[:2], *(pytest.param(names, marks=pytest.mark.slow) for names in (PRESETS[2:5], PRESETS[5:]))]
+"""Presets that are compiled by one process; the convolutional ones take longest, and wait for `make test-slow`."""
 
 
 @pytest.mark.parametrize("score_all", [True, False])

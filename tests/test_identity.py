@@ -318,9 +318,9 @@ def test_the_list_shows_every_run_and_its_state(trained, copy, tmp_path, capsys)
     rows = {row["run"]: row for row in runs.listing(folder).table}
     assert {name: row["state"] for name, row in rows.items()} == {"copy": "done", "stopped": "damaged", "short": "done"}
     assert rows["copy"]["recipe"] == rows["short"]["recipe"] == open_run(trained).recipe.sha256[:8]
-    assert rows["copy"]["nll_pooled"] == runs.evaluation_of(copy)["nll_pooled"]
-    assert rows["short"].get("nll_pooled") is None
-    for text in ("damaged", "2/2", "1/1", f"{rows['copy']['nll_pooled']:.2f} ±", rows["copy"]["recipe"]):
+    assert rows["copy"]["nll"] == runs.evaluation_of(copy)["nll"]
+    assert rows["short"].get("nll") is None
+    for text in ("damaged", "2/2", "1/1", f"{rows['copy']['nll']:.2f}", rows["copy"]["recipe"]):
         assert text in shown
 
 

@@ -64,7 +64,10 @@ def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, caps
     out, err = capsys.readouterr()
     assert "1 of 3 cells failed: wild: " in err
     assert "lower the learning rate" in err
-    assert (tmp_path / "cells" / "report.html").exists()
+    assert "ok and 1 more" in out, "two seeds of one configuration"
+    page = (tmp_path / "cells" / "report.html").read_text()
+    assert "ok and 1 more" in page
+    assert "NLL ± between trainings" in page
     rows = {p.parent.name for p in (tmp_path / "cells").glob("*/run.json") if find_evaluation(p.parent, 4, examples=20)}
     assert rows == {"ok", "other"}
     # train one cell for fewer epochs, and run again: it is resumed, the other left alone
@@ -133,6 +136,12 @@ def test_a_changed_grid_is_refused_and_not_called_done(copied, capsys, old, new,
     assert told in err
 
 
+def test_growth_says_what_its_errors_are_over():
+    grown = sweeps.Growth([sweeps.Step(2, 0.5, 0.1, 93.2, 0.4, 1.5, "runs/grown/S2", accepted=True)])
+    assert repr(grown).startswith("Growth; gain_se is over validation examples of one training: says nothing about")
+    assert "standard error over examples of one training" in grown.figure.axes[0].get_ylabel()
+
+
 def test_grid_with_other_draws_is_reevaluated_not_retrained(copied):
     folder, first = copied
     state = (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns
@@ -147,6 +156,31 @@ def test_grid_with_other_draws_is_reevaluated_not_retrained(copied):
     assert said.lines[-1] == "cell: done already"
     assert next(iter(again.done.values())).results == first.results
     assert (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns == state
+
+
+def test_grid_with_another_proposal_is_evaluated_with_it(copied):
+    folder, first = copied
+    assert first["proposal"] == "refined"
+    (folder / "other.yaml").write_text((folder / "grid.yaml").read_text() + "proposal: posterior\n")
+    said = Recorded()
+    for told in ("cell: evaluating", "cell: done already"):
+        said.lines.clear()
+        done = sweeps.run_cells(sweeps.read_grid(folder / "other.yaml"), progress=said).done
+        assert said.lines[0] == told
+    [evaluation] = done.values()
+    assert evaluation["proposal"] == "posterior"
+    assert evaluation["nll"] == evaluation["nll_pooled"] == pytest.approx(first["nll_pooled"])
+
+
+def test_growth_is_decided_by_pooled_bounds_of_the_posterior(swept, tmp_path):
+    cell = swept[0] / "cells" / "cell"
+    [step] = sweeps.grow(cell, tmp_path, most=2, epochs=1, total_draws=4, examples=20).steps
+    new, old = (
+        find_evaluation(tmp_path / name, 4, split="validation", examples=20, proposal="posterior")
+        for name in ("S2", "S1-on")
+    )
+    assert step.gain == pytest.approx((new.bounds["pooled"] - old.bounds["pooled"]).mean())
+    assert find_evaluation(tmp_path / "S2", 4, split="validation", examples=20) is None
 
 
 PARENT = """
@@ -208,6 +242,7 @@ def alive(pid):
         ("out: 5\naxes: {a: {x: {}}}", "out must be a text; got 5"),
         ("base: 3\naxes: {a: {x: {}}}", "base must be a text; got 3"),
         ("total_draws: 0\naxes: {a: {x: {}}}", "total_draws must be a whole number, at least 1; got 0"),
+        ("proposal: laplace\naxes: {a: {x: {}}}", "proposal must be refined or posterior; got 'laplace'"),
         ("examples: abc\naxes: {a: {x: {}}}", "examples must be a whole number, at least 1; got 'abc'"),
         ("axes: {a: {../esc: {}}}", "cannot be the name of a cell's folder"),
     ],
@@ -264,7 +299,7 @@ def test_cifar_from_its_files_to_bits_per_dimension(photographs, tmp_path, prese
     )
     main(["evaluate", str(run), "--total-draws", "8", "--examples", "12"])
     results = find_evaluation(run, 8, examples=12)
-    assert results["bits_per_dim"] == pytest.approx(results["nll_pooled"] / 3072 / math.log(2))
+    assert results["bits_per_dim"] == pytest.approx(results["nll"] / 3072 / math.log(2))
     assert 3 < results["bits_per_dim"] < 9, "8 bits is what a uniform distribution takes"
     rows = open_run(run).metrics
     assert rows[-1]["validation"] > rows[0]["validation"]

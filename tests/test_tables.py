@@ -22,10 +22,10 @@ def estimate():
 def test_an_estimate_of_many_examples_prints_in_a_few_lines(estimate):
     """It was 36,779 characters of arrays."""
     lines = repr(estimate).splitlines()
-    assert lines[0] == "Estimate of 300 examples in nats: 3 components, 2 draws of each, seed 0"
+    assert lines[0] == "Estimate of 300 examples in nats: 3 components, 2 draws of each, seed 0, proposal refined"
     assert lines[1].split() == ["bound", "nats", "se", "mc_se"]
-    assert [line.split()[0] for line in lines[2:]] == ["ELBO", "MISELBO", "pooled"]
-    assert f"{-estimate.pooled.mean():.2f}" in lines[4]
+    assert [line.split()[0] for line in lines[2:]] == ["NLL", "pooled", "MISELBO", "ELBO"]
+    assert f"{-estimate.log_px.mean():.2f}" in lines[2]
 
 
 def test_an_evaluation_and_an_overlap_print_alike(estimate):
@@ -38,7 +38,7 @@ def test_an_evaluation_and_an_overlap_print_alike(estimate):
 def test_a_frame_holds_the_rows_of_the_table(estimate):
     pytest.importorskip("pandas")
     frame = estimate.to_frame()
-    assert list(frame["bound"]) == ["ELBO", "MISELBO", "pooled"]
+    assert list(frame["bound"]) == ["NLL", "pooled", "MISELBO", "ELBO"]
     np.testing.assert_allclose(frame["nats"], [row["nats"] for row in estimate.table])
 
 

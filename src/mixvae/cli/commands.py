@@ -58,7 +58,7 @@ def list_runs(folder: str = "runs") -> None:
         folder: the folder.
     """
     from mixvae import runs
-    from mixvae.reports import Column
+    from mixvae.reports import AMORTISED, Column, trust
 
     columns = (
         Column("run", "run"),
@@ -68,7 +68,7 @@ def list_runs(folder: str = "runs") -> None:
         Column("S", "components", digits=0),
         Column("epochs", "progress"),
         Column("validation MISELBO", "validation", digits=3),
-        Column("pooled NLL", "nll_pooled", "nll_pooled_se"),
+        Column("NLL", "nll", "nll_se", trust="nll"),
         Column("split", "split"),
         Column("draws", "total_draws", digits=0),
     )
@@ -77,8 +77,11 @@ def list_runs(folder: str = "runs") -> None:
         show(f"there are no runs in {folder}: `mixvae train` makes one")
         return
     for row in rows:
+        row |= trust([row], "nll")
         row["progress"] = f"{row['epochs']}/{row['goal']}" if "epochs" in row else None
     show_rows(columns, rows, f"{len(rows)} run{'s' if len(rows) > 1 else ''} in {folder}, nats")
+    if amortised := [row["run"] for row in rows if row.get("proposal") == "posterior"]:
+        show("note: " + AMORTISED.format(", ".join(amortised)))
 
 
 def evaluate_run(
@@ -89,7 +92,9 @@ def evaluate_run(
     examples: int | None = None,
     chunk: int = 1024,
     seed: int = 0,
+    proposal: Literal["refined", "posterior"] = "refined",
     per_example: str | None = None,
+    check: int | None = None,
     *,
     representation: bool = False,
     samples: int | None = None,
@@ -107,7 +112,9 @@ def evaluate_run(
         examples: evaluate only the first N examples.
         chunk: latents decoded at once; memory depends on nothing else.
         seed: seed of the draws.
+        proposal: where draws of the NLL come from: proposals refined for each example, or the posterior.
         per_example: also write the per-example values to this .npz file.
+        check: then check the NLL of the first N examples by annealed importance sampling; some minutes for a few dozen.
         representation: first classify and cluster by the latents, fitted to training ones; RUN/evaluations.
         samples: concatenated draws in the features of the paper's rival; as many as components by default.
         data_name: new location of the run's data, if they were moved.
@@ -130,6 +137,7 @@ def evaluate_run(
             examples=examples,
             chunk=chunk,
             seed=seed,
+            proposal=proposal,
             progress=progress,
         )
     if per_example is not None:
@@ -137,6 +145,12 @@ def evaluate_run(
     show_comparison(reports.compare([opened], [evaluation]))
     if evaluation.identity.legacy:
         show(f"note: {run} is legacy, so nothing was stored in it; a newly trained run keeps its evaluations")
+    if check is not None:
+        with Terminal() as progress:
+            checked = runs.check(
+                opened, check, evaluation.identity.total_draws, split=split, seed=seed, progress=progress
+            )
+        show(repr(checked))
 
 
 def sample(run: str, n: int = 64, out: str | None = None, seed: int = 0) -> None:

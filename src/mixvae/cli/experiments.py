@@ -62,7 +62,7 @@ def grow(
     Args:
         run: the trained run.
         out: folder of the new runs, of growth.json and growth.png; RUN-grown by default.
-        errors: keep a component if its gain exceeds this many standard errors.
+        errors: keep a component if its gain exceeds this many standard errors over validation examples.
         most: stop at this many components.
         epochs: epochs of each training; as many as the run's by default.
         total_draws: total draws per example.
@@ -73,6 +73,7 @@ def grow(
     from rich.table import Table
 
     from mixvae import sweeps
+    from mixvae.reports import ONE_TRAINING
     from mixvae.runs import open_run
 
     place = folder(out or f"{Path(run)}-grown")
@@ -81,12 +82,14 @@ def grow(
             open_run(run, data=data_name), place, errors=errors, most=most, epochs=epochs, total_draws=total_draws,
             examples=examples, freeze=names(freeze), progress=progress,
         )  # fmt: skip
-    table = Table("S", "gain (nats)", "NLL, pooled", "JSD", "effective S", "", title="validation examples")
+    heads = ("S", "gain (nats) ± over examples", "NLL, pooled", "JSD", "effective S", "")
+    table = Table(*heads, title="validation examples, one training continued with and without the component")
     for row in growth.table:
         numbers = [f"{row['nll_pooled']:.3f}", f"{row['jsd']:.3f}", f"{row['effective_components']:.2f}"]
         gain = f"{row['gain']:.3f} ± {row['gain_se']:.3f}"
         table.add_row(str(row["components"]), gain, *numbers, "kept" if row["accepted"] else "gains too little")
     show(table)
+    show(f"note: each gain is of {ONE_TRAINING}; it decides whether this model grows further")
     show(f"wrote {place / 'growth.json'} and {place / 'growth.png'}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 LONGEST = 1000
 """Most characters of an error; the middle of a longer one, such as a long value, is left out."""
-PAGE = 180
+PAGE = 120
 """Characters per line when printing to a file."""
+
+NARROW = 10
+"""Characters that a heading may be as wide as, whatever is below it."""
 
 
 @contextmanager
@@ -117,33 +121,48 @@ def show(what: Any) -> None:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Print the table of one or more runs, and what makes the comparison unfair."""
-    from mixvae.reports import COLUMNS
+    """Print the tables of runs and of what they share but the seed, and what makes the comparison unfair."""
+    from mixvae.reports import CONFIGURATIONS
 
     first = comparison.table[0]
-    show_rows(COLUMNS, comparison.table, f"{first['data']}, {first['examples']} {first['split']} examples, nats")
+    about = f"{first['data']}, {first['examples']} {first['split']} examples, nats"
+    if comparison.has_several:
+        show_rows(CONFIGURATIONS, comparison.configurations, f"Configurations: {about}")
+        about = f"Single trainings: {about}"
+    show_rows(comparison.columns, comparison.table, about)
     for note in comparison.warnings:
         show(f"note: {note}")
 
 
 def show_rows(columns: Sequence[Column], rows: Sequence[Row], title: str) -> None:
-    """Print rows as a table, or as several tables if there are too many columns for the width."""
+    """Print rows as a table, or as several tables if there are too many columns for the width, and what marks mean."""
     from rich.table import Table
 
-    for part in _parts(columns, rows, _console().width):
+    from mixvae.reports import legend
+
+    shown = [column for column in columns if not column.page_only]
+    for part in _parts(shown, rows, _console().width):
         table = Table(title=plain(title))
         for i, column in enumerate(part):
-            table.add_column(column.title, justify="left" if i == 0 else "right")
+            table.add_column(_heading(column, rows), justify="left" if i == 0 else "right")
         for row in rows:
             table.add_row(*(plain(column.text(row)) for column in part))
         show(table)
+    for mark in legend(shown, rows):
+        show(mark)
+
+
+def _heading(column: Column, rows: Sequence[Row]) -> str:
+    """A column's title in lines about as long as its values."""
+    longest = max(map(len, (*column.title.split(), *(column.text(row) for row in rows))))
+    return textwrap.fill(column.title, max(longest, NARROW), break_on_hyphens=False)
 
 
 def _parts(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[list[Column]]:
     """Columns in groups that fit a width, each starting with the two that name the rows."""
 
     def needed(part: Sequence[Column]) -> int:
-        longest = (max(len(text) for text in (column.title, *map(column.text, rows))) for column in part)
+        longest = (max(map(len, (*_heading(column, rows).splitlines(), *map(column.text, rows)))) for column in part)
         return 1 + sum(cell + 3 for cell in longest)  # a border and two spaces each
 
     leading = list(columns[:2])

@@ -1,6 +1,6 @@
 """All plots, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
 
-from mixvae.figures._curves import gains, growth, learning_curves, likelihoods, scaling, scores
+from mixvae.figures._curves import gains, growth, learning_curves, likelihoods, scaling, scores, splits
 from mixvae.figures._latents import Panel, classes, embedding, latent_means, overlap, planes, principal_plane, spread
 from mixvae.figures._pictures import images, reconstructions, tile
 from mixvae.figures._style import PALETTE, gif, png
@@ -24,6 +24,7 @@ __all__ = [
     "reconstructions",
     "scaling",
     "scores",
+    "splits",
     "spread",
     "tile",
 ]

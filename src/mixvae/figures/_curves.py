@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,7 +93,7 @@ def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) ->
 
 
 def growth(rows: Sequence[Row]) -> Figure:
-    """Gain of each added component over continued training without it, with its standard error.
+    """Gain of each added component over continued training without it, with its standard error over examples.
 
     Args:
         rows: one per step, with components, gain and gain_se in nats, and accepted.
@@ -113,7 +114,9 @@ def growth(rows: Sequence[Row]) -> Figure:
         )
     axes.axhline(0, color="#888888", linewidth=1)
     axes.set_xlabel("components S")
-    axes.set_ylabel("gain over continuing with S − 1 (nats)")
+    axes.set_ylabel(
+        "gain over continuing with S − 1 (nats)\nbars: standard error over examples of one training", fontsize=9
+    )
     axes.set_xticks([row["components"] for row in rows])
     axes.set_xlim(rows[0]["components"] - 0.5, rows[-1]["components"] + 0.9)
     return figure
@@ -149,10 +152,10 @@ def scores(values: Mapping[str, Mapping[str, Sequence[float]]], up: str) -> Figu
 
 
 def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> Figure:
-    """Pooled bound of every example as a histogram, and Pareto k̂ against it if there is any.
+    """Negative log-likelihood of every example as a histogram, and Pareto k̂ against it if there is any.
 
     Args:
-        bound: log-likelihood bound of every example, in nats.
+        bound: log p(x) of every example, or a bound on it, in nats.
         pareto_k: Pareto k̂ of every example, NaN if unknown.
         unreliable: k̂ above which a bound is not tight.
 
@@ -175,7 +178,7 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
         textcoords="offset points", va="top", fontsize=9,
     )  # fmt: skip
     axes[0].set_ylabel("examples")
-    axes[-1].set_xlabel("pooled NLL of an example (nats)")
+    axes[-1].set_xlabel("NLL of an example (nats)")
     if known.any():
         high = pareto_k[known] > unreliable
         for chosen, colour in ((~high, PALETTE[0]), (high, PALETTE[1])):
@@ -186,30 +189,82 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
     return figure
 
 
-def gains(rows: Sequence[tuple[str, float, float]], across: str) -> Figure:
-    """Gains as points with two standard errors, one row each: significant gains in blue, losses in orange.
+def gains(
+    rows: Sequence[tuple[str, float, float]], across: str, bars: str = "standard errors", *, decides: bool = False
+) -> Figure:
+    r"""Gains as points with error bars, one row each.
 
     Args:
-        rows: name, gain and standard error of each.
+        rows: name, gain and half length of the bar of each; NaN for a gain without an error.
         across: label of the axis, with its unit.
+        bars: what the bars are, such as "standard error over examples".
+        decides: whether a gain beyond its bar is one: then gains are blue, losses orange, and all others grey.
 
     Example:
         >>> from mixvae import figures
-        >>> figures.gains([("S = 4", 0.5, 0.1)], "gain (nats)").axes[0].texts[0].get_text()
-        '+0.500 ± 0.100'
+        >>> axes = figures.gains([("S = 4", 0.5, 0.1)], "gain (nats)", "standard error over examples").axes[0]
+        >>> axes.texts[0].get_text(), axes.get_xlabel()
+        ('+0.500 ± 0.100', 'gain (nats)\nbars: standard error over examples')
     """
     figure, axes = blank(6.4, 0.9 + 0.34 * len(rows))
     for i, (_, gain, error) in enumerate(rows):
-        sure = abs(gain) > 2 * error
-        colour = (PALETTE[0] if gain > 0 else PALETTE[1]) if sure else "#777777"
-        axes.errorbar(gain, i, xerr=2 * error, fmt="o", color=colour, capsize=3, markersize=5)
+        known = not math.isnan(error)
+        sure = decides and known and abs(gain) > error
+        colour = (PALETTE[0] if gain > 0 else PALETTE[1]) if sure else "#555555"
+        axes.errorbar(gain, i, xerr=error if known else None, fmt="o", color=colour, capsize=3, markersize=5)
         axes.annotate(
-            f"{gain:+.3f} ± {error:.3f}".replace("-", "−"), (gain, i), xytext=(0, 6), textcoords="offset points",
-            ha="center", fontsize=8, color=colour, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+            (f"{gain:+.3f}" + (f" ± {error:.3f}" if known else "")).replace("-", "−"), (gain, i), xytext=(0, 6),
+            textcoords="offset points", ha="center", fontsize=8, color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.margins(x=0.12)
-    axes.set_xlabel(f"{across}; bars: two standard errors\nblue: gain, orange: loss, grey: undecided", fontsize=9)
+    legend = "\nblue: gain, orange: loss, grey: undecided" if decides else ""
+    axes.set_xlabel(f"{across}\nbars: {bars}{legend}", fontsize=9)
+    return figure
+
+
+def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str) -> Figure:
+    r"""Gains of the ELBO, each with what it is made of: that of the model and that of the posterior.
+
+    Args:
+        rows: Δ ELBO, Δ log p(x) and −Δ KL by name, each with the half length of its bar, NaN if it has none, in nats.
+        bars: what the bars are, such as "standard error over examples".
+
+    Example:
+        >>> from mixvae import figures
+        >>> axes = figures.splits({"S = 4": [(1.02, 0.02), (0.59, 0.02), (0.43, 0.01)]}, "standard error").axes[0]
+        >>> [text.get_text() for text in axes.texts]
+        ['+1.020 ± 0.020', '+0.590 ± 0.020', '+0.430 ± 0.010']
+    """
+    kinds = (
+        ("ΔELBO, their sum", "#AAAAAA"),
+        ("Δ log p(x): a better model", PALETTE[0]),
+        ("−ΔKL(q ‖ p(z|x)): a better posterior", PALETTE[4]),
+    )
+    figure, axes = blank(6.4, 1.3 + 0.85 * len(rows))
+    ends = [
+        gain + way * (0 if math.isnan(error) else error)
+        for each in rows.values() for gain, error in each for way in (-1, 1)
+    ]  # fmt: skip
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    for i, each in enumerate(rows.values()):
+        for j, ((gain, error), (kind, colour)) in enumerate(zip(each, kinds, strict=True)):
+            known, at = not math.isnan(error), i + 0.26 * (j - 1)
+            axes.barh(
+                at, gain, 0.22, color=colour, alpha=0.85, xerr=error if known else None, capsize=3,
+                error_kw={"elinewidth": 1}, label=kind if i == 0 else None,
+            )  # fmt: skip
+            text = (f"{gain:+.3f}" + (f" ± {error:.3f}" if known else "")).replace("-", "−")
+            beyond = max(gain + (error if known else 0), 0)
+            axes.annotate(text, (beyond, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.axvline(0, color="#888888", linewidth=1)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    span = high - low or 1.0
+    axes.set_xlim(low - 0.05 * span, high + 0.3 * span)
+    axes.set_xlabel(f"gain over the first (nats)\nbars: {bars}", fontsize=9)
+    figure.legend(fontsize=8, frameon=False, loc="outside upper left", ncols=3)
     return figure

@@ -1,7 +1,57 @@
-"""From runs to one self-contained HTML page: a table, learning curves, and pictures of what was learnt."""
+"""From runs to one self-contained HTML page: tables, learning curves, and pictures of what was learnt."""
 
-from mixvae.reports._comparison import COLUMNS, Comparison, compare
+from mixvae.reports._between import ONE_TRAINING, BetweenTrainings, Difference, between_trainings, student
+from mixvae.reports._columns import (
+    COLUMNS,
+    CONFIGURATIONS,
+    ELBO,
+    GAIN,
+    GAIN_BETWEEN,
+    MISELBO,
+    NLL,
+    NLL_BETWEEN,
+    POOLED,
+    SPLIT,
+    SPLIT_BETWEEN,
+)
+from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness, marked
+from mixvae.reports._configurations import PARTS, objective, parts, trust
 from mixvae.reports._page import pictures, write
-from mixvae.reports._pages import Column, embed, render, table
+from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, legend, render, table
 
-__all__ = ["COLUMNS", "Column", "Comparison", "compare", "embed", "pictures", "render", "table", "write"]
+__all__ = [
+    "AMORTISED",
+    "COLUMNS",
+    "CONFIGURATIONS",
+    "ELBO",
+    "GAIN",
+    "GAIN_BETWEEN",
+    "MISELBO",
+    "NLL",
+    "NLL_BETWEEN",
+    "NOT_TIGHT",
+    "ONE_TRAINING",
+    "PARTS",
+    "POOLED",
+    "SPLIT",
+    "SPLIT_BETWEEN",
+    "BetweenTrainings",
+    "Cell",
+    "Column",
+    "Comparison",
+    "Difference",
+    "between_trainings",
+    "compare",
+    "embed",
+    "legend",
+    "looseness",
+    "marked",
+    "objective",
+    "parts",
+    "pictures",
+    "render",
+    "student",
+    "table",
+    "trust",
+    "write",
+]

@@ -1,8 +1,9 @@
-"""Evaluated runs side by side, with paired gains where possible."""
+"""Evaluated runs side by side: gains between configurations, or between single trainings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,17 @@ from matplotlib.figure import Figure
 
 from mixvae import figures, runs
 from mixvae._tables import Row, Tabular
-from mixvae.evaluation import Evaluation, mismatch, paired_gain
-from mixvae.reports._pages import Column
+from mixvae.evaluation import Evaluation, mismatch, paired_gain, split_gain
+from mixvae.reports._between import ONE_TRAINING
+from mixvae.reports._columns import COLUMNS, GAIN, SPLIT
+from mixvae.reports._configurations import PARTS, Member, by_configuration, configurations, slack, splits, trust
+from mixvae.reports._pages import NOT_TIGHT, Column
 from mixvae.runs import Run
 
-COLUMNS = (
-    Column("run", "run"),
-    Column("S", "components", digits=0, about="mixture components"),
-    Column("parameters", "parameters", digits=0),
-    Column("−ELBO", "elbo", about="negative evidence lower bound, nats", negated=True),
-    Column("MISELBO NLL", "nll_miselbo", about="negative log-likelihood bound by MISELBO, nats"),
-    Column(
-        "pooled NLL",
-        "nll_pooled",
-        "nll_pooled_se",
-        about="tightest bound, nats; ± standard error over examples",
-    ),
-    Column(
-        "gain", "gain", "gain_se", 3, "paired gain in pooled nats over the first row; ± standard error", signed=True
-    ),
-    Column("JSD", "jsd", digits=3, about="Jensen–Shannon divergence of the components, nats"),
-    Column("effective S", "effective_components", digits=2, about="exp of the mean JSD"),
-    Column("seconds", "train_seconds", digits=0, about="training time"),
-)
+POSTERIOR = "posterior"
+"""The proposal whose NLL is the pooled one."""
+AMORTISED = "{}: proposal posterior: the NLL is the pooled one."
+"""What every table says of evaluations without refined proposals."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,18 +30,67 @@ class Comparison(Tabular):
     """Evaluated runs side by side.
 
     Args:
-        table: results of each run, ordered by data and number of components, with the paired gain in pooled nats over
-            the first run on the same examples as `gain` and `gain_se`.
+        table: results of each run, ordered by data and number of components, with the paired gain in log p(x) over the
+            first run on the same examples as `gain`, and its standard error over examples as `gain_se`: a gain of one
+            training over another, which says nothing about the method. If both maximised one bound, the gain of the
+            ELBO is split as `gain_elbo` = `gain_model` + `gain_posterior`, each with its `_se`. `slack` is how far the
+            bound that was trained lies below log p(x). `nll_tight` and `gain_tight` are False where log p(x) is not
+            tight, `nll_reliable` and `gain_reliable` where the error is not to be relied on.
         evaluations: the evaluation behind each row.
+        configurations: means over trainings that differ in their seed only, in the same order, with the gain over the
+            first configuration on the same examples as `gain`, its standard error between trainings as `gain_se` and
+            the half width of its 95 % interval as `gain_margin`, NaN if every configuration has one training; the split
+            likewise.
+        copies: runs that are one training, of one seed, and count once.
     """
 
     table: list[Row]
     evaluations: list[Evaluation] = field(repr=False)
+    configurations: list[Row] = field(default_factory=list, repr=False)
+    copies: list[list[str]] = field(default_factory=list, repr=False)
+
+    @property
+    def title(self) -> str:
+        """What is compared, and what the errors of gains are worth."""
+        gains = any("gain" in row for row in self.table)
+        return f"Comparison; gain_se is over examples of {ONE_TRAINING}" if gains else "Comparison"
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a configuration was trained with several seeds, so that configurations can be compared."""
+        return any(row["trainings"] > 1 for row in self.configurations)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Columns of the table of runs: without gains of single trainings where configurations have them."""
+        return tuple(column for column in COLUMNS if not (self.has_several and column in (GAIN, *SPLIT)))
+
+    @property
+    def has_gains(self) -> bool:
+        """Whether there is a gain to show: of one configuration over another, or of one training over another."""
+        return bool(self._gains)
+
+    @property
+    def _gains(self) -> list[Row]:
+        """The rows whose gains are shown."""
+        return [row for row in (self.configurations if self.has_several else self.table) if "gain" in row]
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether a gain can be split into that of the model and that of the posterior."""
+        return any("gain_elbo" in row for row in self._gains)
 
     @property
     def warnings(self) -> list[str]:
-        """Reasons why the comparison is unfair."""
+        """Reasons why the comparison is unfair, or says little."""
         rows, identities, notes = self.table, [e.identity for e in self.evaluations], []
+        if any(math.isnan(row.get("gain_margin", math.nan)) for row in self._gains):
+            notes.append(
+                f"Each gain is of {ONE_TRAINING}. Its error is over examples, and another seed may change it by "
+                "several times that: train every configuration with several seeds."
+            )
+        for names in self.copies:
+            notes.append(f"{', '.join(names)}: the same recipe and seed, which is one training; the first counts.")
         if any(mismatch(identity, identities[0]) for identity in identities):
             kinds = {"data checksums": "data", "splits": "split", "numbers of examples": "examples"}
             differing = [name for name, key in kinds.items() if len({getattr(i, key) for i in identities}) > 1]
@@ -62,7 +100,8 @@ class Comparison(Tabular):
                 f"The runs were evaluated on different examples, by their {' and '.join(differing)}: their numbers are "
                 "not comparable, and gains are given only within the same examples."
             )
-        if len({identity.total_draws for identity in identities}) > 1:
+        drawn = [identity.total_draws for identity in identities]  # rounded up to multiples of each S
+        if max(drawn) - min(drawn) >= max(identity.components for identity in identities):
             drawn = ", ".join(f"{row['run']} {row['total_draws']}" for row in rows)
             notes.append(f"The runs were evaluated with different numbers of draws per example ({drawn}).")
         if legacy := [row["run"] for row in rows if row["legacy"]]:
@@ -70,25 +109,91 @@ class Comparison(Tabular):
                 f"{', '.join(legacy)}: legacy, from before results recorded the weights and data that they were made "
                 "from; they pair with each other only."
             )
-        for row in rows:
-            if (row["pareto_k_unreliable"] or 0) > 0.05:
-                notes.append(
-                    f"{row['run']}: Pareto k̂ exceeds 0.7 for {row['pareto_k_unreliable']:.0%} of the examples; "
-                    "its pooled bound is valid but not tight. Use more draws."
-                )
-        return notes
+        if len({identity.proposal for identity in identities}) > 1:
+            drawn = ", ".join(
+                f"{row['run']} {identity.proposal}" for row, identity in zip(rows, identities, strict=True)
+            )
+            notes.append(f"The NLLs are by different proposals ({drawn}): part of the gain may be theirs.")
+        if amortised := [r["run"] for r, i in zip(rows, identities, strict=True) if i.proposal == POSTERIOR]:
+            notes.append(AMORTISED.format(", ".join(amortised)))
+        if any("gain" in row and "gain_elbo" not in row for row in self._gains):
+            notes.append(
+                "Gains over a training of another bound are in log p(x) only: a training of another bound does not "
+                "minimise KL(q(z|x) ‖ p(z|x)), so that its ELBO says little about its posterior."
+            )
+        return [*notes, *looseness({row["run"]: row for row in rows})]
 
     @property
     def figure(self) -> Figure:
-        """Paired gains with their standard errors."""
-        return figures.gains(
-            [(label(row, self.table), row["gain"], row["gain_se"]) for row in self.table if "gain" in row],
-            "paired gain in pooled log-likelihood (nats)",
+        """Gains with their errors: between trainings, or over examples if every configuration has one training."""
+        rows = [(self._label(row), row["gain"], row[self._error("gain")]) for row in self._gains]
+        return figures.gains(rows, "gain in log p(x) (nats)", self._bars, decides=self.has_several)
+
+    @property
+    def splits(self) -> Figure:
+        """Gains of the ELBO, split into that of the model and that of the posterior."""
+        rows = {
+            self._label(row): [(row[f"gain_{part}"], row[self._error(f"gain_{part}")]) for part in PARTS]
+            for row in self._gains
+            if "gain_elbo" in row
+        }
+        return figures.splits(rows, self._bars)
+
+    @property
+    def _bars(self) -> str:
+        """What the bars of figures are."""
+        return (
+            "95 % intervals between trainings"
+            if self.has_several
+            else f"standard error over examples of {ONE_TRAINING}"
         )
+
+    def _error(self, name: str) -> str:
+        """Key of the error that is shown."""
+        return f"{name}_margin" if self.has_several else f"{name}_se"
+
+    def _label(self, row: Row) -> str:
+        """Label of a gain in figures."""
+        named = (self.configurations, "configuration") if self.has_several else (self.table, "run")
+        return label(row, *named) + marked(row)
+
+
+def marked(row: Row) -> str:
+    """What a figure says of a gain that is not tight."""
+    if row["gain_tight"] is not False:
+        return ""
+    return f" ({NOT_TIGHT})" if row["gain_reliable"] else f" ({NOT_TIGHT};\nbar unreliable)"
+
+
+def looseness(rows: Mapping[str, Row]) -> list[str]:
+    """What to say of the NLLs that are not tight, and what to do about it, in a note or none.
+
+    Example:
+        >>> from mixvae.reports import looseness
+        >>> row = {"nll_tight": False, "nll_reliable": True, "nll_bias": 0.02, "pareto_k_unreliable": 0.03}
+        >>> looseness({"S1": row})
+        ['S1: not tight: estimated bias 0.020 nats, k̂ unreliable for 3% of the examples: use more draws.']
+    """
+    loose = {name: row for name, row in rows.items() if row["nll_tight"] is False}
+    if not loose:
+        return []
+    up_to = "up to " if len(loose) > 1 else ""
+    biases, shares = (
+        [row[key] for row in loose.values() if row.get(key) is not None] for key in ("nll_bias", "pareto_k_unreliable")
+    )
+    why = [f"estimated bias {up_to}{max(biases):.3f} nats"] if biases else []
+    why += [f"k̂ unreliable for {up_to}{max(shares):.0%} of the examples"] if shares else []
+    reliable = all(row["nll_reliable"] for row in loose.values())
+    errors = "" if reliable else ", so that errors marked ? are not to be relied on"
+    refine = " or the refined proposal" if any(row.get("proposal") == POSTERIOR for row in loose.values()) else ""
+    return [f"{', '.join(loose)}: not tight: {', '.join(why)}{errors}: use more draws{refine}."]
 
 
 def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation] | None = None) -> Comparison:
     """Put evaluated runs side by side, ordered by data and number of components.
+
+    Runs that differ in their seed only are trainings of one configuration; configurations are compared with the error
+    between trainings, by `between_trainings`.
 
     Args:
         paths: the runs.
@@ -110,23 +215,48 @@ def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation]
     """
     opened = runs.open_runs(paths)
     evaluations = [runs.evaluation_of(run) for run in opened] if evaluations is None else evaluations
-    rows = []
+    members: list[Member] = []
+    own: Row
     for run, name, evaluation in zip(opened, _names([run.path for run in opened]), evaluations, strict=True):
         own = {"run": name, "path": str(run.path), "legacy": evaluation.identity.legacy}
-        rows.append((evaluation, {**evaluation.results, **own}))
-    by_data = {row["data"]: row["run"] for _, row in rows}
+        own |= {"slack": slack(run, evaluation), **trust([evaluation.results], "nll")}
+        members.append((run, evaluation, {**evaluation.results, **own}))
+    by_data = {row["data"]: row["run"] for _, _, row in members}
     if len(by_data) > 1:
         named = ", ".join(f"{data} ({run})" for data, run in by_data.items())
         raise ValueError(f"runs on different data cannot be compared: {named}; report each data set separately")
-    rows.sort(key=lambda pair: (*_examples(pair[0]), pair[0].identity.components))
-    firsts: list[Evaluation] = []
-    for evaluation, row in rows:
-        first = next((e for e in firsts if not mismatch(e.identity, evaluation.identity)), None)
-        if first is None:
-            firsts.append(evaluation)
+    members.sort(key=lambda member: (*_examples(member[1]), member[1].identity.components))
+    groups: list[list[Member]] = []  # of the same examples
+    for member in members:
+        of = member[1].identity
+        group = next((group for group in groups if not mismatch(group[0][1].identity, of)), None)
+        if group is None:
+            groups.append([member])
         else:
-            row["gain"], row["gain_se"] = paired_gain(evaluation, first, quiet=True)
-    return Comparison([row for _, row in rows], [evaluation for evaluation, _ in rows])
+            _add_gain(member, group[0])
+            group.append(member)
+    grouped = [by_configuration(group) for group in groups]
+    copies = [
+        [row["run"] for _, _, row in same]
+        for configuration in grouped for seeds in configuration.values() for same in seeds.values() if len(same) > 1
+    ]  # fmt: skip
+    return Comparison(
+        [row for _, _, row in members],
+        [evaluation for _, evaluation, _ in members],
+        [row for configuration in grouped for row in configurations(configuration)],
+        copies,
+    )
+
+
+def _add_gain(new: Member, old: Member) -> None:
+    """Put the gain of a training over another into its row, and the split if both maximised one bound."""
+    row = new[2]
+    row["gain"], row["gain_se"] = paired_gain(new[1], old[1], quiet=True)
+    row |= trust([new[2], old[2]], "gain")
+    if splits(new, old):
+        parts = split_gain(new[1], old[1], quiet=True)
+        for part in PARTS:
+            row[f"gain_{part}"], row[f"gain_{part}_se"] = getattr(parts, part)
 
 
 def _examples(evaluation: Evaluation) -> tuple[Any, ...]:
@@ -146,7 +276,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def label(row: Row, rows: Sequence[Row]) -> str:
-    """Shortest label that distinguishes a run from the others."""
+def label(row: Row, rows: Sequence[Row], name: str = "run") -> str:
+    """Shortest label that distinguishes a run, or a configuration, from the others."""
     alone = sum(other["components"] == row["components"] for other in rows) == 1
-    return f"S = {row['components']}" if alone else row["run"]
+    return f"S = {row['components']}" if alone else row[name]

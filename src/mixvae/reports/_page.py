@@ -10,10 +10,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mixvae import figures, runs
+from mixvae._tables import Row
 from mixvae.evaluation import Evaluation
 from mixvae.files import write_bytes
 from mixvae.reports import _pages as pages
-from mixvae.reports._comparison import COLUMNS, compare, label
+from mixvae.reports._columns import CONFIGURATIONS
+from mixvae.reports._comparison import compare, label
 from mixvae.reports._pages import Column
 from mixvae.runs import Run
 
@@ -76,11 +78,12 @@ def write(
     pages.render(
         "report.html",
         target,
-        columns=COLUMNS,
-        rows=pages.table(COLUMNS, rows),
+        configurations=_table(CONFIGURATIONS, comparison.configurations) if comparison.has_several else None,
+        trainings=_table(comparison.columns, rows),
         first=rows[0],
         warnings=comparison.warnings,
-        gains=pages.embed(comparison.figure) if any("gain" in row for row in rows) else "",
+        gains=pages.embed(comparison.figure) if comparison.has_gains else "",
+        splits=pages.embed(comparison.splits) if comparison.has_splits else "",
         curves=pages.embed(figures.learning_curves(curves)),
         sections=sections,
     )
@@ -99,4 +102,9 @@ def _representation(run: Run) -> dict[str, Any] | None:
     rows = scores.table
     metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
     columns = [Column("features", "features"), *(Column(m.upper(), m, f"{m}_std", 3) for m in metrics)]
-    return {"columns": columns, "rows": pages.table(columns, rows), "split": split}
+    return _table(columns, rows) | {"split": split}
+
+
+def _table(columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
+    """Columns, and rows of texts and sorting keys, for a template."""
+    return {"columns": columns, "rows": pages.table(columns, rows)}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -17,6 +17,12 @@ from mixvae import figures
 from mixvae.files import write_text
 
 MISSING = "–"
+NOT_TIGHT = "not tight"
+MARKS = {
+    "*": f"{NOT_TIGHT}: log p(x) is estimated from below, so the true NLL may be lower",
+    "?": "Pareto k̂ is unreliable for too many examples, so this error is not to be relied on",
+}
+"""Marks after values and errors that are not what they seem, and what they mean."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +37,17 @@ class Column:
         about: what the heading means.
         signed: whether to show a plus before positive values.
         negated: whether to show −value, such as the −ELBO of an ELBO.
+        trust: beginning of the keys NAME_tight and NAME_reliable, which are False in rows whose value is not tight, and
+            whose error is not to be relied on.
+        page_only: whether it is left out in a terminal.
 
     Example:
         >>> from mixvae.reports import Column
         >>> Column("gain", "gain", "gain_se", 3, signed=True).text({"gain": 0.5, "gain_se": 0.1})
         '+0.500 ± 0.100'
+        >>> loose = {"nll": 93.456, "nll_se": 0.1, "nll_tight": False, "nll_reliable": False}
+        >>> Column("NLL", "nll", "nll_se", trust="nll").text(loose)
+        '93.46 ± 0.10? *'
     """
 
     title: str
@@ -45,9 +57,20 @@ class Column:
     about: str = ""
     signed: bool = False
     negated: bool = False
+    trust: str | None = None
+    page_only: bool = False
 
     def text(self, row: Mapping[str, Any]) -> str:
-        """The row's value as text, with its error."""
+        """The row's value as text, with its error and its marks."""
+        text = self.unmarked(row)
+        return f"{text} *" if self.note(row) else text
+
+    def note(self, row: Mapping[str, Any]) -> str:
+        """That the row's value is not tight, if so."""
+        return NOT_TIGHT if self.unmarked(row) != MISSING and row.get(f"{self.trust}_tight") is False else ""
+
+    def unmarked(self, row: Mapping[str, Any]) -> str:
+        """The row's value as text, with its error, but for the mark of a value that is not tight."""
         value = self._shown(row)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return MISSING
@@ -55,7 +78,9 @@ class Column:
             return value
         text = f"{value:{'+' if self.signed else ''},.{self.digits}f}".replace("-", "−")
         error = row.get(self.error) if self.error else None
-        return text if error is None or math.isnan(error) else f"{text} ± {error:.{self.digits}f}"
+        if error is None or math.isnan(error):
+            return text
+        return f"{text} ± {error:.{self.digits}f}" + ("?" if row.get(f"{self.trust}_reliable") is False else "")
 
     def key(self, row: Mapping[str, Any]) -> str:
         """The row's sorting key in this column."""
@@ -67,15 +92,36 @@ class Column:
         return -value if self.negated and isinstance(value, int | float) else value
 
 
-def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, str]]]:
-    """Texts and sorting keys of rows.
+class Cell(NamedTuple):
+    """Text of a cell, its sorting key, and a note on it."""
+
+    text: str
+    key: str
+    note: str
+
+
+def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[list[Cell]]:
+    """Texts, sorting keys and notes of rows.
 
     Example:
         >>> from mixvae.reports import Column, table
-        >>> table([Column("S", "components", digits=0), Column("NLL", "nll")], [{"components": 2, "nll": 93.456}])
-        [[('2', '2'), ('93.46', '93.456')]]
+        >>> rows = [{"components": 2, "nll": 93.456, "nll_tight": False}]
+        >>> table([Column("S", "components", digits=0), Column("NLL", "nll", trust="nll")], rows)[0][1]
+        Cell(text='93.46', key='93.456', note='not tight')
     """
-    return [[(column.text(row), column.key(row)) for column in columns] for row in rows]
+    return [[Cell(column.unmarked(row), column.key(row), column.note(row)) for column in columns] for row in rows]
+
+
+def legend(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the marks in a table mean, of those that it has.
+
+    Example:
+        >>> from mixvae.reports import Column, legend
+        >>> legend([Column("NLL", "nll", trust="nll")], [{"nll": 93.4, "nll_tight": False}])
+        ['* not tight: log p(x) is estimated from below, so the true NLL may be lower']
+    """
+    texts = [column.text(row) for column in columns if column.trust for row in rows]
+    return [f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in text for text in texts)]
 
 
 def embed(picture: Figure | bytes) -> str:

@@ -14,7 +14,7 @@ from mixvae import config
 from mixvae._failures import at_least
 from mixvae._tables import Row, Tabular
 from mixvae.progress import Progress
-from mixvae.reports import Column
+from mixvae.reports import ONE_TRAINING, Column, student
 
 
 def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> ValueError:
@@ -60,9 +60,7 @@ class Changes:
 
 def margin(errors: float, count: int) -> float:
     """Half width of the 95 % interval of a mean of `count` values with this standard error, by Student's t."""
-    from scipy.stats import t
-
-    return float(errors * t.ppf(0.975, count - 1)) if count > 1 else math.nan
+    return errors * student(count - 1)
 
 
 @dataclass(frozen=True)
@@ -72,19 +70,17 @@ class Gap:
     Args:
         name: what is compared with what.
         gain: the difference.
-        margin: half width of its 95 % interval; NaN if unknown.
-        agreed: whether every seed's difference has the sign of the mean.
+        margin: half width of its 95 % interval between trainings; NaN if there is one training of each.
     """
 
     name: str
     gain: float
     margin: float
-    agreed: bool = True
 
     def __str__(self) -> str:
-        split = "" if self.agreed else ", seeds disagree"
-        unknown = math.isnan(self.margin)
-        return f"{self.name}: {self.gain:+.3g}" + (" (margin unknown)" if unknown else f" ± {self.margin:.2g}") + split
+        return f"{self.name}: {self.gain:+.3g}" + (
+            f" ({ONE_TRAINING})" if math.isnan(self.margin) else f" ± {self.margin:.2g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -110,8 +106,8 @@ class Verdict:
 def judge(claim: str, gaps: Sequence[Gap]) -> Verdict:
     """Judge a claim by the differences that should be positive according to it.
 
-    It holds if every difference exceeds its margin and all seeds agree in sign, and does not hold if one difference is
-    below zero by more than its margin. Anything else, such as an unknown margin, does not decide it.
+    It holds if every difference exceeds its margin, and does not hold if one difference is below zero by more than its
+    margin. Anything else does not decide it, such as one training of each model, which has no margin.
 
     Example:
         >>> from mixvae.reproduce import Gap, judge
@@ -120,11 +116,13 @@ def judge(claim: str, gaps: Sequence[Gap]) -> Verdict:
         ('holds', 'S = 2 over S = 1: +0.5 ± 0.1')
         >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=0.6)]).word
         'not decided'
+        >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=float("nan"))]).evidence
+        'S = 2 over S = 1: +0.5 (one training: says nothing about the method)'
     """
-    if any(gap.agreed and gap.gain < -gap.margin for gap in gaps):
+    if any(gap.gain < -gap.margin for gap in gaps):
         holds = False
     else:
-        holds = True if gaps and all(gap.agreed and gap.gain > gap.margin for gap in gaps) else None
+        holds = True if gaps and all(gap.gain > gap.margin for gap in gaps) else None
     return Verdict(claim, holds, "; ".join(map(str, gaps)) or "nothing was measured")
 
 

@@ -1,11 +1,10 @@
-"""Experiments that train models and compare them pair by pair on the same test examples."""
+"""Experiments that train models with several seeds, and compare their means with the error between trainings."""
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,33 +12,32 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixvae import config, figures, runs, sweeps
+from mixvae import config, figures, reports, runs, sweeps
 from mixvae._failures import Failed
 from mixvae._tables import Row
 from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, differences, standard_error
 from mixvae.progress import Progress
-from mixvae.reports import Column
-from mixvae.reproduce.findings import Changes, Findings, Gap, judge, margin, unknown
+from mixvae.reports import ONE_TRAINING, PARTS, BetweenTrainings, Column, between_trainings, parts
+from mixvae.reproduce.findings import Changes, Findings, Gap, judge, unknown
 from mixvae.reproduce.latents import latent_pictures
 
-LIKELIHOODS = (
+MODEL = (
     Column("model", "model"),
     Column("S", "size", digits=0, about="mixture components, or the size compared with them"),
-    Column("seeds", "seeds", digits=0),
-    Column("parameters", "parameters", digits=0),
-    Column("−ELBO", "elbo", about="negative evidence lower bound, nats", negated=True),
-    Column("MISELBO NLL", "nll_miselbo", about="nats"),
-    Column("pooled NLL", "nll_pooled", "nll_pooled_se", about="nats; ± standard error over test examples"),
-    Column("gain", "gain", "gain_se", 3, "paired gain in pooled nats over the row's baseline", signed=True),
-    Column("between seeds", "gain_seed_se", digits=3, about="standard error of the gain over seeds, nats"),
+    Column("seeds", "seeds", digits=0, about="trainings"),
+    Column("parameters", "parameters", digits=0, page_only=True),
+)
+COOPERATION = (
     Column("JSD", "jsd", digits=3, about="nats"),
     Column("effective S", "effective_components"),
-    Column("k̂ > 0.7 (%)", "unreliable", digits=0, about="share of test examples whose pooled bound is not tight"),
-    Column("hours", "hours", digits=2, about="training time of one model"),
+    Column("k̂ unreliable", "pareto_k_unreliable", about="largest share of test examples whose NLL is not tight"),
+    Column("hours", "hours", digits=2, about="training time of one model", page_only=True),
 )
-BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the pooled bound")
+BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the NLL")
 ALL = "mean and std"
+EACH = ("elbo", "nll", "nll_miselbo", "nll_pooled", "jsd")
+"""Results of every training that a row holds."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,12 @@ class Question:
     Args:
         claim: the claim.
         pairs: (better, worse) by model and size.
-        metric: what is compared: a bound (pooled, miselbo, elbo), or a score of `mixvae.analysis` on [mean, std].
+        metric: log_px, a bound (pooled, miselbo, elbo), or a score of `mixvae.analysis` on [mean, std].
     """
 
     claim: str
     pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]]
-    metric: str = "pooled"
+    metric: str = "log_px"
 
 
 @dataclass(frozen=True)
@@ -163,21 +161,34 @@ class Trainings:
             for run in runs.open_runs(result.done)
         }
         measured = {v.key: [cells[out / f"{v.name}-seed{seed}"] for seed in self.seeds] for v in self.variants}
-        rows = [self._row(variant, measured) for variant in self.variants]
+        likelihood = _between(measured, "log_px")
+        rows = [self._row(variant, measured, likelihood) for variant in self.variants]
         verdicts = [judge(question.claim, self._gaps(question, measured)) for question in self.questions]
         discrete = all(cell.data.binarize == "none" for cell in grid.cells.values())
         scores = self._scores(measured) if self.represent else {}
-        columns = [*LIKELIHOODS[:7], *([BITS] if discrete else []), *LIKELIHOODS[7:]]
+        nll, gain = (reports.NLL_BETWEEN, reports.GAIN_BETWEEN) if self.has_several else (reports.NLL, reports.GAIN)
+        split = reports.SPLIT_BETWEEN if self.has_several else reports.SPLIT
+        columns = [
+            *MODEL,
+            nll,
+            *([BITS] if discrete else []),
+            gain,
+            *split,
+            reports.ELBO,
+            reports.MISELBO,
+            reports.POOLED,
+            *COOPERATION,
+        ]
         for row in rows if scores else []:
             averages = Representation({ALL: scores[f"{row['model']}, S = {row['size']}"]}).table[0]
             row |= {key: value for key, value in averages.items() if key not in ("features", "repetitions")}
             row |= {key: None for key in row if key.endswith("_std") and len(self.seeds) == 1}
-        if scores:
-            metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
-            columns += [
-                Column(m.upper(), m, f"{m}_std", 3, "on [mean, std] of all components; ± standard deviation over runs")
-                for m in metrics
-            ]  # fmt: skip
+        for metric in next(iter(scores.values()), ()):
+            between = _between(measured, metric)
+            for row in rows:
+                row[f"{metric}_margin"] = between.margin((row["model"], row["size"]))
+            about = "on [mean, std] of all components; ± half width of its 95 % interval between trainings"
+            columns.append(Column(metric.upper(), metric, f"{metric}_margin", 3, about))
         return Findings(
             columns,
             rows,
@@ -187,43 +198,71 @@ class Trainings:
             self._notes(rows, list(cells.values())),
         )
 
+    @property
+    def has_several(self) -> bool:
+        """Whether every model is trained with several seeds, without which nothing is known of the method."""
+        return len(self.seeds) > 1
+
     def baseline(self, variant: Variant) -> tuple[str, int]:
         """Model and size of the baseline of a variant's gain."""
         return variant.against or next(v.key for v in self.variants if v.model == variant.model)
 
-    def _row(self, variant: Variant, measured: Measured) -> Row:
-        """Means over seeds, and the paired gain over the baseline."""
+    def _row(self, variant: Variant, measured: Measured, likelihood: BetweenTrainings[tuple[str, int]]) -> Row:
+        """Means over trainings, and the gain over the baseline: its errors between trainings and over examples."""
         cells = measured[variant.key]
         results = [cell.evaluation.results for cell in cells]
         bits = [result["bits_per_dim"] for result in results]
         row: Row = {
             "model": variant.model, "size": variant.size, "seeds": len(cells),
-            "elbo": _mean(results, "elbo"), "nll_miselbo": _mean(results, "nll_miselbo"),
-            "nll_pooled": _mean(results, "nll_pooled"),
-            "nll_pooled_se": standard_error(np.mean([cell.evaluation.bounds["pooled"] for cell in cells], 0)),
+            "elbo": _mean(results, "elbo"), "nll_miselbo": _mean(results, "nll_miselbo"), "nll": _mean(results, "nll"),
+            "nll_se": standard_error(np.mean([cell.evaluation.bounds["log_px"] for cell in cells], 0)),
+            "nll_margin": likelihood.margin(variant.key), **reports.trust(results, "nll"),
+            "nll_pooled": _mean(results, "nll_pooled"), "kl_posterior": _mean(results, "kl_posterior"),
             "jsd": _mean(results, "jsd"), "effective_components": _mean(results, "effective_components"),
             "parameters": results[0]["parameters"], "hours": _mean(results, "train_seconds") / 3600,
             "bits_per_dim": None if None in bits else float(np.mean(bits)),
-            "unreliable": 100 * float(np.mean([result["pareto_k_unreliable"] or 0.0 for result in results])),
-            "each": [{name: r[name] for name in ("elbo", "nll_miselbo", "nll_pooled", "jsd")} for r in results],
+            "pareto_k_unreliable": _worst(results, "pareto_k_unreliable"), "nll_bias": _worst(results, "nll_bias"),
+            "each": [{name: result[name] for name in EACH} for result in results],
+            "proposal": min(cell.evaluation.identity.proposal for cell in cells),  # posterior, if any of them is
             "total_draws": results[0]["total_draws"],
             "examples": results[0]["examples"], "data_sha256": results[0]["data_sha256"],
         }  # fmt: skip
         baseline = self.baseline(variant)
         if baseline != variant.key:
-            gain = _gain(measured[variant.key], measured[baseline], "pooled")
-            row |= {"gain": gain.mean, "gain_se": gain.se, "gain_seed_se": gain.seed_se}
-            row |= {"gain_by_seed": gain.by_seed.tolist(), "over": f"{baseline[0]} S = {baseline[1]}"}
+            old = measured[baseline]
+            gain = likelihood.difference(variant.key, baseline)
+            row |= {"gain": gain.mean, "gain_between_se": gain.se, "gain_margin": gain.margin}
+            row |= {"gain_se": standard_error(_by_example(cells, old, lambda of: of.bounds["log_px"]))}
+            row |= {"degrees_of_freedom": likelihood.degrees, "over": f"{baseline[0]} S = {baseline[1]}"}
+            row |= reports.trust([*results, *(cell.evaluation.results for cell in old)], "gain")
+            row |= self._split(variant.key, baseline, measured)
+        return row
+
+    def _split(self, new: tuple[str, int], old: tuple[str, int], measured: Measured) -> Row:
+        """The gain of the ELBO and its parts, if both models were trained by one bound."""
+        trained = reports.objective(measured[old][0].run)
+        alike = {
+            key: cells
+            for key, cells in measured.items()
+            if all(reports.objective(cell.run) == trained and parts(cell.evaluation) for cell in cells)
+        }
+        if trained is None or not {new, old} <= alike.keys():
+            return {}
+        row: Row = {}
+        for part in PARTS:
+            gain = _between(alike, part).difference(new, old)
+            row |= {f"gain_{part}": gain.mean, f"gain_{part}_margin": gain.margin}
+            each = _by_example(alike[new], alike[old], lambda of, part=part: parts(of)[part])
+            row |= {f"gain_{part}_se": standard_error(each)}
         return row
 
     def _gaps(self, question: Question, measured: Measured) -> list[Gap]:
-        """The differences of a claim, with margins over test examples, or over seeds for scores without any."""
-        gaps = []
+        """The differences of a claim, with margins between trainings."""
+        between, gaps = _between(measured, question.metric), []
         for better, worse in question.pairs:
-            gain = _gain(measured[better], measured[worse], question.metric)
+            gain = between.difference(better, worse)
             name = f"{better[0]} S = {better[1]} over {worse[0]} S = {worse[1]} ({question.metric})"
-            half = margin(gain.seed_se, len(self.seeds)) if math.isnan(gain.se) else 1.96 * gain.se
-            gaps.append(Gap(name, gain.mean, half, bool((np.sign(gain.by_seed) == np.sign(gain.mean)).all())))
+            gaps.append(Gap(name, gain.mean, gain.margin))
         return gaps
 
     def _scores(self, measured: Measured) -> dict[str, dict[str, list[float]]]:
@@ -243,13 +282,23 @@ class Trainings:
         progress: Progress,
     ) -> dict[str, Figure | bytes]:
         """Gains, scores, learning curves, and pictures of the latents."""
+        error = "gain_margin" if self.has_several else "gain_se"
         named = [
-            (f"{row['model']} S = {row['size']} over {row['over']}", row["gain"], row["gain_se"])
+            (_label(row), row["gain"], row[error])
             for row in rows if "gain" in row
         ]  # fmt: skip
         drawn: dict[str, Figure | bytes] = {}
         if named:
-            drawn["gains"] = figures.gains(named, "paired gain over the baseline (nats)")
+            over = f"standard error over test examples of {ONE_TRAINING}"
+            bars = "95 % intervals between trainings" if self.has_several else over
+            across = "gain in log p(x) over the baseline (nats)"
+            drawn["gains"] = figures.gains(named, across, bars, decides=self.has_several)
+            end = error.removeprefix("gain_")
+            split = {
+                _label(row): [(row[f"gain_{part}"], row[f"gain_{part}_{end}"]) for part in PARTS]
+                for row in rows if "gain_elbo" in row
+            }  # fmt: skip
+            drawn |= {"a better model or a better posterior": figures.splits(split, bars)} if split else {}
         if scores:
             drawn["scores"] = figures.scores(scores, "accuracy, ARI, NMI or ASW")
         first = {f"{model}, S = {size}": cells[0].run for (model, size), cells in measured.items()}
@@ -281,14 +330,14 @@ class Trainings:
                 "Legacy results, from before results recorded the weights and data that they were made from: they pair "
                 "with each other only."
             )
-        if len(self.seeds) < 3:
-            notes.append(f"Seeds: {len(self.seeds)}. That says little about what another training would give.")
-        if (worst := max(row["unreliable"] for row in rows)) > 5:
-            notes.append(
-                f"Pareto k̂ exceeds 0.7 for up to {worst:.0f} % of the test examples: the pooled bound is valid but not "
-                "tight there."
-            )
-        return notes
+        if not self.has_several:
+            notes.append(f"Each gain is of {ONE_TRAINING}. Its error is over test examples: give several --seeds.")
+        named = {f"{row['model']} S = {row['size']}": row for row in rows}
+        if amortised := [name for name, row in named.items() if row["proposal"] == "posterior"]:
+            notes.append(reports.AMORTISED.format(", ".join(amortised)))
+        if any("gain" in row and "gain_elbo" not in row for row in rows):
+            notes.append("Gains over a training of another bound are in log p(x) only.")
+        return [*notes, *reports.looseness(named)]
 
 
 Measured = dict[tuple[str, int], list["_Cell"]]
@@ -302,6 +351,11 @@ class _Cell:
     evaluation: Evaluation
     representation: Mapping[str, Mapping[str, list[float]]]
 
+    def value(self, metric: str) -> float:
+        """Mean of a bound or part of the ELBO over test examples, or of a score over repetitions."""
+        bounds = {**self.evaluation.bounds, **parts(self.evaluation)}
+        return float(np.mean(bounds[metric] if metric in bounds else self.representation[ALL][metric]))
+
 
 def _represent(run: runs.Run) -> Mapping[str, Mapping[str, list[float]]]:
     """Scores by features and metric on the test split; for a legacy run, those that it came with."""
@@ -313,25 +367,31 @@ def _represent(run: runs.Run) -> Mapping[str, Mapping[str, list[float]]]:
     return stored[0][1].scores
 
 
-@dataclass(frozen=True)
-class _Gain:
-    """Mean paired difference, also by seed, with standard errors over test examples and over seeds; NaN if unknown."""
-
-    mean: float
-    by_seed: np.ndarray
-    se: float
-    seed_se: float
+def _between(measured: Measured, metric: str) -> BetweenTrainings[tuple[str, int]]:
+    """Trainings of every model by a bound, or by a score, as averages over test examples or repetitions."""
+    return between_trainings({key: [cell.value(metric) for cell in cells] for key, cells in measured.items()})
 
 
-def _gain(new: list[_Cell], old: list[_Cell], metric: str) -> _Gain:
-    """Paired difference between trainings of the same seeds: of a bound on the same test examples, or of a score."""
-    if metric in ("pooled", "miselbo", "elbo"):
-        pairs = zip(new, old, strict=True)
-        each = np.array([differences(a.evaluation, b.evaluation, metric, quiet=True) for a, b in pairs])
-        return _Gain(float(each.mean()), each.mean(1), standard_error(each.mean(0)), standard_error(each.mean(1)))
-    scores = [(a.representation[ALL][metric], b.representation[ALL][metric]) for a, b in zip(new, old, strict=True)]
-    gains = np.array([np.mean(a) - np.mean(b) for a, b in scores])
-    return _Gain(float(gains.mean()), gains, math.nan, standard_error(gains))
+def _by_example(new: Sequence[_Cell], old: Sequence[_Cell], values: Callable[[Evaluation], np.ndarray]) -> np.ndarray:
+    """Difference of the means of two models' trainings on every test example, (N,).
+
+    Raises:
+        ValueError: they were not evaluated on the same examples.
+    """
+    for cell in (*new, *old):
+        differences(cell.evaluation, old[0].evaluation, quiet=True)  # refuses other examples
+    means = [np.mean([values(cell.evaluation) for cell in cells], 0) for cells in (new, old)]
+    return means[0] - means[1]
+
+
+def _label(row: Row) -> str:
+    """Name of a gain in figures."""
+    return f"{row['model']} S = {row['size']} over {row['over']}" + reports.marked(row)
+
+
+def _worst(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The largest of the values that are known; None if none is."""
+    return max((result[key] for result in results if result.get(key) is not None), default=None)
 
 
 def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -6,12 +6,12 @@ import itertools
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from mixvae import config, runs
 from mixvae._resources import check_count
 from mixvae.datasets import Dataset
-from mixvae.evaluation import check_draws
+from mixvae.evaluation import ProposalName, check_draws
 from mixvae.files import canonical
 
 MOST_CELLS = 10_000
@@ -28,6 +28,7 @@ class Grid:
         total_draws: total draws per test example.
         examples: evaluate only the first N test examples.
         draws_per_component: draws of each component instead, the paper's protocol.
+        proposal: where the draws of the NLL come from: proposals refined for each example, or the posterior.
 
     Example:
         >>> from pathlib import Path
@@ -43,12 +44,13 @@ class Grid:
     total_draws: int = 1000
     examples: int | None = None
     draws_per_component: int | None = None
+    proposal: ProposalName = "refined"
 
     @property
     def evaluation(self) -> dict[str, Any]:
         """Settings of every evaluation, as arguments of `runs.evaluate`."""
-        each = self.draws_per_component
-        return {"total_draws": self.total_draws, "draws_per_component": each, "examples": self.examples}
+        names = ("total_draws", "draws_per_component", "examples", "proposal")
+        return {name: getattr(self, name) for name in names}
 
     def standing(self) -> dict[str, str]:
         """State of every cell's run directory with respect to its configuration: new, unfinished or trained.
@@ -71,7 +73,8 @@ def read_grid(name: str | Path) -> Grid:
     r"""Read a grid from a YAML file.
 
     The file names a `base` (preset or file), options to `set`, and `axes`: each maps the names of its values to the
-    options that they set, in dotted form. Every combination is a cell.
+    options that they set, in dotted form. Every combination is a cell. It may also name the folder `out`, and the
+    `total_draws`, `examples` and `proposal` of the evaluations.
 
     Raises:
         ValueError: the file is not such a grid, or a cell's options are wrong; nothing is run then.
@@ -89,7 +92,7 @@ def read_grid(name: str | Path) -> Grid:
     if not path.is_file():
         raise ValueError(f"there is no grid {str(name)!r}: give a YAML file with a base, axes and what they set")
     content = config.read_yaml(path)
-    known = {"base", "set", "axes", "out", "total_draws", "examples"}
+    known = {"base", "set", "axes", "out", "total_draws", "examples", "proposal"}
     for key in content if isinstance(content, dict) else ():
         if key not in known:
             near = config.nearest(str(key), sorted(known))
@@ -110,6 +113,9 @@ def read_grid(name: str | Path) -> Grid:
         number = content.get(key)
         if number is not None and not (isinstance(number, int) and number >= 1):
             raise ValueError(f"{path}: {key} must be a whole number, at least 1; got {number!r}")
+    proposal = content.get("proposal", "refined")
+    if proposal not in get_args(ProposalName):
+        raise ValueError(f"{path}: proposal must be refined or posterior; got {proposal!r}")
     number = math.prod(map(len, content["axes"].values()))
     check_count(number, MOST_CELLS, f"the cells of {path}", "give fewer axes or values")
     cells = {}
@@ -129,5 +135,9 @@ def read_grid(name: str | Path) -> Grid:
             raise ValueError(f"{path}: {name!r} cannot be the name of a cell's folder: choose another value's name")
         cells[name] = config.read(content.get("base", "digits"), config.flags(options))
     return Grid(
-        Path(content.get("out", f"runs/{path.stem}")), cells, content.get("total_draws", 1000), content.get("examples")
+        Path(content.get("out", f"runs/{path.stem}")),
+        cells,
+        content.get("total_draws", 1000),
+        content.get("examples"),
+        proposal=cast("ProposalName", proposal),
     )

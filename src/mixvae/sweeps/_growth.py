@@ -58,6 +58,11 @@ class Growth(Tabular):
     steps: list[Step]
 
     @property
+    def title(self) -> str:
+        """What the errors of gains are over."""
+        return f"Growth; gain_se is over validation examples of {reports.ONE_TRAINING}"
+
+    @property
     def table(self) -> list[Row]:
         """The steps as rows."""
         return [asdict(step) for step in self.steps]
@@ -84,13 +89,15 @@ def grow(
 
     Each step trains the model further twice, with one more component and without, for the same number of epochs. The
     gain is the paired difference of their pooled bounds on the validation split, at the same number of draws, so that
-    it is due to the component and not to the further training. Every training is a run directory; what is done is not
-    repeated.
+    it is due to the component and not to the further training. The evaluation's draws come from the posterior, where
+    its log p(x) is the pooled bound: refined proposals would hide what a component adds to the posterior, and cost
+    more. Its error is over validation examples: it decides whether this one model grows further, and says nothing about
+    what another seed would give. Every training is a run directory; what is done is not repeated.
 
     Args:
         run: the trained run.
         out: folder of the runs, of `growth.json` and of `growth.png`.
-        errors: keep a component if its gain exceeds this many standard errors.
+        errors: keep a component if its gain exceeds this many standard errors over validation examples.
         most: stop at this many components.
         epochs: epochs of each training; as many as the run's by default.
         total_draws: total draws per example.
@@ -122,14 +129,16 @@ def grow(
             progress.announce(f"training {base.path} further with {count}, in {path}")
             runs.train(settings, path, resume=True, amend=False, progress=progress)
             evaluations.append(
-                runs.evaluate(path, total_draws, split="validation", examples=examples, progress=progress)
+                runs.evaluate(
+                    path, total_draws, split="validation", examples=examples, proposal="posterior", progress=progress
+                )
             )
         result = reports.compare([same, more], evaluations).table[1]
         kept = ("components", "gain", "gain_se", "nll_pooled", "jsd", "effective_components", "path")
         accepted = result["gain"] > errors * result["gain_se"]
         growth.steps.append(Step(**{name: result[name] for name in kept}, accepted=accepted))
         write_json(folder / "growth.json", growth.table)
-        progress.announce(f"S = {size}: gain {result['gain']:.3f} ± {result['gain_se']:.3f} nats")
+        progress.announce(f"S = {size}: gain {result['gain']:.3f} ± {result['gain_se']:.3f} nats over examples")
         base = runs.open_run(more)
     write_bytes(folder / "growth.png", figures.png(growth.figure))
     return growth

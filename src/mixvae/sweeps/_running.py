@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mixvae import config, reports, runs
 from mixvae._failures import at_least
@@ -66,7 +67,7 @@ def run_cells(grid: Grid, *, jobs: int = 1, progress: Progress = SILENT) -> Swee
 
     def run(name: str) -> tuple[str, str]:
         path = grid.out / name
-        if standing[name] == "trained" and runs.find_evaluation(path, **grid.evaluation) is not None:
+        if standing[name] == "trained" and _stored(path, grid) is not None:
             progress.announce(f"{name}: done already")
             return name, ""
         file = grid.out / "cells" / f"{name}.yaml"
@@ -87,12 +88,21 @@ def run_cells(grid: Grid, *, jobs: int = 1, progress: Progress = SILENT) -> Swee
                 child.terminate()
             raise
     for name, error in ended:
-        evaluation = None if error else runs.find_evaluation(grid.out / name, **grid.evaluation)
+        evaluation = None if error else _stored(grid.out / name, grid)
         if evaluation is None:
             result.failed[name] = error or "its evaluation is missing: give the command again"
         else:
             result.done[grid.out / name] = evaluation
     return result
+
+
+def _stored(path: Path, grid: Grid) -> Evaluation | None:
+    """The stored evaluation of a cell; that of a legacy run is by draws from the posterior, whatever is asked for."""
+    run = runs.open_run(path)
+    settings: dict[str, Any] = grid.evaluation
+    if run.is_legacy:
+        settings["proposal"] = "posterior"
+    return runs.find_evaluation(run, **settings)
 
 
 def _run_child(

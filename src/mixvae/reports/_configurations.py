@@ -1,0 +1,149 @@
+"""Trainings of one configuration with several seeds: their means, and gains with the error between trainings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixvae._tables import Row
+from mixvae.evaluation import MOST_UNRELIABLE, Evaluation
+from mixvae.files import canonical, checksum
+from mixvae.reports._between import between_trainings
+from mixvae.runs import Run
+
+ELBO = "mixvae.bounds.elbo"
+"""Its name in recipes."""
+PARTS = ("elbo", "model", "posterior")
+"""The gain of the ELBO and what it is made of."""
+AVERAGED = (
+    "parameters", "elbo", "nll", "nll_miselbo", "nll_pooled", "kl_posterior", "slack", "jsd", "effective_components",
+    "train_seconds",
+)  # fmt: skip
+"""Results that are averaged over trainings."""
+
+Member = tuple[Run, Evaluation, Row]
+"""A training: its run, its evaluation, and its row of the table of runs."""
+
+
+def configuration_of(run: Run) -> str:
+    """Checksum of all that a training was made from but its seed, and of how long it was to train."""
+    recipe = run.recipe
+    identity = {name: value for name, value in recipe.identity.items() if name != "seed"}
+    ended = None if run.is_done else run.epoch
+    goal = run.manifest["goal"]
+    return checksum(canonical({"identity": identity, "journal": recipe.journal, "goal": goal, "ended": ended}))
+
+
+def objective(run: Run) -> tuple[Any, ...] | None:
+    """What a training maximised, so that two of them can be told apart; None if that is not known.
+
+    The number of draws is part of it, unless it is the ELBO, whose value neither draws nor random subsets change.
+    """
+    made = run.recipe.identity.get("training", {})
+    if (bound := made.get("bound")) is None:
+        return None
+    if bound == ELBO and (made["score_all"] or made["active"] is None):
+        return (bound, None)
+    return bound, made["draws_per_component"], made["active"], made["score_all"]
+
+
+def slack(run: Run, evaluation: Evaluation) -> float | None:
+    """How far the bound that was trained lies below log p(x), in nats; None if it was not evaluated.
+
+    Bounds with importance weights depend on the number of draws: they count only if it is that of the training.
+    """
+    trained = objective(run)
+    if trained is None or not isinstance(trained[0], str):
+        return None
+    room, _, name = trained[0].rpartition(".")
+    held = room == "mixvae.bounds" and name in evaluation.bounds and "log_px" in evaluation.bounds
+    if not held or trained[1] not in (None, evaluation.identity.draws_per_component):
+        return None
+    return float((evaluation.bounds["log_px"] - evaluation.bounds[name]).mean())
+
+
+def splits(new: Member, old: Member) -> bool:
+    """Whether the gain of a training over another can be split: they maximised one bound, and have what it takes."""
+    kinds = [objective(run) for run, _, _ in (new, old)]
+    return all(parts(evaluation) for _, evaluation, _ in (new, old)) and kinds[0] is not None and kinds[0] == kinds[1]
+
+
+def parts(of: Evaluation) -> dict[str, np.ndarray]:
+    """ELBO, log p(x) (the model) and −KL(q(z|x) ‖ p(z|x)) (the posterior) of every example; empty if one is unknown."""
+    if not {"elbo", "log_px"} <= of.bounds.keys():
+        return {}
+    elbo, log_px = of.bounds["elbo"], of.bounds["log_px"]
+    return dict(zip(PARTS, (elbo, log_px, elbo - log_px), strict=True))
+
+
+def trust(results: Sequence[Mapping[str, Any]], name: str) -> Row:
+    """Whether what is made from these results is tight, and whether its error can be relied on.
+
+    Example:
+        >>> from mixvae.reports import trust
+        >>> trust([{"tight": True}, {"tight": False, "pareto_k_unreliable": 0.3}], "gain")
+        {'gain_tight': False, 'gain_reliable': False}
+    """
+    tight = [result.get("tight") for result in results]
+    unreliable = max((result.get("pareto_k_unreliable") or 0 for result in results), default=0)
+    known = False if False in tight else None if None in tight else True
+    return {f"{name}_tight": known, f"{name}_reliable": unreliable <= MOST_UNRELIABLE}
+
+
+def by_configuration(members: Sequence[Member]) -> dict[str, dict[int, list[Member]]]:
+    """Trainings by configuration and seed; copies of a training have the same seed."""
+    grouped: dict[str, dict[int, list[Member]]] = {}
+    for member in members:
+        run = member[0]
+        grouped.setdefault(configuration_of(run), {}).setdefault(run.recipe.identity["seed"], []).append(member)
+    return grouped
+
+
+def configurations(grouped: Mapping[str, Mapping[int, Sequence[Member]]]) -> Iterator[Row]:
+    """One row per configuration of one set of examples: means over trainings, and gains over the first one.
+
+    Args:
+        grouped: trainings by configuration and seed; of several with one seed the first counts.
+    """
+    trainings = {name: [copies[0] for copies in seeds.values()] for name, seeds in grouped.items()}
+    between = between_trainings(
+        {name: [float(e.bounds["log_px"].mean()) for _, e, _ in each] for name, each in trainings.items()}
+    )
+    first = next(iter(trainings))
+    alike = {name: each for name, each in trainings.items() if all(splits(one, trainings[first][0]) for one in each)}
+    split = {
+        part: between_trainings(
+            {key: [float(parts(e)[part].mean()) for _, e, _ in each] for key, each in alike.items()}
+        )
+        for part in PARTS
+    }
+    for name, each in trainings.items():
+        rows = [row for _, _, row in each]
+        row: Row = {
+            "configuration": rows[0]["run"] + (f" and {len(rows) - 1} more" if len(rows) > 1 else ""),
+            "components": each[0][1].identity.components,
+            "trainings": len(rows),
+            "seeds": list(grouped[name]),
+            "runs": [row["run"] for row in rows],
+            **{key: _mean([row.get(key) for row in rows]) for key in AVERAGED},
+            "nll_margin": between.margin(name),
+            "degrees_of_freedom": between.degrees,
+            **trust(rows, "nll"),
+        }
+        if name != first:
+            gain = between.difference(name, first)
+            row |= {"gain": gain.mean, "gain_se": gain.se, "gain_margin": gain.margin}
+            row |= trust([*rows, *(row for _, _, row in trainings[first])], "gain")
+        if name != first and name in alike and first in alike:
+            for part, values in split.items():
+                gain = values.difference(name, first)
+                row |= {f"gain_{part}": gain.mean, f"gain_{part}_se": gain.se, f"gain_{part}_margin": gain.margin}
+        yield row
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    """Mean, or None if a value is unknown."""
+    return None if None in values else math.fsum(values) / len(values)
