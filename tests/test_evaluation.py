@@ -93,7 +93,7 @@ def test_the_seed_changes_the_draws_and_nothing_else_does():
 
 def test_monte_carlo_errors_are_those_of_repeated_evaluations():
     model, x, repeats = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(2), 300
-    runs = [evaluate(model, x, 120, seed=s) for s in range(repeats)]
+    runs = [evaluate(model, x, 120, seed=s, proposal="posterior") for s in range(repeats)]
     for name in ("elbo", "miselbo", "pooled"):
         spread = np.stack([getattr(run, name) for run in runs]).std(0, ddof=1)
         stated = np.stack([getattr(run, f"{name}_mc_se") for run in runs])
@@ -374,7 +374,8 @@ from mixvae.networks import GatedEncoder
 posterior = SeparateEncoders(lambda: GatedEncoder((1, 28, 28), 40), 4)
 model = MixtureVAE(posterior, StandardNormal(40), MLPDecoder(40, (1, 28, 28)))
 x = (torch.rand(100, 1, 28, 28) < 0.3).float()
-evaluate(model, x, 5000)
+evaluate(model, x, 5000, proposal="posterior")
+evaluate(model, x, 500)
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print(int(status["VmHWM"].split()[0]) * 1024)  # of this program; ru_maxrss counts the parent's too
 """

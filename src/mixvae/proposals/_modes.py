@@ -18,6 +18,8 @@ STEPS = 8
 """Steps with one curvature."""
 CONVERGED = 1e-2
 """Newton decrement gᵀ H⁻¹ g below which a mode is found: half of it is the gain in nats that another step promises."""
+POLISH = 3
+"""Last steps, which bring searches that ended at different points near a mode together."""
 FLOOR = 0.1
 """Least curvature, relative to the least precision of the prior."""
 STEP = 0.01
@@ -149,6 +151,14 @@ def _climb(joint: Joint, start: Float[Tensor, "B D"]) -> Peaks:
             break
         step, done = torch.ones_like(value), done & (at == z).all(-1)
     scale, floored, broken = inverse_scale(curvature(joint, z), floor)
+    for _ in range(POLISH):  # no value is compared here: rounding of values must not decide where a search ends
+        direction = _solve(scale, gradient)
+        near = (gradient * direction).sum(-1) < CONVERGED
+        trial = torch.where(near.unsqueeze(-1), (z.double() + direction).to(z), z)
+        new_value, new_gradient = _value_and_gradient(joint, trial)
+        kept = near & new_value.isfinite()
+        z = torch.where(kept.unsqueeze(-1), trial, z)
+        value, gradient = torch.where(kept, new_value, value), torch.where(kept.unsqueeze(-1), new_gradient, gradient)
     decrement = (gradient * _solve(scale, gradient)).sum(-1)
     fallback = broken | ~value.isfinite()
     wide = torch.eye(joint.latent, dtype=torch.float64, device=z.device) / math.sqrt(joint.least_precision())

@@ -37,7 +37,7 @@ DEFENSIVE_T = 0.1
 """Share of the draws from that t."""
 LEAST_SHARE = 0.1
 """Smallest share of the draws around a mode that another one has outweighed."""
-ENOUGH = 5
+ENOUGH = 10
 """Effective draws per latent dimension at which moments count as much as the curvature."""
 SETTINGS = ("degrees", "pilot_draws")
 """Notes that are the same for all examples."""
@@ -127,8 +127,8 @@ def refine(
     student, shares = _around(peaks, widened=not with_posterior)
     second = peaks.distinct & (shares[1] > 0) if len(peaks.location) > 1 else torch.zeros_like(peaks.distinct)
     adapted = torch.zeros(joint.size, dtype=torch.bool, device=shares.device)
-    pilot = min(draws // 2, 8 * ENOUGH * joint.latent)
-    if pilot < 4 * ENOUGH * joint.latent:  # too few draws for moments, however good they were
+    pilot = min(draws // 2, 4 * ENOUGH * joint.latent)
+    if pilot < 2 * ENOUGH * joint.latent:  # too few draws for moments, however good they were
         pilot = 0
     else:
         first = _proposal(student, shares, q, pilot, numbers, seed, with_posterior=with_posterior, pilot=True)
@@ -203,7 +203,7 @@ def _adapted(
 ) -> tuple[Student, Float[Tensor, "T B"], Tensor]:
     """Move every t to the weighted moments of a pilot's draws, as far as there are enough effective draws.
 
-    With a = ESS / (ESS + 5 D), location and scale matrix are a times the moments plus 1 − a times the old ones; below
+    With a = ESS / (ESS + 10 D), location and scale matrix are a times the moments plus 1 − a times the old ones; below
     an ESS of D nothing moves. The pilot's weights, which no estimate sees, are truncated at √n times their mean.
 
     References:

@@ -7,18 +7,24 @@ except ImportError as error:
 
 from mixvae.single_cell.data import cortex, pbmc68k
 from mixvae.single_cell.diagnostics import CellDiagnosis, diagnose, distinguishing_genes, integration_scores
+from mixvae.single_cell.joint import CellJoint, joint_and_posterior
+from mixvae.single_cell.likelihoods import bounds, get_marginal_ll
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.posterior import CellPosterior
 
 __all__ = [
     "CellDiagnosis",
+    "CellJoint",
     "CellPosterior",
     "MixtureModule",
     "MixtureSCVI",
+    "bounds",
     "cortex",
     "diagnose",
     "distinguishing_genes",
+    "get_marginal_ll",
     "integration_scores",
+    "joint_and_posterior",
     "pbmc68k",
 ]

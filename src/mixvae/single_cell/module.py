@@ -15,16 +15,12 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import LossOutput, auto_move_data
 from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
-from torch.distributions import Distribution, Normal, kl_divergence
+from torch.distributions import Normal, kl_divergence
 
 from mixvae._resources import make
 from mixvae.bounds import Terms, elbo, jsd, log_weights, pooled
-from mixvae.single_cell.likelihood import log_likelihood
+from mixvae.single_cell.joint import Batch, joint_and_posterior, library_prior, repeated, terms_of
 from mixvae.single_cell.posterior import CellPosterior, ComponentEncoders
-
-PER_CELL = ("batch_index", "cont_covs", "cat_covs", "size_factor", "y")
-"""Inputs of the decoder, one row per cell, that are repeated for every draw."""
-Batch = dict[str, Tensor]
 
 
 def fresh_copy(module: nn.Module) -> nn.Module:
@@ -34,14 +30,6 @@ def fresh_copy(module: nn.Module) -> nn.Module:
         if callable(reset := getattr(part, "reset_parameters", None)):
             reset()
     return copied
-
-
-def _repeated(inputs: dict[str, Any], repeats: int) -> dict[str, Any]:
-    """Inputs of the decoder with the cells' rows repeated for every draw."""
-    return {
-        name: value.repeat(repeats, 1) if name in PER_CELL and value is not None and repeats > 1 else value
-        for name, value in inputs.items()
-    }
 
 
 class MixtureModule(VAE):
@@ -153,7 +141,7 @@ class MixtureModule(VAE):
         inputs = super()._get_generative_input(tensors, inference_outputs)
         z = inputs[MODULE_KEYS.Z_KEY]
         repeats = z.shape[0] // len(tensors[REGISTRY_KEYS.BATCH_KEY]) if z.dim() == 2 else 1
-        return _repeated(inputs, repeats) | {MODULE_KEYS.Z_KEY: self.z_encoder.transform(z)}
+        return repeated(inputs, repeats) | {MODULE_KEYS.Z_KEY: self.z_encoder.transform(z)}
 
     @auto_move_data
     def generative(
@@ -164,7 +152,7 @@ class MixtureModule(VAE):
         if z.dim() < 3 or self.batch_representation != "embedding":
             return super().generative(z, library, **inputs)
         repeats, cells = z.shape[:2]
-        outputs = super().generative(z.flatten(0, 1), library.flatten(0, 1), **_repeated(inputs, repeats))
+        outputs = super().generative(z.flatten(0, 1), library.flatten(0, 1), **repeated(inputs, repeats))
         px = outputs[MODULE_KEYS.PX_KEY]
         for name, value in list(vars(px).items()):
             if isinstance(value, Tensor) and value.shape[:1] == (repeats * cells,):
@@ -189,33 +177,11 @@ class MixtureModule(VAE):
         return self._terms(tensors, outputs, self.generative(**self._get_generative_input(tensors, outputs)))
 
     def _terms(self, tensors: Batch, inferred: dict[str, Any], generated: dict[str, Any]) -> Terms:
-        qz: CellPosterior = inferred[MODULE_KEYS.QZ_KEY]
-        components, cells = qz.components.batch_shape
-        shape = (-1, components, cells)
-        x, px = tensors[REGISTRY_KEYS.X_KEY], generated[MODULE_KEYS.PX_KEY]
-        z = inferred[MODULE_KEYS.Z_KEY].unflatten(0, shape)
-        log_px = log_likelihood(px, x, self._dispersion(px, cells)).unflatten(0, (-1, components))
-        log_pz = Normal(0.0, 1.0).log_prob(z).sum(-1)
-        log_q = qz.components.cross_log_prob(z)
-        if (ql := inferred[MODULE_KEYS.QL_KEY]) is not None:
-            library = inferred[MODULE_KEYS.LIBRARY_KEY].unflatten(0, shape)
-            log_pz = log_pz + self._library_prior(tensors).log_prob(library).sum(-1)
-            log_q = log_q + ql.log_prob(library).sum(-1).unsqueeze(-2)
-        own = torch.arange(components, device=z.device)
-        return Terms(log_px, log_pz, log_q, qz.components.log_pi, qz.components.log_pi.exp(), own)
-
-    def _dispersion(self, px: Distribution, cells: int) -> Tensor | None:
-        """Inverse dispersions without the repeats: one row for all cells, one per cell, or one per draw."""
-        if (theta := getattr(px, "theta", None)) is None:
-            return None
-        if self.dispersion == "gene-cell":
-            return theta.unflatten(0, (-1, cells))
-        return theta[None, :1] if self.dispersion == "gene" else theta[None, :cells]
-
-    def _library_prior(self, tensors: Batch) -> Normal:
-        """Prior of the log library size in the batch of each cell."""
-        means, variances = self._compute_local_library_params(tensors[REGISTRY_KEYS.BATCH_KEY])
-        return Normal(means, variances.sqrt())
+        joint, q = joint_and_posterior(self, tensors, inferred)
+        z = inferred[MODULE_KEYS.Z_KEY]
+        if joint.library is None:
+            z = torch.cat([z, inferred[MODULE_KEYS.LIBRARY_KEY]], -1)
+        return terms_of(joint, q, z.unflatten(0, (-1, *q.batch_shape)), generated[MODULE_KEYS.PX_KEY])
 
     @unsupported_if_adata_minified
     def loss(
@@ -233,7 +199,9 @@ class MixtureModule(VAE):
         qz, ql = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.QL_KEY]
         reconstruction = -elbo(terms.log_px, terms.weight)
         kl_z = qz.kl_to_standard_normal() - jsd(terms)
-        kl_l = torch.zeros_like(kl_z) if ql is None else kl_divergence(ql, self._library_prior(tensors)).sum(-1)
+        kl_l = torch.zeros_like(kl_z)
+        if ql is not None:
+            kl_l = kl_divergence(ql, library_prior(self, tensors[REGISTRY_KEYS.BATCH_KEY])).sum(-1)
         return LossOutput(
             loss=(reconstruction + kl_weight * kl_z + kl_l).mean(),
             reconstruction_loss=reconstruction,

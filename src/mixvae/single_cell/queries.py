@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 from scvi.module._constants import MODULE_KEYS
 
 from mixvae.analysis import shares
-from mixvae.bounds import Terms, jsd
-from mixvae.distributions import keyed_normal
-from mixvae.evaluation import Accumulator, Estimate, chunks
+from mixvae.bounds import jsd
+from mixvae.evaluation import Estimate, ProposalName
+from mixvae.single_cell.joint import joint_and_posterior
+from mixvae.single_cell.likelihoods import (
+    DECODED,
+    BoundName,
+    bounds,
+    draws_per_component,
+    get_marginal_ll,
+    keyed_terms,
+    numbered,
+)
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.posterior import CellPosterior
 
-DECODED = 2**24
-"""Expression values decoded at once while bounds are computed: draws × components × cells × genes."""
 OBSM_KEY = "X_mixvae_responsibilities"
 OF_COUNTS = ("zinb", "nb")
 """Likelihoods with the parameters that scvi-tools reads by name."""
@@ -87,36 +93,28 @@ class MixtureQueries(SCVI):
         n_mc_samples: int = 1_000,
         batch_size: int | None = None,
         *,
+        proposal: ProposalName = "refined",
         seed: int = 0,
         dataloader: Iterator[dict[str, torch.Tensor]] | None = None,
         decoded: int = DECODED,
     ) -> Estimate:
-        """ELBO, MISELBO and pooled bound of log p(x) of every cell, with errors and diagnostics, in nats.
-
-        Noise is keyed by (seed, cell, draw): the numbers do not depend on batch size or the order of cells.
+        """Log p(x) of every cell, and ELBO, MISELBO and pooled bound, as `mixvae.single_cell.bounds` computes them.
 
         Args:
             adata: the cells; those of the model by default.
             indices: use only these cells.
             n_mc_samples: draws per cell over all components, rounded up to a multiple of S.
             batch_size: cells at once.
+            proposal: where the draws of the headline `log_px` come from, refined or posterior.
             seed: seed of the draws.
             dataloader: batches of cells, instead of `adata`.
             decoded: expression values decoded at once; memory depends on it.
 
         Raises:
-            ValueError: there are no draws, or the data are minified.
+            ValueError: there are no draws, there is no such proposal, or the data are minified.
         """
-        parts = []
-        each = self._draws_per_component(n_mc_samples)
-        for tensors, numbers in self._numbered(adata, indices, batch_size, dataloader):
-            accumulator = Accumulator(each)
-            most = decoded // (self.module.n_components * tensors[REGISTRY_KEYS.X_KEY].numel())
-            for start, stop in chunks(each, most):
-                accumulator.add(self._keyed_terms(tensors, numbers, start, stop, seed))
-            parts.append(accumulator.result())
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return Estimate(**arrays, components=self.module.n_components, draws_per_component=each, seed=seed)
+        made: dict[str, Any] = {"proposal": proposal, "seed": seed, "dataloader": dataloader, "decoded": decoded}
+        return bounds(self, adata, indices, n_mc_samples, batch_size, **made)
 
     def get_marginal_ll(
         self,
@@ -128,7 +126,7 @@ class MixtureQueries(SCVI):
         dataloader: Iterator[dict[str, torch.Tensor]] | None = None,
         data_loader_kwargs: dict | None = None,
         *,
-        bound: Literal["pooled", "miselbo", "elbo"] = "pooled",
+        bound: BoundName = "log_px",
         seed: int = 0,
         n_mc_samples_per_pass: int | None = None,
     ) -> float | torch.Tensor:
@@ -142,14 +140,14 @@ class MixtureQueries(SCVI):
             return_mean: return the mean over cells; otherwise one value per cell.
             dataloader: batches of cells, instead of `adata`.
             data_loader_kwargs: ignored; for scvi-tools' callers.
-            bound: pooled, the tightest; the paper's MISELBO; or the ELBO. `get_bounds` returns all, with errors.
+            bound: log_px, the tightest, by refined proposals; or of the encoders' draws the pooled bound, the paper's
+                MISELBO, or the ELBO. `get_bounds` returns all, with errors.
             seed: seed of the draws.
             n_mc_samples_per_pass: ignored, as memory is bounded anyway; for scvi-tools' callers.
         """
         del data_loader_kwargs, n_mc_samples_per_pass
-        estimate = self.get_bounds(adata, indices, n_mc_samples, batch_size, seed=seed, dataloader=dataloader)
-        values: np.ndarray = getattr(estimate, bound)
-        return float(values.mean()) if return_mean else torch.from_numpy(values)
+        made: dict[str, Any] = {"bound": bound, "seed": seed}
+        return get_marginal_ll(self, adata, indices, n_mc_samples, batch_size, return_mean, dataloader, **made)
 
     def get_responsibilities(
         self,
@@ -183,12 +181,13 @@ class MixtureQueries(SCVI):
         key_added: str | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Responsibilities, (cells, S), also written to `obsm`, and JSD, (cells,), by the same draws."""
-        each = self._draws_per_component(n_mc_samples)
+        each = draws_per_component(n_mc_samples, self.module.n_components)
         covered, apart = [], []
-        for tensors, numbers in self._numbered(adata, indices, batch_size, None):
-            terms = self._keyed_terms(tensors, numbers, 0, each, seed)
-            covered.append(shares(terms).T.cpu().numpy())
-            apart.append(jsd(terms).cpu().numpy())
+        with torch.inference_mode():
+            for tensors, numbers in numbered(self, adata, indices, batch_size, None):
+                terms = keyed_terms(*joint_and_posterior(self.module, tensors), numbers, 0, each, seed)
+                covered.append(shares(terms).T.cpu().numpy())
+                apart.append(jsd(terms).cpu().numpy())
         if key_added is not None and indices is None:
             (self.adata if adata is None else adata).obsm[key_added] = np.concatenate(covered)
         return np.concatenate(covered), np.concatenate(apart)
@@ -206,42 +205,6 @@ class MixtureQueries(SCVI):
             return dataloader
         adata = self._validate_anndata(adata)
         return self._make_data_loader(adata=adata, indices=indices, batch_size=batch_size, **data_loader_kwargs)
-
-    def _draws_per_component(self, n_mc_samples: int) -> int:
-        if n_mc_samples < 1:
-            raise ValueError(f"n_mc_samples must be at least 1; got {n_mc_samples}")
-        return -(-n_mc_samples // self.module.n_components)
-
-    def _numbered(
-        self,
-        adata: AnnData | None,
-        indices: Sequence[int] | np.ndarray | None,
-        batch_size: int | None,
-        dataloader: Iterator[dict[str, torch.Tensor]] | None,
-    ) -> Iterator[tuple[dict[str, torch.Tensor], np.ndarray]]:
-        """Batches of cells with the cells' indices, in evaluation mode."""
-        if self.minified_data_type is not None:
-            raise ValueError("bounds need the counts, which minified data lack: use the full AnnData")
-        numbers = None
-        if dataloader is None:
-            self._check_if_trained(warn=False)
-            adata = self._validate_anndata(adata)
-            numbers = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
-            dataloader = self._make_data_loader(adata=adata, indices=numbers, batch_size=batch_size)
-        self.module.eval()
-        first = 0
-        for tensors in dataloader:
-            last = first + len(tensors[REGISTRY_KEYS.X_KEY])
-            yield tensors, np.arange(first, last) if numbers is None else numbers[first:last]
-            first = last
-
-    @torch.inference_mode()
-    def _keyed_terms(
-        self, tensors: dict[str, torch.Tensor], numbers: np.ndarray, start: int, stop: int, seed: int
-    ) -> Terms:
-        latent = self.module.n_latent + (not self.module.use_observed_lib_size)
-        noise = keyed_normal(seed, numbers, start, stop, (self.module.n_components, latent))
-        return self.module.terms(tensors, stop - start, noise=noise.float())
 
     @torch.inference_mode()
     def get_likelihood_parameters(

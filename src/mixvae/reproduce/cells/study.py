@@ -229,6 +229,7 @@ class _Study:
             job.components,
             -(-self.plan.total_draws // job.components),
             0,
+            proposal="refined",
             weights=run.weights_sha256,
             recipe=run.recipe.sha256,
         )
