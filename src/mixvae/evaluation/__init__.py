@@ -12,11 +12,12 @@ from mixvae.evaluation._evaluations import (
     paired_gain,
     split_gain,
 )
-from mixvae.evaluation._marginal import ProposalName, check_draws, chunks, draws_of_each, evaluate
+from mixvae.evaluation._marginal import WITH_GRAPH, ProposalName, check_draws, chunks, draws_of_each, evaluate
 from mixvae.evaluation._sums import Accumulator, WeightSums, unreliable_k, weigh
 
 __all__ = [
     "MOST_UNRELIABLE",
+    "WITH_GRAPH",
     "Accumulator",
     "Check",
     "Estimate",

@@ -148,9 +148,10 @@ def _climb(joint: Joint, start: Float[Tensor, "B D"]) -> Peaks:
             value = torch.where(better, new_value, value)
             step = torch.where(better, (2 * step).clamp(max=1), step / 4)
         if at is z or bool((at == z).all()):
-            break
+            break  # the curvature is that of where the search is
         step, done = torch.ones_like(value), done & (at == z).all(-1)
-    scale, floored, broken = inverse_scale(curvature(joint, z), floor)
+    else:
+        scale, floored, broken = inverse_scale(curvature(joint, z), floor)
     for _ in range(POLISH):  # no value is compared here: rounding of values must not decide where a search ends
         direction = _solve(scale, gradient)
         near = (gradient * direction).sum(-1) < CONVERGED

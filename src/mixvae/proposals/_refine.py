@@ -132,7 +132,7 @@ def refine(
         pilot = 0
     else:
         first = _proposal(student, shares, q, pilot, numbers, seed, with_posterior=with_posterior, pilot=True)
-        student, shares, adapted = _adapted(first, joint, q, shares, at_once)
+        student, adapted = _adapted(first, joint, q, shares, at_once)
     proposal = _proposal(student, shares, q, draws, numbers, seed, with_posterior=with_posterior)
     return Refined(proposal, peaks, pilot, adapted, second)
 
@@ -200,7 +200,7 @@ def _proposal(
 
 def _adapted(
     pilot: Proposal, joint: Joint, q: Components, shares: Float[Tensor, "T B"], at_once: int
-) -> tuple[Student, Float[Tensor, "T B"], Tensor]:
+) -> tuple[Student, Tensor]:
     """Move every t to the weighted moments of a pilot's draws, as far as there are enough effective draws.
 
     With a = ESS / (ESS + 10 D), location and scale matrix are a times the moments plus 1 − a times the old ones; below
@@ -231,7 +231,7 @@ def _adapted(
     student = Student(
         torch.where(good.unsqueeze(-1), location, old.location), torch.where(good[..., None, None], scale, old.scale)
     )
-    return student, shares, good.any(0)
+    return student, good.any(0)
 
 
 def _covariance(

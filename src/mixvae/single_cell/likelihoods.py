@@ -13,15 +13,13 @@ from scvi.model import SCVI
 
 from mixvae.bounds import Terms
 from mixvae.distributions import DiagonalGaussian, keyed_normal
-from mixvae.evaluation import Accumulator, Estimate, ProposalName, check_draws, chunks, weigh
+from mixvae.evaluation import WITH_GRAPH, Accumulator, Estimate, ProposalName, check_draws, chunks, draws_of_each, weigh
 from mixvae.proposals import refine, together
 from mixvae.single_cell.joint import Batch, CellJoint, joint_and_posterior, terms_of
 
 BoundName = Literal["log_px", "pooled", "miselbo", "elbo"]
 DECODED = 2**24
 """Expression values decoded at once while bounds are computed: draws × components × cells × genes."""
-WITH_GRAPH = 8
-"""Latents whose decoding takes as much memory as that of one with its gradient and curvature."""
 
 
 def bounds(
@@ -185,7 +183,7 @@ def draws_per_component(n_mc_samples: int, components: int) -> int:
     """
     if n_mc_samples < 1:
         raise ValueError(f"n_mc_samples must be at least 1; got {n_mc_samples}")
-    return -(-n_mc_samples // components)
+    return draws_of_each(components, n_mc_samples, None)
 
 
 def keyed_terms(joint: CellJoint, q: DiagonalGaussian, numbers: np.ndarray, start: int, stop: int, seed: int) -> Terms:
