@@ -10,7 +10,6 @@ from scvi import REGISTRY_KEYS
 from scvi.model import SCVI
 from torch.distributions import Normal
 
-from mixvae.evaluation import unreliable_k
 from mixvae.single_cell import MixtureSCVI, bounds, get_marginal_ll, joint_and_posterior
 from mixvae.single_cell.joint import library_prior
 
@@ -95,7 +94,7 @@ def test_refined_bounds_ignore_batch_size_and_cell_order(cells, observed):
     np.testing.assert_allclose(few.log_px, many.log_px, atol=1e-3)
     np.testing.assert_allclose(picked.log_px, many.log_px[[5, 3]], atol=1e-3)
     assert many.proposal_notes["examples"] == few.proposal_notes["examples"] == 8
-    assert (many.pareto_k > unreliable_k(many.total_draws)).mean() <= 0.05
+    assert np.median(many.ess) > 0.2 * many.total_draws, "the proposals are poor"
     posterior = model.get_bounds(indices=range(8), n_mc_samples=200, proposal="posterior")
     np.testing.assert_array_equal(posterior.log_px, many.pooled)
 

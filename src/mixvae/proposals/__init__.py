@@ -4,7 +4,7 @@ Importance sampling from the encoder's q(z|x) is a valid bound on log p(x), but 
 posterior. A proposal made for the example itself (its mode, its curvature there) makes the bound tight whatever the
 posterior, so that models can be compared by it.
 
-It stays a bound because the draws that are weighed decide nothing: modes, curvature and a pilot round do, and the
+It stays a bound because the draws that are weighed decide nothing: modes, curvature and pilot rounds do, and the
 pilot, every stratum and the draws of the posterior have noise streams of their own.
 """
 

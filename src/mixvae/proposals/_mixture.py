@@ -19,9 +19,13 @@ from mixvae.joint import Joint
 
 DEGREES = 20
 """Degrees of freedom ν of Student's t: tails heavier than the posterior's."""
-AMORTISED, POSTERIOR, STUDENT, PILOT_POSTERIOR, PILOT_STUDENT = range(5)
-ALLOCATION, STRATA, PILOT_STRATA = range(5, 8)
-"""Streams of noise; evaluation takes the draws of the posterior that it reports from the first."""
+AMORTISED, ALLOCATION, POSTERIOR, STUDENT, STRATA = range(5)
+"""Streams of noise: the first two for draws from the posterior as it is, the others for those of a proposal."""
+
+
+def stream(kind: int, pilot: int) -> int:
+    """Stream of one kind of noise in the final draws (0) or in a pilot round (1, 2, …): no two share one."""
+    return kind + (STRATA + 1) * pilot
 
 
 def systematic_counts(weights: np.ndarray, draws: int, u: float) -> np.ndarray:
@@ -46,9 +50,9 @@ def systematic_counts(weights: np.ndarray, draws: int, u: float) -> np.ndarray:
     return np.diff(np.ceil(edges * draws - u)).astype(int)
 
 
-def keyed_uniform(seed: int, example: int, stream: int = ALLOCATION) -> float:
+def keyed_uniform(seed: int, example: int, of: int = ALLOCATION) -> float:
     """A uniform number on [0, 1) keyed by (seed, example, stream)."""
-    return float(Generator(Philox(key=[seed, example], counter=[0, 0, stream, 0])).random())
+    return float(Generator(Philox(key=[seed, example], counter=[0, 0, of, 0])).random())
 
 
 class Student(NamedTuple):
@@ -97,7 +101,7 @@ class Proposal:
         of_posterior: draws of each component of the posterior; all zero if it is not used.
         examples: numbers of the examples, which key their noise.
         seed: seed of the noise.
-        pilot: whether its draws are those of the pilot round.
+        pilot: which pilot round its draws are for; 0 for the final draws.
 
     References:
         Elvira et al., Generalized Multiple Importance Sampling (2019), https://arxiv.org/abs/1511.03095
@@ -110,7 +114,7 @@ class Proposal:
     of_posterior: tuple[int, ...]
     examples: np.ndarray
     seed: int
-    pilot: bool = False
+    pilot: int = 0
 
     @property
     def draws(self) -> int:
@@ -150,8 +154,7 @@ class Proposal:
         yield from self._from_student(at_once, like)
 
     def _from_posterior(self, q: Components, at_once: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        stream = PILOT_POSTERIOR if self.pilot else POSTERIOR
-        counts = np.array(self.of_posterior)
+        counts, key = np.array(self.of_posterior), stream(POSTERIOR, self.pilot)
         shape = (len(counts), q.event_shape[0])
         levels = sorted({int(n) for n in counts if n})  # rows of draws below a level come from the same components
         for low, high in itertools.pairwise([0, *levels]):
@@ -161,19 +164,19 @@ class Proposal:
             step -= step % DRAW_BLOCK if step > DRAW_BLOCK else 0
             for start in range(low, high, step):
                 stop = min(high, start + step)
-                noise = keyed_normal(self.seed, self.examples, start, stop, shape, stream)[:, index]
+                noise = keyed_normal(self.seed, self.examples, start, stop, shape, key)[:, index]
                 z = drawn.rsample((stop - start,), noise.to(like)).flatten(0, 1)
                 yield z, torch.full(z.shape[:2], len(self.counts), device=z.device)
 
     def _from_student(self, at_once: int, like: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        stream, latent = PILOT_STUDENT if self.pilot else STUDENT, self.student.location.shape[-1]
+        key, latent = stream(STUDENT, self.pilot), self.student.location.shape[-1]
         edges = self.counts.cumsum(0)
         draws = int(edges[-1, 0])
         step = max(1, at_once)
         step -= step % DRAW_BLOCK if step > DRAW_BLOCK else 0
         for start in range(0, draws, step):
             stop = min(draws, start + step)
-            noise = keyed_normal(self.seed, self.examples, start, stop, (1, latent + DEGREES), stream)[:, 0]
+            noise = keyed_normal(self.seed, self.examples, start, stop, (1, latent + DEGREES), key)[:, 0]
             numbers = torch.arange(start, stop, device=edges.device)
             which = (numbers[:, None] >= edges[:, None]).sum(0)  # (N, B)
             yield self.student.draw(which, noise.to(edges.device)).to(like), which

@@ -135,11 +135,10 @@ def _climb(joint: Joint, start: Float[Tensor, "B D"]) -> Peaks:
             scale, floored, broken = inverse_scale(curvature(joint, z), floor)
         at = z
         for _ in range(STEPS):
-            direction = _solve(scale, gradient)
-            done = done | ((gradient * direction).sum(-1) < CONVERGED)
+            done = done | (_decrement(scale, gradient) < CONVERGED)
             if bool(done.all()):
                 break
-            trial = (z.double() + step.unsqueeze(-1) * direction).to(z)
+            trial = (z.double() + step.unsqueeze(-1) * _solve(scale, gradient)).to(z)
             trial = torch.where(done.unsqueeze(-1), z, trial)
             new_value, new_gradient = _value_and_gradient(joint, trial)
             better = ~done & (new_value > value) & new_gradient.isfinite().all(-1)
@@ -152,15 +151,15 @@ def _climb(joint: Joint, start: Float[Tensor, "B D"]) -> Peaks:
         step, done = torch.ones_like(value), done & (at == z).all(-1)
     else:
         scale, floored, broken = inverse_scale(curvature(joint, z), floor)
+    decrement = _decrement(scale, gradient)
     for _ in range(POLISH):  # no value is compared here: rounding of values must not decide where a search ends
-        direction = _solve(scale, gradient)
-        near = (gradient * direction).sum(-1) < CONVERGED
-        trial = torch.where(near.unsqueeze(-1), (z.double() + direction).to(z), z)
+        trial = (z.double() + _solve(scale, gradient)).to(z)
         new_value, new_gradient = _value_and_gradient(joint, trial)
-        kept = near & new_value.isfinite()
-        z = torch.where(kept.unsqueeze(-1), trial, z)
-        value, gradient = torch.where(kept, new_value, value), torch.where(kept.unsqueeze(-1), new_gradient, gradient)
-    decrement = (gradient * _solve(scale, gradient)).sum(-1)
+        new_decrement = _decrement(scale, new_gradient)
+        nearer = (decrement < CONVERGED) & new_value.isfinite() & (new_decrement < decrement)
+        z = torch.where(nearer.unsqueeze(-1), trial, z)
+        gradient = torch.where(nearer.unsqueeze(-1), new_gradient, gradient)
+        value, decrement = torch.where(nearer, new_value, value), torch.where(nearer, new_decrement, decrement)
     fallback = broken | ~value.isfinite()
     wide = torch.eye(joint.latent, dtype=torch.float64, device=z.device) / math.sqrt(joint.least_precision())
     scale = torch.where(fallback[:, None, None], wide, scale)
@@ -173,6 +172,11 @@ def _climb(joint: Joint, start: Float[Tensor, "B D"]) -> Peaks:
 def _solve(scale: Float[Tensor, "B D D"], gradient: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """H⁻¹ g = L Lᵀ g."""
     return (scale @ (scale.mT @ gradient.unsqueeze(-1))).squeeze(-1)
+
+
+def _decrement(scale: Float[Tensor, "B D D"], gradient: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    """gᵀ H⁻¹ g."""
+    return (scale.mT @ gradient.unsqueeze(-1)).square().sum((-2, -1))
 
 
 def _value_and_gradient(joint: Joint, z: Tensor) -> tuple[Float[Tensor, " B"], Float[Tensor, "B D"]]:

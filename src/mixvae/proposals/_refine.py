@@ -1,4 +1,4 @@
-"""Finding a proposal for every example: its modes, the curvature there, and a pilot round where that can help."""
+"""Finding a proposal for every example: its modes, the curvature there, and pilot rounds where they can help."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mixvae.distributions import Components, keyed_normal
 from mixvae.joint import Joint
 from mixvae.proposals._mixture import (
     DEGREES,
-    PILOT_POSTERIOR,
-    PILOT_STRATA,
+    POSTERIOR,
     STRATA,
     Proposal,
     Student,
     keyed_uniform,
+    stream,
     systematic_counts,
 )
 from mixvae.proposals._modes import Peaks, find_peaks
@@ -39,6 +39,8 @@ LEAST_SHARE = 0.1
 """Smallest share of the draws around a mode that another one has outweighed."""
 ENOUGH = 10
 """Effective draws per latent dimension at which moments count as much as the curvature."""
+PILOTS = 2
+"""Most pilot rounds; together they take half as many draws as are weighed afterwards, at most."""
 SETTINGS = ("degrees", "pilot_draws")
 """Notes that are the same for all examples."""
 
@@ -50,8 +52,8 @@ class Refined:
     Args:
         proposal: what to draw from.
         peaks: the modes that it was made from.
-        pilot: draws of the pilot round; 0 if there was none.
-        adapted: whether the pilot moved the proposal.
+        pilot: draws of the pilot rounds; 0 if there was none.
+        adapted: whether a pilot moved the proposal.
         second: whether it draws around a second mode.
     """
 
@@ -92,7 +94,7 @@ def refine(
     seed: int = 0,
     at_once: int = 64,
 ) -> Refined:
-    """Find a proposal for every example: from its modes and curvature, and a pilot round if that can help.
+    """Find a proposal for every example: from its modes and curvature, and pilot rounds if they can help.
 
     Args:
         joint: log p(x, z) of B examples.
@@ -100,7 +102,7 @@ def refine(
         draws: draws n of every example that will be weighed.
         examples: numbers of the examples, which key their noise; their positions by default.
         seed: seed of the noise.
-        at_once: draws per example decoded at once in the pilot round.
+        at_once: draws per example decoded at once in the pilot rounds.
 
     References:
         Bugallo et al., Adaptive Importance Sampling: The past, the present, and the future (2017),
@@ -127,14 +129,20 @@ def refine(
     student, shares = _around(peaks, widened=not with_posterior)
     second = peaks.distinct & (shares[1] > 0) if len(peaks.location) > 1 else torch.zeros_like(peaks.distinct)
     adapted = torch.zeros(joint.size, dtype=torch.bool, device=shares.device)
-    pilot = min(draws // 2, 4 * ENOUGH * joint.latent)
-    if pilot < 2 * ENOUGH * joint.latent:  # too few draws for moments, however good they were
-        pilot = 0
-    else:
-        first = _proposal(student, shares, q, pilot, numbers, seed, with_posterior=with_posterior, pilot=True)
-        student, adapted = _adapted(first, joint, q, shares, at_once)
+    rounds, pilot = _pilots(draws, joint.latent)
+    for number in range(1, rounds + 1):
+        one = _proposal(student, shares, q, pilot, numbers, seed, with_posterior=with_posterior, pilot=number)
+        student, moved = _adapted(one, joint, q, shares, at_once)
+        adapted = adapted | moved
     proposal = _proposal(student, shares, q, draws, numbers, seed, with_posterior=with_posterior)
-    return Refined(proposal, peaks, pilot, adapted, second)
+    return Refined(proposal, peaks, rounds * pilot, adapted, second)
+
+
+def _pilots(draws: int, latent: int) -> tuple[int, int]:
+    """Number of pilot rounds, each large enough to help, and draws of each."""
+    least = 2 * ENOUGH * latent
+    rounds = min(PILOTS, draws // 2 // least)
+    return rounds, min(draws // 2 // max(1, rounds), 2 * least) if rounds else 0
 
 
 def _scores_own_draws(q: Components, examples: np.ndarray, seed: int) -> bool:
@@ -142,7 +150,7 @@ def _scores_own_draws(q: Components, examples: np.ndarray, seed: int) -> bool:
 
     A flow that explodes gives none; the proposal then does without the posterior.
     """
-    noise = keyed_normal(seed, examples, 0, 1, (q.batch_shape[0], q.event_shape[0]), PILOT_POSTERIOR)
+    noise = keyed_normal(seed, examples, 0, 1, (q.batch_shape[0], q.event_shape[0]), stream(POSTERIOR, 1))
     centre = q.rsample((), torch.zeros(*q.batch_shape, *q.event_shape))
     try:
         z, known = q.rsample_and_cross_log_prob((1,), noise=noise.to(centre))
@@ -182,13 +190,12 @@ def _proposal(
     seed: int,
     *,
     with_posterior: bool,
-    pilot: bool = False,
+    pilot: int = 0,
 ) -> Proposal:
     """Divide draws among the t distributions, and the posterior if its density is known everywhere."""
-    stream = PILOT_STRATA if pilot else STRATA
     of_posterior = (0,) * q.batch_shape[0]
     if with_posterior and draws > 1:
-        u = keyed_uniform(seed, 0, stream)
+        u = keyed_uniform(seed, 0, stream(STRATA, pilot))
         defensive = max(1, round(DEFENSIVE * draws))
         of_posterior = tuple(map(int, systematic_counts(q.log_pi.double().exp().cpu().numpy(), defensive, u)))
     rest = draws - sum(of_posterior)
@@ -201,7 +208,7 @@ def _proposal(
 def _adapted(
     pilot: Proposal, joint: Joint, q: Components, shares: Float[Tensor, "T B"], at_once: int
 ) -> tuple[Student, Tensor]:
-    """Move every t to the weighted moments of a pilot's draws, as far as there are enough effective draws.
+    """Move every t to the weighted moments of a pilot round's draws, as far as there are enough effective draws.
 
     With a = ESS / (ESS + 10 D), location and scale matrix are a times the moments plus 1 − a times the old ones; below
     an ESS of D nothing moves. The pilot's weights, which no estimate sees, are truncated at √n times their mean.

@@ -37,7 +37,7 @@ def bounds(
     """Log p(x) of every cell, and ELBO, MISELBO and pooled bound, with errors and diagnostics, in nats.
 
     The headline `log_px` takes its draws from a proposal that is refined for each cell (its modes, the curvature there,
-    a pilot round), so that models can be compared whatever their encoders are worth; `pareto_k`, `ess` and `bias` say
+    pilot rounds), so that models can be compared whatever their encoders are worth; `pareto_k`, `ess` and `bias` say
     how tight it is. The other bounds take theirs from the encoders. With a latent library size all of them average over
     it too. Noise is keyed by (seed, cell, draw): the numbers do not depend on batch size or the order of cells, up to
     rounding, which moves them by less than 10⁻³ nats.
