@@ -22,7 +22,8 @@ from mixvae.progress import SILENT
 from mixvae.reports import ONE_TRAINING, between_trainings, student
 from mixvae.reports._configurations import configuration_of
 from mixvae.reproduce import EXPERIMENTS, Gap, judge, trainings
-from mixvae.reproduce.findings import Changes, margin
+from mixvae.reproduce.findings import Changes
+from mixvae.reproduce.toys import Toys
 from mixvae.reproduce.trainings import Question, Trainings, Variant
 from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
@@ -98,8 +99,8 @@ def test_margins_of_few_seeds_are_students():
     values = np.array([1.0, 2.0, 4.0])
     error = values.std(ddof=1) / math.sqrt(3)
     low, high = t.interval(0.95, 2, values.mean(), error)
-    assert margin(error, 3) == pytest.approx((high - low) / 2)
-    assert math.isnan(margin(error, 1))
+    assert error * student(2) == pytest.approx((high - low) / 2)
+    assert math.isnan(student(0))
 
 
 @pytest.mark.parametrize("sizes", [(2, 2), (2, 5), (1, 4), (6, 3)])
@@ -498,6 +499,19 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "jobs must be at least 1" in refused(
         capsys, "reproduce", "latents", "--jobs", "0", "--scale", "smoke", "--out", str(tmp_path / "x")
     )
+
+
+def test_toys_are_judged_between_optimisations(tmp_path):
+    single = Toys((1, 2), steps=5, seeds=(0,)).carry_out(tmp_path, jobs=1, progress=SILENT)
+    assert [verdict.holds for verdict in single.verdicts] == [None, None]
+    assert ONE_TRAINING in single.verdicts[0].evidence
+    both = Toys((1, 2), steps=5, seeds=(0, 1)).carry_out(tmp_path, jobs=1, progress=SILENT)
+    fits = [read_json(tmp_path / f"ring-seed{seed}" / "results.json")["rows"] for seed in (0, 1)]
+    bounds = np.array([[row["bound"] for row in fit] for fit in fits])
+    spread = np.sqrt(bounds.var(0, ddof=1).mean())  # pooled over three approximations: three degrees of freedom
+    for row, mean in zip(both.table[:3], bounds.mean(0), strict=True):
+        assert row["bound"] == pytest.approx(mean)
+        assert row["bound_margin"] == pytest.approx(3.1824463 * spread / np.sqrt(2))
 
 
 def test_all_are_listed(capsys):

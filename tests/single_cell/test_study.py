@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mixvae import cli
-from mixvae.evaluation import paired_gain
 from mixvae.files import read_json, write_json
 from mixvae.progress import Silent
+from mixvae.reports import between_trainings, student
 from mixvae.reproduce import EXPERIMENTS
 from mixvae.reproduce.cells import integration, study
 from mixvae.reproduce.cells.results import integration_table, table
@@ -69,9 +69,9 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_study_compares_models_seed_by_seed_and_resumes(studied, typed, untrainable):
+def test_study_compares_models_between_trainings_and_resumes(studied, typed, untrainable):
     folder, results = studied
-    rows = {(row["model"], row["S"]): row for row in table(results)}
+    rows = {(row["model"], row["size"]): row for row in table(results)}
     assert set(rows) == {
         ("scvi", 1),
         ("mixture", 2),
@@ -79,13 +79,22 @@ def test_study_compares_models_seed_by_seed_and_resumes(studied, typed, untraina
         ("nobatchnorm", 2),
         *(("samples", s) for s in range(1, 6)),
     }
-    for bound in ("elbo", "miselbo", "pooled"):
-        gains = [paired_gain(results[1 + 3 * i], results[3 * i], bound, quiet=True).mean for i in (0, 1)]
-        assert rows["mixture", 2][f"{bound}_gain"][0] == pytest.approx(np.mean(gains))
-        assert rows["mixture", 2][f"{bound}_gain"][1] == pytest.approx(np.std(gains, ddof=1) / np.sqrt(2))
-        values = [results[i].bounds[bound].mean() for i in (1, 4)]
-        assert rows["mixture", 2][bound][0] == pytest.approx(np.mean(values))
-    assert rows["scvi", 1]["pooled_gain"][0] == 0
+    names = [job.kind for job in JOBS]
+    for bound in ("log_px", "elbo", "miselbo", "pooled"):
+        values = {
+            kind: [r.bounds[bound].mean() for r, k in zip(results, names, strict=True) if k == kind] for kind in names
+        }
+        between = between_trainings(values)
+        gain, row = between.difference("mixture", "scvi"), rows["mixture", 2]
+        assert (row[bound], row[f"{bound}_margin"]) == pytest.approx(
+            (np.mean(values["mixture"]), between.margin("mixture"))
+        )
+        assert (row[f"{bound}_gain"], row[f"{bound}_gain_margin"]) == pytest.approx((gain.mean, gain.margin))
+        assert f"{bound}_gain" not in rows["scvi", 1]
+    own = [r["representation"] for r, kind in zip(results, names, strict=True) if kind == "scvi"]
+    paired = [one["samples2"]["ari"] - one["scvi"]["ari"] for one in own]
+    assert rows["samples", 2]["ari_gain"] == pytest.approx(np.mean(paired))
+    assert rows["samples", 2]["ari_gain_margin"] == pytest.approx(student(1) * np.std(paired, ddof=1) / np.sqrt(2))
     before = files(folder)
     again = study.run(folder, JOBS, **SETTINGS, data=typed.copy())
     assert [made.results for made in again] == [made.results for made in results]
@@ -232,7 +241,7 @@ NAMES = {
 
 
 def test_legacy_cortex_tables_match_the_docs_digit_for_digit(legacy):
-    rows = {(row["model"], row["S"]): row for row in table(study.run(legacy))}
+    rows = {(row["model"], row["size"]): row for row in table(study.run(legacy))}
     page = (DOCS / "results.md").read_text()
     printed = re.findall(rf"^\| ({'|'.join(NAMES)}) \| (\d) \| (\d) \| (.*) \|$", page, re.MULTILINE)
     assert len(printed) == len(rows) == 17
@@ -241,8 +250,19 @@ def test_legacy_cortex_tables_match_the_docs_digit_for_digit(legacy):
         assert row["seeds"] == int(seeds)
         for (key, form), cell in zip(COLUMNS, cells.split(" | "), strict=True):
             if cell.strip() not in ("", "–"):
-                mean, error = row[key]
-                assert cell.strip() == f"{mean:{form}} ± {error:{form.removeprefix('+')}}", (name, size, key)
+                shown = f"{row[key]:{form}}"
+                shown += "" if key == "effective" else f" ± {row[f'{key}_margin']:{form.removeprefix('+')}}"
+                assert cell.strip() == shown, (name, size, key)
+
+
+def test_legacy_integration_table_matches_the_docs_digit_for_digit(legacy):
+    rows = integration_table(integration.integrate(legacy / "integration"))
+    page = (DOCS / "results.md").read_text()
+    table = page[page.index("| score | SCVI, S = 1 | mixture, S = 1 | mixture, S = 3 |") :]
+    printed = re.findall(r"^\| ([^|]+) \| (0\.[^|]+) \| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
+    assert len(printed) == 13
+    for name, *cells in printed:
+        assert cells == [f"{row[name]:.3f} ± {row[f'{name}_margin']:.3f}" for row in rows], name
 
 
 def test_legacy_cortex_results_print_without_training_or_data(legacy, capsys, untrainable, monkeypatch, as_users_run):
@@ -254,7 +274,7 @@ def test_legacy_cortex_results_print_without_training_or_data(legacy, capsys, un
     before = files(legacy)
     cli.main(["reproduce", "single_cell", "--out", str(legacy)])
     text = capsys.readouterr().out
-    for value in ("-2,344.7 ±", "-2,330.1 ±", "-2,326.6 ±", "+2.9 ±", "2.54 ±", "0.674 ±", "+0.039 ±"):
+    for value in ("-2,344.7 ±", "-2,330.1 ±", "-2,326.6 ±", "+2.9 ±", "2.54", "0.674 ±", "+0.039 ±"):
         assert value.replace("-", "−") in text
     assert "legacy" in text
     cli.main(["reproduce", "integration", "--out", str(legacy / "integration")])

@@ -153,9 +153,9 @@ _EXPERIMENTS = (
         "Components that are trained together spread out over a ring and over two Gaussians; 30 of them cover the "
         "target better than one Gaussian with an inverse autoregressive flow.",
         {
-            "smoke": Toys((1, 2), steps=10, cost="seconds"),
-            "small": Toys(cost="five minutes"),
-            "paper": Toys(cost="five minutes"),
+            "smoke": Toys((1, 2), steps=10, seeds=(0,), cost="seconds"),
+            "small": Toys(cost="a quarter of an hour"),
+            "paper": Toys(cost="a quarter of an hour"),
         },
     ),
     _nll("mnist"),

@@ -14,7 +14,7 @@ from mixvae import config
 from mixvae._failures import at_least
 from mixvae._tables import Row, Tabular
 from mixvae.progress import Progress
-from mixvae.reports import ONE_TRAINING, Column, student
+from mixvae.reports import ONE_TRAINING, Column
 
 
 def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> ValueError:
@@ -56,11 +56,6 @@ class Changes:
         """What is changed, by the names that a plan has for it: `named(epochs="training.epochs")`."""
         values = {new: getattr(self, name) for name, new in names.items()}
         return {name: value for name, value in values.items() if value is not None}
-
-
-def margin(errors: float, count: int) -> float:
-    """Half width of the 95 % interval of a mean of `count` values with this standard error, by Student's t."""
-    return errors * student(count - 1)
 
 
 @dataclass(frozen=True)

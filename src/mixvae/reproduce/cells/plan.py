@@ -12,17 +12,18 @@ from mixvae import figures
 from mixvae._tables import Row
 from mixvae.progress import Progress
 from mixvae.reports import Column
-from mixvae.reproduce.findings import Changes, Findings, Gap, judge, margin, unknown
+from mixvae.reproduce.findings import Changes, Findings, Gap, judge, unknown
 
 KINDS = ("scvi", "mixture", "frozen", "nobatchnorm")
 """Kinds of models."""
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
 """The scores of scib-metrics that are shown first; the higher the better."""
+MARGIN = "± half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Train SCVI, mixtures and their rivals on cells, and compare them seed by seed.
+    """Train SCVI, mixtures and their rivals on cells, and compare them with the error between trainings.
 
     Args:
         sizes: numbers of components S of mixtures.
@@ -45,17 +46,19 @@ class Cells:
     cost: str = ""
 
     scores = {"ari": "ARI", "nmi": "NMI", "asw": "ASW", "svm": "SVM, types", "svm_precise": "SVM, finer types"}
+    likelihoods = {"log_px": "log p(x)", "elbo": "ELBO", "miselbo": "MISELBO", "pooled": "pooled"}
     columns = (
         Column("model", "model"),
         Column("S", "size", digits=0),
         Column("seeds", "seeds", digits=0),
-        *(Column(t, k, f"{k}_se", 1, "nats per held-out cell") for t, k in
-          (("ELBO", "elbo"), ("MISELBO", "miselbo"), ("pooled", "pooled"))),
-        *(Column(f"gain of {t}", f"{k}_gain", f"{k}_gain_se", 1, "over SCVI of the same seed, nats", signed=True)
-          for t, k in (("the ELBO", "elbo"), ("MISELBO", "miselbo"), ("pooled", "pooled"))),
-        Column("effective S", "effective", "effective_se"),
-        *(Column(title, key, f"{key}_se", 3) for key, title in scores.items()),
-        Column("gain, finer types", "svm_precise_gain", "svm_precise_gain_se", 3, "of the SVM over SCVI", signed=True),
+        *(Column(t, k, f"{k}_margin", 1, f"nats per held-out cell; {MARGIN}", trust=k) for k, t in likelihoods.items()),
+        *(Column(f"gain of {t}", f"{k}_gain", f"{k}_gain_margin", 1, f"over SCVI, nats; {MARGIN}", signed=True,
+                 trust=f"{k}_gain") for k, t in likelihoods.items()),
+        Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
+        Column("effective S", "effective"),
+        *(Column(title, key, f"{key}_margin", 3, MARGIN) for key, title in scores.items()),
+        Column("gain, finer types", "svm_precise_gain", "svm_precise_gain_margin", 3, f"of the SVM over SCVI; {MARGIN}",
+               signed=True),
     )  # fmt: skip
 
     def changed(self, changes: Changes) -> Cells:
@@ -91,15 +94,17 @@ class Cells:
             self.seeds, self.more_seeds, sizes=self.sizes, frozen=self.frozen, unnormalised=self.unnormalised
         )
         results = study.run(out, listed, **plan, data=data, progress=progress)
-        rows = [_flat(row) for row in table(results)]
+        rows = table(results)
+        shown, what = ("log_px", "log p(x)") if any("log_px_gain" in row for row in rows) else ("elbo", "the ELBO")
         named = [
-            (f"{row['model']}, S = {row['size']}", row["elbo_gain"], row["elbo_gain_se"])
-            for row in rows if "elbo_gain" in row and row["model"] != study.SCVI_NAME
+            (f"{row['model']}, S = {row['size']}", row[f"{shown}_gain"], row[f"{shown}_gain_margin"])
+            for row in rows if f"{shown}_gain" in row
         ]  # fmt: skip
         drawn: dict[str, Any] = {}
         if named:
-            drawn["gains"] = figures.gains(named, "gain of the ELBO over SCVI (nats per held-out cell)")
-        notes = [f"{len(self.seeds)} seeds: standard errors have {len(self.seeds) - 1} degrees of freedom."]
+            across, bars = f"gain of {what} over SCVI (nats per held-out cell)", "95 % intervals between trainings"
+            drawn["gains"] = figures.gains(named, across, bars, decides=True)
+        notes = []
         if results[0].identity.legacy:
             notes.append(f"The results in {out} are legacy: there is no record of the data they were made from.")
         return Findings(self.columns, rows, self._verdicts(rows), drawn, notes=notes)
@@ -159,27 +164,26 @@ class Integration:
         del jobs
         study = _study()
         from mixvae.reproduce.cells.integration import integrate
-        from mixvae.reproduce.cells.results import integration_table, mean_and_error
+        from mixvae.reproduce.cells.results import integration_table
 
         results = integrate(
             out, self.sizes, self.seeds, epochs=self.epochs, warmup=self.warmup,
             data=None if self.cells is None else study.trial(self.cells),
             progress=progress,
         )  # fmt: skip
-        rows = [_flat(row) for row in integration_table(results)]
-        first = [name for name in INTEGRATION if name in rows[0]]
-        scores = first + [key for key in rows[0] if f"{key}_se" in rows[0] and key not in first]
+        rows = integration_table(results)
+        names = list(results[0]["scores"])
+        first = [name for name in INTEGRATION if name in names]
+        scores = first + [name for name in names if name not in first]
         columns = (
             Column("model", "model"),
             Column("S", "size", digits=0),
             Column("seeds", "seeds", digits=0),
-            *(Column(name, name, f"{name}_se", 3, "of scib-metrics; the higher the better") for name in scores),
-        )
-        totals = {(r["kind"], r["components"], r["seed"]): r["scores"]["Total"] for r in results}
-        gaps = []
-        for size in self.sizes:
-            gain, error = mean_and_error([totals["mixture", size, s] - totals["scvi", 1, s] for s in self.seeds])
-            gaps.append(Gap(f"S = {size} over SCVI (Total)", gain, margin(error, len(self.seeds))))
+            *(Column(name, name, f"{name}_margin", 3, f"of scib-metrics, the higher the better; {MARGIN}")
+              for name in scores),
+            Column("gain of Total", "Total_gain", "Total_gain_margin", 3, f"over SCVI; {MARGIN}", signed=True),
+        )  # fmt: skip
+        gaps = [_gain(row, "Total") for row in rows if "Total_gain" in row]
         claim = "Mixtures integrate two batches better than SCVI (Total of scib-metrics)."
         notes = ["Beyond the paper. One of the two batches is simulated."]
         return Findings(columns, rows, [judge(claim, gaps)], notes=notes)
@@ -198,21 +202,12 @@ def _study() -> Any:
     return study
 
 
-def _flat(row: Row) -> Row:
-    """A row with each pair of mean and standard error as two values."""
-    flat: Row = {"model": row["model"], "size": row["S"], "seeds": row["seeds"]}
-    for key, value in row.items():
-        if isinstance(value, tuple):
-            flat |= {key: value[0], f"{key}_se": value[1]}
-    return flat
-
-
 def _gain(row: Row, metric: str) -> Gap:
-    half = margin(row[f"{metric}_gain_se"], row["seeds"])
-    return Gap(f"S = {row['size']} over SCVI ({metric})", row[f"{metric}_gain"], half)
+    """How far a model exceeds SCVI."""
+    return Gap(f"S = {row['size']} over SCVI ({metric})", row[f"{metric}_gain"], row[f"{metric}_gain_margin"])
 
 
 def _difference(row: Row, other: Row, metric: str) -> Gap:
-    gain, error = f"{metric}_gain", f"{metric}_gain_se"
-    half = margin(math.hypot(row[error], other[error]), min(row["seeds"], other["seeds"]))
-    return Gap(f"S = {row['size']} over {other['size']} samples ({metric})", row[gain] - other[gain], half)
+    """How far a mixture exceeds samples of SCVI's encoder, which are of other trainings."""
+    margin = math.hypot(row[f"{metric}_margin"], other[f"{metric}_margin"])
+    return Gap(f"S = {row['size']} over {other['size']} samples ({metric})", row[metric] - other[metric], margin)

@@ -1,9 +1,9 @@
-"""Results of the single-cell experiments: stored with what they were made from, compared seed by seed."""
+"""Results of the single-cell experiments: stored with what they were made from, compared between trainings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import numpy as np
 from anndata import AnnData
 
 from mixvae._tables import Row
-from mixvae.evaluation import Evaluation, Identity, mismatch, paired_gain
+from mixvae.evaluation import Evaluation, Identity, mismatch
 from mixvae.files import canonical, checksum, read_json
+from mixvae.reports import between_trainings, student, trust
 
 SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
-BOUNDS = ("elbo", "miselbo", "pooled")
+Key = tuple[str, int]
+"""A kind of model and its number of components."""
+BASELINE: Key = (SCVI_NAME, 1)
 LEGACY_BATCH = 128
 """Cells per step in results that do not record it."""
 
@@ -109,66 +112,79 @@ def legacy_evaluation(content: Mapping[str, Any]) -> Evaluation:
     )
 
 
-def table(results: Sequence[Evaluation]) -> Iterator[Row]:
-    """One row per model and S: means over seeds, each with its standard error, and the paired gain over SCVI.
+def table(results: Sequence[Evaluation]) -> list[Row]:
+    """One row per model and S: means over trainings, and gains over SCVI, each with the margin of its 95 % interval.
+
+    Models are compared by `between_trainings`. Samples of SCVI's encoder side by side are of SCVI's own trainings, so
+    that their gains over it are paired, and their scores don't count as further trainings.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
     """
-    by_key: dict[tuple[str, int], dict[int, _Scored]] = {}
+    scored: dict[Key, dict[int, dict[str, float]]] = {}
+    made: dict[Key, list[Mapping[str, Any]]] = {}
     for result in results:
         if reason := mismatch(result.identity, results[0].identity):
             raise ValueError(f"one table needs the same cells; these results are of {reason}")
         job = result["job"]
         for name, scores in result["representation"].items():
-            key = (name.rstrip("12345"), int(name[-1]) if name[-1].isdigit() else job["components"])
-            values, bounds = dict(scores), None
-            if not name.startswith(RIVAL):
-                bounds = result
-                values |= {"elbo": result["elbo"], "miselbo": -result["nll_miselbo"], "pooled": -result["nll_pooled"]}
-                values |= {"effective": result["effective_components"], "epochs": float(result["epochs"])}
-            by_key.setdefault(key, {})[job["seed"]] = _Scored(values, bounds)
-    if (SCVI_NAME, 1) not in by_key:
-        raise ValueError(f"gains are over SCVI of the same seed, which is missing: add {Job(SCVI_NAME, 1, 0).name}")
-    baseline = by_key[SCVI_NAME, 1]
-    for key, by_seed in sorted(by_key.items()):
-        row: Row = {"model": key[0], "S": key[1], "seeds": len(by_seed)}
-        for metric in next(iter(by_seed.values())).values:
-            row[metric] = mean_and_error([scored.values[metric] for scored in by_seed.values()])
-            paired = [scored.gain(baseline[seed], metric) for seed, scored in by_seed.items() if seed in baseline]
-            row[f"{metric}_gain"] = mean_and_error(paired)
-        yield row
+            samples = name.startswith(RIVAL)
+            key = (RIVAL, int(name[-1])) if samples else (name, job["components"])
+            scored.setdefault(key, {})[job["seed"]] = scores | ({} if samples else _bounds(result))
+            made.setdefault(key, []).append(result.results)
+    if BASELINE not in scored:
+        raise ValueError(f"gains are over SCVI, which is missing: add {Job(SCVI_NAME, 1, 0).name}")
+    rows: dict[Key, Row] = {}
+    for key in sorted(scored):
+        rows[key] = {"model": key[0], "size": key[1], "seeds": len(scored[key])}
+        rows[key] |= trust(made[key], "log_px") | trust(made[key] + made[BASELINE], "log_px_gain")
+    for metric in dict.fromkeys(name for by_seed in scored.values() for one in by_seed.values() for name in one):
+        has = {key: {seed: one[metric] for seed, one in scored[key].items() if metric in one} for key in scored}
+        between = between_trainings({k: [*own.values()] for k, own in has.items() if own and k[0] != RIVAL})
+        for key, own in has.items():
+            if not own:
+                continue
+            row = rows[key]
+            row[metric] = float(np.mean([*own.values()]))
+            if key[0] != RIVAL:
+                row[f"{metric}_margin"] = between.margin(key)
+                if key != BASELINE and BASELINE in between.means:
+                    gain = between.difference(key, BASELINE)
+                    row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
+            else:
+                row[f"{metric}_margin"] = _mean([*own.values()])[1]
+                paired = [value - has[BASELINE][seed] for seed, value in own.items()]
+                row[f"{metric}_gain"], row[f"{metric}_gain_margin"] = _mean(paired)
+    return list(rows.values())
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """Scores of one model, or of samples of it; for a model also the bounds of every cell."""
-
-    values: Mapping[str, float]
-    bounds: Evaluation | None
-
-    def gain(self, old: _Scored, metric: str) -> float:
-        """Gain over another model: paired by cell if the metric is a bound."""
-        if self.bounds is not None and old.bounds is not None and metric in BOUNDS:
-            if metric in self.bounds.bounds and metric in old.bounds.bounds:  # legacy results hold only one
-                return paired_gain(self.bounds, old.bounds, metric, quiet=True).mean
-        return self.values[metric] - old.values[metric]
+def _bounds(result: Evaluation) -> dict[str, float]:
+    """What is compared of a model's likelihood; legacy results have no refined one."""
+    values = {"elbo": result["elbo"], "miselbo": -result["nll_miselbo"], "pooled": -result["nll_pooled"]}
+    if "log_px" in result.bounds:
+        values |= {"log_px": -result["nll"]}
+        if result["pareto_k_unreliable"] is not None:  # as it is of few draws
+            values |= {"unreliable": result["pareto_k_unreliable"]}
+    return values | {"effective": result["effective_components"], "epochs": float(result["epochs"])}
 
 
 def integration_table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row per model and S: every score's mean over seeds with its standard error."""
-    by_key: dict[tuple[str, int], list[dict[str, float]]] = {}
+    """One row per model and S: every score's mean over trainings, its gain over SCVI, and margins of 95 % intervals."""
+    scored: dict[Key, list[dict[str, float]]] = {}
     for result in results:
-        by_key.setdefault((result["kind"], result["components"]), []).append(result["scores"])
-    return [
-        {"model": kind, "S": s, "seeds": len(rows)} | {k: mean_and_error([r[k] for r in rows]) for k in rows[0]}
-        for (kind, s), rows in by_key.items()
-    ]
+        scored.setdefault((result["kind"], result["components"]), []).append(result["scores"])
+    rows: dict[Key, Row] = {key: {"model": key[0], "size": key[1], "seeds": len(scored[key])} for key in scored}
+    for metric in next(iter(scored.values()))[0]:
+        between = between_trainings({key: [one[metric] for one in own] for key, own in scored.items()})
+        for key, row in rows.items():
+            row |= {metric: between.means[key], f"{metric}_margin": between.margin(key)}
+            if key != BASELINE:
+                gain = between.difference(key, BASELINE)
+                row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
+    return list(rows.values())
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over seeds and its standard error."""
-    if not values:
-        return math.nan, math.nan
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half width of its 95 % interval."""
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), spread
+    return float(np.mean(values)), spread * student(len(values) - 1)
