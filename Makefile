@@ -29,7 +29,7 @@ test: install  ## the test suite, under ten minutes on two cores, in two process
 test-slow: install  ## the checks that take longer
 	$(BIN)/pytest -m slow
 
-tutorials: install  ## the tutorials, line by line, as their readers would run them
+tutorials: install  ## the tutorials and the README's code, line by line, as their readers would run them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -k tutorial -n 2 -p no:benchmark
 
 fuzz: install  ## 2000 inputs to the commands and 400 damaged files: an answer or one line

@@ -365,6 +365,7 @@ def test_summary_reports_both_kinds_of_error():
     assert (summary["total_draws"], summary["seed"], summary["components"]) == (6, 7, 2)
 
 
+@pytest.mark.slow
 def test_5000_draws_of_the_papers_model_stay_under_a_gigabyte():
     """S = 4, batch 100, 28×28, latent 40, gated 300-300: peak resident memory of the whole process."""
     script = """

@@ -14,7 +14,8 @@ from mixvae import cli
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readmes_library_example_runs(tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_readmes_tutorial_in_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks[0].strip().splitlines()) <= 15

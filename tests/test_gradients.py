@@ -78,7 +78,7 @@ def test_sticking_the_landing_has_the_plain_expectation(name):
     assert_same_expectation(gradients(sticking_the_landing, model, elbo, beta=0.6), plain)
 
 
-@pytest.mark.parametrize("subset", ["S2A", "S2S"])
+@pytest.mark.parametrize("subset", ["S2A", pytest.param("S2S", marks=pytest.mark.slow)])
 def test_sticking_the_landing_is_unbiased_on_subsets(subset):
     model = tiny_model(3, weights=[3.0, 2.0, 1.0], learn_weights=True)
     plain = gradients(reparameterised, model, elbo, subset=subset)

@@ -324,7 +324,7 @@ def test_compiling_keeps_each_presets_bound_and_gradient(name):
 @pytest.mark.parametrize(
     ("backend", "compile", "precision"),
     [
-        ("aot_eager", "default", "32-true"),
+        pytest.param("aot_eager", "default", "32-true", marks=pytest.mark.slow),
         pytest.param("inductor", "default", "32-true", marks=pytest.mark.slow),
         pytest.param("inductor", "default", "bf16-mixed", marks=pytest.mark.slow),
         pytest.param("inductor", "reduce-overhead", "32-true", marks=pytest.mark.slow),

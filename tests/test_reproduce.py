@@ -23,7 +23,6 @@ from mixvae.reports import ONE_TRAINING, between_trainings, student
 from mixvae.reports._configurations import configuration_of
 from mixvae.reproduce import EXPERIMENTS, Gap, judge, trainings
 from mixvae.reproduce.findings import Changes
-from mixvae.reproduce.toys import Toys
 from mixvae.reproduce.trainings import Question, Trainings, Variant
 from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
@@ -499,19 +498,6 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert "jobs must be at least 1" in refused(
         capsys, "reproduce", "latents", "--jobs", "0", "--scale", "smoke", "--out", str(tmp_path / "x")
     )
-
-
-def test_toys_are_judged_between_optimisations(tmp_path):
-    single = Toys((1, 2), steps=5, seeds=(0,)).carry_out(tmp_path, jobs=1, progress=SILENT)
-    assert [verdict.holds for verdict in single.verdicts] == [None, None]
-    assert ONE_TRAINING in single.verdicts[0].evidence
-    both = Toys((1, 2), steps=5, seeds=(0, 1)).carry_out(tmp_path, jobs=1, progress=SILENT)
-    fits = [read_json(tmp_path / f"ring-seed{seed}" / "results.json")["rows"] for seed in (0, 1)]
-    bounds = np.array([[row["bound"] for row in fit] for fit in fits])
-    spread = np.sqrt(bounds.var(0, ddof=1).mean())  # pooled over three approximations: three degrees of freedom
-    for row, mean in zip(both.table[:3], bounds.mean(0), strict=True):
-        assert row["bound"] == pytest.approx(mean)
-        assert row["bound_margin"] == pytest.approx(3.1824463 * spread / np.sqrt(2))
 
 
 def test_all_are_listed(capsys):

@@ -285,7 +285,7 @@ def photographs(tmp_path_factory):
     return folder.parent
 
 
-@pytest.mark.parametrize("preset", ["cifar10", "cifar10_pixelcnn"])
+@pytest.mark.parametrize("preset", ["cifar10", pytest.param("cifar10_pixelcnn", marks=pytest.mark.slow)])
 def test_cifar_from_its_files_to_bits_per_dimension(photographs, tmp_path, preset):
     run = tmp_path / "run"
     small = ["--model.decoder.width=8", "--model.latent=8", "--training.batch=40"]

@@ -174,8 +174,8 @@ def test_untrainable_options_are_refused_before_writing(digits, tmp_path, option
 
 def command(run, *more):
     return [
-        sys.executable, "-m", "mixvae", "train", "digits", "--out", str(run), "--data.limit=400",
-        "--training.epochs=20", "--training.batch=20", "--model.components=2", "--training.save_every=0", *more,
+        sys.executable, "-m", "mixvae", "train", "digits", "--out", str(run), "--data.limit=200",
+        "--training.epochs=20", "--training.batch=25", "--model.components=2", "--training.save_every=0", *more,
     ]  # fmt: skip
 
 
