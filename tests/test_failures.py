@@ -236,6 +236,8 @@ def test_a_long_call_is_shortened():
         (["train", "digits", "--model.encoder={class_path: GatedEncoder, hidden: 3"], "with all its braces; got"),
         (["train", "digits", "data.name=digits"], "did you mean --data.name?"),
         (["extend", "RUN", "--training.epochs", "1"], "did you mean --epochs?"),
+        (["evaluate", "RUN", "--proposal", "refine"], "proposal: expected one of refined, posterior; got refine"),
+        (["evaluate", "RUN", "--check", "0"], "check must be at least 1; got 0"),
         (["reconstruct", "RUN", "--n", "99999999999"], "a picture shows at most 50 examples; got --n 99999999999"),
     ],
 )

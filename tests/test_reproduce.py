@@ -358,6 +358,14 @@ def test_what_is_not_tight_is_marked_in_table_page_and_plot(cells, tmp_path, cap
     assert "? *" in capsys.readouterr().out
 
 
+def test_columns_without_a_value_are_not_shown(capsys):
+    columns = [reports.Column("run", "run"), reports.Column("S", "S", digits=0), reports.Column("gain", "gain")]
+    show_rows([*columns, reports.Column("JSD", "jsd")], [{"run": "a", "S": 2, "jsd": 0.5}], "title")
+    shown = capsys.readouterr().out
+    assert "0.50" in shown
+    assert "gain" not in shown
+
+
 def test_legacy_results_show_the_pooled_bound_and_say_so():
     stored = Path(__file__).parents[1] / "docs" / "data" / "big_iwae"
     comparison = reports.compare(sorted(stored.glob("*-seed0")))

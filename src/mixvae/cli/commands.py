@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixvae import config
+from mixvae._failures import at_least
 from mixvae.cli.experiments import demo, grow, reproduce, sweep, toy
 from mixvae.cli.output import folder, names, show, show_comparison, show_rows, show_scores, target, write
 from mixvae.cli.single_cell import SINGLE_CELL
@@ -121,6 +122,7 @@ def evaluate_run(
     """
     from mixvae import reports, runs
 
+    at_least(1, check=check)
     if per_example is not None:
         target(per_example, ".npz", option="--per-example")
     opened = runs.open_run(run, data=data_name)

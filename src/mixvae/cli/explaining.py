@@ -81,5 +81,6 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
         )
         return f"unknown command {choice[1]!r}: {hint}"
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    text = re.sub(r"Literal\[(.*?)\]", lambda m: f"one of {m[1].replace(chr(39), '')}", text)
     text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m[1] or ''}", text)
     return text.replace(". Got value:", "; got")

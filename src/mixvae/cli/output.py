@@ -135,12 +135,14 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def show_rows(columns: Sequence[Column], rows: Sequence[Row], title: str) -> None:
-    """Print rows as a table, or as several tables if there are too many columns for the width, and what marks mean."""
+    """Print rows as a table of the columns that hold anything, in parts if it is too wide, and what marks mean."""
     from rich.table import Table
 
     from mixvae.reports import legend
+    from mixvae.reports._pages import MISSING
 
-    shown = [column for column in columns if not column.page_only]
+    filled = [any(column.unmarked(row) != MISSING for row in rows) for column in columns]
+    shown = [column for column, some in zip(columns, filled, strict=True) if some and not column.page_only]
     for part in _parts(shown, rows, _console().width):
         table = Table(title=plain(title))
         for i, column in enumerate(part):
