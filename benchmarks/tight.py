@@ -47,6 +47,9 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     **{f"fashion-S{s}": ("vanilla", [*FASHION, f"--model.components={s}"]) for s in (1, 2, 4)},
 }
 DRAWS = 500
+NAMES = ("log_px", "bias", "log_px_mc_se")
+MEANS = 60
+"""Means of many examples."""
 
 
 def run_of(name: str) -> Run:
@@ -180,45 +183,43 @@ def truth_of(model: MixtureVAE, x: torch.Tensor) -> np.ndarray:
 
 
 def coverage(repetitions: int, draws: int, many: int) -> None:
-    """How often nll − bias ± 1.96 se covers the exact value, per example and for means of examples."""
-    print(f"{draws} draws; {repetitions} repetitions of 60 examples and of means of 300, 60 of means of {many:,}")
+    """How often nll − bias ± 1.96 se covers the exact value, per example and for means of examples.
+
+    Every evaluation of an example has noise of its own; means are of disjoint groups of evaluations.
+    """
+    print(f"{draws} draws; 60 examples, again and again; {repetitions} means of 300, {MEANS} means of {many:,}")
     for name, make in CHOSEN.items():
         model, x = make()
         truth = truth_of(model, x)
-        for proposal in ("posterior", "refined"):
-            row: dict[str, Any] = {"model": name, "proposal": proposal}
-            made = _repeated(model, x, repetitions, draws, proposal, seed=0)
-            miss, width = made.log_px + made.bias - np.tile(truth, repetitions), 1.96 * made.log_px_mc_se
-            reliable = made.pareto_k <= unreliable_k(made.total_draws)
-            row["unreliable"] = round(float((~reliable).mean()), 4)
-            row["per_example"] = round(float((np.abs(miss) <= width).mean()), 4)
-            row["where_reliable"] = (
-                round(float((np.abs(miss) <= width)[reliable].mean()), 4) if reliable.any() else None
-            )
+        for proposal, most in (("posterior", 300 * repetitions), ("refined", max(300 * repetitions, MEANS * many))):
+            made = _repeated(model, x, range(repetitions), draws, proposal)
             with _without_k():
-                row["mean_of_300"] = _of_means(model, x, truth, 300, repetitions, draws, proposal)
-                row[f"mean_of_{many}"] = _of_means(model, x, truth, many, 60, draws, proposal)
+                more = _repeated(model, x, range(repetitions, -(-most // len(x))), draws, proposal)
+            log_px, bias, error = (np.concatenate([getattr(part, name) for part in (made, more)]) for name in NAMES)
+            miss = log_px + bias - np.tile(truth, len(log_px) // len(x))
+            inside, reliable = np.abs(miss) <= 1.96 * error, made.pareto_k <= unreliable_k(made.total_draws)
+            row: dict[str, Any] = {"model": name, "proposal": proposal, "evaluations": len(miss)}
+            row["unreliable"] = round(float((~reliable).mean()), 4)
+            row["per_example"] = round(float(inside.mean()), 4)
+            first = inside[: len(reliable)]
+            row["where_reliable"] = round(float(first[reliable].mean()), 4) if reliable.any() else None
+            row["mean_of_300"] = _of_means(miss, error, 300, repetitions)
+            if proposal == "refined":
+                row[f"mean_of_{many}"] = _of_means(miss, error, many, MEANS)
             print(json.dumps(row), flush=True)
 
 
-def _repeated(
-    model: MixtureVAE, x: torch.Tensor, times: int, draws: int, proposal: Any, seed: int, first: int = 0
-) -> Estimate:
+def _repeated(model: MixtureVAE, x: torch.Tensor, times: range, draws: int, proposal: Any) -> Estimate:
     """Independent evaluations of the same examples: the number of an example keys its noise."""
-    numbers = np.arange(first, first + times * len(x))
-    return evaluate(model, x.repeat(times, 1), draws, proposal=proposal, examples=numbers, seed=seed, chunk=8192)
+    numbers = np.arange(times.start * len(x), times.stop * len(x))
+    return evaluate(model, x.repeat(len(times), 1), draws, proposal=proposal, examples=numbers, chunk=8192)
 
 
-def _of_means(
-    model: MixtureVAE, x: torch.Tensor, truth: np.ndarray, examples: int, means: int, draws: int, proposal: str
-) -> float:
-    """How often the interval of a mean of so many estimates, of the examples in turn, covers the mean."""
-    inside = []
-    for seed in range(1, means + 1):
-        made = _repeated(model, x, -(-examples // len(x)), draws, proposal, seed=1000 + seed)
-        miss = (made.log_px + made.bias - np.tile(truth, len(made.log_px) // len(x))).mean()
-        inside.append(abs(miss) <= 1.96 * np.sqrt((made.log_px_mc_se**2).sum()) / len(made.log_px))
-    return round(float(np.mean(inside)), 4)
+def _of_means(miss: np.ndarray, error: np.ndarray, examples: int, means: int) -> float:
+    """How often the interval of a mean of so many evaluations covers its exact value."""
+    misses = miss[: examples * means].reshape(means, examples).mean(1)
+    errors = np.sqrt((error[: examples * means].reshape(means, examples) ** 2).sum(1)) / examples
+    return round(float((np.abs(misses) <= 1.96 * errors).mean()), 4)
 
 
 @contextmanager

@@ -168,6 +168,10 @@ def test_keyed_noise_depends_on_nothing_but_its_key():
     whole = keyed_normal(3, [5, 9, 2], 0, 40, (2, 3))
     assert torch.equal(keyed_normal(3, [9], 7, 33, (2, 3)), whole[7:33, :, 1:2])
     assert torch.equal(keyed_normal(3, [2, 5], 0, 1, (2, 3)), whole[:1, :, [2, 0]])
+    generator = np.random.Generator(np.random.Philox(key=[3, 9], counter=[0, 0, 6, 1]))
+    np.testing.assert_array_equal(
+        keyed_normal(3, [5, 9], 16, 32, (2, 3), 6)[:, :, 1], generator.standard_normal((16, 2, 3))
+    )
     other = keyed_normal(4, [5, 9, 2], 0, 40, (2, 3))
     assert not torch.isclose(whole, other).any()
 

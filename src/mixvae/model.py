@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from mixvae._precision import exact_products
+from mixvae._trying import Observations, observations
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
 from mixvae.parts import Part
@@ -81,6 +82,8 @@ class MixtureVAE(Part):
             Hotti et al., Efficient Mixture Learning in Black-Box Variational Inference (2024),
             https://arxiv.org/abs/2406.07083
         """
+        if self._reads_values:
+            _check_dtype(x, self)
         index = None if scored is None else torch.as_tensor(scored)
         q = self.posterior(x) if index is None else self.posterior(x, index)
         own = None
@@ -194,11 +197,21 @@ class MixtureVAE(Part):
             return self.decoder(self.prior().sample((n,))).mean
 
     @torch.no_grad()
-    def reconstruct(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "S B ..."]:
+    def reconstruct(self, x: Observations) -> Float[Tensor, "S B ..."]:
         """Mean of p(x|z) at the centre of every component of q(z|x), where its noise is zero: a Gaussian's mean."""
+        x = observations(x, self)
         with evaluating(self):
             q = self.posterior(x)
             return self.decoder(q.rsample((), x.new_zeros(*q.batch_shape, *q.event_shape))).mean
+
+
+def _check_dtype(x: object, model: nn.Module) -> None:
+    """Reject observations that are no tensor of the model's precision, rather than convert them at every step."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x must be a tensor; got {type(x).__name__}: pass torch.as_tensor(x)")
+    dtype = next(model.parameters(), x).dtype
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x is of {x.dtype}, the model of {dtype}: pass x.to({dtype})")
 
 
 def _check_shape(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:

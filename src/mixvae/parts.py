@@ -33,6 +33,14 @@ class Unnamed:
 
     what: str
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tell why it cannot be called any more.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{self.what} was not kept when its model was pickled: use a class or a function of a module")
+
 
 @dataclass
 class Arguments:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from mixvae._normalisation import statistics_held
 from mixvae.distributions import Chain, Components, DiagonalGaussian, Fixed, Pooled
 from mixvae.parts import Part
 
@@ -134,7 +135,8 @@ class VampPrior(Part):
 
     def forward(self) -> Pooled:
         """Encode the pseudo-inputs, once, and return their mixture."""
-        return Pooled(self._posterior[0](self.inputs))
+        with statistics_held(self._posterior[0]):
+            return Pooled(self._posterior[0](self.inputs))
 
     @torch.no_grad()
     def frozen(self) -> GaussianMixturePrior:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mixvae._failures import at_least
 from mixvae._resources import check, short
+from mixvae._trying import Observations, observations
 from mixvae.distributions import Components, keyed_normal
 from mixvae.model import MixtureVAE, evaluating
 
@@ -20,7 +21,7 @@ MOMENT_DRAWS = 128
 
 
 @torch.no_grad()
-def encode(model: MixtureVAE, x: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S D"]]:
+def encode(model: MixtureVAE, x: Observations) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S D"]]:
     """Mean and standard deviation of every component of q(z|x), on the CPU.
 
     Moments without a closed form, as of flows and chains, are estimated from `MOMENT_DRAWS` keyed draws.
@@ -36,6 +37,7 @@ def encode(model: MixtureVAE, x: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, 
         >>> mean.shape, std.shape
         (torch.Size([6, 3, 2]), torch.Size([6, 3, 2]))
     """
+    x = observations(x, model)
     with evaluating(model):
         parts = [
             _moments(model.posterior(batch), range(first, first + len(batch)))
@@ -46,14 +48,12 @@ def encode(model: MixtureVAE, x: Float[Tensor, "N ..."]) -> tuple[Float[Tensor, 
 
 
 @torch.no_grad()
-def draw_latents(
-    model: MixtureVAE, x: Float[Tensor, "N ..."], total_draws: int, *, seed: int = 0
-) -> Float[Tensor, "N K D"]:
+def draw_latents(model: MixtureVAE, x: Observations, total_draws: int, *, seed: int = 0) -> Float[Tensor, "N K D"]:
     """Draw some latents of every example, on the CPU; draw k comes from component k mod S.
 
     Args:
         model: the model.
-        x: observations on the model's device, in its dtype.
+        x: observations, an array or tensor of numbers.
         total_draws: draws K per example.
         seed: seed of the noise.
 
@@ -68,7 +68,7 @@ def draw_latents(
         torch.Size([6, 5, 2])
     """
     at_least(1, total_draws=total_draws)
-    parts = []
+    x, parts = observations(x, model), []
     with evaluating(model):
         for first, batch in zip(range(0, len(x), LARGEST_BATCH), x.split(LARGEST_BATCH), strict=True):
             q = model.posterior(batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 from mixvae import figures
 from mixvae._resources import check, short
 from mixvae._tables import Row, Tabular
+from mixvae._trying import Observations, observations
 from mixvae.bounds import Terms, jsd, log_weights
 from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE, evaluating
@@ -148,7 +149,7 @@ def shares(terms: Terms) -> Float[Tensor, "J B"]:
 
 def overlap(
     model: MixtureVAE,
-    x: Float[Tensor, "N ..."],
+    x: Observations,
     draws_per_component: int = 16,
     *,
     seed: int = 0,
@@ -163,7 +164,7 @@ def overlap(
 
     Args:
         model: the model.
-        x: observations on the model's device, in its dtype.
+        x: observations, an array or tensor of numbers.
         draws_per_component: draws per component.
         seed: seed of the draws.
         labels: class of every example (N,), if there are any.
@@ -183,6 +184,7 @@ def overlap(
         >>> measured.kl.shape, measured.jsd.shape, measured.shares.shape
         ((3, 3), (6,), (6, 3))
     """
+    x = observations(x, model)
     if len(x) == 0 or draws_per_component < 1:
         raise ValueError(f"the overlap needs at least one example and one draw; got {len(x)} and {draws_per_component}")
     keys = np.arange(len(x)) if examples is None else np.asarray(examples)

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from mixvae import figures
 from mixvae._tables import Row, Tabular
+from mixvae._trying import Observations, observations
 from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE, evaluating
 
@@ -92,7 +93,7 @@ class Plane(Tabular):
 
 @torch.no_grad()
 def exact_posteriors(
-    model: MixtureVAE, x: Float[Tensor, "N ..."], *, points: int = 241, seed: int = 0, span: float = SPAN
+    model: MixtureVAE, x: Observations, *, points: int = 241, seed: int = 0, span: float = SPAN
 ) -> Plane:
     """Compute p(z|x) = p(x|z) p(z) / p(x) of a model with D = 2 on a grid around its mass, for each example.
 
@@ -100,7 +101,7 @@ def exact_posteriors(
 
     Args:
         model: a model with two latents in total.
-        x: observations on the model's device, in its dtype.
+        x: observations, an array or tensor of numbers.
         points: points along each axis of the grid.
         seed: seed of the draws that are shown.
         span: mass is searched for from −span to span.
@@ -119,6 +120,7 @@ def exact_posteriors(
         >>> [row["example"] for row in plane.table], plane.posteriors[0].exact.shape
         ([0, 1], (21, 21))
     """
+    x = observations(x, model)
     if points < 3 or len(x) == 0:
         raise ValueError(f"a plane needs at least 3 points and one example; got {points} and {len(x)}")
     with evaluating(model):

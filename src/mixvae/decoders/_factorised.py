@@ -140,6 +140,12 @@ class Decoder(Part):
         """Return p(x|z) with batch shape z.shape[:-1] and event shape x.shape[1:]."""
         batch = z.shape[:-1]
         output = self.network(z.reshape(-1, z.shape[-1]))
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the network of a Decoder must return a tensor of parameters, such as logits; "
+                f"{type(self.network).__name__} returned {type(output).__name__}: a network that returns a joint "
+                "distribution of the values of x is a decoder by itself"
+            )
         output = output.reshape(*batch, *output.shape[1:])
         p = self.likelihood(output)
         single = len(p.batch_shape) - len(batch)  # axes of x that the likelihood treats as independent

@@ -46,10 +46,14 @@ def keyed_normal(
         True
     """
     noise = np.empty((len(examples), stop - start, *event))
+    bits = Philox(key=[seed, 0])
+    generator, state = Generator(bits), bits.state  # setting a state takes a tenth of the time of a new generator
+    key, counter = state["state"]["key"], state["state"]["counter"]
     for row, example in zip(noise, examples, strict=True):
         for block in range(start // DRAW_BLOCK, -(-stop // DRAW_BLOCK)):
             low, first = block * DRAW_BLOCK, max(start, block * DRAW_BLOCK)
             last = min(stop, low + DRAW_BLOCK)
-            generator = Generator(Philox(key=[seed, int(example)], counter=[0, 0, stream, block]))
+            key[1], counter[:] = int(example), (0, 0, stream, block)
+            bits.state = state
             row[first - start : last - start] = generator.standard_normal((last - low, *event))[first - low :]
     return torch.from_numpy(noise).permute(1, 2, 0, 3).contiguous()

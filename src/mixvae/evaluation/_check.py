@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from mixvae._tables import Row, Tabular
+from mixvae._trying import Observations, observations
 from mixvae.annealing import Annealed, Bracket, anneal, bracket
 from mixvae.evaluation._estimate import Estimate, standard_error
 from mixvae.evaluation._marginal import evaluate
@@ -87,7 +86,7 @@ def _joint(errors: np.ndarray) -> float:
 
 def check(
     model: MixtureVAE,
-    x: Float[Tensor, "N ..."],
+    x: Observations,
     total_draws: int = 5000,
     *,
     chains: int = 16,
@@ -105,7 +104,7 @@ def check(
 
     Args:
         model: the model.
-        x: observations on the model's device, in the model's dtype; a few dozen take minutes.
+        x: observations, an array or tensor of numbers; a few dozen take minutes.
         total_draws: draws per example of the refined estimate.
         chains: annealed chains per observation.
         temperatures: steps from prior to posterior.
@@ -121,6 +120,7 @@ def check(
         Wu et al., On the Quantitative Analysis of Decoder-Based Models (2017), https://arxiv.org/abs/1611.04273
     """
     effort = {"chains": chains, "temperatures": temperatures, "leapfrog": leapfrog, "seed": seed, "chunk": chunk}
+    x = observations(x, model)
     refined = evaluate(model, x, total_draws, chunk=chunk, seed=seed, progress=progress)
     with evaluating(model), unread(model):
         joint = ModelJoint(model, x)

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mixvae._failures import at_least
 from mixvae._resources import check, check_count, device_memory, short
+from mixvae._trying import INSTEAD, Observations, check_parts, coupling, observations
 from mixvae.distributions import DRAW_BLOCK, Components, keyed_normal
 from mixvae.evaluation._estimate import Estimate, fingerprint
 from mixvae.evaluation._sums import SHORTEST_TAIL, Accumulator, tail_length, weigh
@@ -38,7 +39,7 @@ WEIGHTS = 4
 
 def evaluate(
     model: MixtureVAE,
-    x: Float[Tensor, "N ..."],
+    x: Observations,
     total_draws: int = 5000,
     *,
     draws_per_component: int | None = None,
@@ -60,7 +61,7 @@ def evaluate(
 
     Args:
         model: put into evaluation mode, and back into its own mode afterwards.
-        x: observations on the model's device, in the model's dtype.
+        x: observations, an array or tensor of numbers.
         total_draws: total draws per example, L·S, so that models with different S are compared at equal cost.
         draws_per_component: L itself, the paper's protocol; overrides `total_draws`.
         proposal: where the draws of the headline come from, refined or posterior.
@@ -91,12 +92,19 @@ def evaluate(
     check_draws(total_draws, draws_per_component, chunk, seed)
     if proposal not in ("refined", "posterior"):
         raise ValueError(f"proposal must be refined or posterior; got {proposal!r}")
+    x = observations(x, model)
     keys = np.arange(len(x)) if examples is None else np.asarray(examples)
     if len(x) == 0 or len(keys) != len(x):
         raise ValueError(f"evaluation needs at least one example, each with one number; got {len(x)} and {len(keys)}")
     done: list[dict[str, np.ndarray]] = []
     notes: list[dict[str, Any]] = []
     with torch.no_grad(), evaluating(model):
+        check_parts(model, x[:2])
+        if what := coupling(model, x):
+            raise ValueError(
+                f"{what} lets the likelihood of an example depend on its batch, in evaluation mode too, so that "
+                f"there is no bound on log p(x): {INSTEAD}"
+            )
         joint = ModelJoint(model, x)
         components = model.posterior(x[:1]).batch_shape[0]
         each = draws_of_each(components, total_draws, draws_per_component)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from mixvae._failures import at_least
 from mixvae._resources import check
 from mixvae.distributions import Components
-from mixvae.parts import Part
+from mixvae.parts import Part, kept
 
 SMALLEST = 64
 """Least number of bytes that a component takes."""
@@ -41,6 +43,20 @@ class Posterior(Part, ABC):
         >>> posterior.log_pi().exp()
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Posterior:
+        """Copy parameters and buffers; a function that makes further encoders is shared."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: a lambda that makes encoders cannot be, and a copy without it cannot make further ones."""
+        state = self.__dict__.copy()
+        if "build" in state:
+            state["build"] = kept(state["build"])
+        return state
 
     @property
     def gathers(self) -> bool:

@@ -61,6 +61,10 @@ class FlowPosterior(Posterior):
     def __init__(self, base: Posterior, build: Callable[[], nn.Module], latent: int, *, per_component: bool = False):
         super().__init__()
         self.base = base
+        if isinstance(build, nn.Module):
+            raise ValueError(
+                f"build must make a flow; got one {type(build).__name__}: pass what makes it, as in a lambda"
+            )
         self.build, self.per_component = build, per_component
         self.flows = nn.ModuleList(make(build, base.components if per_component else 1, "flows"))
         self.latent = latent

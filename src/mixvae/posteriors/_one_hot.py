@@ -58,6 +58,10 @@ class OneHotPosterior(MixturePosterior):
         log_var_range: Sequence[float] = LOG_VAR_RANGE,
     ):
         super().__init__(components, weights, learn_weights=learn_weights)
+        if isinstance(build, nn.Module):
+            raise ValueError(
+                f"build must make the trunk; got one {type(build).__name__}: pass what makes it, as in a lambda"
+            )
         self.trunk = build()
         with torch.no_grad():
             features = self.trunk(torch.zeros(2, *shape))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from mixvae._resources import check, gib, make
 from mixvae.distributions import DiagonalGaussian
@@ -20,9 +21,16 @@ def distinct_modules(build: Callable[[], nn.Module], n: int) -> nn.ModuleList:
     Raises:
         ValueError: the same module was returned twice, or this many cannot fit into memory.
     """
+    if isinstance(build, nn.Module):
+        raise ValueError(
+            f"build must make a new encoder at every call; got one {type(build).__name__}: pass the class, a "
+            "functools.partial or a lambda that makes it"
+        )
     built = make(build, n, "encoders")
     if len({id(module) for module in built}) < n:
         raise ValueError("build must make a new encoder at every call; it returned the same module twice")
+    if others := [type(module).__name__ for module in built if not isinstance(module, nn.Module)]:
+        raise ValueError(f"build must return a torch.nn.Module; it returned {others[0]}")
     return nn.ModuleList(built)
 
 
@@ -100,6 +108,7 @@ def _mean_and_log_var(encoder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     if not (isinstance(encoded, tuple | list) and len(encoded) == 2 and all(map(torch.is_tensor, encoded))):
         raise ValueError(
             f"{type(encoder).__name__} must return a pair (mean, log-variance) of tensors; got {_describe(encoded)}"
+            + _remedy(encoded)
         )
     mean, log_var = encoded
     if mean.dim() != 2 or len(mean) != len(x) or mean.shape != log_var.shape:
@@ -108,6 +117,19 @@ def _mean_and_log_var(encoder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
             f"got {tuple(mean.shape)} and {tuple(log_var.shape)}"
         )
     return mean, log_var
+
+
+def _remedy(value: object) -> str:
+    """How an encoder that returns something else becomes one."""
+    if isinstance(value, Distribution):
+        return ": return its mean and 2 · log of its standard deviation"
+    if isinstance(value, tuple | list) and len(value) > 2:
+        return f" of {len(value)} values: return the first two alone, if they are these"
+    if isinstance(value, Mapping):
+        return f" with {', '.join(map(str, value))}: return the two as a tuple"
+    if isinstance(value, Tensor):
+        return ": split it, as in `.chunk(2, -1)`"
+    return ""
 
 
 def _describe(value: object) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mixvae._failures import at_least, plain_errors
+from mixvae._trying import check_parts
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
 from mixvae.files import load_tensors
@@ -33,7 +34,7 @@ from mixvae.training._processes import first_alone
 from mixvae.training._rates import amend, base_rates
 from mixvae.training._signals import StopSignal
 from mixvae.training._state import Checkpoint, State, Store, is_over
-from mixvae.training._trial import check_values, rehearsing, try_bound, try_steps
+from mixvae.training._trial import batches_of, check_values, fewest, rehearsing, tell_coupling, try_steps
 from mixvae.training._validation import validation_bound
 from mixvae.training._watch import EVERY, Watch, all_finite
 
@@ -95,8 +96,9 @@ class Trainer:
         self.base = base_rates(made)  # before a schedule changes them
         self.schedule = options.schedule(made) if options.schedule else None
         self.ema = RunningAverage(model, options.ema) if options.ema else None
-        trial = self._cast(self.train.batch(slice(0, 1), torch.Generator(fabric.device)))
-        with torch.no_grad(), evaluating(model):
+        trial = self._cast(self.train.batch(slice(0, 2), torch.Generator(fabric.device)))
+        with torch.no_grad(), evaluating(model), torch.random.fork_rng():
+            check_parts(model, trial)
             q = model.posterior(trial)
         self.components, self.latent = q.batch_shape[0], q.event_shape[0]
         for name, value in (("active", active), ("validation_components", each)):
@@ -140,8 +142,8 @@ class Trainer:
         self.model.train()  # as in the training: each mode needs its own graph
         with rehearsing(self.model), unread(self.model):
             with torch.no_grad():
-                few = min(2, whole)  # a user's BatchNorm cannot take a single example
-                try_bound(lambda: self.bare.each(*inputs(few).all), few)
+                self.least = fewest(lambda few: self.bare.each(*inputs(few).all), whole)
+                tell_coupling(self.model, inputs(1).all[0], self.progress if self.fabric.is_global_zero else SILENT)
             if self.bare.compiled is not None:
                 if self.fabric.is_global_zero:
                     self.progress.announce("compiling the training step, which takes a minute or more")
@@ -198,7 +200,8 @@ class Trainer:
         started, before = time.monotonic(), state.seconds
         self.bare.beta.fill_(self._beta)
         shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + state.epoch)
-        batches = torch.randperm(len(self.train), generator=shuffle).to(self.fabric.device).split(self.options.batch)
+        order = torch.randperm(len(self.train), generator=shuffle).to(self.fabric.device)
+        batches = batches_of(order, self.options.batch, self.least * world)
         choices = [self._choose(shuffle) for _ in batches]
         self.model.train()
         for rows, chosen in zip(batches[state.step :], choices[state.step :], strict=True):

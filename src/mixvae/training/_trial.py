@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mixvae._failures import called, plain_errors, said
+from mixvae._trying import INSTEAD, coupling
 from mixvae.datasets import Split
 from mixvae.model import MixtureVAE, evaluating
+from mixvae.progress import Progress
 from mixvae.training._options import MakeOptimizer, MakeSchedule
 
 LOOKED_AT = 10_000
@@ -72,23 +75,69 @@ def _step(taker: Any, *arguments: float) -> None:
         raise ValueError(f"{name} cannot take the steps of a training here: {said(error)}") from error
 
 
-def try_bound(bound: Callable[[], Any], examples: int) -> None:
-    """Compute a bound of a few examples.
+def fewest(bounds: Callable[[int], Any], whole: int) -> int:
+    """Compute the bounds of one and of two examples; returns the fewest that a training step can have, 1 or 2.
 
     Args:
-        bound: computes it.
-        examples: number of examples.
+        bounds: computes those of so many examples.
+        whole: examples in a whole batch.
 
     Raises:
-        ValueError: it raises, or is not one value per example.
+        ValueError: it raises for two examples, or for one where batches have no more, or is not one value per example.
     """
-    with plain_errors("the bound cannot be computed"):
-        value = bound()
+    try:
+        _check_bounds(bounds(1), 1)
+        alone: Exception | None = None
+    except Exception as error:  # noqa: BLE001  (a BatchNorm raises a ValueError, a user's layer whatever it likes)
+        alone = error
+    if whole > 1:
+        with plain_errors("the bound cannot be computed"):
+            _check_bounds(bounds(2), 2)
+    elif alone is not None:
+        raise ValueError(
+            f"the model cannot train on a single example, all that a batch has on each device ({said(alone)}): "
+            "give a batch of 2 or more, and as many examples"
+        ) from alone
+    return 1 if alone is None else 2
+
+
+def _check_bounds(value: object, examples: int) -> None:
+    """Check that there is one bound per example.
+
+    Raises:
+        ValueError: there is not.
+    """
     if not isinstance(value, Tensor) or value.shape != (examples,) or not value.is_floating_point():
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"a bound must be one number per example; bound and gradient together gave {got} for {examples}"
         )
+
+
+def batches_of(order: Tensor, batch: int, least: int) -> list[Tensor]:
+    """Divide examples into batches; a last one of fewer than `least` joins the one before.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.training._trial import batches_of
+        >>> [len(rows) for rows in batches_of(torch.arange(7), 3, 2)]
+        [3, 4]
+    """
+    batches = list(order.split(batch))
+    if len(batches) > 1 and len(batches[-1]) < least:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+def tell_coupling(model: MixtureVAE, x: Tensor, progress: Progress) -> None:
+    """Warn of a decoder that makes the training bound none, such as one with BatchNorm."""
+    if what := coupling(model, x):
+        warning = (
+            f"{what} lets the likelihood of an example depend on its batch in training, so that what is maximised is "
+            f"no bound on log p(x), and another batch size is another objective; evaluation is unaffected: {INSTEAD}"
+        )
+        progress.announce(f"warning: {warning}")
+        warnings.warn(warning, stacklevel=5)  # where `fit` was called
 
 
 @contextmanager

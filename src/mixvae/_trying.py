@@ -1,0 +1,130 @@
+"""Whether a model's parts fit each other and the data, tried on a few examples, in the words of whoever made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mixvae._failures import plain_errors
+
+Observations = Tensor | np.ndarray | Sequence[Any]
+"""Observations as users have them: an array or tensor of numbers, or nested lists of them."""
+FAR = 100.0
+"""Scale of the latents at which logits leave [0, 1], unless a sigmoid has already been applied."""
+COUPLED = 1e-4
+"""Relative change of a log-likelihood that is not rounding."""
+INSTEAD = "use GroupNorm or LayerNorm"
+
+
+def observations(x: Observations, model: nn.Module) -> Tensor:
+    """Observations as a model takes them: arrays and tensors of numbers, on its device and in its precision.
+
+    Integers and truth values are converted exactly where the model's precision holds them; floating-point numbers are
+    rounded to it.
+
+    Raises:
+        ValueError: they are no numbers, or integers that the model's precision does not hold.
+    """
+    if not isinstance(x, Tensor):
+        array = np.asarray(x)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"observations must be an array or tensor of numbers; got {_kind(x)} of {array.dtype}")
+        x = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+    like = next(model.parameters(), x if x.is_floating_point() else x.float())
+    made = x.to(like.device, like.dtype)
+    if not x.is_floating_point() and not torch.equal(made.to(x.dtype), x.to(made.device)):
+        raise ValueError(
+            f"{like.dtype} does not hold these observations of {x.dtype} exactly: scale them, or use float64"
+        )
+    return made
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+@torch.no_grad()
+def check_parts(model: Any, x: Tensor) -> None:
+    """Encode and decode a few examples, in the model's mode.
+
+    Raises:
+        ValueError: posterior, prior, decoder and examples do not fit each other; which, and what to do.
+    """
+    with plain_errors(f"the posterior cannot encode examples of shape {tuple(x.shape[1:])}"):
+        q = model.posterior(x)
+    with plain_errors("the prior cannot be computed"):
+        prior: Any = model.prior()
+    latent = q.event_shape[0]
+    if not isinstance(prior, Distribution):
+        raise ValueError(
+            f"a prior must return a torch Distribution over z; {_kind(model.prior)} returned {_kind(prior)}"
+        )
+    if q.event_shape != prior.event_shape:
+        raise ValueError(
+            f"the posterior has latent shape {tuple(q.event_shape)}, the prior {tuple(prior.event_shape)}: give both "
+            "the same latent size"
+        )
+    z = q.rsample((), torch.zeros(*q.batch_shape, *q.event_shape).to(x))[0]
+    with plain_errors(f"the decoder cannot decode latents of size {latent}, which is the posterior's"):
+        p: Any = model.decoder(z)
+    if not isinstance(p, Distribution):
+        raise ValueError(
+            f"a decoder must return a torch Distribution of x; {_kind(model.decoder)} returned {_kind(p)}: wrap a "
+            "network that returns logits or means, as in Decoder(network, Bernoulli)"
+        )
+    shape = tuple(x.shape[1:])
+    if tuple(p.event_shape) != shape and tuple(p.batch_shape + p.event_shape) == (len(x), *shape):
+        raise ValueError(
+            f"the decoder returns separate distributions of the values of x: join them by "
+            f"torch.distributions.Independent(p, {len(shape) - len(p.event_shape)})"
+        )
+    if tuple(p.event_shape) != shape:
+        raise ValueError(f"the decoder describes observations of shape {tuple(p.event_shape)}; x has shape {shape}")
+    _check_logits(model.decoder, z)
+
+
+def _check_logits(decoder: nn.Module, z: Tensor) -> None:
+    """Refuse what looks like probabilities where a Bernoulli expects logits.
+
+    Raises:
+        ValueError: the decoder's logits stay within [0, 1] however far the latents are from the origin.
+    """
+    far = FAR * torch.randn(64, z.shape[-1], generator=torch.Generator().manual_seed(0)).to(z)
+    with torch.random.fork_rng():
+        base: Any = getattr(decoder(far), "base_dist", None)
+    logits = getattr(base, "logits", None)
+    if isinstance(base, torch.distributions.Bernoulli | torch.distributions.ContinuousBernoulli) and logits is not None:
+        if bool((logits >= 0).all() & (logits <= 1).all()) and float(logits.min()) < float(logits.max()):
+            raise ValueError(
+                f"the decoder's logits lie within [0, 1] whatever z is, as if a sigmoid had been applied; "
+                f"{type(base).__name__} takes logits: leave the sigmoid out"
+            )
+
+
+@torch.no_grad()
+def coupling(model: Any, x: Tensor) -> str | None:
+    """What makes the likelihood of an example depend on the rest of its batch, in the model's mode; None if nothing.
+
+    With BatchNorm in training mode it does: log p(x|z) of a batch is then not a sum over its examples, and no bound.
+
+    Args:
+        model: the model.
+        x: an example, or more.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        z, same, values = model.prior().sample((3,)), x[[0, 0]], []
+        for others in ([0, 1], [0, 2]):
+            torch.manual_seed(0)  # the same dropout for both
+            values.append(float(model.decoder(z[others]).log_prob(same)[0]))
+    if abs(values[0] - values[1]) <= COUPLED * max(1.0, abs(values[0])):
+        return None
+    named = [name for name, layer in model.decoder.named_modules() if isinstance(layer, _BatchNorm)]
+    return f"the BatchNorm decoder.{named[0]}" if named else "a layer of the decoder"
