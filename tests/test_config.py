@@ -163,3 +163,43 @@ def test_a_model_needs_a_shape():
 def test_levels_of_posterior_and_prior_that_differ_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         config.build(config.read("digits", options).model, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("training: {epochs: 7}\nmodel: {latent: 3}\ntraining: {warmup: 5}\n", "'training' stands in lines 1 and 3"),
+        ("training:\n  epochs: 7\n  batch: 5\n  epochs: 8\n", "'epochs' stands in lines 2 and 4"),
+        ("model: {encoder: {class_path: GatedEncoder, hidden: [3], hidden: [4]}}", "'hidden' stands in line 1 twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, text, told):
+    """Of two blocks that were pasted together the first was dropped without a word."""
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"a.yaml is ambiguous: {told}"):
+        config.read(path)
+
+
+def test_a_merged_key_may_be_overridden(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("training:\n  <<: {epochs: 7, batch: 5}\n  epochs: 8\n")
+    read = config.read(path).training
+    assert (read.epochs, read.batch) == (8, 5)
+
+
+def test_a_key_twice_in_a_flag_is_refused():
+    with pytest.raises(ValueError, match="'hidden' stands in line 1 twice"):
+        config.read("digits", ["--model.encoder={class_path: GatedEncoder, hidden: [3], hidden: [4]}"])
+
+
+@pytest.mark.parametrize("flags", [
+    ["--training.optimizer.class_path=SGD", "--training.optimizer.lr=0.1"],
+    ["--training.optimizer.lr", "0.1", "--training.optimizer.class_path", "SGD"],
+    ["--training.optimizer", "SGD", "--training.optimizer.lr", "0.1"],
+])  # fmt: skip
+def test_a_flag_that_changes_a_class_drops_its_arguments(tmp_path, flags):
+    path = tmp_path / "a.yaml"
+    path.write_text("training: {optimizer: {class_path: Adam, lr: 1.0e-3, fused: true}}")
+    for source in (path, "digits"):
+        assert config.read(source, flags).training.optimizer == {"class_path": "SGD", "lr": 0.1}

@@ -7,6 +7,8 @@ from conftest import binary, tiny_model
 from mixvae._precision import exact_products
 from mixvae.analysis import encode
 from mixvae.evaluation import evaluate
+from mixvae.training import launch
+from mixvae.training._trial import check_clipping
 
 CONV = torch.backends.cudnn.conv
 
@@ -56,3 +58,26 @@ def test_precision_that_was_set_kind_by_kind_is_kept():
         assert CONV.fp32_precision == "tf32"
     finally:
         CONV.fp32_precision, torch.backends.cudnn.rnn.fp32_precision = old
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_weights_in_16_bits_are_refused_with_what_to_use(precision, tmp_path):
+    with pytest.raises(ValueError, match=f"precision {precision} keeps .* use {precision.split('-')[0]}-mixed"):
+        launch("cpu", precision=precision)
+
+
+def test_half_precision_that_a_device_lacks_is_refused():
+    with pytest.raises(ValueError, match="precision 16-mixed is not to be had on the CPU: use bf16-mixed"):
+        launch("cpu", precision="16-mixed")
+
+
+def test_clipping_scaled_gradients_of_a_fused_adam_is_refused():
+    fabric = launch("cpu")
+    fabric._precision.scaler = torch.amp.GradScaler("cpu")
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    with pytest.raises(
+        ValueError, match="clip 1.0 under precision 16-mixed needs .* {class_path: Adam, lr: …} without"
+    ):
+        check_clipping(torch.optim.Adam(parameters, fused=True), fabric, 1.0)
+    check_clipping(torch.optim.Adam(parameters, fused=True), fabric, None)
+    check_clipping(torch.optim.Adam(parameters), fabric, 1.0)

@@ -26,7 +26,27 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class OutOfBounds(ValueError):
-    """YAML that is larger, deeper or longer than any configuration."""
+    """YAML that is larger, deeper or longer than any configuration, or ambiguous."""
+
+
+class _Loader(_LOADER):  # pyright: ignore[reportGeneralTypeIssues]
+    """A safe loader that refuses a key that stands twice, of which YAML readers silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """Return a mapping whose keys differ; a merged key (<<) may be overridden.
+
+        Raises:
+            OutOfBounds: a key stands twice.
+        """
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line, name = key.start_mark.line + 1, key.value
+                if name in lines:
+                    where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line} twice"
+                    raise OutOfBounds(f"ambiguous: {name!r} stands in {where}, within one block: join them")
+                lines[name] = line
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
@@ -55,12 +75,15 @@ def load_yaml(text: str, source: str = "") -> Any:
         source: what to call it in the error.
 
     Raises:
-        OutOfBounds: it exceeds what any configuration holds.
+        OutOfBounds: it exceeds what any configuration holds, or a key stands twice.
         yaml.YAMLError: it is not YAML.
         ValueError: a value in it is invalid, such as a 13th month.
     """
     check_bounds(text, source)
-    return yaml.load(text, Loader=_LOADER)  # noqa: S506  (a safe loader)
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a safe loader)
+    except OutOfBounds as error:
+        raise OutOfBounds(f"{source} is {error}" if source else str(error)) from None
 
 
 def check_bounds(text: str, source: str = "") -> None:
@@ -120,7 +143,7 @@ def _check_bounds(text: str) -> None:
 
 def _load_flag(text: str) -> Any:
     """Load YAML for jsonargparse: a flag's value or a file that `read_yaml` has already read."""
-    check_bounds(text)
+    load_yaml(text)
     return jsonargparse.get_loader("yaml")(text)
 
 

@@ -9,14 +9,15 @@ from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import jsonargparse
 import yaml
 
 from mixvae.config._bounded import MODE, check_bounds, load_yaml, read_yaml
+from mixvae.config._flags import GROUPS, flags, is_file, options_in, spelled
 from mixvae.config._schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig, check_nulls
-from mixvae.config._trust import EVERYBODY, NAME, NOBODY, Trust, check_config, granting
+from mixvae.config._trust import EVERYBODY, NOBODY, Trust, check_config, granting
 
 __all__ = [
     "Parser", "add_arguments", "changes", "check_file", "check_options", "check_parsed", "check_words", "flags",
@@ -27,8 +28,6 @@ __all__ = [
 
 SHORTEST_PART = 3
 """Letters that a part of a name needs to be matched on its own."""
-GROUPS = ("data", "model", "training", "start")
-"""Keys of a configuration that hold other keys."""
 
 
 def presets() -> dict[str, Path]:
@@ -85,94 +84,23 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivat
         super().__call__(parser, cfg, values, option_string)
 
 
-def is_file(value: Any) -> bool:
-    """Whether a value names something that exists and can be opened."""
-    try:
-        path = Path(value).expanduser() if isinstance(value, str | Path) else None  # as the parser does
-        return path is not None and path.exists() and not path.is_dir()
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, or the home of an unknown user
-        return False
-
-
 def check_words(words: Sequence[str]) -> None:
     """Refuse values out of bounds, and a file for one group of options, such as `--model FILE`, which nothing checks.
 
     Raises:
         ValueError: a word is one of these.
     """
-    for name, value in _options(words):
+    for name, value in options_in(words):
         with suppress(yaml.YAMLError):  # the parser reports it
             check_bounds(value, name)
         if name.removeprefix("--") in GROUPS and is_file(value):
             raise ValueError(f"{name} takes values, not the file {value}: give the file by --config")
 
 
-def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every option and its value: what follows its `=`, or else the next word."""
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            yield name, value if equals else following
-
-
-def spelled(words: Sequence[str]) -> list[str]:
-    """Options in a form that the parser can merge: a class by name, and its arguments in options of their own.
-
-    `--model.prior VampPrior --model.prior.pseudo_inputs 3` becomes `--model.prior={class_path: VampPrior} …`, and so
-    does `--model.prior.pseudo_inputs 3` after the `--config` of a file that says `prior: VampPrior`.
-    """
-    words = list(words)
-    options = [word.partition("=")[0] for word in words]
-    for name, kind in _classes(words).items():
-        first = next((i for i, option in enumerate(options) if option.startswith(f"{name}.")), None)
-        if first is not None and name not in options:
-            words.insert(first, f"{name}={kind}")
-            options.insert(first, name)
-    rest, whole = iter(words), list[str]()
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if not word.startswith("--") or not any(other.startswith(f"{name}.") for other in options):
-            whole.append(word)
-            continue
-        value = value if equals else next(rest, "")
-        named = NAME.fullmatch(value) and name.removeprefix("--") not in GROUPS
-        before = (i for i, other in enumerate(whole) if other.startswith(f"{name}."))  # it would replace these
-        whole.insert(next(before, len(whole)), f"{name}={{class_path: {value}}}" if named else f"{name}={value}")
-    return whole
-
-
-def _classes(words: Sequence[str]) -> dict[str, str]:
-    """Options that are classes without arguments, from the defaults and the `--config` files among some words."""
-    values = asdict(Config())
-    for name, value in _options(words):
-        if name == "--config" and is_file(value):
-            content = read_yaml(Path(value).expanduser())
-            for group in GROUPS:
-                settings = content.get(group) if isinstance(content, dict) else None
-                values[group] |= settings if isinstance(settings, dict) else {}
-    kinds = {group: get_type_hints(hint) for group, hint in get_type_hints(Config).items() if group in GROUPS}
-    specs = [
-        (group, name) for group, hints in kinds.items() for name in hints if dict[str, Any] in get_args(hints[name])
-    ]
-    return {f"--{g}.{n}": values[g][n] for g, n in specs if isinstance(values[g][n], str)}
-
-
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """Add every field of `Config` to a parser."""
     parser.add_argument("--config", action=ConfigFile, help="a YAML file with any of the options below")
     parser.add_class_arguments(Config)
-
-
-def flags(options: Mapping[str, Any]) -> list[str]:
-    """Flags for options in dotted form.
-
-    Example:
-        >>> from mixvae.config import flags
-        >>> flags({"model.components": 3, "model.encoder": {"class_path": "GatedEncoder", "hidden": [16]}})
-        ['--model.components=3', '--model.encoder={class_path: GatedEncoder, hidden: [16]}']
-    """
-    texts = {key: yaml.safe_dump(value, default_flow_style=True, width=10**6) for key, value in options.items()}
-    return [f"--{key}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}" for key, text in texts.items()]
 
 
 def read(name: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Config:
@@ -210,7 +138,7 @@ def typed_names(words: Sequence[str]) -> list[str]:
     """Classes not on the allowlist that a user typed, in options or in the text of a `--config`."""
     options: dict[str, Any] = {}
     names: list[str] = []
-    for name, value in _options(words):
+    for name, value in options_in(words):
         with suppress(yaml.YAMLError):  # the parser reports it
             if name.startswith(("--model.", "--training.")) and value:
                 options[name.removeprefix("--")] = load_yaml(value, name)

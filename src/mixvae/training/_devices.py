@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 TESTED_STRATEGIES = ("auto", "ddp")
+HALVED = ("16-true", "bf16-true")
 
 
 def launch(
@@ -24,7 +25,8 @@ def launch(
         accelerator: `cpu`, `cuda`, … as in Fabric; `auto` is a CUDA GPU if there is one, else the CPU.
         devices: number of devices.
         strategy: `auto` or `ddp`.
-        precision: `32-true`, `bf16-mixed`, … as in Fabric; densities are computed in full precision.
+        precision: `32-true`, `64-true`, `bf16-mixed` or `16-mixed`, as in Fabric; densities are computed in full
+            precision.
 
     Raises:
         ValueError: mixvae is not tested with the strategy, or Fabric refuses a value.
@@ -36,8 +38,15 @@ def launch(
     """
     if strategy not in TESTED_STRATEGIES:
         raise ValueError(f"strategy {strategy!r} is not tested with mixvae: use {' or '.join(TESTED_STRATEGIES)}")
+    if precision in HALVED:
+        raise ValueError(
+            f"precision {precision} keeps weights and densities in 16 bits, which is too coarse for a likelihood: use "
+            f"{str(precision).removesuffix('-true')}-mixed, which computes only products in them"
+        )
     if accelerator == "auto":
         accelerator = default_device()
+    if accelerator == "cpu" and str(precision).startswith("16"):  # Fabric would compute in bf16-mixed instead
+        raise ValueError(f"precision {precision} is not to be had on the CPU: use bf16-mixed")
     if strategy == "ddp":
         strategy = "ddp_find_unused_parameters_true"  # a step on some components does not touch the others' encoders
     from lightning_fabric import Fabric

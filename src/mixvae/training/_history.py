@@ -59,3 +59,11 @@ class History(Tabular, list[Epoch]):
     def figure(self) -> Figure:
         """Learning curve: the negative validation bound."""
         return figures.learning_curves({"validation": self})
+
+
+def in_words(row: Epoch, epochs: int) -> str:
+    """An epoch of so many in one line."""
+    return (
+        f"epoch {row['epoch']}/{epochs}  bound {row['bound']:.2f}  validation {row['validation']:.2f}"
+        f"  best {row['best_epoch']}  β {row['beta']:.2f}"
+    )

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mixvae._failures import at_least, plain_errors
+from mixvae._failures import plain_errors
 from mixvae._trying import check_parts
 from mixvae.datasets import Dataset
 from mixvae.distributions import keyed_normal
@@ -27,21 +27,28 @@ from mixvae.posteriors import Posterior
 from mixvae.progress import SILENT, Progress
 from mixvae.training._average import RunningAverage
 from mixvae.training._estimates import check_step, check_training
-from mixvae.training._history import Epoch, History
+from mixvae.training._history import Epoch, History, in_words
 from mixvae.training._objective import Inputs, Objective, check_compile
 from mixvae.training._options import TrainingOptions
 from mixvae.training._processes import first_alone
 from mixvae.training._rates import amend, base_rates
 from mixvae.training._signals import StopSignal
 from mixvae.training._state import Checkpoint, State, Store, is_over
-from mixvae.training._trial import batches_of, check_values, fewest, rehearsing, tell_coupling, try_steps
+from mixvae.training._trial import (
+    batches_of,
+    check_clipping,
+    check_request,
+    check_values,
+    fewest,
+    rehearsing,
+    tell_coupling,
+    try_steps,
+)  # fmt: skip
 from mixvae.training._validation import validation_bound
 from mixvae.training._watch import EVERY, Watch, all_finite
 
 VALIDATION_BATCH = 500
 VALIDATION_SEED = 0
-MOST_THREADS = 1024
-"""Most CPU threads: torch ends the process if it cannot start as many as requested."""
 
 
 class Trainer:
@@ -62,13 +69,8 @@ class Trainer:
         threads: int | None = None,
         progress: Progress = SILENT,
     ):
-        at_least(0, seed=seed)
-        at_least(1, threads=threads)
+        check_request(data, options, fabric, seed, threads)
         batch, active, each = options.batch, options.active, options.validation_components
-        if threads is not None and threads > MOST_THREADS:
-            raise ValueError(f"threads must be at most {MOST_THREADS}; got {threads}")
-        if min(batch, len(data.train)) < fabric.world_size:
-            raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {batch}")
         if threads is not None:
             torch.set_num_threads(threads)
         self.model, self.fabric, self.store, self.threads = model, fabric, store, threads
@@ -85,6 +87,7 @@ class Trainer:
         check_training(model, trained, options.optimizer, fabric.device, averaged=options.ema is not None)
         try_steps(trained, options.optimizer, options.schedule)
         made = options.optimizer(trained)
+        check_clipping(made, fabric, options.clip)
         whole = len(range(fabric.global_rank, min(batch, len(data.train)), fabric.world_size))
         self.on_device = isinstance(model.posterior, Posterior) and bool(model.posterior.gathers)
         check_compile(options.compile, options.gradient, None if active is None or self.on_device else model.posterior)
@@ -179,7 +182,7 @@ class Trainer:
                 if self.stopping:
                     self._interrupt()
                 if self.fabric.is_global_zero:
-                    self.progress.update(row["epoch"], self.options.epochs, self._in_words(row))
+                    self.progress.update(row["epoch"], self.options.epochs, in_words(row, self.options.epochs))
         if self.best_weights is not None:
             load_tensors(self.model, self.best_weights, "the best epoch")
         return self.rows
@@ -304,13 +307,6 @@ class Trainer:
     def _over_all(self, value: Tensor) -> Tensor:
         """Sum over all processes."""
         return cast(Tensor, self.fabric.all_reduce(value, reduce_op="sum"))
-
-    def _in_words(self, row: Epoch) -> str:
-        """An epoch in one line."""
-        return (
-            f"epoch {row['epoch']}/{self.options.epochs}  bound {row['bound']:.2f}  validation {row['validation']:.2f}"
-            f"  best {row['best_epoch']}  β {row['beta']:.2f}"
-        )
 
     def _log(self, row: Epoch) -> None:
         """Append to the metrics, and to TensorBoard if that is installed."""

@@ -5,19 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from mixvae._failures import called, plain_errors, said
+from mixvae._failures import at_least, called, plain_errors, said
 from mixvae._trying import INSTEAD, coupling
 from mixvae.datasets import Split
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import Progress
 from mixvae.training._options import MakeOptimizer, MakeSchedule
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from mixvae.datasets import Dataset
+    from mixvae.training._options import TrainingOptions
+
+MOST_THREADS = 1024
+"""Most CPU threads: torch ends the process if it cannot start as many as requested."""
 LOOKED_AT = 10_000
 """Examples that are checked at a time."""
 
@@ -73,6 +81,34 @@ def _step(taker: Any, *arguments: float) -> None:
     except Exception as error:
         name = type(taker).__name__
         raise ValueError(f"{name} cannot take the steps of a training here: {said(error)}") from error
+
+
+def check_request(data: Dataset, options: TrainingOptions, fabric: Fabric, seed: int, threads: int | None) -> None:
+    """Refuse numbers that are out of range, whatever the model is.
+
+    Raises:
+        ValueError: one is.
+    """
+    at_least(0, seed=seed)
+    at_least(1, threads=threads)
+    if threads is not None and threads > MOST_THREADS:
+        raise ValueError(f"threads must be at most {MOST_THREADS}; got {threads}")
+    if min(options.batch, len(data.train)) < fabric.world_size:
+        raise ValueError(f"batch must be at least the number of devices, {fabric.world_size}; got {options.batch}")
+
+
+def check_clipping(optimizer: torch.optim.Optimizer, fabric: Fabric, clip: float | None) -> None:
+    """Refuse to clip gradients that a fused optimiser would scale back itself.
+
+    Raises:
+        ValueError: gradients are scaled, as under 16-mixed, and the optimiser is fused.
+    """
+    scaled = getattr(fabric._precision, "scaler", None) is not None  # noqa: SLF001  (Fabric shows it nowhere else)
+    if scaled and clip is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        raise ValueError(
+            f"clip {clip} under precision 16-mixed needs an optimiser that is not fused: give "
+            f"{{class_path: {type(optimizer).__name__}, lr: …}} without fused, or precision bf16-mixed"
+        )
 
 
 def fewest(bounds: Callable[[int], Any], whole: int) -> int:
