@@ -7,6 +7,7 @@ batching happen on the device, in `Split.batch`.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mixvae._resources import check
 from mixvae.datasets._download import fetch, folders, locate
-from mixvae.datasets._formats import ARRAY_SUFFIXES, read_array, read_cifar, read_idx, read_images
-from mixvae.datasets._splits import Dataset, Split
+from mixvae.datasets._formats import read_cifar, read_idx
+from mixvae.datasets._own import read_own
+from mixvae.datasets._splits import Dataset, Split, as_split
 from mixvae.progress import SILENT, Progress
 
 __all__ = ["SOURCES", "Dataset", "Split", "as_split", "load_dataset", "resolve_paths", "search"]
@@ -43,7 +43,8 @@ def load_dataset(
 
     Args:
         name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, or the path of your own data: a `.npy`, `.npz`
-            or `.pt` file of shape (N, H, W), (N, C, H, W) or (N, D), or a folder of images.
+            or `.pt` file of shape (N, H, W), (N, C, H, W) or (N, D), a `.csv`, `.amat` or `.txt` table, or a folder of
+            images. A `.npz` of `x_train` and `x_test`, and a folder of `train` and `test`, keep their split.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
         binarize: `stochastic` binarises training examples anew at every step, validation and test once;
             `fixed` binarises all of them once; `threshold` at ½; `none` keeps the values.
@@ -72,7 +73,7 @@ def load_dataset(
     if name in SOURCES:
         train, validation, test = SOURCES[name](root, seed, progress)
     elif Path(name).exists():
-        train, validation, test = _own(Path(name), seed)
+        train, validation, test = read_own(Path(name), seed)
     else:
         near = difflib.get_close_matches(name, SOURCES, 1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SOURCES)} or a path that exists"
@@ -164,89 +165,6 @@ def _check(name: str, splits: list[Split], binarize: Binarize) -> None:
             )
 
 
-def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> Split:
-    """Turn an array into a split: bytes stay bytes, grey images gain a channel axis.
-
-    Args:
-        x: examples (N, H, W), (N, C, H, W) or (N, D).
-        y: class labels (N,).
-        name: what errors call the array.
-
-    Raises:
-        ValueError: the shape, type or number of labels is wrong.
-
-    Example:
-        >>> import numpy as np
-        >>> from mixvae.datasets import as_split
-        >>> split = as_split(np.full((5, 8, 8), 255, np.uint8), np.array(list("abcab")))
-        >>> split.x.shape, split.levels, split.y.tolist()
-        (torch.Size([5, 1, 8, 8]), 255, [0, 1, 2, 0, 1])
-    """
-    if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
-        raise ValueError(f"{name} must have shape (N, D), (N, H, W) or (N, C, H, W); got {x.shape}")
-    if x.ndim == 4 and x.shape[1] > 4 and x.shape[-1] in (1, 3, 4):
-        raise ValueError(f"{name} has its channels last, {x.shape}: transpose it to (N, C, H, W)")
-    if y is not None and y.shape != (len(x),):
-        raise ValueError(f"{name} has {len(x)} examples, its labels have shape {y.shape}: give one label each")
-    if x.dtype.kind not in "buif":
-        raise ValueError(f"{name} must hold numbers or booleans; got {x.dtype}")
-    if y is not None:
-        _check_labels(y, name)
-    bytes_fit = x.dtype.kind in "bui" and x.size > 0 and x.min() >= 0 and x.max() <= 255
-    if x.dtype.kind in "bui" and x.ndim > 2 and x.size and not bytes_fit:
-        raise ValueError(f"{name} holds whole numbers from {x.min()} to {x.max()}; 8-bit images have 0 to 255")
-    as_bytes = bytes_fit and (x.ndim > 2 or x.dtype.kind == "b" or x.dtype == np.uint8 or x.max() <= 1)
-    kept = np.dtype(np.uint8 if as_bytes else np.float32)
-    check(2 * x.size * kept.itemsize, f"{name} of shape {x.shape}", "give fewer or smaller examples")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused later
-        values = x.astype(kept)
-    levels = 255 if as_bytes and x.max() > 1 else 1
-    labels = None if y is None else torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
-    tensor = torch.from_numpy(np.ascontiguousarray(values[:, None] if x.ndim == 3 else values))
-    return Split(tensor, labels, levels)
-
-
-def _check_labels(y: np.ndarray, name: str) -> None:
-    """Refuse labels that do not name a class.
-
-    Raises:
-        ValueError: they are neither numbers nor text, or some are NaN or infinite.
-    """
-    if y.dtype.kind not in "buifUS":
-        raise ValueError(f"the labels of {name} must be numbers or text; got {y.dtype}")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        bad = int((~np.isfinite(y)).sum())
-        raise ValueError(f"the labels of {name} hold {bad} values that are NaN or infinite: give every example a class")
-
-
-def _shuffled(whole: Split, sizes: tuple[int, int], seed: int) -> tuple[Split, Split, Split]:
-    """Split at random into training, validation and test examples; `sizes` are those of the last two."""
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(whole)))
-    validation, test = sizes
-    cut = len(whole) - validation - test
-    parts = order[:cut], order[cut : cut + validation], order[cut + validation :]
-    return tuple(_take(whole, part) for part in parts)  # pyright: ignore[reportReturnType]
-
-
-def _take(whole: Split, index: Tensor) -> Split:
-    """Some examples by index."""
-    return replace(whole, x=whole.x[index], y=None if whole.y is None else whole.y[index])
-
-
-def _own(path: Path, seed: int) -> tuple[Split, Split, Split]:
-    """Split the user's own data 80 : 10 : 10."""
-    if path.is_dir():
-        x, y = read_images(path)
-    elif path.suffix in ARRAY_SUFFIXES:
-        x, y = read_array(path)
-    else:
-        raise ValueError(f"{path} must be a folder of images or end in {', '.join(ARRAY_SUFFIXES)}")
-    whole = as_split(x, y, name=str(path))
-    if len(whole) < 10:
-        raise ValueError(f"{path} holds {len(whole)} examples; a split into three needs at least 10")
-    return _shuffled(whole, (len(whole) // 10, len(whole) // 10), seed)
-
-
 def _digits(root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
     """scikit-learn's 1797 handwritten digits, 8 × 8 pixels of 17 grey levels: 1197/200/400."""
     del root
@@ -254,7 +172,16 @@ def _digits(root: str | Path | None, seed: int, progress: Progress) -> tuple[Spl
 
     x, y = load_digits(return_X_y=True)
     images = torch.from_numpy(x.reshape(-1, 1, 8, 8).astype(np.uint8))
-    return _shuffled(Split(images, torch.from_numpy(y.astype(np.int64)), levels=16), (200, 400), seed)
+    whole = Split(images, torch.from_numpy(y.astype(np.int64)), levels=16)
+    return whole.divided((200, 400), seed)
+
+
+WHOLE = 60_000
+"""Training images of MNIST and its like; fewer are somebody's selection."""
+
+
+def _idx_sources() -> list[IdxSource]:
+    return [source for source in SOURCES.values() if isinstance(source, IdxSource)]
 
 
 @dataclass(frozen=True)
@@ -265,21 +192,44 @@ class IdxSource:
         name: name of the data set.
         url: folder of the files.
         checksums: MD5 sums by file name: training images and labels, then those of the test.
+        contents: SHA-256 of their values in the same order, where they are known: files of one name are not always
+            packed alike, and those of another data set have the same names.
     """
 
     name: str
     url: str
     checksums: dict[str, str]
+    contents: tuple[str, ...] = ()
 
     def __call__(self, root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
         """Read the files, after downloading those that are missing."""
         del seed
         paths = [self._path(file, root, progress) for file in self.checksums]
-        images, labels, test_images, test_labels = (read_idx(path) for path in paths)
+        arrays = [read_idx(path) for path in paths]
+        self._check_contents(paths, arrays)
+        images, labels, test_images, test_labels = arrays
         whole = as_split(images, labels, name=str(paths[0]))
         cut = len(whole) - len(whole) // 6
-        train, validation = (_take(whole, part) for part in torch.arange(len(whole)).tensor_split([cut]))
+        train, validation = (whole.take(part) for part in torch.arange(len(whole)).tensor_split([cut]))
         return train, validation, as_split(test_images, test_labels, name=str(paths[2]))
+
+    def _check_contents(self, paths: list[Path], arrays: list[np.ndarray]) -> None:
+        """Refuse files of another data set, and sets that were put together from two.
+
+        Raises:
+            ValueError: some are known as those of another data set, while those of this one are other ones.
+        """
+        known = {digest: source.name for source in _idx_sources() for digest in source.contents}
+        for path, array in zip(paths, arrays, strict=True):
+            owner = known.get(hashlib.sha256(array.tobytes()).hexdigest(), self.name)
+            if owner != self.name:
+                raise ValueError(f"{path} is of {owner}, not of {self.name}: name the folder of its files by root")
+        if self.contents and len(arrays[0]) == WHOLE:
+            for path, array, digest in zip(paths, arrays, self.contents, strict=True):
+                if hashlib.sha256(array.tobytes()).hexdigest() != digest:
+                    raise ValueError(
+                        f"{path} does not hold the values of {self.name}: it is of another data set, or changed"
+                    )
 
     def _path(self, file: str, root: str | Path | None, progress: Progress) -> Path:
         path = locate([file, file.removesuffix(".gz")], self.name, root)
@@ -307,13 +257,13 @@ class CifarSource:
             unpacked = [f for f in folders("cifar10", root) if (f / "test_batch.bin").exists()]
             path = unpacked[0] if unpacked else fetch(self.url, f"md5:{self.checksum}", "cifar10", progress)
         batches = read_cifar(path)
-        names = [name for name in batches if name.startswith("data_batch")]
-        if not names or "test_batch" not in batches:
-            raise ValueError(f"{path} must hold data_batch_1.bin … and test_batch.bin; it holds {sorted(batches)}")
+        names = [f"data_batch_{number}" for number in range(1, 6)]
+        if missing := [name for name in (*names, "test_batch") if name not in batches]:
+            raise ValueError(f"{path} lacks {missing[0]}.bin; it holds {', '.join(sorted(batches)) or 'no batches'}")
         images, labels = (np.concatenate(part) for part in zip(*(batches[n] for n in names), strict=True))
         whole = as_split(images, labels, name=str(path))
         cut = len(whole) - len(whole) // 5
-        train, validation = (_take(whole, part) for part in torch.arange(len(whole)).tensor_split([cut]))
+        train, validation = (whole.take(part) for part in torch.arange(len(whole)).tensor_split([cut]))
         return train, validation, as_split(*batches["test_batch"], name=str(path))
 
 
@@ -338,6 +288,12 @@ SOURCES: dict[str, Callable[[str | Path | None, int, Progress], tuple[Split, Spl
             "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
             "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
         },
+        (
+            "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
+            "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
+            "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
+            "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
+        ),
     ),
     "cifar10": CifarSource(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"

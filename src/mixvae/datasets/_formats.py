@@ -29,6 +29,8 @@ IMAGES = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 CIFAR_RECORD = 1 + 3 * 32 * 32
 LARGEST_ARCHIVE = 2**31
 """Most bytes that CIFAR-10's archive may unpack to; the real one has 184 million."""
+SIXTEEN = 2**16 - 1
+"""Largest value of a 16-bit image."""
 DEEPEST_IDX = 4
 """Most axes of an IDX file."""
 LARGEST_FOLDER = 1_000_000
@@ -223,7 +225,9 @@ def _images_in(folder: Path) -> Iterator[Path]:
         ValueError: there are too many files.
     """
     count = 0
-    for place, _, names in os.walk(folder):
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not _is_hidden(name)]
+        names = [name for name in names if not _is_hidden(name)]
         count += 1 + len(names)
         if count > LARGEST_FOLDER:
             raise ValueError(
@@ -233,21 +237,55 @@ def _images_in(folder: Path) -> Iterator[Path]:
         yield from (p for name in names if (p := Path(place, name)).suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a folder of images of one size; subfolders, if there are any, are the classes in alphabetical order.
+def _is_hidden(name: str) -> bool:
+    """Whether a file or folder is not meant to be seen, such as those that Macs put beside and around others."""
+    return name.startswith(".") or name == "__MACOSX"
 
-    Sizes are read from the headers, and compared with memory, before an image is decoded.
 
-    Returns:
-        Images (N, C, H, W) as bytes, C = 1 if all are grey and 3 otherwise, and labels (N,) or None.
+def _exactly(image: Image.Image, path: Path) -> np.ndarray:
+    """Pixels (H, W, C) without loss: bytes, or numbers from 0 to 1 where 16 bits or floating point hold more.
 
     Raises:
-        ValueError: there are no images, one is damaged, sizes differ, or they do not fit into memory.
+        ValueError: the image is partly transparent, or holds numbers without a scale.
+    """
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:  # noqa: PLR2004  (opaque)
+            raise TooLarge(f"{path} is partly transparent: paste it onto a background first")
+        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        if image.mode == "F":
+            return values[..., None].astype(np.float32)
+        if values.min() < 0 or values.max() > SIXTEEN:
+            raise TooLarge(
+                f"{path} holds whole numbers from {values.min()} to {values.max()}; 16-bit images have 0 to {SIXTEEN}"
+            )
+        return (values[..., None] / SIXTEEN).astype(np.float32)
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))[..., None]
+    return np.asarray(image.convert("RGB"))
+
+
+def read_images(folder: Path, *, named: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read a folder of images of one size; subfolders, if there are any, are the classes in alphabetical order.
+
+    Sizes are read from the headers, and compared with memory, before an image is decoded. Hidden files are left out.
+
+    Args:
+        folder: the folder.
+        named: whether labels are the names of the classes, and not their numbers.
+
+    Returns:
+        Images (N, C, H, W), C = 1 if all are grey and 3 otherwise, and labels (N,) or None. Images of 16 bits or
+        floating point are numbers, 16 bits from 0 to 1; all others are bytes.
+
+    Raises:
+        ValueError: there are no images, one is damaged or transparent, sizes differ, or they do not fit into memory.
     """
     paths = sorted(_images_in(folder))
     if not paths:
         raise ValueError(f"{folder} holds no images; expected files such as .png or .jpg")
-    images, grey, size = [], True, (0, 0)
+    images, size = list[np.ndarray](), (0, 0)
     for path in paths:
         try:
             with warnings.catch_warnings():
@@ -263,8 +301,7 @@ def read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
                             f"all images must have one size: {paths[0].name} is {size[0]}×{size[1]} pixels, "
                             f"{path.name} is {image.size[0]}×{image.size[1]}"
                         )
-                    grey = grey and image.mode in ("1", "L")
-                    images.append(np.asarray(image.convert("RGB")))
+                    images.append(_exactly(image, path))
         except (DecompressionBombError, DecompressionBombWarning) as error:
             raise ValueError(f"{path} is too large to be an example: {short(error, 200)}: scale it down") from None
         except TooLarge:
@@ -272,7 +309,14 @@ def read_images(folder: Path) -> tuple[np.ndarray, np.ndarray | None]:
         except Exception as error:  # noqa: BLE001  (damage shows as any kind)
             lines = str(error).splitlines() or [type(error).__name__]
             raise ValueError(f"{path} is not a readable image: {short(lines[0], 200)}") from None
-    stacked = np.stack(images).transpose(0, 3, 1, 2)
+    kinds = {image.dtype: path for image, path in zip(images, paths, strict=True)}
+    if len(kinds) > 1:
+        bytes_of, other = kinds[np.dtype(np.uint8)], kinds[np.dtype(np.float32)]
+        raise ValueError(f"{bytes_of.name} has 8 bits, {other.name} more: save all images of {folder} in one depth")
+    channels = max(image.shape[-1] for image in images)
+    stacked = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
     classes = sorted({p.parent for p in paths})
-    labels = np.array([classes.index(p.parent) for p in paths]) if len(classes) > 1 else None
-    return np.ascontiguousarray(stacked[:, :1] if grey else stacked), labels
+    labels = None
+    if len(classes) > 1 or (named and classes != [folder]):
+        labels = np.array([p.parent.name if named else classes.index(p.parent) for p in paths])
+    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)), labels
