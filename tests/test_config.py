@@ -203,3 +203,8 @@ def test_a_flag_that_changes_a_class_drops_its_arguments(tmp_path, flags):
     path.write_text("training: {optimizer: {class_path: Adam, lr: 1.0e-3, fused: true}}")
     for source in (path, "digits"):
         assert config.read(source, flags).training.optimizer == {"class_path": "SGD", "lr": 0.1}
+
+
+def test_a_flag_that_names_the_same_class_keeps_its_arguments():
+    read = config.read("digits", ["--model.encoder.class_path=GatedEncoder"])
+    assert read.model.encoder == config.read("digits").model.encoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -41,14 +40,21 @@ def spelled(words: Sequence[str]) -> list[str]:
 
     `--model.prior VampPrior --model.prior.pseudo_inputs 3` becomes `--model.prior={class_path: VampPrior} …`, and so
     does `--model.prior.pseudo_inputs 3` after the `--config` of a file that says `prior: VampPrior`. A class given as
-    `--model.prior.class_path VampPrior` comes without the arguments of the one that it replaces, as any other does.
+    `--model.prior.class_path VampPrior` comes without the arguments of another one that it replaces.
     """
-    ends = tuple(f"{name}.class_path" for name in _class_options())
-    words = [
-        re.sub(r"\.class_path(?==|$)", "", word, count=1) if word.partition("=")[0] in ends else word for word in words
-    ]
+    words = list(words)
+    classes = _classes(words)
+    held = {f"{name}.class_path": kind.get("class_path") for name, kind in classes.items() if isinstance(kind, dict)}
+    given = [(i, word.partition("=")[0]) for i, word in enumerate(words)]
+    values = dict(options_in(words))
+    for i, option in given:
+        if option.removesuffix(".class_path") in classes and option.endswith(".class_path"):
+            if held.get(option) != values[option]:  # the class that it is already keeps its arguments
+                words[i] = words[i].replace(".class_path", "", 1)
     options = [word.partition("=")[0] for word in words]
-    for name, kind in _classes(words).items():
+    for name, kind in classes.items():
+        if not isinstance(kind, str):
+            continue
         first = next((i for i, option in enumerate(options) if option.startswith(f"{name}.")), None)
         if first is not None and name not in options:
             words.insert(first, f"{name}={kind}")
@@ -66,8 +72,8 @@ def spelled(words: Sequence[str]) -> list[str]:
     return whole
 
 
-def _classes(words: Sequence[str]) -> dict[str, str]:
-    """Options that are classes without arguments, from the defaults and the `--config` files among some words."""
+def _classes(words: Sequence[str]) -> dict[str, Any]:
+    """Options that are classes, and what they are by the defaults and the `--config` files among some words."""
     values = asdict(Config())
     for name, value in options_in(words):
         if name == "--config" and is_file(value):
@@ -75,8 +81,7 @@ def _classes(words: Sequence[str]) -> dict[str, str]:
             for group in GROUPS:
                 settings = content.get(group) if isinstance(content, dict) else None
                 values[group] |= settings if isinstance(settings, dict) else {}
-    found = {option: values[group][name] for option, (group, name) in _class_options().items()}
-    return {option: kind for option, kind in found.items() if isinstance(kind, str)}
+    return {option: values[group][name] for option, (group, name) in _class_options().items()}
 
 
 @cache
