@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixvae._failures import plain_errors
+from mixvae.parts import a_kind
 
 Observations = Tensor | np.ndarray | Sequence[Any]
 """Observations as users have them: an array or tensor of numbers, or nested lists of them."""
@@ -34,7 +35,7 @@ def observations(x: Observations, model: nn.Module) -> Tensor:
     if not isinstance(x, Tensor):
         array = np.asarray(x)
         if array.dtype.kind not in "biuf":
-            raise ValueError(f"observations must be an array or tensor of numbers; got {_kind(x)} of {array.dtype}")
+            raise ValueError(f"observations must be an array or tensor of numbers; got {a_kind(x)} of {array.dtype}")
         x = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
     like = next(model.parameters(), x if x.is_floating_point() else x.float())
     made = x.to(like.device, like.dtype)
@@ -45,9 +46,30 @@ def observations(x: Observations, model: nn.Module) -> Tensor:
     return made
 
 
-def _kind(value: object) -> str:
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+def check_latents(q: Any, prior: Distribution) -> None:
+    """Refuse a posterior and a prior over different latents.
+
+    Raises:
+        ValueError: their latent sizes differ.
+    """
+    if q.event_shape != prior.event_shape:
+        raise ValueError(
+            f"the posterior has latent shape {tuple(q.event_shape)}, the prior {tuple(prior.event_shape)}: give both "
+            "the same latent size"
+        )
+
+
+def check_shape(likelihood: Distribution, x: Tensor) -> None:
+    """Refuse observations whose shape differs from the likelihood's.
+
+    Raises:
+        ValueError: it does.
+    """
+    if likelihood.event_shape != x.shape[1:]:
+        raise ValueError(
+            f"the decoder describes observations of shape {tuple(likelihood.event_shape)}; "
+            f"x has shape {tuple(x.shape[1:])}"
+        )
 
 
 @torch.no_grad()
@@ -64,19 +86,15 @@ def check_parts(model: Any, x: Tensor) -> None:
     latent = q.event_shape[0]
     if not isinstance(prior, Distribution):
         raise ValueError(
-            f"a prior must return a torch Distribution over z; {_kind(model.prior)} returned {_kind(prior)}"
+            f"a prior must return a torch Distribution over z; {a_kind(model.prior)} returned {a_kind(prior)}"
         )
-    if q.event_shape != prior.event_shape:
-        raise ValueError(
-            f"the posterior has latent shape {tuple(q.event_shape)}, the prior {tuple(prior.event_shape)}: give both "
-            "the same latent size"
-        )
+    check_latents(q, prior)
     z = q.rsample((), torch.zeros(*q.batch_shape, *q.event_shape).to(x))[0]
     with plain_errors(f"the decoder cannot decode latents of size {latent}, which is the posterior's"):
         p: Any = model.decoder(z)
     if not isinstance(p, Distribution):
         raise ValueError(
-            f"a decoder must return a torch Distribution of x; {_kind(model.decoder)} returned {_kind(p)}: wrap a "
+            f"a decoder must return a torch Distribution of x; {a_kind(model.decoder)} returned {a_kind(p)}: wrap a "
             "network that returns logits or means, as in Decoder(network, Bernoulli)"
         )
     shape = tuple(x.shape[1:])
@@ -85,8 +103,7 @@ def check_parts(model: Any, x: Tensor) -> None:
             f"the decoder returns separate distributions of the values of x: join them by "
             f"torch.distributions.Independent(p, {len(shape) - len(p.event_shape)})"
         )
-    if tuple(p.event_shape) != shape:
-        raise ValueError(f"the decoder describes observations of shape {tuple(p.event_shape)}; x has shape {shape}")
+    check_shape(p, x)
     _check_logits(model.decoder, z)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from mixvae._precision import exact_products
-from mixvae._trying import Observations, observations
+from mixvae._trying import Observations, check_latents, check_shape, observations
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
 from mixvae.parts import Part
@@ -112,11 +112,7 @@ class MixtureVAE(Part):
             own: positions within q of the components to draw from; all by default.
             noise: standard normal noise; drawn from torch's generator by default.
         """
-        if q.event_shape != prior.event_shape:
-            raise ValueError(
-                f"the posterior has latent shape {tuple(q.event_shape)}, the prior {tuple(prior.event_shape)}: "
-                "give both the same latent size"
-            )
+        check_latents(q, prior)
         z, log_q = q.rsample_and_cross_log_prob((draws_per_component,), own, noise)
         return Terms(
             log_px=self.log_likelihood(x, z),
@@ -134,7 +130,7 @@ class MixtureVAE(Part):
             ValueError: the shape of x is not that of the decoder's output, or x lies outside its support.
         """
         likelihood = self.decoder(z)
-        _check_shape(likelihood, x)
+        check_shape(likelihood, x)
         if self._reads_values:
             _check_support(likelihood, x)
         return likelihood.log_prob(x)
@@ -147,7 +143,7 @@ class MixtureVAE(Part):
             ValueError: the shape of x is not that of the decoder's output, or x lies outside its support.
         """
         likelihood = self.decoder(self.prior().sample((1,)))
-        _check_shape(likelihood, x)
+        check_shape(likelihood, x)
         _check_support(likelihood, x)
 
     def extended(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> MixtureVAE:
@@ -212,15 +208,6 @@ def _check_dtype(x: object, model: nn.Module) -> None:
     dtype = next(model.parameters(), x).dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f"x is of {x.dtype}, the model of {dtype}: pass x.to({dtype})")
-
-
-def _check_shape(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
-    """Reject observations whose shape differs from the likelihood's."""
-    if likelihood.event_shape != x.shape[1:]:
-        raise ValueError(
-            f"the decoder describes observations of shape {tuple(likelihood.event_shape)}; "
-            f"x has shape {tuple(x.shape[1:])}"
-        )
 
 
 def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:

@@ -150,10 +150,12 @@ def kept(value: Any) -> Any:
             return function
         return partial(function, *map(kept, value.args), **{k: kept(v) for k, v in value.keywords.items()})
     if isinstance(value, types.MethodType):
-        return value if isinstance(value.__self__, nn.Module | type) else Unnamed(f"a method of {_a(value.__self__)}")
+        return (
+            value if isinstance(value.__self__, nn.Module | type) else Unnamed(f"a method of {a_kind(value.__self__)}")
+        )
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
         return _named(value)
-    return Unnamed(_a(value))
+    return Unnamed(a_kind(value))
 
 
 def _named(value: Any) -> Any:
@@ -167,7 +169,7 @@ def _named(value: Any) -> Any:
     return value
 
 
-def _a(value: object) -> str:
+def a_kind(value: object) -> str:
     """Type of an object with its article."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

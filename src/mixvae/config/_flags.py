@@ -44,13 +44,13 @@ def spelled(words: Sequence[str]) -> list[str]:
     """
     words = list(words)
     classes = _classes(words)
-    held = {f"{name}.class_path": kind.get("class_path") for name, kind in classes.items() if isinstance(kind, dict)}
-    given = [(i, word.partition("=")[0]) for i, word in enumerate(words)]
     values = dict(options_in(words))
-    for i, option in given:
-        if option.removesuffix(".class_path") in classes and option.endswith(".class_path"):
-            if held.get(option) != values[option]:  # the class that it is already keeps its arguments
-                words[i] = words[i].replace(".class_path", "", 1)
+    for i, word in enumerate(words):
+        name, end, _ = word.partition("=")[0].partition(".class_path")
+        held = classes.get(name)
+        same = isinstance(held, dict) and held.get("class_path") == values.get(f"{name}{end}")
+        if end and name in classes and not same:  # the class that it is already keeps its arguments
+            words[i] = word.replace(end, "", 1)
     options = [word.partition("=")[0] for word in words]
     for name, kind in classes.items():
         if not isinstance(kind, str):

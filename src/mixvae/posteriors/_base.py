@@ -21,6 +21,19 @@ SMALLEST = 64
 """Least number of bytes that a component takes."""
 
 
+def check_factory(build: object, what: str) -> None:
+    """Refuse a module where something that makes modules is needed.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if isinstance(build, nn.Module):
+        raise ValueError(
+            f"build must make {what}; got one {type(build).__name__}: pass the class, a functools.partial or a lambda "
+            "that makes it"
+        )
+
+
 @torch.no_grad()
 def add_noise(tensor: Tensor, noise: float) -> None:
     """Add normal noise in place, relative to the tensor's own standard deviation."""

@@ -12,7 +12,7 @@ from torch.distributions import Transform
 
 from mixvae._resources import make
 from mixvae.distributions import Components, Flowed, with_volume
-from mixvae.posteriors._base import Posterior
+from mixvae.posteriors._base import Posterior, check_factory
 from mixvae.posteriors._separate import extend_modules
 
 FARTHEST = 6.0
@@ -61,10 +61,7 @@ class FlowPosterior(Posterior):
     def __init__(self, base: Posterior, build: Callable[[], nn.Module], latent: int, *, per_component: bool = False):
         super().__init__()
         self.base = base
-        if isinstance(build, nn.Module):
-            raise ValueError(
-                f"build must make a flow; got one {type(build).__name__}: pass what makes it, as in a lambda"
-            )
+        check_factory(build, "a flow")
         self.build, self.per_component = build, per_component
         self.flows = nn.ModuleList(make(build, base.components if per_component else 1, "flows"))
         self.latent = latent

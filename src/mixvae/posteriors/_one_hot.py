@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixvae.distributions import DiagonalGaussian
 from mixvae.networks import LOG_VAR_RANGE, OneHotHead
-from mixvae.posteriors._base import MixturePosterior, add_noise
+from mixvae.posteriors._base import MixturePosterior, add_noise, check_factory
 
 
 class OneHotPosterior(MixturePosterior):
@@ -58,10 +58,7 @@ class OneHotPosterior(MixturePosterior):
         log_var_range: Sequence[float] = LOG_VAR_RANGE,
     ):
         super().__init__(components, weights, learn_weights=learn_weights)
-        if isinstance(build, nn.Module):
-            raise ValueError(
-                f"build must make the trunk; got one {type(build).__name__}: pass what makes it, as in a lambda"
-            )
+        check_factory(build, "the trunk")
         self.trunk = build()
         with torch.no_grad():
             features = self.trunk(torch.zeros(2, *shape))

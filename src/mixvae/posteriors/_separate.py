@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from mixvae._resources import check, gib, make
 from mixvae.distributions import DiagonalGaussian
-from mixvae.posteriors._base import MixturePosterior, add_noise
+from mixvae.posteriors._base import MixturePosterior, add_noise, check_factory
 
 
 def distinct_modules(build: Callable[[], nn.Module], n: int) -> nn.ModuleList:
@@ -21,11 +21,7 @@ def distinct_modules(build: Callable[[], nn.Module], n: int) -> nn.ModuleList:
     Raises:
         ValueError: the same module was returned twice, or this many cannot fit into memory.
     """
-    if isinstance(build, nn.Module):
-        raise ValueError(
-            f"build must make a new encoder at every call; got one {type(build).__name__}: pass the class, a "
-            "functools.partial or a lambda that makes it"
-        )
+    check_factory(build, "a new encoder at every call")
     built = make(build, n, "encoders")
     if len({id(module) for module in built}) < n:
         raise ValueError("build must make a new encoder at every call; it returned the same module twice")

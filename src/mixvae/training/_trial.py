@@ -13,16 +13,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mixvae._failures import at_least, called, plain_errors, said
 from mixvae._trying import INSTEAD, coupling
-from mixvae.datasets import Split
+from mixvae.datasets import Dataset, Split
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import Progress
-from mixvae.training._options import MakeOptimizer, MakeSchedule
+from mixvae.training._options import MakeOptimizer, MakeSchedule, TrainingOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-    from mixvae.datasets import Dataset
-    from mixvae.training._options import TrainingOptions
 
 MOST_THREADS = 1024
 """Most CPU threads: torch ends the process if it cannot start as many as requested."""
