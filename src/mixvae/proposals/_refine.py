@@ -177,7 +177,7 @@ def _around(peaks: Peaks, *, widened: bool) -> tuple[Student, Float[Tensor, "T B
 
 
 def _widening(latent: int) -> float:
-    """Factor on the scale of a t of so many dimensions."""
+    """Factor on the scale of a t in `latent` dimensions."""
     return 1 + min(INFLATED, 1 / math.sqrt(latent))
 
 

@@ -62,7 +62,7 @@ class History(Tabular, list[Epoch]):
 
 
 def in_words(row: Epoch, epochs: int) -> str:
-    """An epoch of so many in one line."""
+    """An epoch in one line, with the number of all epochs."""
     return (
         f"epoch {row['epoch']}/{epochs}  bound {row['bound']:.2f}  validation {row['validation']:.2f}"
         f"  best {row['best_epoch']}  β {row['beta']:.2f}"

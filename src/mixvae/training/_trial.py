@@ -112,7 +112,7 @@ def fewest(bounds: Callable[[int], Any], whole: int) -> int:
     """Compute the bounds of one and of two examples; returns the fewest that a training step can have, 1 or 2.
 
     Args:
-        bounds: computes those of so many examples.
+        bounds: computes the bounds of the first n examples, given n.
         whole: examples in a whole batch.
 
     Raises:
