@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENDURANCE := runs/endurance
 
-.PHONY: help install demo test test-slow tutorials fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
+.PHONY: help install demo test test-slow tutorials notebooks fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ test-slow: install  ## the checks that take longer
 
 tutorials: install  ## the tutorials and the README's code, line by line, as their readers would run them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -k tutorial -n 2 -p no:benchmark
+
+notebooks: install  ## the notebooks as .ipynb with their outputs, in runs/notebooks
+	@mkdir -p runs/notebooks
+	@for path in notebooks/*.py; do $(BIN)/jupytext --quiet --output runs/$${path%.py}.ipynb $$path; done
+	OMP_NUM_THREADS=1 $(BIN)/jupyter execute --inplace runs/notebooks/*.ipynb
 
 fuzz: install  ## 2000 inputs to the commands and 400 damaged files: an answer or one line
 	MIXVAE_FUZZ=2000 MIXVAE_DAMAGE=400 OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_fuzz.py -n 2 -p no:benchmark -rP

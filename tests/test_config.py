@@ -208,3 +208,43 @@ def test_a_flag_that_changes_a_class_drops_its_arguments(tmp_path, flags):
 def test_a_flag_that_names_the_same_class_keeps_its_arguments():
     read = config.read("digits", ["--model.encoder.class_path=GatedEncoder"])
     assert read.model.encoder == config.read("digits").model.encoder
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "stochastic"),
+        (["--model.likelihood=Bernoulli"], "stochastic"),
+        (["--model.likelihood={class_path: mixvae.decoders.Bernoulli}"], "stochastic"),
+        (["--model.likelihood=GaussianLikelihood"], "none"),
+        (["--model.likelihood={class_path: LogisticMixture, mixtures: 2}"], "none"),
+        (["--model.likelihood=ContinuousBernoulli", "--data.binarize=fixed"], "fixed"),
+        (["--data.binarize=none"], "none"),
+    ],
+)
+def test_data_are_binarised_as_the_likelihood_needs(tmp_path, flags, expected):
+    settings = config.read("digits", flags)
+    assert settings.data.binarize == expected
+    (tmp_path / "c.yaml").write_text(config.to_yaml(settings))
+    assert f"binarize: {expected}" in (tmp_path / "c.yaml").read_text(), "what is recorded is what is done"
+    assert config.read(tmp_path / "c.yaml") == settings
+
+
+def test_files_replace_a_presets_data_set_and_nothing_else(tmp_path):
+    files = ["--data.train=a.csv", "--data.test=b.csv"]
+    for preset in ("digits", "vanilla", "tabular"):
+        data = config.read(preset, files).data
+        assert (data.name, data.train, data.validation, data.test) == ("files", "a.csv", None, "b.csv")
+        assert data.arguments()["name"] is None
+    (tmp_path / "own.npy").touch()
+    with pytest.raises(ValueError, match="--data.name and --data.test are both given: leave one of them out"):
+        config.read("digits", [f"--data.name={tmp_path / 'own.npy'}", *files])
+    with pytest.raises(ValueError, match="data.test is empty: name a file or a folder"):
+        config.read("digits", ["--data.train=a.csv", "--data.test="])
+    (tmp_path / "c.yaml").write_text(config.to_yaml(config.read("digits", files)))
+    assert config.read(tmp_path / "c.yaml") == config.read("digits", files)
+
+
+@pytest.mark.parametrize(("text", "size"), [("28", 28), ("[28,20]", [28, 20]), ("null", None)])
+def test_a_size_is_one_number_or_two(text, size):
+    assert config.read("digits", [f"--data.resize={text}"]).data.resize == size

@@ -87,6 +87,30 @@ def test_an_ordinary_vae_becomes_a_mixture_unchanged(monkeypatch):
     assert all(15 < value < 64 * 0.6931 for value in nll.values()), "better than coins"
 
 
+@pytest.mark.parametrize("page", ["data", "training"])
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{page}.md").read_text(), re.DOTALL):
+        exec(block, {})
+    assert re.search(r"\d\.\d", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_users_run")
+def test_the_tutorial_of_queries_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    space: dict = {}
+    for language, block in re.findall(r"```(python|sh)\n(.*?)```", (ROOT / "docs/queries.md").read_text(), re.DOTALL):
+        if language == "python":
+            exec(block, space)
+            continue
+        for line in block.splitlines():
+            cli.main(shlex.split(line)[1:])
+    written = {"turned.csv", "turned.png", "aggregated.png", "path.png", "encoder.pt2"}
+    assert written <= {p.name for p in tmp_path.iterdir()}
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_parts_implemented_in_the_documentation_work_together():
     torch.manual_seed(0)
     space: dict = {}

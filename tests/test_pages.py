@@ -1,12 +1,18 @@
-"""Pages in a real browser: no errors, no requests, pictures that decode, tables that sort."""
+"""Pages in a real browser: no errors, no requests, pictures that decode, tables that sort; and what is on them."""
 
+import html
 import math
+import re
+import shlex
+from functools import partial
 
 import numpy as np
 import pytest
 
+import mixvae
 from browser import browse
-from mixvae import figures, reports
+from mixvae import config, figures, reports, runs
+from mixvae.cli import main
 from mixvae.reports import Column
 
 
@@ -53,8 +59,117 @@ def test_a_page_has_no_faults_and_asks_for_nothing(page, tmp_path):
     assert seen["decoded"] == [True, True, True]
 
 
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of a run that was configured and one that was built in Python; these, and another one of the latter."""
+    folder = tmp_path_factory.mktemp("report")
+    flags = ["--data.limit=40", "--training.epochs=1", "--model.components=2", "--model.latent=3"]
+    named = runs.train(config.read("digits", [*flags, "--training.optimizer.lr=0.002"]), folder / "named")
+    data = mixvae.load_dataset("digits", limit=40)
+    made = [named]
+    for components in (3, 1):
+        encoder = partial(mixvae.networks.GatedEncoder, data.shape, 3, (4,))
+        posterior = mixvae.SeparateEncoders(encoder, components)
+        model = mixvae.MixtureVAE(posterior, mixvae.StandardNormal(3), mixvae.MLPDecoder(3, data.shape, (4,)))
+        path = folder / f"own{components}"
+        mixvae.fit(model, data, epochs=2, warmup=1, seed=components, run=path, label="<b>own</b>")
+        made.append(mixvae.open_run(path))
+    for run in made[:2]:
+        run.evaluate(12, examples=20)
+    return reports.write(made[:2], folder / "report.html"), made
+
+
+def test_every_runs_settings_are_on_the_page(report):
+    page, made = report
+    text = page.read_text()
+    for run in made[:2]:
+        (table,) = re.findall(rf"All settings of {run.name}</summary>(.*?)</table>", text, re.DOTALL)
+        cells = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', table)
+        assert {html.unescape(name): html.unescape(value) for name, value in cells} == reports.settings(run)
+    named, own, _ = map(reports.settings, made)
+    assert named["training.learning_rate"] == "0.002"
+    assert named["model.encoder.class"] == "mixvae.networks.GatedEncoder"
+    assert own["model.label"] == "<b>own</b>"
+    assert own["model.spec.prior.latent"] == "3"
+    assert own["training.warmup"] == "1"
+    assert own["training.epochs"] == "2"
+    assert own["training.processes"] == "1"
+    assert own["data.limit"] == "40"
+    assert "<b>own" not in text
+
+
+def test_what_differs_between_runs_is_on_top(report):
+    _, (_, three, one) = report
+    rows = reports.differing({run.name: reports.settings(run) for run in (one, three)})
+    assert rows == [["model.spec.posterior.components", "1", "3"], ["seed", "1", "3"]]
+    assert reports.differing({"one": reports.settings(one)}) == []
+
+
+def test_changed_learning_rates_are_settings(report):
+    _, (named, *_) = report
+    journal = [{"epoch": 0, "step": 0, "learning_rate": [0.1]}, {"epoch": 4, "step": 0, "learning_rate": [0.05, 0.01]}]
+    recipe = runs.Recipe(named.recipe.identity, tuple(journal))
+    again = runs.open_run(named.path)
+    again.__dict__["recipe"] = recipe
+    held = reports.settings(again)
+    assert held["training.learning_rate"] == "0.1"
+    assert held["training.learning_rate from epoch 5 on"] == "[0.05, 0.01]"
+
+
+def test_the_commands_on_the_page_make_the_run_again(report, tmp_path, monkeypatch):
+    page, (named, own, _) = report
+    (shown,) = re.findall(r'id="run-\d+">named .*?<pre>(.*?)</pre>', page.read_text(), re.DOTALL)
+    train, evaluate, _ = (shlex.split(line) for line in html.unescape(shown).splitlines())
+    monkeypatch.chdir(tmp_path)
+    assert train[-2:] == ["--out", str(named.path)]
+    main([*train[1:-1], "again"])
+    main([word if word != str(named.path) else "again" for word in evaluate[1:]])
+    again = runs.open_run("again")
+    assert again.weights_sha256 == named.weights_sha256
+    assert runs.evaluation_of(again).identity == runs.evaluation_of(named).identity
+    assert named.weights_sha256 in page.read_text()
+    (built,) = re.findall(r'id="run-\d+">own3 .*?To reproduce it</h3>(.*?)</pre>', page.read_text(), re.DOTALL)
+    assert "mixvae train" not in built
+    assert f"mixvae evaluate {own.path}" in html.unescape(built)
+
+
+def test_contents_lead_to_headings_that_are_in_order(report, tmp_path):
+    seen = browse(report[0], tmp_path)
+    headings = {f"#{anchor}": title for tag, anchor, title in seen["headings"] if tag == "H2" and anchor != "contents"}
+    assert {link: title for title, link in seen["anchors"]} == headings
+    assert len(headings) == len(seen["anchors"]) >= 6
+    levels = [int(tag[1]) for tag, _, _ in seen["headings"]]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+
+
+def test_a_report_asks_for_nothing_and_says_what_is_seen(report, tmp_path):
+    seen = browse(report[0], tmp_path)
+    assert (seen["faults"], seen["requests"]) == ([], [])
+    assert len(seen["decoded"]) == len(seen["told"]) > 12
+    assert all(seen["decoded"])
+    assert all(len(words) > 20 for words in seen["told"])
+    assert any("S = 3" in words for words in seen["told"])
+    text = report[0].read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert not re.findall(r"@import|url\(", text)
+    assert not re.findall(r"<th(?![^>]* scope=)[ >]", text)
+    assert text.count("<table") == text.count("<caption>")
+
+
+@pytest.mark.parametrize("width", [420, 900])
+def test_a_report_does_not_scroll_sideways(report, tmp_path, width):
+    seen = browse(report[0], tmp_path, width=width)
+    assert seen["width"] == width
+    assert not seen["wide"]
+    assert seen["hinted"] == seen["overflowing"]
+    assert seen["hinted"][0], "a wide table says that it scrolls"
+
+
 def test_a_page_does_not_scroll_sideways_on_a_phone(page, tmp_path):
-    assert not browse(page, tmp_path, width=500)["wide"]
+    page.write_text(page.read_text().replace("a &lt;b&gt;", "a-name-without-any-space-" * 9))
+    assert not browse(page, tmp_path, width=420)["wide"]
 
 
 def test_a_probe_sees_what_is_wrong(page, tmp_path):

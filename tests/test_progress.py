@@ -34,7 +34,9 @@ def test_the_library_is_silent_unless_asked(small, digits, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_epoch_and_a_batch_are_told_as_they_end(small, digits):
+def test_an_epoch_and_a_batch_are_told_as_they_end(small, digits, monkeypatch):
+    """Epochs of one step each, which are told of in steps."""
+    monkeypatch.setattr("mixvae.training._shown.SECONDS", 1e9)
     seen = Recorded()
     fit(small, digits, epochs=3, progress=seen)
     assert [(done, total) for done, total, _ in seen.seen] == [(1, 3), (2, 3), (3, 3)]

@@ -3,13 +3,25 @@
 import copy
 import io
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, VampPrior, datasets, evaluate, fit
+from mixvae import (
+    MixtureVAE,
+    MLPDecoder,
+    SeparateEncoders,
+    StandardNormal,
+    VampPrior,
+    datasets,
+    evaluate,
+    fit,
+    load,
+    open_run,
+)
 from mixvae.analysis import encode
 from mixvae.decoders import Decoder
 from mixvae.distributions import Bernoulli
@@ -202,7 +214,7 @@ def test_observations_of_any_kind_give_the_same_numbers(dtype, make):
 def test_observations_that_cannot_be_held_are_refused():
     with pytest.raises(ValueError, match="does not hold these observations of torch.int64 exactly"):
         evaluate(model(), np.full((2, *SHAPE), 2**40 + 1), 20)
-    with pytest.raises(ValueError, match="must be an array or tensor of numbers; got a list of"):
+    with pytest.raises(ValueError, match="an example must hold numbers; got a str"):
         evaluate(model(), ["a"], 20)
     with pytest.raises(
         ValueError, match=r"x is of torch.float64, the model of torch.float32: pass x.to\(torch.float32\)"
@@ -238,3 +250,19 @@ def test_a_model_with_a_lambda_can_be_copied_and_pickled(way):
     else:
         with pytest.raises(ValueError, match="a lambda .* was not kept when its model was pickled"):
             other.extended(4, fresh=True)
+
+
+def test_a_trained_model_becomes_a_run_and_goes_on(digits, tmp_path):
+    def built():
+        torch.manual_seed(0)
+        return MixtureVAE(
+            SeparateEncoders(partial(GatedEncoder, SHAPE, 2, (8,)), 2), StandardNormal(2), MLPDecoder(2, SHAPE, (8,))
+        )
+
+    trained = built()
+    fit(trained, digits, epochs=1)
+    fit(trained, digits, epochs=1, run=tmp_path / "run")
+    again = load(tmp_path / "run")
+    torch.testing.assert_close(again.state_dict(), trained.state_dict(), rtol=0, atol=0)
+    fit(trained, digits, epochs=2, run=tmp_path / "run")
+    assert open_run(tmp_path / "run").epoch == 2

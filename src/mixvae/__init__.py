@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mixvae.analysis import active_units, encode
+    from mixvae.analysis import active_units, encode, interpolate
     from mixvae.datasets import Dataset, Split, load_dataset
     from mixvae.decoders import (
         Bernoulli,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from mixvae.distributions import Components, DiagonalGaussian, Flowed, Mixture, Pooled
     from mixvae.evaluation import evaluate, paired_gain
+    from mixvae.exporting import export
     from mixvae.model import MixtureVAE, unread
     from mixvae.parts import Part
     from mixvae.posteriors import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from mixvae.training import TrainingOptions
 
 _ROOMS = {
-    "analysis": ("active_units", "encode"),
+    "analysis": ("active_units", "encode", "interpolate"),
     "datasets": ("Dataset", "Split", "load_dataset"),
     "decoders": (
         "MLPDecoder",
@@ -61,6 +62,7 @@ _ROOMS = {
     ),
     "distributions": ("Components", "DiagonalGaussian", "Flowed", "Mixture", "Pooled"),
     "evaluation": ("evaluate", "paired_gain"),
+    "exporting": ("export",),
     "model": ("MixtureVAE", "unread"),
     "parts": ("Part",),
     "posteriors": (
@@ -75,7 +77,7 @@ _ROOMS = {
     "runs": ("fit", "load", "open_run"),
     "training": ("TrainingOptions",),
 }
-_NAMESPACES = (*_ROOMS, "bounds", "config", "figures", "progress", "flows", "gradients", "networks")
+_NAMESPACES = (*_ROOMS, "bounds", "config", "figures", "progress", "flows", "gradients", "networks", "sampling")
 """Modules that `import mixvae` is enough for: `mixvae.config.granting`."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -110,7 +112,9 @@ __all__ = [
     "VampPrior",
     "active_units",
     "encode",
+    "export",
     "fit",
+    "interpolate",
     "load",
     "load_dataset",
     "evaluate",

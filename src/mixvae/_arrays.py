@@ -22,15 +22,20 @@ MEMBERS = 10_000
 """Most files in an archive."""
 
 
-def read_npy(path: Path) -> np.ndarray:
-    """Array in a `.npy` file.
+def map_npy(path: Path) -> np.ndarray:
+    """Array in a `.npy` file, mapped into memory: the system reads what is used, and nothing is written to the file.
 
     Raises:
-        ValueError: it is damaged, holds objects, or is larger than memory.
+        ValueError: it is damaged, or holds objects.
     """
     try:
         with open(path, "rb") as file:
-            return _read(file, os.fstat(file.fileno()).st_size, str(path))
+            size = os.fstat(file.fileno()).st_size
+            shape, fortran, dtype = _header(file)
+            _check_promise(math.prod(shape) * max(1, dtype.itemsize), size - file.tell(), shape)
+            if not math.prod(shape):  # which cannot be mapped
+                return np.empty(shape, dtype)
+            return np.memmap(file, dtype, "c", file.tell(), shape, "F" if fortran else "C")
     except (FileNotFoundError, PermissionError):
         raise
     except Exception as error:  # noqa: BLE001  (damage shows as any kind)
@@ -84,22 +89,11 @@ def members(archive: zipfile.ZipFile, source: str) -> dict[str, zipfile.ZipInfo]
 
 
 def _read(file: IO[bytes] | Any, size: int, what: str) -> np.ndarray:
-    """An array from a stream of `size` bytes, after its header has been checked against them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about headers that Python 2 wrote
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, HEADER)
-        elif version in ((2, 0), (3, 0)):  # the same layout, in another encoding
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file, HEADER)
-        else:
-            raise ValueError(f"it is of format {version}")
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which only a pickle could restore")
+    """An array from a stream of `size` bytes, after its header has been checked against them and against memory."""
+    shape, fortran, dtype = _header(file)
     count = math.prod(shape)
-    if any(n < 0 for n in shape) or len(shape) > 32:
-        raise ValueError(f"its header promises the shape {short(shape)}")
-    _check_promise(count * max(1, dtype.itemsize), size, what, shape)
+    _check_promise(count * max(1, dtype.itemsize), size, shape)
+    check(count * max(1, dtype.itemsize), what, FEWER)
     data = np.empty(count, dtype)
     view = data.view(np.uint8).reshape(-1) if count else np.empty(0, np.uint8)
     done = 0
@@ -112,15 +106,36 @@ def _read(file: IO[bytes] | Any, size: int, what: str) -> np.ndarray:
     return data.reshape(shape[::-1]).T if fortran else data.reshape(shape)
 
 
-def _check_promise(needed: int, size: int, what: str, shape: tuple[int, ...]) -> None:
-    """Refuse an array that promises more bytes than its file has, or than memory has.
+def _header(file: IO[bytes] | Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of the array that a stream holds.
+
+    Raises:
+        ValueError: it is damaged, or holds objects.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about headers that Python 2 wrote
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, HEADER)
+        elif version in ((2, 0), (3, 0)):  # the same layout, in another encoding
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file, HEADER)
+        else:
+            raise ValueError(f"it is of format {version}")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which only a pickle could restore")
+    if any(n < 0 for n in shape) or len(shape) > 32:
+        raise ValueError(f"its header promises the shape {short(shape)}")
+    return shape, fortran, dtype
+
+
+def _check_promise(needed: int, size: int, shape: tuple[int, ...]) -> None:
+    """Refuse an array that promises more bytes than its file has.
 
     Raises:
         ValueError: it does.
     """
     if needed > size:
         raise ValueError(f"its header promises the shape {short(shape)}, {short(needed)} bytes, and it has {size}")
-    check(needed, what, FEWER)
 
 
 def _damaged(source: object, error: Exception) -> ValueError:

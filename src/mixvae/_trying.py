@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mixvae._failures import plain_errors
 from mixvae.parts import a_kind
 
-Observations = Tensor | np.ndarray | Sequence[Any]
-"""Observations as users have them: an array or tensor of numbers, or nested lists of them."""
+Observations = Tensor | np.ndarray | Sequence[Any] | Any
+"""Observations as users have them: an array or tensor of numbers, nested lists of them, or data of any kind that
+`mixvae.datasets.as_dataset` takes, such as a `Split`, a torch `Dataset` or a `DataLoader`."""
 FAR = 100.0
 """Scale of the latents at which logits leave [0, 1], unless a sigmoid has already been applied."""
 COUPLED = 1e-4
@@ -24,26 +26,53 @@ INSTEAD = "use GroupNorm or LayerNorm"
 
 
 def observations(x: Observations, model: nn.Module) -> Tensor:
-    """Observations as a model takes them: arrays and tensors of numbers, on its device and in its precision.
+    """Observations as a model takes them: in memory, on its device and in its precision.
 
     Integers and truth values are converted exactly where the model's precision holds them; floating-point numbers are
-    rounded to it.
+    rounded to it. Bytes of images are not scaled here: only whoever made the data knows by what.
 
     Raises:
-        ValueError: they are no numbers, or integers that the model's precision does not hold.
+        ValueError: they are no numbers, integers that the model's precision does not hold, or images of bytes.
     """
-    if not isinstance(x, Tensor):
-        array = np.asarray(x)
-        if array.dtype.kind not in "biuf":
-            raise ValueError(f"observations must be an array or tensor of numbers; got {a_kind(x)} of {array.dtype}")
-        x = torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
-    like = next(model.parameters(), x if x.is_floating_point() else x.float())
-    made = x.to(like.device, like.dtype)
-    if not x.is_floating_point() and not torch.equal(made.to(x.dtype), x.to(made.device)):
+    given = _numbers(x)
+    if given is None:
+        from mixvae.datasets import collected
+
+        given = collected(x)
+    if given.dtype == torch.uint8 and given.ndim > 2 and given.numel() and int(given.max()) > 1:  # no table
         raise ValueError(
-            f"{like.dtype} does not hold these observations of {x.dtype} exactly: scale them, or use float64"
+            f"observations are bytes up to {int(given.max())}: scale them as those of the training were, as in x / 255"
+        )
+    like = next(model.parameters(), given if given.is_floating_point() else given.float())
+    made = given.to(like.device, like.dtype)
+    if not given.is_floating_point() and not torch.equal(made.to(given.dtype), given.to(made.device)):
+        raise ValueError(
+            f"{like.dtype} does not hold these observations of {given.dtype} exactly: scale them, or use float64"
         )
     return made
+
+
+def observed(x: Observations, model: nn.Module, batch: int) -> Iterator[Tensor]:
+    """Observations some at a time; those that are not in memory are read as they are asked for."""
+    if _numbers(x) is not None:
+        yield from observations(x, model).split(batch)
+        return
+    from mixvae.datasets import examples_of
+
+    for values in examples_of(x).in_order(batch):
+        yield observations(values, model)
+
+
+def _numbers(x: Any) -> Tensor | None:
+    """Numbers of a tensor, an array or nested lists; None of anything else."""
+    if isinstance(x, Tensor):
+        return x
+    if hasattr(x, "__array__") or isinstance(x, list | tuple):
+        with suppress(ValueError):  # lists of different lengths, or of examples with labels
+            array = np.asarray(x)
+            if array.dtype.kind in "biuf":
+                return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
+    return None
 
 
 def check_latents(q: Any, prior: Distribution) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from mixvae._trying import Observations, check_latents, check_shape, observation
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
 from mixvae.parts import Part
+from mixvae.sampling import SampleKind, batches, seeded, shown
 
 
 class MixtureVAE(Part):
@@ -142,9 +143,14 @@ class MixtureVAE(Part):
         Raises:
             ValueError: the shape of x is not that of the decoder's output, or x lies outside its support.
         """
-        likelihood = self.decoder(self.prior().sample((1,)))
+        likelihood = self.at_origin()
         check_shape(likelihood, x)
         _check_support(likelihood, x)
+
+    def at_origin(self) -> Distribution:
+        """p(x|z) of one latent at the origin, for what does not depend on z: shape and support."""
+        like = next(self.parameters(), torch.zeros(()))
+        return self.decoder(like.new_zeros(1, *self.prior().event_shape))
 
     def extended(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> MixtureVAE:
         """A copy of this model with more components; a VampPrior of the copy pools all of them.
@@ -164,7 +170,8 @@ class MixtureVAE(Part):
     def with_posterior(self, posterior: nn.Module) -> MixtureVAE:
         """This model behind another posterior: prior and decoder are the same modules, not copies."""
         model = MixtureVAE(posterior, self.prior, self.decoder)
-        model._reads_values = self._reads_values  # noqa: SLF001
+        if not self._reads_values:
+            model._reads_values = False  # noqa: SLF001
         return model
 
     def freeze(self, *parts: str) -> None:
@@ -187,18 +194,108 @@ class MixtureVAE(Part):
             part.requires_grad_(requires_grad=False)
 
     @torch.no_grad()
-    def sample(self, n: int) -> Float[Tensor, "N ..."]:
-        """Draw n latents from the prior and return the mean of p(x|z) for each."""
-        with evaluating(self):
-            return self.decoder(self.prior().sample((n,))).mean
+    def sample(
+        self,
+        n: int,
+        *,
+        kind: SampleKind = "means",
+        examples: Float[Tensor, "N ..."] | None = None,
+        seed: int | None = None,
+    ) -> Float[Tensor, "n ..."]:
+        """Draw n latents, and return the mean of p(x|z) for each, or a draw from it.
+
+        Latents are drawn from the prior p(z), or from the aggregated posterior 1/N Σ_n q(z|x_n) of some examples: an
+        example n, a component s by its weight π_s, and z from q_s(z|x_n). That shows what the decoder has learnt where
+        the encoders put the data, and beside samples from the prior how far the two distributions are apart.
+
+        Args:
+            n: how many.
+            kind: means of p(x|z), by `mixvae.sampling.mean_of`, or draws from it, which have its noise.
+            examples: examples of the aggregated posterior, as a rule those of the training; the prior by default.
+            seed: seed of everything that is drawn, on any device, whatever was drawn before; torch's generator is left
+                as it was. By default the seed is drawn from that generator.
+
+        Returns:
+            Observations, (n, *shape), in the model's precision.
+
+        Raises:
+            ValueError: n is not positive, there is no such kind, or the likelihood has no mean.
+
+        References:
+            Tomczak and Welling, VAE with a VampPrior (2018), https://arxiv.org/abs/1705.07120
+
+        Example:
+            >>> import torch
+            >>> from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal
+            >>> from mixvae.networks import GatedEncoder
+            >>> posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 3)
+            >>> model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (4,), (8,)))
+            >>> model.sample(5, seed=0).shape, model.sample(5, kind="draws", seed=0).unique()
+            (torch.Size([5, 4]), tensor([0., 1.]))
+            >>> torch.equal(model.sample(5, examples=torch.ones(9, 4), seed=0), model.sample(5, seed=0))
+            False
+        """
+        return torch.cat(list(self.sample_in_batches(n, kind=kind, examples=examples, seed=seed)))
+
+    def sample_in_batches(
+        self,
+        n: int,
+        *,
+        kind: SampleKind = "means",
+        examples: Float[Tensor, "N ..."] | None = None,
+        seed: int | None = None,
+    ) -> Iterator[Float[Tensor, "b ..."]]:
+        """The samples that `sample` returns, in batches of `AT_ONCE`, for decoders that take long.
+
+        See `sample` for the arguments.
+        """
+        show, sizes = shown(kind), batches(n, seed)
+        if examples is not None:
+            with torch.no_grad(), evaluating(self):
+                check_shape(self.at_origin(), examples)
+
+        def batch(size: int, own: int) -> Tensor:
+            with torch.no_grad(), evaluating(self), seeded(own, self):
+                z = self._latents(size, examples)
+                return show(self.decoder(z)).to(z.dtype)
+
+        return (batch(*each) for each in sizes)
+
+    def _latents(self, n: int, examples: Tensor | None) -> Float[Tensor, "n D"]:
+        """Draws from the prior, or from the aggregated posterior of some examples."""
+        if examples is None:
+            return self.prior().sample((n,))
+        chosen = torch.randint(len(examples), (n,)).to(examples.device)
+        return self.posterior(observations(examples[chosen], self)).mixture().sample()
 
     @torch.no_grad()
-    def reconstruct(self, x: Observations) -> Float[Tensor, "S B ..."]:
-        """Mean of p(x|z) at the centre of every component of q(z|x), where its noise is zero: a Gaussian's mean."""
+    def reconstruct(self, x: Observations, *, seed: int | None = None) -> Float[Tensor, "S B ..."]:
+        """Mean of p(x|z), by `mixvae.sampling.mean_of`, at the centre of every component of q(z|x).
+
+        Args:
+            x: observations, an array or tensor of numbers.
+            seed: seed of what is drawn where p(x|z) has no mean in closed form; torch's generator goes on by default.
+        """
+        return self.decode(self.centres(x), seed=seed)
+
+    @torch.no_grad()
+    def centres(self, x: Observations) -> Float[Tensor, "S B D"]:
+        """Centre of every component of q(z|x), where its noise is zero: a Gaussian's mean.
+
+        Raises:
+            ValueError: x is not of the decoder's shape, or lies outside the likelihood's support.
+        """
         x = observations(x, self)
         with evaluating(self):
+            self.check(x)
             q = self.posterior(x)
-            return self.decoder(q.rsample((), x.new_zeros(*q.batch_shape, *q.event_shape))).mean
+            return q.rsample((), x.new_zeros(*q.batch_shape, *q.event_shape))
+
+    @torch.no_grad()
+    def decode(self, z: Float[Tensor, "... D"], *, seed: int | None = None) -> Tensor:
+        """Mean of p(x|z), by `mixvae.sampling.mean_of`, (..., *shape); `seed` as in `reconstruct`."""
+        with evaluating(self), nullcontext() if seed is None else seeded(seed, self):
+            return shown("means")(self.decoder(z)).to(z.dtype)
 
 
 def _check_dtype(x: object, model: nn.Module) -> None:
@@ -249,14 +346,14 @@ def unread(*models: MixtureVAE) -> Iterator[None]:
         ...     [model(x).log_px.shape for x in images.split(5)]
         [torch.Size([1, 3, 5]), torch.Size([1, 3, 5])]
     """
-    before = [model._reads_values for model in models]  # noqa: SLF001
-    for model in models:
+    read = [model for model in {id(model): model for model in models}.values() if model._reads_values]  # noqa: SLF001
+    for model in read:
         model._reads_values = False  # noqa: SLF001
     try:
         yield
     finally:
-        for model, value in zip(models, before, strict=True):
-            model._reads_values = value  # noqa: SLF001
+        for model in read:
+            del model._reads_values  # noqa: SLF001  (the class reads, and a model has no attribute that it was not built with)
 
 
 @contextmanager

@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mixvae._tables import plain
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+_muted: ContextVar[bool] = ContextVar("muted", default=False)
 PLAIN_SECONDS = 10.0
 """Seconds between lines where there is no terminal to draw a bar on."""
 
@@ -65,13 +69,29 @@ class Silent:
 SILENT = Silent()
 
 
+@contextmanager
+def muted() -> Iterator[None]:
+    """Let every `Terminal` made within a `with` block show nothing, as `--quiet` does.
+
+    Example:
+        >>> from mixvae.progress import Terminal, muted
+        >>> with muted():
+        ...     Terminal().announce("nothing of this is seen")
+    """
+    token = _muted.set(True)
+    try:
+        yield
+    finally:
+        _muted.reset(token)
+
+
 class Terminal:
     """A bar on standard error where that is a terminal; elsewhere a line every `PLAIN_SECONDS`, and at the end."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, markup=False, emoji=False)
+        self.console = Console(stderr=True, markup=False, emoji=False, quiet=_muted.get())
         self.bar: Bar | None = None
         self.task: TaskID | None = None
         self._begin()
@@ -92,6 +112,8 @@ class Terminal:
 
     def update(self, done: int, total: int, text: str = "") -> None:
         """Move the bar, or print a line if one is due; the bar disappears at the end."""
+        if self.console.quiet:
+            return
         now = time.monotonic()
         if math.isnan(self.started):
             self.first, self.started = done, now

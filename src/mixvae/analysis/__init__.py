@@ -1,5 +1,6 @@
 """What was learnt: latents and how useful they are, what each component is for, and exact posteriors on the plane."""
 
+from mixvae.analysis._interpolation import interpolate
 from mixvae.analysis._latents import active_units, draw_latents, encode
 from mixvae.analysis._overlap import Overlap, overlap, shares
 from mixvae.analysis._planes import Plane, exact_posteriors
@@ -26,6 +27,7 @@ __all__ = [
     "draw_latents",
     "encode",
     "exact_posteriors",
+    "interpolate",
     "overlap",
     "represent",
     "shares",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixvae._failures import at_least
 from mixvae._resources import check, short
-from mixvae._trying import Observations, observations
+from mixvae._trying import Observations, observations, observed
 from mixvae.distributions import Components, keyed_normal
 from mixvae.model import MixtureVAE, evaluating
 
@@ -37,12 +37,11 @@ def encode(model: MixtureVAE, x: Observations) -> tuple[Float[Tensor, "N S D"], 
         >>> mean.shape, std.shape
         (torch.Size([6, 3, 2]), torch.Size([6, 3, 2]))
     """
-    x = observations(x, model)
+    parts, first = [], 0
     with evaluating(model):
-        parts = [
-            _moments(model.posterior(batch), range(first, first + len(batch)))
-            for first, batch in zip(range(0, len(x), LARGEST_BATCH), x.split(LARGEST_BATCH), strict=True)
-        ]
+        for batch in observed(x, model, LARGEST_BATCH):
+            parts.append(_moments(model.posterior(batch), range(first, first + len(batch))))
+            first += len(batch)
     mean, std = (torch.cat(part, 1).transpose(0, 1) for part in zip(*parts, strict=True))
     return mean, std
 

@@ -81,12 +81,12 @@ class Plane(Tabular):
         return figures.planes(
             [
                 figures.Panel(
-                    f"example {p.example}: KL {p.log_px - p.elbo:.2f} nats, {p.covered:.0%}",
+                    f"example {p.example}:\nKL {p.log_px - p.elbo:.2f} nats, {p.covered:.0%}",
                     p.exact, p.centre, p.span, p.gaussians, p.draws,
                 )
                 for p in self.posteriors
             ],
-            "Grey: the exact p(z|x). Ellipses or dots: the components of q(z|x), at two standard\n"
+            "Grey: the exact p(z|x). Ellipses or dots: the components of q(z|x), at two standard "
             "deviations. Titles: KL(q ‖ p), and the share of the mass that q covers.",
         )  # fmt: skip
 

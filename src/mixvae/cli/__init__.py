@@ -8,15 +8,17 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mixvae import config
-from mixvae.cli.commands import COMMANDS, list_runs, report, reproduce, train
+from mixvae.cli.commands import COMMANDS, evaluate_runs, interpolate, list_runs, report, reproduce, train
 from mixvae.cli.explaining import explain
-from mixvae.cli.output import fail
+from mixvae.cli.output import fail, quiet
+from mixvae.progress import muted
 
 __all__ = ["COMMANDS", "Parser", "main", "parser"]
 
@@ -41,6 +43,7 @@ def parser(chosen: str | None = None) -> Parser:
     top = Parser(prog="mixvae", description="Mixture VAEs with likelihoods that can be trusted.")
     top.add_argument("--version", action="version", version=_version())
     top.add_argument("--trust", metavar="PACKAGE", help="also let files name classes of this package; may be repeated")
+    top.add_argument("--quiet", action="store_true", help="show no progress and no warnings, only results and errors")
     top.add_argument("--debug", action="store_true", help="show where an error comes from")
     commands = top.add_subcommands(title="commands", dest="command")
     for name, function in COMMANDS.items():
@@ -68,17 +71,18 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
             help="resume this run, possibly with other epochs, patience, learning rate, weight decay or clipping",
         )
         config.add_arguments(sub)
-    elif function is report:
+    elif function in (report, evaluate_runs):
         sub.add_argument("runs", nargs="+", help="the run directories")
-        sub.add_argument("--out", type=str | None, help="the page; report.html in the first run by default")
+        sub.add_function_arguments(function, as_positional=True, skip={"runs"})
+    elif function is interpolate:
+        sub.add_argument("run", help="the run directory")
+        sub.add_argument("--between", nargs=2, type=int, required=True, help="numbers of the two examples, from 0")
+        sub.add_function_arguments(function, as_positional=True, skip={"run", "between"})
     elif function is list_runs:
         sub.add_argument("folder", nargs="?", default="runs", help="the folder; runs by default")
     elif function is reproduce:
         sub.add_argument("name", type=str | None, nargs="?", help="the experiment; --list shows all")
         sub.add_function_arguments(function, as_positional=True, skip={"name"})
-    elif "data_name" in inspect.signature(function).parameters:
-        sub.add_function_arguments(function, as_positional=True, skip={"data_name"})
-        sub.add_argument("--data.name", type=str | None, help="new location of the run's data, if they were moved")
     else:
         sub.add_function_arguments(function, as_positional=True)
 
@@ -86,13 +90,13 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
     words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
-    debug = "--debug" in words
+    debug, silent = "--debug" in words, "--quiet" in words
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if there is no home directory to cache fonts in
-    words = [word for word in words if word != "--debug"]
+    words = [word for word in words if word not in ("--debug", "--quiet")]
     hook, threading.excepthook = threading.excepthook, threading.excepthook if debug else _threads_fail
     try:
         words, trusted = _trusted(words)
-        with config.granting(*trusted, working_folder=True):
+        with config.granting(*trusted, working_folder=True), _silence() if silent else nullcontext():
             words = _flags(_grouped(words))
             _run(words)
     except (Exception, KeyboardInterrupt) as error:
@@ -101,6 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(*explain(error, list(COMMANDS), partial(_options, words)))
     finally:
         threading.excepthook = hook
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep progress, warnings and logs from standard error; errors are still reported."""
+    with muted(), quiet():
+        yield
 
 
 def _threads_fail(failure: threading.ExceptHookArgs) -> None:
@@ -127,8 +138,7 @@ def _run(words: list[str]) -> None:
     command = arguments.command
     values = {k: v for k, v in arguments[command].as_dict().items() if k != "config"}
     if command != "train":
-        located = values.pop("data", None)
-        COMMANDS[command](**values, **({} if located is None else {"data_name": located["name"]}))
+        COMMANDS[command](**values)
         return
     settings = config.from_namespace(arguments[command])
     config.check_parsed(settings, preset or "the configuration", typed)
@@ -174,6 +184,7 @@ def _flags(words: list[str]) -> list[str]:
     parameters = inspect.signature(COMMANDS[words[0]]).parameters.values()
     flags = {parameter.name for parameter in parameters if parameter.annotation == "bool"}
     whole = []
+    words = [re.sub(r"^--data\.name(?==|$)", "--data_name", word) for word in words]  # as a training calls it
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = word.removeprefix("--")
         alone = word.startswith("--") and following.lower() not in ("true", "false", "yes", "no")
@@ -230,10 +241,14 @@ def _underscored(word: str) -> str:
 def _options(words: Sequence[str]) -> list[str]:
     """Names of a command's options."""
     if words[0] not in COMMANDS:
-        return ["help", "version", "trust", "debug"]
+        return ["help", "version", "trust", "quiet", "debug"]
     sub = Parser()
     _add_arguments(sub, COMMANDS[words[0]])
-    return [option.lstrip("-") for action in sub._actions for option in action.option_strings] + ["trust", "debug"]
+    return [option.lstrip("-") for action in sub._actions for option in action.option_strings] + [
+        "trust",
+        "quiet",
+        "debug",
+    ]
 
 
 def _version() -> str:

@@ -5,20 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from mixvae import config
-from mixvae._failures import at_least
 from mixvae.cli.experiments import demo, grow, reproduce, sweep, toy
-from mixvae.cli.output import folder, names, show, show_comparison, show_rows, show_scores, target, write
+from mixvae.cli.output import folder, names, show, show_comparison, show_rows, target
+from mixvae.cli.queries import Split, encode_run, evaluate_runs, export, interpolate, reconstruct, sample
 from mixvae.cli.single_cell import SINGLE_CELL
 from mixvae.progress import Terminal
-
-Split = Literal["train", "validation", "test"]
-
-
-WIDEST = 50
-"""Most examples that a picture of reconstructions shows side by side."""
 
 
 def presets() -> None:
@@ -83,131 +76,6 @@ def list_runs(folder: str = "runs") -> None:
     show_rows(columns, rows, f"{len(rows)} run{'s' if len(rows) > 1 else ''} in {folder}, nats")
     if amortised := [row["run"] for row in rows if row.get("proposal") == "posterior"]:
         show("note: " + AMORTISED.format(", ".join(amortised)))
-
-
-def evaluate_run(
-    run: str,
-    total_draws: int = 5000,
-    draws_per_component: int | None = None,
-    split: Split = "test",
-    examples: int | None = None,
-    chunk: int = 1024,
-    seed: int = 0,
-    proposal: Literal["refined", "posterior"] = "refined",
-    per_example: str | None = None,
-    check: int | None = None,
-    *,
-    representation: bool = False,
-    samples: int | None = None,
-    data_name: str | None = None,
-) -> None:
-    """Estimate the likelihood of held-out data, store it in RUN/evaluations and print a table.
-
-    An evaluation of the whole test split is copied to RUN/results.json. Stored results are not recomputed.
-
-    Args:
-        run: the run directory.
-        total_draws: total draws per example, over all components.
-        draws_per_component: draws of each component instead, the paper's protocol.
-        split: which examples.
-        examples: evaluate only the first N examples.
-        chunk: latents decoded at once; memory depends on nothing else.
-        seed: seed of the draws.
-        proposal: where draws of the NLL come from: proposals refined for each example, or the posterior.
-        per_example: also write the per-example values to this .npz file.
-        check: then check the NLL of the first N examples by annealed importance sampling; some minutes for a few dozen.
-        representation: first classify and cluster by the latents, fitted to training ones; RUN/evaluations.
-        samples: concatenated draws in the features of the paper's rival; as many as components by default.
-        data_name: new location of the run's data, if they were moved.
-    """
-    from mixvae import reports, runs
-
-    at_least(1, check=check)
-    if per_example is not None:
-        target(per_example, ".npz", option="--per-example")
-    opened = runs.open_run(run, data=data_name)
-    if representation:
-        with Terminal() as progress:
-            scores = runs.representation(opened, split=split, samples=samples, progress=progress)
-        show_scores(scores.table)
-    with Terminal() as progress:
-        evaluation = runs.evaluate(
-            opened,
-            total_draws,
-            draws_per_component=draws_per_component,
-            split=split,
-            examples=examples,
-            chunk=chunk,
-            seed=seed,
-            proposal=proposal,
-            progress=progress,
-        )
-    if per_example is not None:
-        runs.save_arrays(per_example, dict(evaluation.bounds))
-    show_comparison(reports.compare([opened], [evaluation]))
-    if evaluation.identity.legacy:
-        show(f"note: {run} is legacy, so nothing was stored in it; a newly trained run keeps its evaluations")
-    if check is not None:
-        with Terminal() as progress:
-            checked = runs.check(
-                opened, check, evaluation.identity.total_draws, split=split, seed=seed, progress=progress
-            )
-        show(repr(checked))
-
-
-def sample(run: str, n: int = 64, out: str | None = None, seed: int = 0) -> None:
-    """Draw from the prior and decode, to a picture or an array of means.
-
-    Args:
-        run: the run directory.
-        n: how many samples.
-        out: a .png or .npy file; RUN/figures/samples.png by default.
-        seed: seed of the draws.
-    """
-    from mixvae import figures, runs
-
-    path = target(out or Path(run) / "figures" / "samples.png", ".png", ".npy")
-    means = runs.sample(run, n, seed=seed)
-    write(path, means, lambda: figures.images(means), as_array=path.suffix == ".npy")
-
-
-def reconstruct(
-    run: str, n: int = 10, out: str | None = None, split: Split = "test", data_name: str | None = None
-) -> None:
-    """Show examples beside their reconstructions by every component.
-
-    Args:
-        run: the run directory.
-        n: how many examples.
-        out: a .png file, or .npy for the reconstructions; RUN/figures/reconstructions.png by default.
-        split: which examples.
-        data_name: new location of the run's data, if they were moved.
-    """
-    from mixvae import figures, runs
-
-    path = target(out or Path(run) / "figures" / "reconstructions.png", ".png", ".npy")
-    if path.suffix == ".png" and n > WIDEST:
-        raise ValueError(f"a picture shows at most {WIDEST} examples; got --n {n}: give --out a name that ends in .npy")
-    originals, rebuilt = runs.reconstruct(runs.open_run(run, data=data_name), n, split=split)
-    write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=path.suffix == ".npy")
-
-
-def encode_run(run: str, out: str | None = None, split: Split = "test", data_name: str | None = None) -> None:
-    """Write the mean and standard deviation of every component, and labels, as .npz.
-
-    Args:
-        run: the run directory.
-        out: a .npz file with mean and std, (N, S, D) each, and labels (N,); RUN/latents.npz by default.
-        split: which examples.
-        data_name: new location of the run's data, if they were moved.
-    """
-    from mixvae import runs
-
-    path = target(out or Path(run) / "latents.npz", ".npz")
-    features = runs.encode_split(runs.open_run(run, data=data_name), split=split)
-    runs.save_arrays(path, features)
-    shapes = ", ".join(f"{name} {value.shape}" for name, value in features.items())
-    show(f"wrote {path}: {shapes}")
 
 
 def report(runs: list[str], out: str | None = None) -> None:
@@ -302,10 +170,12 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "presets": presets,
     "train": train,
     "list": list_runs,
-    "evaluate": evaluate_run,
+    "evaluate": evaluate_runs,
     "sample": sample,
     "reconstruct": reconstruct,
+    "interpolate": interpolate,
     "encode": encode_run,
+    "export": export,
     "report": report,
     "demo": demo,
     "sweep": sweep,

@@ -176,12 +176,13 @@ def _parts(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[l
     return parts
 
 
-def show_scores(rows: Sequence[Row]) -> None:
-    """Print a table of means with standard deviations over repetitions."""
+def show_scores(rows: Sequence[Row], run: str = "") -> None:
+    """Print a table of means with standard deviations over repetitions, under the name of the run if there are more."""
     from rich.table import Table
 
     metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
     title = f"accuracy, and agreement of k-means: mean ± standard deviation over {rows[0]['repetitions']} repetitions"
+    title = plain(f"{run}: {title}" if run else title)
     table = Table("features", *(metric.upper() for metric in metrics), title=title)
     for row in rows:
         table.add_row(row["features"], *(f"{row[m]:.3f} ± {row[f'{m}_std']:.3f}" for m in metrics))

@@ -1,6 +1,6 @@
 """Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
 
-from mixvae.config._building import build, construct, options, parameters, parse, resolve, split
+from mixvae.config._building import build, construct, loggers, options, parameters, parse, resolve, split
 from mixvae.config._naming import describe, rebuild
 from mixvae.config._reading import (
     Parser,
@@ -66,6 +66,7 @@ __all__ = [
     "from_namespace",
     "load_yaml",
     "locate",
+    "loggers",
     "nearest",
     "nested",
     "options",

@@ -13,13 +13,13 @@ from mixvae._failures import called, plain_errors, said
 from mixvae._resources import built_mixture
 from mixvae.config._reading import nearest
 from mixvae.config._schema import ModelConfig, Spec, TrainingConfig
-from mixvae.config._trust import NAME
+from mixvae.config._trust import LOGGERS, NAME
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mixvae.model import MixtureVAE
-    from mixvae.training import TrainingOptions
+    from mixvae.training import Logger, TrainingOptions
 
 
 MOST_NAMED = 20
@@ -272,3 +272,18 @@ def options(config: TrainingConfig) -> TrainingOptions:
         kind, arguments = parse(config.schedule, "torch.optim.lr_scheduler")
         values["schedule"] = partial(kind, **arguments)
     return TrainingOptions(**values, score_all=config.scored == "all")
+
+
+def loggers(config: TrainingConfig) -> list[Logger]:
+    """Loggers that a configuration names, each made anew; bare names are those of `lightning_fabric.loggers`.
+
+    Raises:
+        ValueError: there is no such class, or it refuses its arguments.
+
+    Example:
+        >>> from mixvae.config import TrainingConfig, loggers
+        >>> config = TrainingConfig(loggers=[{"class_path": "CSVLogger", "root_dir": "logs"}])
+        >>> [type(one).__name__ for one in loggers(config)]
+        ['CSVLogger']
+    """
+    return [construct(spec, LOGGERS) for spec in config.loggers]

@@ -16,7 +16,7 @@ import yaml
 
 from mixvae.config._bounded import MODE, check_bounds, load_yaml, read_yaml
 from mixvae.config._flags import GROUPS, flags, is_file, options_in, spelled
-from mixvae.config._schema import Config, DataConfig, ModelConfig, StartConfig, TrainingConfig, check_nulls
+from mixvae.config._schema import FILES, Config, DataConfig, ModelConfig, StartConfig, TrainingConfig, check_nulls
 from mixvae.config._trust import EVERYBODY, NOBODY, Trust, check_config, granting
 
 __all__ = [
@@ -95,6 +95,10 @@ def check_words(words: Sequence[str]) -> None:
             check_bounds(value, name)
         if name.removeprefix("--") in GROUPS and is_file(value):
             raise ValueError(f"{name} takes values, not the file {value}: give the file by --config")
+    typed = {name for name, _ in options_in(words)}
+    files = sorted(typed & {"--data.train", "--data.validation", "--data.test"})
+    if files and "--data.name" in typed:
+        raise ValueError(f"--data.name and {files[0]} are both given: leave one of them out")
 
 
 def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
@@ -203,6 +207,10 @@ def check_file(path: Path, trust: Trust = NOBODY) -> None:
         if key not in known:
             near = nearest(key, sorted(known))
             raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
+    data = content.get("data", {})
+    files = [part for part in ("train", "validation", "test") if data.get(part) is not None]
+    if files and data.get("name", FILES) != FILES:
+        raise ValueError(f"{path}: data.name and data.{files[0]} are both given: leave one of them out")
     if dotted := next(_dotted(content), None):
         raise ValueError(f"{path}: {dotted!r} is no key: write settings inside one another, as `model: {{latent: 2}}`")
     check_config(content, str(path), trust)

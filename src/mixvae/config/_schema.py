@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -11,27 +12,63 @@ Spec = str | dict[str, Any]
 """A class by name or import path, or `{class_path: …, argument: value, …}`."""
 
 
+FILES = "files"
+"""Name of data whose parts come from files of their own."""
+
+
 @dataclass
 class DataConfig:
     """Which data.
 
     Args:
-        name: digits, mnist, fashion_mnist, cifar10, or the path of your own array file or folder of images.
+        name: digits, mnist, fashion_mnist, cifar10, static_mnist, omniglot, caltech101_silhouettes, or the path of your
+            own file or folder of images; "files" where train and test name one each.
+        train: file or folder of the training examples, in place of a name.
+        validation: that of the validation examples; else a tenth of the training ones, chosen by the seed.
+        test: that of the test examples.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
-        binarize: stochastic (training anew at every step, the rest once), fixed (once), threshold, or none.
+        binarize: stochastic (training anew at every step, the rest once), fixed (once), threshold, or none; auto, the
+            default, is stochastic under a Bernoulli likelihood and none under any other.
         seed: seed of the split and of the binarisation, not of the training.
         limit: use at most this many training examples.
         limit_validation: use at most this many validation examples, if validating on all would take too long.
         flip: mirror training images left to right with probability one half.
+        resize: height and width that images are scaled to, as [28, 28], or one number for both.
+        stream: read training examples anew in every epoch, of a .npy file or a folder of images, instead of holding
+            them in memory; the result is the same.
+        workers: processes that read streamed examples ahead.
     """
 
-    name: str = "digits"
+    name: str | None = "digits"
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
     root: str | None = None
-    binarize: Literal["stochastic", "fixed", "threshold", "none"] = "stochastic"
+    binarize: Literal["auto", "stochastic", "fixed", "threshold", "none"] = "auto"
     seed: int = 0
     limit: int | None = None
     limit_validation: int | None = None
     flip: bool = False
+    resize: int | list[int] | None = None
+    stream: bool = False
+    workers: int = 0
+
+    def __post_init__(self):
+        files = {part: path for part in ("train", "validation", "test") if (path := getattr(self, part)) is not None}
+        if not files:
+            return
+        if empty := [part for part, path in files.items() if not path]:
+            raise ValueError(f"data.{empty[0]} is empty: name a file or a folder")
+        own = Path(self.name or FILES)  # a preset's data set gives way to files
+        if own.suffix and own.expanduser().exists():
+            raise ValueError(
+                f"data.name is {self.name} and data.{next(iter(files))} is given too: leave one of them out"
+            )
+        self.name = FILES
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of `mixvae.load_dataset`."""
+        return {**asdict(self), "name": None if self.name == FILES and self.train is not None else self.name}
 
 
 @dataclass
@@ -88,10 +125,15 @@ class TrainingConfig:
         validation_components: components to validate, as a mixture of their own; all by default.
         freeze: parts of the model to hold fixed, among decoder, prior and posterior.
         optimizer: class of the optimiser.
-        schedule: class of the learning-rate schedule, which steps once per epoch.
-        warmup: epochs over which the KL part's weight β rises linearly to 1.
+        schedule: class of the learning-rate schedule.
+        schedule_every: whether the schedule steps after every epoch or every step.
+        beta: weight β of the KL part after the warm-up; validation is always at 1.
+        warmup: epochs over which β rises linearly to beta.
+        cycles: divide the warm-up into this many cycles, in each of which β rises over the first half and then stays.
+        free_bits: nats per example of the KL that cost nothing; 0 turns it off.
         patience: epochs without a better validation MISELBO after which training stops.
         clip: largest norm of the gradient.
+        accumulate: compute each batch in this many parts, one after another, with one step of the optimiser.
         ema: decay of a running average of the weights, which is then what is validated and kept.
         save_every: seconds between checkpoints.
         accelerator: auto, cpu, cuda, … as in Lightning Fabric.
@@ -101,6 +143,7 @@ class TrainingConfig:
         compile: none, default or reduce-overhead: whether torch.compile makes one graph of the bound and its gradient,
             with CUDA graphs if they reduce overhead. Compiling takes about a minute before the first step.
         threads: CPU threads; torch's own choice by default.
+        loggers: classes of loggers that also get the metrics, such as CSVLogger of lightning_fabric.loggers.
     """
 
     epochs: int = 100
@@ -114,9 +157,14 @@ class TrainingConfig:
     freeze: list[str] = field(default_factory=list)
     optimizer: Spec = field(default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True})
     schedule: Spec | None = None
+    schedule_every: Literal["epoch", "step"] = "epoch"
+    beta: float = 1.0
     warmup: int = 0
+    cycles: int | None = None
+    free_bits: float = 0.0
     patience: int | None = None
     clip: float | None = None
+    accumulate: int = 1
     ema: float | None = None
     save_every: float = 30.0
     accelerator: str = "auto"
@@ -125,6 +173,7 @@ class TrainingConfig:
     precision: str = "32-true"
     compile: Literal["none", "default", "reduce-overhead"] = "none"
     threads: int | None = None
+    loggers: list[Spec] = field(default_factory=list)
 
 
 @dataclass
@@ -160,12 +209,19 @@ class Config:
     seed: int = 0
     start: StartConfig = field(default_factory=StartConfig)
 
+    def __post_init__(self):
+        if self.data.binarize == "auto":  # so that what is recorded is what is done
+            spec = self.model.likelihood
+            kind = str(spec.get("class_path") if isinstance(spec, dict) else spec)
+            is_binary = kind.rpartition(".")[2] == "Bernoulli"
+            self.data = replace(self.data, binarize="stochastic" if is_binary else "none")
+
 
 def check_nulls(content: Mapping[str, Any], kind: type = Config, prefix: str = "") -> None:
     """Refuse a setting that is null but must not be.
 
     Args:
-        content: the settings as plain values, complete.
+        content: the settings as plain values.
         kind: the dataclass that holds them.
         prefix: what their names begin with.
 
@@ -173,6 +229,8 @@ def check_nulls(content: Mapping[str, Any], kind: type = Config, prefix: str = "
         ValueError: one is null, or holds settings but is not a mapping.
     """
     for name, hint in get_type_hints(kind).items():
+        if name not in content and not is_dataclass(hint):
+            continue  # a run from before there was such a setting has its default
         value, where = content[name], f"{prefix}{name}"
         if is_dataclass(hint):
             if not isinstance(value, Mapping):

@@ -50,6 +50,8 @@ SCHEDULES = frozenset(
     "ChainedScheduler ConstantLR CosineAnnealingLR CosineAnnealingWarmRestarts CyclicLR ExponentialLR LinearLR "
     "MultiStepLR OneCycleLR PolynomialLR ReduceLROnPlateau SequentialLR StepLR".split()
 )
+LOGGERS = "lightning_fabric.loggers"
+"""Module of the loggers that a file may name; others, such as those of `lightning`, start services or send data."""
 NESTED = re.compile(r"(torch\.nn|torch\.distributions|zuko\.transforms|zuko\.flows)\.[A-Z][A-Za-z0-9]*")
 """Classes that may be arguments: modules, distributions and transforms, but no functions."""
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -187,6 +189,9 @@ def _named(content: Mapping[str, Any]) -> Iterator[tuple[str, str, bool]]:
         for place in ("bound", "gradient", "optimizer", "schedule"):
             if training.get(place) is not None:
                 yield from _named_in_spec(training[place], f"training.{place}", place)
+        named = _as_parsed(training.get("loggers"))
+        for i, spec in enumerate(named if isinstance(named, list | tuple) else [] if named is None else [named]):
+            yield from _named_in_spec(spec, f"training.loggers[{i}]", "logger")
 
 
 def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str, bool]]:
@@ -256,6 +261,8 @@ def _is_allowed(path: str, place: str) -> bool:
         return name in OPTIMIZERS and module in ("", "torch.optim")
     if place == "schedule":
         return name in SCHEDULES and module in ("", "torch.optim.lr_scheduler")
+    if place == "logger":
+        return name in ("CSVLogger", "TensorBoardLogger") and module in ("", LOGGERS)
     if place:
         room, names = OWN[place]
         return name in names and (module in ("", "mixvae", room) or module.startswith(f"{room}."))

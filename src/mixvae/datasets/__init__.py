@@ -7,44 +7,63 @@ batching happen on the device, in `Split.batch`.
 from __future__ import annotations
 
 import difflib
-import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from mixvae.datasets._download import fetch, folders, locate
-from mixvae.datasets._formats import read_cifar, read_idx
-from mixvae.datasets._own import read_own
+from mixvae._failures import at_least
+from mixvae.datasets._finished import Binarize, binarized, check_split, finished
+from mixvae.datasets._own import read_files, read_own, read_undivided
+from mixvae.datasets._python import as_dataset, collected, examples_of
+from mixvae.datasets._resizing import Size, height_and_width, resized_split
+from mixvae.datasets._sources import SOURCES, CifarSource, IdxSource
 from mixvae.datasets._splits import Dataset, Split, as_split
+from mixvae.datasets._streamed import read_streamed, seen
 from mixvae.progress import SILENT, Progress
 
-__all__ = ["SOURCES", "Dataset", "Split", "as_split", "load_dataset", "resolve_paths", "search"]
+__all__ = [
+    "PATHS", "SOURCES", "CifarSource", "Dataset", "IdxSource", "Split", "absolute_paths", "as_dataset", "as_split",
+    "becomes_binary", "collected", "examples_of", "load_dataset", "load_examples", "located", "relative_paths",
+    "relatives_in", "resolve_paths", "search",
+]  # fmt: skip
 
-Binarize = Literal["stochastic", "fixed", "threshold", "none"]
-Labelled = tuple[np.ndarray, np.ndarray | None]
+PATHS = ("name", "train", "validation", "test")
+"""Options of `load_dataset` that may be paths of examples."""
 
 
 def load_dataset(
-    name: str,
+    name: str | None = None,
     *,
+    train: str | Path | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
     root: str | Path | None = None,
     binarize: Binarize = "stochastic",
     seed: int = 0,
     limit: int | None = None,
     limit_validation: int | None = None,
     flip: bool = False,
+    resize: Size | None = None,
+    stream: bool = False,
+    workers: int = 0,
     progress: Progress = SILENT,
 ) -> Dataset:
-    """Load a data set.
+    """Load a data set: by name, from a file or folder that is divided here, or from one file or folder for each part.
+
+    Files are `.npy`, `.npz`, `.pt` and `.mat` arrays of shape (N, H, W), (N, C, H, W) or (N, D), tables of numbers as
+    `.csv`, `.tsv`, `.txt`, `.amat` (also gzipped) or `.parquet`, or folders of images.
 
     Args:
-        name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, or the path of your own data: a `.npy`, `.npz`
-            or `.pt` file of shape (N, H, W), (N, C, H, W) or (N, D), a `.csv`, `.amat` or `.txt` table, or a folder of
-            images. A `.npz` of `x_train` and `x_test`, and a folder of `train` and `test`, keep their split.
+        name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, `static_mnist`, `omniglot`, `caltech101_silhouettes`, or
+            the path of your own file or folder. A `.npz` of `x_train` and `x_test`, and a folder of `train` and `test`,
+            keep their split; anything else is split 80 : 10 : 10.
+        train: file or folder of the training examples, in place of a name.
+        validation: that of the validation examples; else a tenth of the training ones, chosen by the seed.
+        test: that of the test examples, needed with `train`.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
         binarize: `stochastic` binarises training examples anew at every step, validation and test once;
             `fixed` binarises all of them once; `threshold` at ½; `none` keeps the values.
@@ -52,6 +71,13 @@ def load_dataset(
         limit: use at most this many training examples.
         limit_validation: use at most this many validation examples.
         flip: mirror training images left to right with probability ½, anew at every step; never the others.
+        resize: height and width that images are scaled to, or one number for both, by an antialiased bilinear filter:
+            pixel i of an axis is the mean of the old pixels j, weighted by
+            max(0, 1 − |(j + ½) − (i + ½) s| / max(1, s)) with s = old/new. 8-bit images stay 8-bit; images of
+            a folder may then be of several sizes.
+        stream: read the training examples anew in every epoch instead of holding them in memory, from a `.npy` file or
+            a folder of images; they are read once at the beginning, to check them. Trainings have the same result.
+        workers: processes that read streamed examples ahead.
         progress: where a download is reported, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
@@ -60,43 +86,122 @@ def load_dataset(
 
     Example:
         >>> from mixvae import load_dataset
-        >>> data = load_dataset("digits", limit=40)
+        >>> data = load_dataset("digits", limit=40, resize=16)
         >>> data.shape, len(data.train), len(data.validation), len(data.test)
-        ((1, 8, 8), 40, 200, 400)
+        ((1, 16, 16), 40, 200, 400)
     """
-    if binarize not in ("stochastic", "fixed", "threshold", "none"):
-        raise ValueError(f"unknown binarize {binarize!r}: choose stochastic, fixed, threshold or none")
+    at_least(0, workers=workers)
     for which, most, what in (("limit", limit, "training"), ("limit_validation", limit_validation, "validation")):
         if most is not None and most < 1:
             raise ValueError(f"{which} must be at least 1 {what} example; got {most}")
-    name, root = resolve_paths(name, root)
-    if name in SOURCES:
-        train, validation, test = SOURCES[name](root, seed, progress)
-    elif Path(name).exists():
-        train, validation, test = read_own(Path(name), seed)
+    size = None if resize is None else height_and_width(resize)
+    given = {"train": train, "validation": validation, "test": test}
+    files = {part: Path(_absolute(path)) for part, path in given.items() if path is not None}
+    if files:
+        called = _check_files(files, name)
+        splits = read_streamed(files, seed, size, workers) if stream else read_files(files, seed, size)
+        name, title = None, files["train"].name.split(".")[0]
+    elif name is None:
+        raise ValueError("name a data set, a file or a folder, or give train and test")
     else:
-        near = difflib.get_close_matches(name, SOURCES, 1)
-        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SOURCES)} or a path that exists"
-        raise ValueError(f"unknown data set {name!r}: {hint}")
-    train, validation = train.head(limit), validation.head(limit_validation)
-    for split, part in (("training", train), ("validation", validation), ("test", test)):
-        if not len(part):
-            raise ValueError(f"the {split} split of {name} is empty: it needs more examples")
-    _check(name, [train, validation, test], binarize)
-    if flip and len(train.shape) != 3:
-        raise ValueError(f"only images can be mirrored; {name} has examples of shape {train.shape}")
-    return Dataset(
-        Path(name).stem if name not in SOURCES else name,
-        replace(train, resample=True, flip=flip)
-        if binarize == "stochastic"
-        else replace(_binarized(train, binarize, seed), flip=flip),
-        _binarized(validation, binarize, seed + 1),
-        _binarized(test, binarize, seed + 2),
-        origin={
-            "name": name, "root": root, "binarize": binarize, "seed": seed, "limit": limit,
-            "limit_validation": limit_validation, "flip": flip,
-        },
-    )  # fmt: skip
+        name, root = resolve_paths(name, root)
+        called, title = name, name if name in SOURCES else Path(name).stem
+        if name in SOURCES and stream:
+            raise ValueError(f"{name} is held in memory: leave stream out")
+        if name in SOURCES:
+            splits = SOURCES[name](root, seed, progress)
+        elif Path(name).exists():
+            splits = read_streamed(Path(name), seed, size, workers) if stream else read_own(Path(name), seed, size)
+        else:
+            near = difflib.get_close_matches(name, SOURCES, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SOURCES)} or a path that exists"
+            raise ValueError(f"unknown data set {name!r}: {hint}")
+    kept = [split.head(most) for split, most in zip(splits, (limit, limit_validation, None), strict=True)]
+    for part, split in zip(("training", "validation", "test"), kept, strict=True):
+        if not len(split):
+            raise ValueError(f"the {part} split of {called} is empty: it needs more examples")
+    if size is not None:
+        kept = [resized_split(split, size, called) for split in kept]
+    if stream:
+        kept = seen(kept, progress)
+    elif workers:
+        raise ValueError(f"workers read streamed examples ahead; got {workers}: give stream too, or leave workers out")
+    origin = {
+        "name": name, "root": root, "binarize": binarize, "seed": seed, "limit": limit,
+        "limit_validation": limit_validation, "flip": flip, "resize": resize,
+        "stream": stream, "workers": workers,
+        **{part: str(files[part]) if part in files else None for part in given},
+    }  # fmt: skip
+    data = finished(called, *kept, binarize=binarize, seed=seed, flip=flip, origin=origin)
+    return replace(data, name=title)
+
+
+def load_examples(path: str | Path, *, binarize: Binarize = "none", seed: int = 0, resize: Size | None = None) -> Split:
+    """Load all examples of one file or folder, undivided, such as new data for a trained model.
+
+    Args:
+        path: a file or folder of any kind that `load_dataset` reads; one without parts of a split.
+        binarize: `none` keeps the values; `stochastic` and `fixed` binarise them once, as `load_dataset` does test
+            examples; `threshold` at ½.
+        seed: seed of the binarisation.
+        resize: height and width that images are scaled to, or one number for both.
+
+    Raises:
+        ValueError: it is divided into parts, or damaged, empty, not finite or of a wrong shape or range.
+        OSError: there is no such file or folder.
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.datasets import load_examples
+        >>> np.save("new.npy", np.full((3, 8, 8), 51, np.uint8))
+        >>> examples = load_examples("new.npy")
+        >>> len(examples), examples.shape, round(float(examples.batch(slice(1)).mean()), 6)
+        (3, (1, 8, 8), 0.2)
+    """
+    place = Path(_absolute(path))
+    if not place.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    size = None if resize is None else height_and_width(resize)
+    x, y = read_undivided(place, size)
+    examples = as_split(x, y, name=str(place))
+    if not len(examples):
+        raise ValueError(f"{place} holds no examples")
+    if size is not None:
+        examples = resized_split(examples, size, str(place))
+    check_split(str(place), examples, binarize)
+    return binarized(examples, binarize, seed + 2)  # as the test examples of a data set
+
+
+def _check_files(files: Mapping[str, Path], name: str | None) -> str:
+    """What errors call a data set of several files.
+
+    Raises:
+        ValueError: one of them is missing, or a name is given besides.
+    """
+    if name is not None:
+        raise ValueError(f"data are given by name ({name}) or as {', '.join(files)}: leave one of the two out")
+    if missing := [part for part in ("train", "test") if part not in files]:
+        raise ValueError(f"{' and '.join(files)} without {missing[0]}: give train and test, and validation if you like")
+    if absent := [path for path in files.values() if not path.exists()]:
+        raise ValueError(f"there is no file or folder {absent[0]}")
+    return str(files["train"])
+
+
+def becomes_binary(split: Split) -> bool:
+    """Whether grey values are binarised at every step.
+
+    Example:
+        >>> from mixvae.datasets import becomes_binary, load_dataset
+        >>> data = load_dataset("digits")
+        >>> becomes_binary(data.train), becomes_binary(data.test)
+        (True, False)
+    """
+    x = split.x if isinstance(split.x, torch.Tensor) else split.x.values
+    return split.resample and x is not None and bool(((x != 0) & (x != split.levels)).any())
+
+
+def _absolute(path: str | Path) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def resolve_paths(name: str, root: str | Path | None = None) -> tuple[str, str | None]:
@@ -108,10 +213,19 @@ def resolve_paths(name: str, root: str | Path | None = None) -> tuple[str, str |
         >>> resolve_paths("digits"), resolve_paths("my/cells.npy") == (str(Path("my/cells.npy").absolute()), None)
         (('digits', None), True)
     """
-    whole = None if root is None else str(Path(root).expanduser().absolute())
+    whole = None if root is None else _absolute(root)
     path = Path(name).expanduser()
     is_path = name not in SOURCES and (path.exists() or len(path.parts) > 1)
-    return str(path.absolute()) if is_path else name, whole
+    return _absolute(name) if is_path else name, whole
+
+
+def absolute_paths(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The paths among options of `load_dataset`, with `~` expanded and absolute."""
+    name, root = options["name"], options.get("root")
+    if name is not None:
+        name, root = resolve_paths(name, root)
+    files = {part: _absolute(options[part]) for part in PATHS[1:] if options.get(part) is not None}
+    return {"name": name, "root": root, **files}
 
 
 def search(name: str, beside: Path, relative: str | None = None) -> str:
@@ -138,165 +252,34 @@ def search(name: str, beside: Path, relative: str | None = None) -> str:
     return next((str(path.resolve()) for path in near if path.exists()), name)
 
 
-def _binarized(split: Split, binarize: Binarize, seed: int) -> Split:
-    """Binarise once and for all."""
-    if binarize == "none":
-        return split
-    probabilities = split.x.float() / split.levels
-    threshold = torch.rand(probabilities.shape, generator=torch.Generator().manual_seed(seed))
-    if binarize == "threshold":
-        threshold = torch.full((), 0.5)
-    return replace(split, x=(probabilities > threshold).to(torch.uint8), levels=1)
-
-
-def _check(name: str, splits: list[Split], binarize: Binarize) -> None:
-    """Refuse values that no model can be trained on."""
-    for split in splits:
-        if not split.x.is_floating_point():
-            continue
-        bad = ~split.x.isfinite()
-        if bad.any():
-            raise ValueError(f"{name} holds {int(bad.sum())} values that are NaN or infinite: remove or impute them")
-        low, high = float(split.x.min()), float(split.x.max())
-        if binarize != "none" and not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name} holds values from {low:.4g} to {high:.4g}; to binarise them they must lie in [0, 1]: "
-                "rescale them, or set binarize to none and choose a likelihood for real values"
-            )
-
-
-def _digits(root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
-    """scikit-learn's 1797 handwritten digits, 8 × 8 pixels of 17 grey levels: 1197/200/400."""
-    del root
-    from sklearn.datasets import load_digits
-
-    x, y = load_digits(return_X_y=True)
-    images = torch.from_numpy(x.reshape(-1, 1, 8, 8).astype(np.uint8))
-    whole = Split(images, torch.from_numpy(y.astype(np.int64)), levels=16)
-    return whole.divided((200, 400), seed)
-
-
-WHOLE = 60_000
-"""Training images of MNIST and its like; fewer are somebody's selection."""
-
-
-def _idx_sources() -> list[IdxSource]:
-    return [source for source in SOURCES.values() if isinstance(source, IdxSource)]
-
-
-@dataclass(frozen=True)
-class IdxSource:
-    """A data set of four IDX files; the last sixth of the training images is for validation: 50k/10k/10k.
+def located(options: Mapping[str, Any], beside: Path, relatives: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Options of `load_dataset` with every path as `search` finds it.
 
     Args:
-        name: name of the data set.
-        url: folder of the files.
-        checksums: MD5 sums by file name: training images and labels, then those of the test.
-        contents: SHA-256 of their values in the same order, where they are known: files of one name are not always
-            packed alike, and those of another data set have the same names.
+        options: the options when the run was trained, paths absolute.
+        beside: the run directory.
+        relatives: paths from the run directory at that time, by option.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from mixvae.datasets import located
+        >>> Path("run").mkdir(exist_ok=True)
+        >>> np.save("beside.npy", np.zeros((3, 2)))
+        >>> Path(located({"train": "/gone/beside.npy", "seed": 1}, Path("run"))["train"]).exists()
+        True
     """
-
-    name: str
-    url: str
-    checksums: dict[str, str]
-    contents: tuple[str, ...] = ()
-
-    def __call__(self, root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
-        """Read the files, after downloading those that are missing."""
-        del seed
-        paths = [self._path(file, root, progress) for file in self.checksums]
-        arrays = [read_idx(path) for path in paths]
-        self._check_contents(paths, arrays)
-        images, labels, test_images, test_labels = arrays
-        whole = as_split(images, labels, name=str(paths[0]))
-        cut = len(whole) - len(whole) // 6
-        train, validation = (whole.take(part) for part in torch.arange(len(whole)).tensor_split([cut]))
-        return train, validation, as_split(test_images, test_labels, name=str(paths[2]))
-
-    def _check_contents(self, paths: list[Path], arrays: list[np.ndarray]) -> None:
-        """Refuse files of another data set, and sets that were put together from two.
-
-        Raises:
-            ValueError: some are known as those of another data set, while those of this one are other ones.
-        """
-        known = {digest: source.name for source in _idx_sources() for digest in source.contents}
-        for path, array in zip(paths, arrays, strict=True):
-            owner = known.get(hashlib.sha256(array.tobytes()).hexdigest(), self.name)
-            if owner != self.name:
-                raise ValueError(f"{path} is of {owner}, not of {self.name}: name the folder of its files by root")
-        if self.contents and len(arrays[0]) == WHOLE:
-            for path, array, digest in zip(paths, arrays, self.contents, strict=True):
-                if hashlib.sha256(array.tobytes()).hexdigest() != digest:
-                    raise ValueError(
-                        f"{path} does not hold the values of {self.name}: it is of another data set, or changed"
-                    )
-
-    def _path(self, file: str, root: str | Path | None, progress: Progress) -> Path:
-        path = locate([file, file.removesuffix(".gz")], self.name, root)
-        return path or fetch(self.url + file, f"md5:{self.checksums[file]}", self.name, progress)
+    paths = {name: options[name] for name in PATHS if options.get(name) is not None}
+    return {**options, **{name: search(path, beside, (relatives or {}).get(name)) for name, path in paths.items()}}
 
 
-@dataclass(frozen=True)
-class CifarSource:
-    """CIFAR-10's binary version; the last fifth of the training images is for validation: 40k/10k/10k.
-
-    Args:
-        url: the archive.
-        checksum: MD5 sum of the archive.
-    """
-
-    url: str
-    checksum: str
-
-    def __call__(self, root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
-        """Read the archive, or the folder that it unpacks to, after downloading it if it is missing."""
-        del seed
-        archive = self.url.rpartition("/")[2]
-        path = locate(["cifar-10-batches-bin", archive], "cifar10", root)
-        if path is None:
-            unpacked = [f for f in folders("cifar10", root) if (f / "test_batch.bin").exists()]
-            path = unpacked[0] if unpacked else fetch(self.url, f"md5:{self.checksum}", "cifar10", progress)
-        batches = read_cifar(path)
-        names = [f"data_batch_{number}" for number in range(1, 6)]
-        if missing := [name for name in (*names, "test_batch") if name not in batches]:
-            raise ValueError(f"{path} lacks {missing[0]}.bin; it holds {', '.join(sorted(batches)) or 'no batches'}")
-        images, labels = (np.concatenate(part) for part in zip(*(batches[n] for n in names), strict=True))
-        whole = as_split(images, labels, name=str(path))
-        cut = len(whole) - len(whole) // 5
-        train, validation = (whole.take(part) for part in torch.arange(len(whole)).tensor_split([cut]))
-        return train, validation, as_split(*batches["test_batch"], name=str(path))
+def relative_paths(options: Mapping[str, Any], beside: Path) -> dict[str, str]:
+    """The paths among options of `load_dataset`, from a run directory."""
+    paths = {name: options[name] for name in PATHS if options.get(name) is not None}
+    return {name: os.path.relpath(path, beside.absolute()) for name, path in paths.items() if Path(path).is_absolute()}
 
 
-SOURCES: dict[str, Callable[[str | Path | None, int, Progress], tuple[Split, Split, Split]]] = {
-    "digits": _digits,
-    "mnist": IdxSource(
-        "mnist",
-        "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        {
-            "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
-            "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
-            "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
-        },
-    ),
-    "fashion_mnist": IdxSource(
-        "fashion_mnist",
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        {
-            "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
-            "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
-            "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
-        },
-        (
-            "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
-            "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
-            "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a",
-            "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
-        ),
-    ),
-    "cifar10": CifarSource(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"
-    ),
-}
-"""The data sets by name."""
+def relatives_in(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """The paths that `relative_paths` gave for a run, from its record, where earlier versions kept one alone."""
+    before = {} if recorded.get("relative") is None else {"name": recorded["relative"]}
+    return {**recorded.get("relatives", {}), **before}

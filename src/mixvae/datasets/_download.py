@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -36,21 +37,23 @@ def cache(name: str) -> Path:
     return Path(user_cache_dir("mixvae")) / name
 
 
-def locate(names: list[str], name: str, root: str | Path | None) -> Path | None:
+def locate(
+    names: list[str], name: str, root: str | Path | None, is_there: Callable[[Path], bool] = Path.exists
+) -> Path | None:
     """First of the files `names` in the first folder that has one."""
     for folder in folders(name, root):
         for file in names:
-            if (folder / file).exists():
+            if is_there(folder / file):
                 return folder / file
     return None
 
 
-def fetch(url: str, checksum: str, name: str, progress: Progress = SILENT) -> Path:
+def fetch(url: str, checksum: str | None, name: str, progress: Progress = SILENT) -> Path:
     """Download a file into the cache and check it.
 
     Args:
         url: where the file is.
-        checksum: `md5:…` or `sha256:…` of the file.
+        checksum: `md5:…` or `sha256:…` of the file; None if none is known, which is reported.
         name: data set that the file belongs to.
         progress: where progress is reported; silent by default.
 
@@ -71,7 +74,10 @@ def fetch(url: str, checksum: str, name: str, progress: Progress = SILENT) -> Pa
     logger = pooch.get_logger()
     level, _ = logger.level, logger.setLevel("WARNING")
     try:
-        return Path(pooch.retrieve(url, checksum, fname=target.name, path=folder, downloader=download))
+        path = Path(pooch.retrieve(url, checksum, fname=target.name, path=folder, downloader=download))
+        if checksum is None:
+            progress.announce(f"untested: {url} has no known checksum; its SHA-256 is {pooch.file_hash(str(path))}")
+        return path
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise OSError(f"cannot download {url}: {_reason(error)}; {manual}") from None
     except ValueError as error:

@@ -10,7 +10,8 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +20,9 @@ import torch
 from PIL import Image
 from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
-from mixvae._arrays import FEWER, check_pickle, members, names_in, read_npy, read_npz
+from mixvae._arrays import FEWER, check_pickle, map_npy, members, names_in, read_npz
 from mixvae._resources import TooLarge, check, short
+from mixvae.datasets._resizing import resized
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -104,16 +106,18 @@ def read_cifar(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     contents: dict[str, bytes] = {}
     if path.is_dir():
-        files = [file for file in sorted(path.glob("*_batch*.bin")) if file.is_file()]
+        files = [file for file in sorted(path.glob("*_batch*.bin")) if file.is_file() and not _is_hidden(file.name)]
         check(COPIES * sum(file.stat().st_size for file in files), str(path), FEWER)
         contents = {file.stem: file.read_bytes() for file in files}
     else:
         try:
             with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, path), mode="r|") as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
                 for member in archive:
-                    file = archive.extractfile(member) if member.isreg() and member.name.endswith(".bin") else None
+                    name = Path(member.name)
+                    is_batch = member.isreg() and name.suffix == ".bin" and not _is_hidden(name.name)
+                    file = archive.extractfile(member) if is_batch else None
                     if file is not None:
-                        contents[Path(member.name).stem] = file.read()
+                        contents[name.stem] = file.read()
         except (TooLarge, FileNotFoundError):
             raise
         except Exception as error:  # noqa: BLE001  (damage shows as any kind)
@@ -157,9 +161,10 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file that can be read whole: give one on disk")
-    if path.suffix == ".npy":
-        return read_npy(path), None
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        return map_npy(path), None
+    if suffix == ".npz":
         content: Any = read_npz(path, str(path), ("x", "y"))
         names = [] if "x" in content else names_in(path)
     else:
@@ -242,7 +247,7 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _exactly(image: Image.Image, path: Path) -> np.ndarray:
+def exact_pixels(image: Image.Image, path: Path | str) -> np.ndarray:
     """Pixels (H, W, C) without loss: bytes, or numbers from 0 to 1 where 16 bits or floating point hold more.
 
     Raises:
@@ -266,7 +271,81 @@ def _exactly(image: Image.Image, path: Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def read_images(folder: Path, *, named: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+@contextmanager
+def opened_image(path: Path) -> Iterator[Image.Image]:
+    """An image of a format that is known; only its header is read.
+
+    Raises:
+        ValueError: it is damaged, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata
+            warnings.simplefilter("error", DecompressionBombWarning)
+            with Image.open(path, formats=IMAGES) as image:
+                yield image
+    except (DecompressionBombError, DecompressionBombWarning) as error:
+        raise ValueError(f"{path} is too large to be an example: {short(error, 200)}: scale it down") from None
+    except TooLarge:
+        raise
+    except Exception as error:  # noqa: BLE001  (damage shows as any kind)
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is not a readable image: {short(lines[0], 200)}") from None
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Images below a folder, in order.
+
+    Raises:
+        ValueError: there are none, or too many files.
+    """
+    paths = sorted(_images_in(folder))
+    if not paths:
+        raise ValueError(f"{folder} holds no images; expected files such as .png or .jpg")
+    return paths
+
+
+def check_size(image: Image.Image, path: Path, first: Path, size: tuple[int, int]) -> None:
+    """Refuse an image of another size.
+
+    Raises:
+        TooLarge: its width and height are not those of the first.
+    """
+    if image.size != size:
+        raise TooLarge(
+            f"all images must have one size: {first.name} is {size[0]}×{size[1]} pixels, "
+            f"{path.name} is {image.size[0]}×{image.size[1]}: scale them by --data.resize={size[1]}"
+        )
+
+
+def one_depth(kinds: Mapping[np.dtype[Any], Path], folder: Path) -> None:
+    """Refuse images of several depths.
+
+    Raises:
+        ValueError: some have 8 bits, others more.
+    """
+    if len(kinds) > 1:
+        bytes_of, other = kinds[np.dtype(np.uint8)], kinds[np.dtype(np.float32)]
+        raise ValueError(f"{bytes_of.name} has 8 bits, {other.name} more: save all images of {folder} in one depth")
+
+
+def stacked(images: Sequence[np.ndarray], channels: int) -> np.ndarray:
+    """Images (H, W, 1 or C) as one array (N, C, H, W)."""
+    alike = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
+    return np.ascontiguousarray(alike.transpose(0, 3, 1, 2))
+
+
+def classes_of(paths: Sequence[Path], folder: Path, *, named: bool) -> np.ndarray | None:
+    """Classes of images by their folders, as names or numbers in alphabetical order; None if there is one folder."""
+    classes = sorted({path.parent for path in paths})
+    if len(classes) > 1 or (named and classes != [folder]):
+        return np.array([path.parent.name if named else classes.index(path.parent) for path in paths])
+    return None
+
+
+def read_images(
+    folder: Path, *, named: bool = False, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Read a folder of images of one size; subfolders, if there are any, are the classes in alphabetical order.
 
     Sizes are read from the headers, and compared with memory, before an image is decoded. Hidden files are left out.
@@ -274,6 +353,7 @@ def read_images(folder: Path, *, named: bool = False) -> tuple[np.ndarray, np.nd
     Args:
         folder: the folder.
         named: whether labels are the names of the classes, and not their numbers.
+        size: height and width that images are scaled to, which may then be of several sizes.
 
     Returns:
         Images (N, C, H, W), C = 1 if all are grey and 3 otherwise, and labels (N,) or None. Images of 16 bits or
@@ -282,41 +362,19 @@ def read_images(folder: Path, *, named: bool = False) -> tuple[np.ndarray, np.nd
     Raises:
         ValueError: there are no images, one is damaged or transparent, sizes differ, or they do not fit into memory.
     """
-    paths = sorted(_images_in(folder))
-    if not paths:
-        raise ValueError(f"{folder} holds no images; expected files such as .png or .jpg")
-    images, size = list[np.ndarray](), (0, 0)
+    paths = images_in(folder)
+    images, first = list[np.ndarray](), (0, 0)
     for path in paths:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about odd metadata
-                warnings.simplefilter("error", DecompressionBombWarning)
-                with Image.open(path, formats=IMAGES) as image:
-                    if not images:
-                        size = image.size
-                        what = f"{len(paths)} images of {size[0]}×{size[1]} pixels in {folder}"
-                        check(COPIES * len(paths) * 3 * size[0] * size[1], what, FEWER)
-                    elif image.size != size:
-                        raise TooLarge(
-                            f"all images must have one size: {paths[0].name} is {size[0]}×{size[1]} pixels, "
-                            f"{path.name} is {image.size[0]}×{image.size[1]}"
-                        )
-                    images.append(_exactly(image, path))
-        except (DecompressionBombError, DecompressionBombWarning) as error:
-            raise ValueError(f"{path} is too large to be an example: {short(error, 200)}: scale it down") from None
-        except TooLarge:
-            raise
-        except Exception as error:  # noqa: BLE001  (damage shows as any kind)
-            lines = str(error).splitlines() or [type(error).__name__]
-            raise ValueError(f"{path} is not a readable image: {short(lines[0], 200)}") from None
-    kinds = {image.dtype: path for image, path in zip(images, paths, strict=True)}
-    if len(kinds) > 1:
-        bytes_of, other = kinds[np.dtype(np.uint8)], kinds[np.dtype(np.float32)]
-        raise ValueError(f"{bytes_of.name} has 8 bits, {other.name} more: save all images of {folder} in one depth")
+        with opened_image(path) as image:
+            if not images:
+                first = image.size
+                width, height = first if size is None else size[::-1]
+                what = f"{len(paths)} images of {width}×{height} pixels in {folder}"
+                check(COPIES * len(paths) * 3 * width * height, what, FEWER)
+            if size is None:
+                check_size(image, path, paths[0], first)
+            pixels = exact_pixels(image, path)
+            images.append(pixels if size is None else resized(pixels, size))
+    one_depth({image.dtype: path for image, path in zip(images, paths, strict=True)}, folder)
     channels = max(image.shape[-1] for image in images)
-    stacked = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
-    classes = sorted({p.parent for p in paths})
-    labels = None
-    if len(classes) > 1 or (named and classes != [folder]):
-        labels = np.array([p.parent.name if named else classes.index(p.parent) for p in paths])
-    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)), labels
+    return stacked(images, channels), classes_of(paths, folder, named=named)

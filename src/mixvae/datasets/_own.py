@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import csv
-import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mixvae._arrays import names_in, read_npz
+from mixvae.datasets._columns import LABELS as LABELS
+from mixvae.datasets._columns import SEPARATED, Labelled, read_parquet, read_table
 from mixvae.datasets._formats import ARRAY_SUFFIXES, read_array, read_images
+from mixvae.datasets._matlab import read_mat
 from mixvae.datasets._splits import Split, as_split
 
-TABLES = (".csv", ".amat", ".txt")
-"""Text files of numbers: separated by commas, or by spaces as the static MNIST's are."""
-LABELS = ("label", "labels", "class", "target", "y")
-"""Headings of a column that holds classes."""
+READERS: dict[str, Callable[[Path], Labelled]] = {
+    **dict.fromkeys(ARRAY_SUFFIXES, read_array),
+    **dict.fromkeys(SEPARATED, read_table),
+    ".parquet": read_parquet,
+    ".mat": read_mat,
+}
+"""How files are read, by their suffix; text may be gzipped."""
 PARTS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val"),
@@ -24,143 +29,154 @@ PARTS = {
 """What the parts of a split are called in files and folders."""
 FEWEST = 10
 """Fewest examples that are split into three."""
-LARGEST_TABLE = 2**32
-"""Most bytes of a table in text, which is read line by line."""
-Labelled = tuple[np.ndarray, np.ndarray | None]
 
 
-def read_own(path: Path, seed: int) -> tuple[Split, Split, Split]:
+def read_own(path: Path, seed: int, size: tuple[int, int] | None = None) -> tuple[Split, Split, Split]:
     """Training, validation and test examples from a file or folder.
 
     A `.npz` of `x_train` and `x_test`, or a folder of `train` and `test`, keeps its split; without a validation part,
     a tenth of the training examples, chosen by the seed, becomes one. Anything else is split 80 : 10 : 10.
 
+    Args:
+        path: the file or folder.
+        seed: seed of the split.
+        size: height and width that images of a folder are scaled to.
+
     Raises:
         ValueError: it is of another kind, damaged, or has too few examples.
     """
-    found = _parts(path)
-    if found is None:
-        x, y = _whole(path)
+    named = named_parts(path)
+    if not named:
+        x, y = read_one(path, size)
         whole = as_split(x, y, name=str(path))
-        _enough(path, len(whole))
+        enough(path, len(whole))
         return whole.divided((len(whole) // 10, len(whole) // 10), seed)
-    known = sorted({label for _, y in found.values() if y is not None for label in y.tolist()})
+    if path.is_dir():
+        found = {part: read_images(path / name, named=True, size=size) for part, name in named.items()}
+    else:
+        labels = {part: name.replace("x_", "y_", 1) for part, name in named.items()}
+        arrays = read_npz(path, str(path), {*named.values(), *labels.values()})
+        found = {part: (arrays[name], arrays.get(labels[part])) for part, name in named.items()}
     if missing := [name for name in ("train", "test") if name not in found]:
         raise ValueError(f"{path} has parts {', '.join(found)} but no {missing[0]}: add it, or give one part alone")
+    return together(found, str(path), seed)
+
+
+def read_files(files: Mapping[str, Path], seed: int, size: tuple[int, int] | None = None) -> tuple[Split, Split, Split]:
+    """Training, validation and test examples, each from a file or folder of its own.
+
+    Args:
+        files: the files or folders of `train` and `test`, and of `validation` if there is one; else a tenth of the
+            training examples, chosen by the seed, becomes that.
+        seed: seed of the split.
+        size: height and width that images of folders are scaled to.
+
+    Raises:
+        ValueError: one is damaged or holds a split itself, or they do not fit together.
+    """
+    found = {part: read_undivided(files[part], size, named=True) for part in PARTS if part in files}
+    return together(found, " and ".join(map(str, files.values())), seed)
+
+
+def read_undivided(path: Path, size: tuple[int, int] | None = None, *, named: bool = False) -> Labelled:
+    """All examples of a file or folder that has no parts.
+
+    Raises:
+        ValueError: it has.
+    """
+    if parts := named_parts(path):
+        one = parts.get("test", next(iter(parts.values())))
+        remedy = f"name one of them, such as {path / one}" if path.is_dir() else f"save one, such as {one}, as .npy"
+        raise ValueError(f"{path} is divided into {', '.join(parts.values())}: {remedy}")
+    return read_one(path, size, named=named)
+
+
+def read_one(path: Path, size: tuple[int, int] | None = None, *, named: bool = False) -> Labelled:
+    """Examples, and labels if there are any, of a file or folder without parts.
+
+    Args:
+        path: the file or folder.
+        size: height and width that images of a folder are scaled to.
+        named: whether labels of a folder are the names of the classes, and not their numbers.
+    """
+    if path.is_dir():
+        return read_images(path, named=named, size=size)
+    suffix = path.suffix.lower()
+    if suffix == ".gz" and (packed := Path(path.stem).suffix.lower()) in SEPARATED:
+        suffix = packed
+    if suffix not in READERS:
+        raise ValueError(f"{path} must be a folder of images or end in {', '.join(READERS)}")
+    return READERS[suffix](path)
+
+
+def together(found: Mapping[str, Labelled], name: str, seed: int) -> tuple[Split, Split, Split]:
+    """Parts with one numbering of their classes and one scale."""
     if len({y is None for _, y in found.values()}) > 1:
-        raise ValueError(f"some parts of {path} have classes and others none: give all of them, or none")
-    shapes = {name: x.shape[1:] for name, (x, _) in found.items()}
+        raise ValueError(f"some parts of {name} have classes and others none: give all of them, or none")
+    labels = [y for _, y in found.values() if y is not None]
+    if len({y.dtype.kind in "US" for y in labels}) > 1:
+        raise ValueError(f"the classes of {name} are numbers in one part and text in another: give one of the two")
+    known = sorted({label for y in labels for label in y.tolist()})
+    shapes = {part: x.shape[1:] for part, (x, _) in found.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"the parts of {path} hold examples of different shapes: {shapes}")
+        raise ValueError(f"the parts of {name} hold examples of different shapes: {shapes}")
+    scales = {part: _scale(x) for part, (x, _) in found.items()}
+    if len(set(scales.values()) - {""}) > 1:
+        raise ValueError(f"the parts of {name} hold pixels of different kinds, {scales}: save all of them as one kind")
     sizes = np.cumsum([0, *(len(x) for x, _ in found.values())])
-    labels = [np.searchsorted(known, y) for _, y in found.values() if y is not None]
-    together = as_split(
-        np.concatenate([x for x, _ in found.values()]), np.concatenate(labels) if labels else None, name=str(path)
-    )
+    numbered = np.concatenate([np.searchsorted(known, y) for y in labels]) if labels else None
+    together = as_split(np.concatenate([x for x, _ in found.values()]), numbered, name=name)
     splits = {
-        name: together.take(slice(int(low), int(high)))
-        for name, low, high in zip(found, sizes[:-1], sizes[1:], strict=True)
+        part: together.take(slice(int(low), int(high)))
+        for part, low, high in zip(found, sizes[:-1], sizes[1:], strict=True)
     }
     if "validation" not in splits:
-        _enough(path, len(splits["train"]))
+        enough(name, len(splits["train"]))
         splits["train"], splits["validation"], _ = splits["train"].divided((len(splits["train"]) // 10, 0), seed)
     return splits["train"], splits["validation"], splits["test"]
 
 
-def _enough(path: Path, examples: int) -> None:
+def _scale(x: np.ndarray) -> str:
+    """What the numbers of an image mean, which must be the same in all parts; empty if that cannot be told."""
+    if x.ndim < 3 or not x.size:
+        return ""
+    if x.dtype.kind == "f":
+        return "real numbers"
+    return "whole numbers" if x.max() > 1 else "booleans" if x.dtype.kind == "b" else ""
+
+
+def enough(path: Path | str, examples: int) -> None:
+    """Refuse too few examples to split.
+
+    Raises:
+        ValueError: there are.
+    """
     if examples < FEWEST:
         raise ValueError(f"{path} holds {examples} examples; a split into three needs at least {FEWEST}")
 
 
-def _parts(path: Path) -> dict[str, Labelled] | None:
-    """The parts of a split that a folder or an archive has; None if it has none."""
-    if path.is_dir():
-        inside = {
-            child.name.lower(): child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
-        }
-        named = {part: inside[name] for part, names in PARTS.items() for name in names if name in inside}
-        if not named:
-            return None
-        if others := [child for name, child in inside.items() if child not in named.values() and name != "__macosx"]:
-            raise ValueError(
-                f"{path} has folders {', '.join(sorted(child.name for child in named.values()))} of a split, and "
-                f"{others[0].name} besides: move one of the two"
-            )
-        return {part: read_images(folder, named=True) for part, folder in named.items()}
-    if path.suffix != ".npz":
-        return None
-    names = names_in(path)
-    named = {part: f"x_{n}" for part, alternatives in PARTS.items() for n in alternatives if f"x_{n}" in names}
-    if not named or "x" in names:
-        return None
-    labels = {part: name.replace("x_", "y_", 1) for part, name in named.items()}
-    arrays = read_npz(path, str(path), {*named.values(), *labels.values()})
-    return {part: (arrays[name], arrays.get(labels[part])) for part, name in named.items()}
-
-
-def _whole(path: Path) -> Labelled:
-    """Examples, and labels if there are any, of a file or folder without parts."""
-    if path.is_dir():
-        return read_images(path)
-    if path.suffix in ARRAY_SUFFIXES:
-        return read_array(path)
-    if path.suffix in TABLES:
-        return read_table(path)
-    raise ValueError(f"{path} must be a folder of images or end in {', '.join((*ARRAY_SUFFIXES, *TABLES))}")
-
-
-def read_table(path: Path) -> Labelled:
-    """Read a table of numbers in text, one example per line: commas or spaces between them, headings or none.
-
-    A column with a heading such as `label` or `class` holds the classes, which may be text.
-
-    Returns:
-        Examples (N, D), and labels (N,) or None.
+def named_parts(path: Path) -> dict[str, str]:
+    """Folders, or arrays of an archive, that hold the parts of a split, by part; empty if there are none.
 
     Raises:
-        ValueError: it is empty or too large, a line has another number of values, or a value is no number.
+        ValueError: a folder has others besides.
     """
-    if path.stat().st_size > LARGEST_TABLE:
-        raise ValueError(f"{path} has more than {LARGEST_TABLE // 2**30} GiB of text: save it as .npy")
-    commas = path.suffix == ".csv"
-    rows: list[np.ndarray] = []
-    labels: list[str] = []
-    headings: list[str] | None = None
-    column = width = None
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for number, line in enumerate(csv.reader(file) if commas else map(str.split, file), 1):
-            if not line or line == [""]:
-                continue
-            if width is None:
-                width = len(line)
-                if not all(map(_is_number, line)) and not any(map(_is_number, line)):
-                    headings = [name.strip() for name in line]
-                    column = next((i for i, name in enumerate(headings) if name.lower() in LABELS), None)
-                    continue
-            if len(line) != width:
-                raise ValueError(f"{path}, line {number}, has {len(line)} values, the first line {width}")
-            if column is not None:
-                labels.append(line.pop(column).strip())
-            try:
-                rows.append(np.array(line, dtype=np.float64))
-            except ValueError:
-                bad = next(i for i, value in enumerate(line) if not _is_number(value))
-                place = bad + (column is not None and bad >= column)
-                name = f"column {headings[place]}" if headings else f"value {place + 1}"
-                raise ValueError(
-                    f"{path}, line {number}, {name}: {line[bad][:40]!r} is no number; name a column of classes "
-                    f"{LABELS[0]!r}, and code other text as numbers"
-                ) from None
-    if not rows:
-        raise ValueError(f"{path} holds no examples")
-    x = np.stack(rows)
-    whole = x.astype(np.int64) if (x == np.rint(x)).all() and np.abs(x).max() < 2**53 else x
-    return whole, np.array(labels) if column is not None else None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return bool(re.fullmatch(r"\s*", text))
-    return True
+    if path.is_dir():
+        inside = {
+            child.name.lower(): child.name
+            for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")
+        }  # fmt: skip
+        named = {part: inside[name] for part, names in PARTS.items() for name in names if name in inside}
+        others = [child for name, child in inside.items() if child not in named.values() and name != "__macosx"]
+        if named and others:
+            raise ValueError(
+                f"{path} has folders {', '.join(sorted(named.values()))} of a split, and {others[0]} besides: move one "
+                "of the two"
+            )
+        return named
+    if path.suffix.lower() != ".npz":
+        return {}
+    names = names_in(path)
+    if "x" in names:
+        return {}
+    return {part: f"x_{n}" for part, alternatives in PARTS.items() for n in alternatives if f"x_{n}" in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mixvae._resources import check
+from mixvae.datasets._lazy import InOrder, Lazy
+from mixvae.datasets._plan import Plan
+
+READ = 500
+"""Examples that are read at a time where there are no batches."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,12 @@ class Split:
     """Some examples of a data set.
 
     Args:
-        x: examples (N, *shape), bytes or real numbers.
+        x: examples (N, *shape), bytes or real numbers; in memory, or read when a batch asks for them.
         y: class labels (N,), if there are any.
         levels: what a byte is divided by to give an intensity in [0, 1].
         resample: whether a batch is binarised anew each time, with its intensities as probabilities.
         flip: whether each image of a batch is mirrored with probability ½.
+        plan: the batches of every epoch, where they are somebody else's; random ones by default.
 
     Example:
         >>> import torch
@@ -36,11 +42,12 @@ class Split:
         (1, (2,))
     """
 
-    x: Tensor
+    x: Tensor | Lazy
     y: Int[Tensor, " N"] | None = None
     levels: int = 1
     resample: bool = False
     flip: bool = False
+    plan: Plan | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -63,7 +70,39 @@ class Split:
             index: which examples.
             generator: source of the noise of binarising and mirroring, on the examples' device.
         """
-        x = self.x[index].float() / self.levels
+        return self._ready(self.x[index], generator)
+
+    def batches(
+        self, rows: Sequence[Int[Tensor, " B"]], generator: torch.Generator | None = None, *, key: int = 0
+    ) -> Iterator[Float[Tensor, "B ..."]]:
+        """Batches of examples, ready for a model; those that are not in memory are read ahead.
+
+        Args:
+            rows: the examples of each batch.
+            generator: source of the noise of binarising and mirroring, drawn from as each batch is asked for.
+            key: seeds whatever is random in reading examples, such as somebody's transforms.
+        """
+        raw = self.x.batches(rows, key) if isinstance(self.x, Lazy) else (self.x[each] for each in rows)
+        return (self._ready(values, generator) for values in raw)
+
+    def epoch(self, batch: int, generator: torch.Generator, *, key: int = 0) -> list[Int[Tensor, " B"]]:
+        """The examples of every batch of an epoch: in random order, unless they come in one of their own.
+
+        Args:
+            batch: examples per batch, where no plan decides it.
+            generator: source of the order.
+            key: seeds a plan.
+        """
+        order = torch.randperm(len(self), generator=generator)
+        if self.plan is not None:
+            return self.plan.batches(key)
+        if isinstance(self.x, InOrder):
+            order = torch.arange(len(self))
+        return list((order if isinstance(self.x, Lazy) else order.to(self.x.device)).split(batch))
+
+    def _ready(self, values: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Raw values as a model takes them."""
+        x = values.float() / self.levels
         if self.flip:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
             x = torch.where(mirrored, x.flip(-1), x)
@@ -71,6 +110,16 @@ class Split:
             noise = torch.rand(x.shape, generator=generator, device=x.device)
             x = (noise < x).float()
         return x
+
+    def fixed(self, seed: int = 0) -> Float[Tensor, "N ..."]:
+        """All examples, ready for a model: binarised by a fixed seed, if they are anew at every step; none mirrored."""
+        generator = torch.Generator(self.x.device).manual_seed(seed)
+        return replace(self, flip=False).batch(slice(None), generator)
+
+    def in_order(self, batch: int, seed: int = 0) -> Iterator[Float[Tensor, "B ..."]]:
+        """The same as `fixed`, some examples at a time."""
+        generator = torch.Generator(self.x.device).manual_seed(seed)
+        return replace(self, flip=False).batches(torch.arange(len(self)).split(batch), generator)
 
     def divided(self, sizes: tuple[int, int], seed: int) -> tuple[Split, Split, Split]:
         """The examples in random order as training, validation and test ones; `sizes` are those of the last two."""
@@ -81,11 +130,35 @@ class Split:
 
     def head(self, n: int | None) -> Split:
         """The first n examples, all if n is None."""
-        return self.take(slice(n))
+        return self if n is None else self.take(slice(n))
 
     def take(self, index: Int[Tensor, " B"] | slice) -> Split:
-        """Some examples by number."""
-        return replace(self, x=self.x[index], y=None if self.y is None else self.y[index])
+        """Some examples by number, without a plan for the whole."""
+        x = self.x.take(index) if isinstance(self.x, Lazy) else self.x[index]
+        return replace(self, x=x, y=None if self.y is None else self.y[index], plan=None)
+
+    def raw(self) -> Iterator[Tensor]:
+        """All examples in order, some at a time, as they are held: neither scaled nor binarised."""
+        rows = torch.arange(len(self)).split(READ)
+        return self.x.batches(rows, 0) if isinstance(self.x, Lazy) else iter(self.x.split(READ))
+
+    def probes(self, most: int) -> Iterator[Float[Tensor, "B ..."]]:
+        """Batches that show every value that examples may have, for a check of a model's likelihood.
+
+        All examples, if they are in memory. Of others the distinct values that were found when they were first read,
+        each as one constant example.
+
+        Args:
+            most: examples at a time.
+        """
+        generator = torch.Generator(self.x.device)  # a separate one: binarising and mirroring draw
+        if isinstance(self.x, Lazy) and self.x.values is not None:
+            ones = torch.ones(1, *self.shape, device=self.x.device)
+            for values in self.x.values.to(self.x.device).split(READ):
+                yield self._ready(values.view(-1, *[1] * len(self.shape)) * ones, generator)
+            return
+        for rows in torch.arange(len(self), device=self.x.device).split(most):
+            yield self.batch(rows, generator)
 
 
 @dataclass(frozen=True)
@@ -135,7 +208,11 @@ class Dataset:
             digest = hashlib.sha256()
             for split in (self.train, self.validation, self.test):
                 digest.update(f"{tuple(split.x.shape)} {split.x.dtype} {split.levels}".encode())
-                digest.update(split.x.cpu().contiguous().numpy().tobytes())
+                if isinstance(split.x, Lazy) and split.x.sha256 is not None:
+                    digest.update(split.x.sha256.encode())
+                    continue
+                for values in split.raw():
+                    digest.update(values.cpu().contiguous().numpy().data)
             self.__dict__["_sha256"] = digest.hexdigest()
         return self.__dict__["_sha256"]
 
@@ -165,36 +242,63 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
         >>> split.x.shape, split.levels, split.y.tolist()
         (torch.Size([5, 1, 8, 8]), 255, [0, 1, 2, 0, 1])
     """
-    if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
-        raise ValueError(f"{name} must have shape (N, D), (N, H, W) or (N, C, H, W); got {x.shape}")
-    if x.ndim == 4 and x.shape[1] > 4 and x.shape[-1] in (1, 3, 4):
-        raise ValueError(f"{name} has its channels last, {x.shape}: transpose it to (N, C, H, W)")
-    if y is not None and y.shape != (len(x),):
-        raise ValueError(f"{name} has {len(x)} examples, its labels have shape {y.shape}: give one label each")
-    if x.dtype.kind not in "buif":
-        raise ValueError(f"{name} must hold numbers or booleans; got {x.dtype}")
+    check_kind(x, name)
     if y is not None:
-        _check_labels(y, name)
-    bytes_fit = x.dtype.kind in "bui" and x.size > 0 and x.min() >= 0 and x.max() <= 255
-    if x.dtype.kind in "bui" and x.ndim > 2 and x.size and not bytes_fit:
-        raise ValueError(f"{name} holds whole numbers from {x.min()} to {x.max()}; 8-bit images have 0 to 255")
-    as_bytes = bytes_fit and (x.ndim > 2 or x.max() <= 1)  # a table's whole numbers are no intensities
-    kept = np.dtype(np.uint8 if as_bytes else np.float32)
+        check_labels(y, len(x), name)
+    whole = x.dtype.kind in "bui" and x.size > 0
+    low, high = (int(x.min()), int(x.max())) if whole else (0, 0)
+    kept = held_as(x, low, high, name)
     check(2 * x.size * kept.itemsize, f"{name} of shape {x.shape}", "give fewer or smaller examples")
     with np.errstate(over="ignore"):  # what becomes infinite is refused later
-        values = x.astype(kept)
-    levels = 255 if as_bytes and x.max() > 1 else 1
+        values = x.astype(kept, copy=not isinstance(x, np.memmap))
+    levels = 255 if kept == np.uint8 and high > 1 else 1
     labels = None if y is None else torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
     tensor = torch.from_numpy(np.ascontiguousarray(values[:, None] if x.ndim == 3 else values))
     return Split(tensor, labels, levels)
 
 
-def _check_labels(y: np.ndarray, name: str) -> None:
-    """Refuse labels that do not name a class.
+def check_kind(x: np.ndarray, name: str) -> None:
+    """Refuse arrays that are no examples.
 
     Raises:
-        ValueError: they are neither numbers nor text, or some are NaN or infinite.
+        ValueError: the shape or type is wrong.
     """
+    if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
+        raise ValueError(f"{name} must have shape (N, D), (N, H, W) or (N, C, H, W); got {x.shape}")
+    if x.ndim == 4 and x.shape[1] > 4 and x.shape[-1] in (1, 3, 4):
+        raise ValueError(f"{name} has its channels last, {x.shape}: transpose it to (N, C, H, W)")
+    if x.dtype.kind not in "buif":
+        raise ValueError(f"{name} must hold numbers or booleans; got {x.dtype}")
+
+
+def held_as(x: np.ndarray, low: int, high: int, name: str) -> np.dtype[Any]:
+    """How numbers are held: bytes of images as bytes, and all others as float32.
+
+    Args:
+        x: examples (N, …).
+        low: the smallest number, if they are whole.
+        high: the largest.
+        name: what errors call the array.
+
+    Raises:
+        ValueError: an image holds whole numbers that are no bytes.
+    """
+    if x.dtype.kind not in "bui" or not x.size:
+        return np.dtype(np.float32)
+    fit = low >= 0 and high <= 255
+    if x.ndim > 2 and not fit:
+        raise ValueError(f"{name} holds whole numbers from {low} to {high}; 8-bit images have 0 to 255")
+    return np.dtype(np.uint8 if fit and (x.ndim > 2 or high <= 1) else np.float32)  # a table's are no intensities
+
+
+def check_labels(y: np.ndarray, examples: int, name: str) -> None:
+    """Refuse labels that do not name a class of every example.
+
+    Raises:
+        ValueError: there are more or fewer, they are neither numbers nor text, or some are NaN or infinite.
+    """
+    if y.shape != (examples,):
+        raise ValueError(f"{name} has {examples} examples, its labels have shape {y.shape}: give one label each")
     if y.dtype.kind not in "buifUS":
         raise ValueError(f"the labels of {name} must be numbers or text; got {y.dtype}")
     if y.dtype.kind == "f" and not np.isfinite(y).all():

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from mixvae.progress import SILENT, Progress
+
 
 @runtime_checkable
 class PixelNetwork(Protocol):
@@ -18,8 +20,10 @@ class PixelNetwork(Protocol):
         """Parameters (*, P, H, W) of every pixel, from an image (*, C, H, W) and its context (*, F, H, W)."""
         ...
 
-    def sample(self, context: Tensor, likelihood: Any, channels: int, uniforms: Tensor | None) -> Tensor:
-        """Images (N, C, H, W) drawn pixel by pixel for contexts (N, F, H, W)."""
+    def sample(
+        self, context: Tensor, likelihood: Any, channels: int, uniforms: Tensor | None, progress: Progress = SILENT
+    ) -> Tensor:
+        """Images (N, C, H, W) drawn pixel by pixel for contexts (N, F, H, W), reported row by row."""
         ...
 
 
@@ -79,19 +83,22 @@ class Autoregressive(Distribution):
         log_p = self.likelihood(self.network(value, self.context)).log_prob(value)
         return log_p.flatten(len(self.batch_shape)).sum(-1) if log_p.dim() > len(self.batch_shape) else log_p
 
-    def sample(self, sample_shape: Sequence[int] = (), uniforms: Tensor | None = None) -> Tensor:
+    def sample(
+        self, sample_shape: Sequence[int] = (), uniforms: Tensor | None = None, progress: Progress = SILENT
+    ) -> Tensor:
         """Draw images pixel by pixel.
 
         Args:
             sample_shape: leading shape of the draws.
             uniforms: uniform numbers (N, U, H, W) to draw with, N counting all images; drawn by default.
+            progress: where to report how many rows of the images are drawn; silent by default.
         """
         shape = (*sample_shape, *self.batch_shape)
         context = self.context.expand(*shape, *self.context.shape[-3:]).flatten(0, -4)
         if not shape:
             context = self.context[None]
         with torch.no_grad():
-            images = self.network.sample(context, self.likelihood, self.event_shape[0], uniforms)
+            images = self.network.sample(context, self.likelihood, self.event_shape[0], uniforms, progress)
         return images.reshape(*shape, *self.event_shape)
 
     @property

@@ -1,12 +1,15 @@
 """All plots, from plain arrays: functions that return a matplotlib figure and draw nothing on a screen."""
 
-from mixvae.figures._curves import gains, growth, learning_curves, likelihoods, scaling, scores, splits
+from mixvae.figures._curves import gains, growth, likelihoods, scaling, scores, splits
 from mixvae.figures._latents import Panel, classes, embedding, latent_means, overlap, planes, principal_plane, spread
-from mixvae.figures._pictures import images, reconstructions, tile
-from mixvae.figures._style import PALETTE, gif, png
+from mixvae.figures._learning import learning_curves
+from mixvae.figures._pictures import images, interpolations, reconstructions, tile
+from mixvae.figures._style import PALETTE, PHOTOGRAPH, PLOT, gif, png
 
 __all__ = [
     "PALETTE",
+    "PHOTOGRAPH",
+    "PLOT",
     "Panel",
     "classes",
     "embedding",
@@ -14,6 +17,7 @@ __all__ = [
     "gif",
     "growth",
     "images",
+    "interpolations",
     "latent_means",
     "learning_curves",
     "likelihoods",

@@ -4,58 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from mixvae._tables import Row
-from mixvae.figures._style import MARKERS, PALETTE, bare, blank, colours, spread_labels
+from mixvae.figures._style import MARKERS, PALETTE, WIDTH, bare, blank, colours, ink, wrapped
 
-
-def learning_curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Validation NLL bound over epochs, one line per run, with its best epoch marked.
-
-    The vertical axis covers most of the training: the first epochs, far above, are cut off.
-
-    Args:
-        metrics: rows of `metrics.jsonl`, by the run's label.
-
-    Example:
-        >>> from mixvae import figures
-        >>> rows = [{"epoch": 1, "validation": -50.0}, {"epoch": 2, "validation": -48.0}]
-        >>> figures.learning_curves({"S = 4": rows}).axes[0].get_xlabel()
-        'epoch'
-    """
-    figure, axes = blank(6.4, 3.6)
-    heights = []
-    for (label, rows), colour in zip(metrics.items(), colours(len(metrics)), strict=True):
-        if not rows:
-            continue
-        epochs, values = [row["epoch"] for row in rows], np.array([-row["validation"] for row in rows])
-        axes.plot(epochs, values, color=colour, linewidth=1.6)
-        best = int(values.argmin())
-        axes.plot(epochs[best], values[best], "o", color=colour, markersize=5)
-        axes.annotate(
-            label,
-            (epochs[-1], values[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-        )
-        heights.append(values)
-    if heights:
-        low = min(values.min() for values in heights)
-        high = max(np.quantile(values, 0.9) for values in heights)
-        axes.set_ylim(low - 0.08 * (high - low + 1e-6), high + 0.05 * (high - low + 1e-6))
-        spread_labels(axes)
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("validation −MISELBO (nats)")
-    axes.margins(x=0.02)
-    return figure
+NAMED = 1.7
+"""Most inches for the name of a gain."""
 
 
 def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) -> Figure:
@@ -71,7 +28,7 @@ def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) ->
         >>> figures.scaling({"GPU": [(1, 1.0), (2, 1.5)]}, "components S", "cost").axes[0].texts[0].get_text()
         'GPU: ×1.5 at 2'
     """
-    figure, axes = blank(6.4, 3.6)
+    figure, axes = blank(WIDTH, 3.6)
     for (name, points), colour, marker in zip(curves.items(), colours(len(curves)), MARKERS, strict=False):
         sizes, values = zip(*points, strict=True)
         axes.loglog(sizes, values, color=colour, marker=marker, markersize=4, linewidth=1.6)
@@ -80,7 +37,7 @@ def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) ->
         )  # in the right half: label to the left
         axes.annotate(
             f"{name}: ×{values[-1]:.1f} at {sizes[-1]}", (sizes[-1], values[-1]), xytext=(0, 6),
-            textcoords="offset points", color=colour, ha="right" if right else "left", va="bottom",
+            textcoords="offset points", color=ink(colour), ha="right" if right else "left", va="bottom",
         )  # fmt: skip
     axes.axhline(1, color="#888888", linewidth=1)
     axes.set(xlabel=across, ylabel=up)
@@ -89,6 +46,8 @@ def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) ->
     axes.set_yticks([1, 2, 5, 10, 20])
     axes.minorticks_off()
     axes.margins(y=0.15)
+    ends = "; ".join(f"{name} ×{points[-1][1]:.1f} at {points[-1][0]}" for name, points in curves.items())
+    figure.set_label(f"{up} over {across}, both axes logarithmic. {ends}.")
     return figure
 
 
@@ -104,21 +63,29 @@ def growth(rows: Sequence[Row]) -> Figure:
         >>> figures.growth(rows).axes[0].texts[0].get_text()
         '+0.500'
     """
-    figure, axes = blank(6.4, 3.2)
+    figure, axes = blank(WIDTH, 3.2)
     for row in rows:
         colour = PALETTE[0] if row["accepted"] else PALETTE[1]
         axes.errorbar(row["components"], row["gain"], row["gain_se"], fmt="o", color=colour, capsize=4)
         note = f"{row['gain']:+.3f}" + ("" if row["accepted"] else "  stop")
         axes.annotate(
-            note, (row["components"], row["gain"]), xytext=(8, 0), textcoords="offset points", va="center", color=colour
+            note,
+            (row["components"], row["gain"]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=ink(colour),
         )
     axes.axhline(0, color="#888888", linewidth=1)
     axes.set_xlabel("components S")
-    axes.set_ylabel(
-        "gain over continuing with S − 1 (nats)\nbars: standard error over examples of one training", fontsize=9
-    )
+    axes.set_ylabel("gain over continuing with S − 1 (nats)\nbars: standard error over examples of one training")
     axes.set_xticks([row["components"] for row in rows])
     axes.set_xlim(rows[0]["components"] - 0.5, rows[-1]["components"] + 0.9)
+    steps = "; ".join(
+        f"S = {row['components']}: {_signed(row['gain'], row['gain_se'])}, {'kept' if row['accepted'] else 'not kept'}"
+        for row in rows
+    )
+    figure.set_label(f"Gain of each added component in nats. {steps}.")
     return figure
 
 
@@ -136,7 +103,7 @@ def scores(values: Mapping[str, Mapping[str, Sequence[float]]], up: str) -> Figu
         ['KNN', 'SVM']
     """
     metrics = list(next(iter(values.values())))
-    figure, axes = blank(1.6 + 0.75 * len(metrics), 3.4)
+    figure, axes = blank(max(WIDTH, 1.6 + 0.75 * len(metrics)), 3.4)
     for i, (method, by_metric) in enumerate(values.items()):
         shift = 0.6 * ((i + 0.5) / len(values) - 0.5)
         for j, metric in enumerate(metrics):
@@ -147,7 +114,12 @@ def scores(values: Mapping[str, Mapping[str, Sequence[float]]], up: str) -> Figu
     axes.set_xticks(range(len(metrics)), [metric.upper() for metric in metrics])
     axes.set(ylabel=up, ylim=(min(0.0, axes.get_ylim()[0]), max(1.0, axes.get_ylim()[1])))
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.legend(frameon=False, loc="outside upper left", ncols=min(3, len(values)))
+    means = "; ".join(
+        f"{method}: " + ", ".join(f"{name.upper()} {np.mean(each):.2f}" for name, each in by_metric.items())
+        for method, by_metric in values.items()
+    )
+    figure.set_label(f"{up} of every repetition. Means: {means}.")
     return figure
 
 
@@ -167,7 +139,7 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
         '50% above 0.7: valid, but not tight'
     """
     known = np.isfinite(pareto_k)
-    figure = Figure(figsize=(6.4, 4.6 if known.any() else 2.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.6 if known.any() else 2.6), layout="constrained")
     axes = figure.subplots(2 if known.any() else 1, sharex=True, squeeze=False)[:, 0]
     for each in axes:
         bare(each)
@@ -175,7 +147,7 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
     axes[0].axvline(-bound.mean(), color="#222222", linewidth=1)
     axes[0].annotate(
         f"mean {-bound.mean():.2f}", (-bound.mean(), 1), xycoords=("data", "axes fraction"), xytext=(4, -4),
-        textcoords="offset points", va="top", fontsize=9,
+        textcoords="offset points", va="top",
     )  # fmt: skip
     axes[0].set_ylabel("examples")
     axes[-1].set_xlabel("NLL of an example (nats)")
@@ -185,7 +157,11 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
             axes[1].plot(-bound[known][chosen], pareto_k[known][chosen], ".", color=colour, markersize=4, alpha=0.6)
         axes[1].axhline(unreliable, color="#888888", linewidth=1)
         axes[1].set_ylabel("Pareto k̂")
-        axes[1].set_title(f"{high.mean():.0%} above {unreliable:g}: valid, but not tight", fontsize=9, loc="left")
+        loose = ": valid, but not tight" if high.any() else ""
+        axes[1].set_title(f"{high.mean():.0%} above {unreliable:.2g}{loose}", fontsize="medium", loc="left")
+    told = f"Histogram of the NLL of {len(bound)} examples, from {-bound.max():.1f} to {-bound.min():.1f} nats, mean"
+    beside = f"; Pareto k̂ against it, {axes[1].get_title(loc='left')}" if known.any() else ""
+    figure.set_label(f"{told} {-bound.mean():.2f}{beside}.")
     return figure
 
 
@@ -206,23 +182,26 @@ def gains(
         >>> axes.texts[0].get_text(), axes.get_xlabel()
         ('+0.500 ± 0.100', 'gain (nats)\nbars: standard error over examples')
     """
-    figure, axes = blank(6.4, 0.9 + 0.34 * len(rows))
+    names = [wrapped(name, NAMED) for name, _, _ in rows]
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    figure, axes = blank(WIDTH, 1.0 + max(0.42, 0.19 * lines) * len(rows))
     for i, (_, gain, error) in enumerate(rows):
         known = not math.isnan(error)
         sure = decides and known and abs(gain) > error
         colour = (PALETTE[0] if gain > 0 else PALETTE[1]) if sure else "#555555"
         axes.errorbar(gain, i, xerr=error if known else None, fmt="o", color=colour, capsize=3, markersize=5)
         axes.annotate(
-            (f"{gain:+.3f}" + (f" ± {error:.3f}" if known else "")).replace("-", "−"), (gain, i), xytext=(0, 6),
-            textcoords="offset points", ha="center", fontsize=8, color=colour,
+            _signed(gain, error), (gain, i), xytext=(0, 6), textcoords="offset points", ha="center", color=ink(colour),
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
     axes.axvline(0, color="#888888", linewidth=1)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.margins(x=0.12)
     legend = "\nblue: gain, orange: loss, grey: undecided" if decides else ""
-    axes.set_xlabel(f"{across}\nbars: {bars}{legend}", fontsize=9)
+    axes.set_xlabel(wrapped(f"{across}\nbars: {bars}{legend}", WIDTH - 0.9))
+    values = "; ".join(f"{name} {_signed(gain, error)}" for name, gain, error in rows)
+    figure.set_label(" ".join(f"{across}: {values}. Bars: {bars}.".split()))
     return figure
 
 
@@ -244,7 +223,7 @@ def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str) -> Figu
         ("Δ log p(x): a better model", PALETTE[0]),
         ("−ΔKL(q ‖ p(z|x)): a better posterior", PALETTE[4]),
     )
-    figure, axes = blank(6.4, 1.3 + 0.85 * len(rows))
+    figure, axes = blank(WIDTH, 1.7 + 0.9 * len(rows))
     ends = [
         gain + way * (0 if math.isnan(error) else error)
         for each in rows.values() for gain, error in each for way in (-1, 1)
@@ -257,14 +236,26 @@ def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str) -> Figu
                 at, gain, 0.22, color=colour, alpha=0.85, xerr=error if known else None, capsize=3,
                 error_kw={"elinewidth": 1}, label=kind if i == 0 else None,
             )  # fmt: skip
-            text = (f"{gain:+.3f}" + (f" ± {error:.3f}" if known else "")).replace("-", "−")
             beyond = max(gain + (error if known else 0), 0)
-            axes.annotate(text, (beyond, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(_signed(gain, error), (beyond, at), xytext=(5, 0), textcoords="offset points", va="center")
     axes.axvline(0, color="#888888", linewidth=1)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), [wrapped(name, NAMED) for name in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     span = high - low or 1.0
-    axes.set_xlim(low - 0.05 * span, high + 0.3 * span)
-    axes.set_xlabel(f"gain over the first (nats)\nbars: {bars}", fontsize=9)
-    figure.legend(fontsize=8, frameon=False, loc="outside upper left", ncols=3)
+    axes.set_xlim(low - 0.05 * span, high + 0.45 * span)
+    axes.set_xlabel(wrapped(f"gain over the first (nats)\nbars: {bars}", WIDTH - 0.9))
+    figure.legend(frameon=False, loc="outside upper left")
+    values = "; ".join(
+        f"{name}: "
+        + ", ".join(
+            f"{kind.split(',')[0].split(':')[0]} {_signed(*part)}" for part, (kind, _) in zip(each, kinds, strict=True)
+        )
+        for name, each in rows.items()
+    )
+    figure.set_label(" ".join(f"Gain over the first in nats. {values}. Bars: {bars}.".split()))
     return figure
+
+
+def _signed(gain: float, error: float) -> str:
+    """A gain with its sign, and its error if that is known."""
+    return (f"{gain:+.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")).replace("-", "−")

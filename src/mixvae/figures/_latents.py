@@ -7,10 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.colors import Normalize, PowerNorm, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.ticker import MaxNLocator
 
-from mixvae.figures._style import PALETTE, bare, scatter
+from mixvae.figures._style import PALETTE, WIDTH, bare, heat, ink, scatter, wrapped
+
+MOST_PRINTED = 12
+"""Most components whose values are printed in the cells of a heat map."""
 
 
 def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) -> Figure:
@@ -29,33 +34,39 @@ def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) 
         'orange: redundant'
     """
     s = len(share)
-    side = min(7.0, 2.4 + 0.35 * s)
-    figure = Figure(figsize=(side + 3.2, side), layout="constrained")
-    matrix, bars = figure.subplots(1, 2, width_ratios=(side, 2.4), sharey=True)
-    apart = np.ma.masked_array(np.log10(kl.clip(1e-3)), np.eye(s, dtype=bool))  # no component is apart from itself
-    shown = matrix.imshow(apart, cmap="cividis", aspect="auto")
+    side = min(4.0, 1.8 + 0.4 * s)
+    figure = Figure(figsize=(WIDTH, side), layout="constrained")
+    matrix, bars = figure.subplots(1, 2, width_ratios=(3, 2), sharey=True)
+    each = range(s)
+    apart = kl.clip(0)
+    pairs = [(i, j) for i, j in np.ndindex(s, s) if i != j]
+    top = 10.0 ** max(1, math.ceil(math.log10(max(float(apart.max()), 1.0))))
+    norm = SymLogNorm(1.0, vmin=0.0, vmax=top, base=10)
+    shown = heat(matrix, apart, norm, {(i, j): f"{kl[i, j]:.2g}" for i, j in pairs} if s <= MOST_PRINTED else {})
+    bar = figure.colorbar(shown, ax=matrix, location="top", aspect=14)
+    ticks = [0.0, *(10.0**power for power in range(round(math.log10(top)) + 1))]
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    bar.set_label("KL(i ‖ j) (nats)")
+    bar.ax.minorticks_off()
     matrix.set(xlabel="component j", ylabel="component i")
-    matrix.set_title("KL(i ‖ j) in nats", fontsize=10, loc="left")
-    if s <= 12:
-        light = apart > (apart.min() + apart.max()) / 2
-        for i, j in np.ndindex(s, s):
-            if i != j:
-                ink = "black" if light[i, j] else "white"
-                matrix.text(j, i, f"{kl[i, j]:.3g}", ha="center", va="center", fontsize=8, color=ink)
-        matrix.set_xticks(range(s))
-        matrix.set_yticks(range(s))
-    else:
-        bar = figure.colorbar(shown, ax=matrix, location="top", shrink=0.5)
-        ticks = [t for t in bar.get_ticks() if t == round(t)]
-        bar.set_ticks(ticks, labels=[f"{10.0**t:g}" for t in ticks])
-        bar.set_label("KL (nats)")
-    colours = [PALETTE[1] if j in redundant else PALETTE[0] for j in range(s)]
-    bars.barh(range(s), 100 * share, color=colours, height=0.8)
+    for axis in (matrix.xaxis, matrix.yaxis):
+        axis.set_major_locator(MaxNLocator(MOST_PRINTED, integer=True))
+    colours = [PALETTE[1] if j in redundant else PALETTE[0] for j in each]
+    bars.barh(each, 100 * share, color=colours, height=0.8)
     bars.axvline(100 / s, color="#888888", linewidth=1, linestyle="--")
-    bars.set_xlabel("share of the posterior (%)\ndashed: equal shares")
+    bars.set(
+        xlim=(0, min(100.0, max(200 / s, 110 * float(share.max())))),
+        xlabel="share of the\nposterior (%)\ndashed: equal",
+    )
     if redundant:
-        bars.set_title("orange: redundant", fontsize=10, loc="left", color=PALETTE[1])
-    bars.spines[["top", "right"]].set_visible(False)
+        bars.set_title("orange: redundant", fontsize="medium", loc="left", color=ink(PALETTE[1]))
+    bare(bars)
+    range_ = (
+        f"from {min(kl[p] for p in pairs):.2g} to {max(kl[p] for p in pairs):.2g} nats" if pairs else "of one alone"
+    )
+    shares = ", ".join(f"{part:.0%}" for part in share)
+    idle = f" Redundant: {', '.join(map(str, sorted(redundant)))}." if redundant else ""
+    figure.set_label(f"KL between {s} components as a matrix, {range_}. Shares of the posterior: {shares}.{idle}")
     return figure
 
 
@@ -92,19 +103,22 @@ def planes(panels: Sequence[Panel], heading: str) -> Figure:
         >>> from mixvae import figures
         >>> gaussians = np.zeros((3, 2)), np.ones((3, 2))
         >>> panel = figures.Panel("digit 7", np.ones((21, 21)), np.zeros(2), 3.0, gaussians, np.zeros((0, 2)))
-        >>> len(figures.planes([panel, panel], "p(z|x)").axes)
-        2
+        >>> [axes.get_title(loc="left") for axes in figures.planes([panel, panel], "p(z|x)").axes]
+        ['digit 7', 'digit 7', '']
     """
-    columns = min(3, len(panels))
+    columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
     same = all(panel.span == panels[0].span and (panel.centre == panels[0].centre).all() for panel in panels)
-    figure = Figure(figsize=(2.7 * columns, 2.85 * rows + 0.3), layout="constrained")
-    figure.suptitle(heading, fontsize=11, x=0.01, ha="left")
-    places = figure.subplots(rows, columns, squeeze=False, sharex=same, sharey=same).flat
-    for axes, panel in zip(places, panels, strict=False):
+    width = WIDTH if columns == 2 else 3.6
+    figure = Figure(figsize=(width, 2.6 * rows + 0.9), layout="constrained")
+    figure.suptitle(wrapped(heading, width), fontsize="medium", x=0.01, ha="left")
+    places = figure.subplots(rows, columns, squeeze=False, sharex=same, sharey=same)
+    norm = PowerNorm(0.5, vmin=0.0, vmax=1.0)
+    for i, (axes, panel) in enumerate(zip(places.flat, panels, strict=False)):
         (left, bottom), (right, top) = panel.centre - panel.span, panel.centre + panel.span
-        axes.imshow(
-            panel.density**0.5, extent=(left, right, bottom, top), origin="lower", cmap="Greys", aspect="equal"
+        shown = axes.imshow(
+            panel.density / max(float(panel.density.max()), 1e-300), norm=norm, extent=(left, right, bottom, top),
+            origin="lower", cmap="Greys", aspect="equal",
         )  # fmt: skip
         if panel.gaussians is None:
             axes.plot(*panel.draws.T, ".", color=PALETTE[1], markersize=2.5, alpha=0.6)
@@ -113,13 +127,17 @@ def planes(panels: Sequence[Panel], heading: str) -> Figure:
                 colour = PALETTE[j % len(PALETTE)]
                 axes.add_patch(Ellipse(mean, *(4 * std), fill=False, edgecolor=colour, linewidth=1.3))
                 axes.plot(*mean, ".", color=colour, markersize=3)
-        axes.set_title(panel.title, fontsize=9, loc="left")
-        axes.set(xlim=(left, right), ylim=(bottom, top))
-        axes.tick_params(labelsize=8)
-    for axes in figure.axes[len(panels) :]:
+        axes.set_title(wrapped(panel.title, width / columns - 0.5), fontsize="medium", loc="left")
+        axes.set(xlim=(left, right), ylim=(bottom, top), ylabel="" if i % columns else "z₂")
+        axes.set_xlabel("z₁" if i + columns >= len(panels) else "")
+        if i == len(panels) - 1:
+            bar = figure.colorbar(shown, ax=places, location="bottom", aspect=30)
+            bar.set_ticks([0, 0.1, 0.25, 0.5, 1], labels=["0", "0.1", "0.25", "0.5", "1"])
+            bar.set_label("density / its maximum")
+    for axes in places.flat[len(panels) :]:
         axes.axis("off")
-    figure.supxlabel("z₁", fontsize=9)
-    figure.supylabel("z₂", fontsize=9)
+    titles = "; ".join(" ".join(panel.title.split()) for panel in panels)
+    figure.set_label(f"Densities on the plane. {' '.join(heading.split())} {titles}.")
     return figure
 
 
@@ -137,8 +155,8 @@ def spread(jsd: np.ndarray, kl_prior: np.ndarray) -> Figure:
         'log 4 = 1.39'
     """
     s = kl_prior.shape[1]
-    figure = Figure(figsize=(min(9.0, 3.6 + 0.45 * s), 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, max(1.6, 0.4 * s)))
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, min(3.0, max(1.6, 0.4 * s))))
     for axes, values, names in ((left, jsd[:, None], [""]), (right, kl_prior, [str(j) for j in range(s)])):
         boxes = axes.boxplot(values, tick_labels=names, widths=0.6, patch_artist=True, showfliers=False, whis=(5, 95))
         for box, median in zip(boxes["boxes"], boxes["medians"], strict=True):
@@ -147,12 +165,18 @@ def spread(jsd: np.ndarray, kl_prior: np.ndarray) -> Figure:
         bare(axes)
     most = math.log(s)
     left.axhline(most, color="#888888", linewidth=1, linestyle="--")
-    left.annotate(f"log {s} = {most:.2f}", (0.5, most), xytext=(2, 3), textcoords="offset points", fontsize=8)
-    left.set(ylabel="JSD of the components (nats)", ylim=(min(0.0, left.get_ylim()[0]), None))
-    right.set(xlabel="component", ylabel="KL to the prior (nats)")
-    left.set_title("box: quartiles; whiskers: 5–95 %", fontsize=8, loc="left")
-    if s > 20:
-        right.set_xticks(range(1, s + 1, math.ceil(s / 20)), [str(j) for j in range(0, s, math.ceil(s / 20))])
+    high = 1.15 * max(most, left.get_ylim()[1])
+    left.annotate(f"log {s} = {most:.2f}", (0.5, most), xytext=(2, 3), textcoords="offset points")
+    left.set(ylabel="JSD of the components (nats)", ylim=(min(0.0, left.get_ylim()[0]), high))
+    right.set(xlabel="component", ylabel="KL to the prior (nats)", ylim=(min(0.0, right.get_ylim()[0]), None))
+    figure.suptitle("boxes: quartiles over examples; whiskers: 5–95 %", fontsize="medium", x=0.01, ha="left")
+    if s > 10:
+        right.set_xticks(range(1, s + 1, math.ceil(s / 10)), [str(j) for j in range(0, s, math.ceil(s / 10))])
+    medians = ", ".join(f"{value:.2f}" for value in np.median(kl_prior, axis=0))
+    figure.set_label(
+        f"Box plots over {len(jsd)} examples. JSD of the components: median {np.median(jsd):.2f} nats of at most "
+        f"{most:.2f}. KL to the prior, median by component: {medians} nats."
+    )
     return figure
 
 
@@ -171,19 +195,17 @@ def classes(labels: np.ndarray, shares: np.ndarray) -> Figure:
         ['75%', '25%', '50%', '50%']
     """
     c, s = shares.shape
-    figure = Figure(figsize=(min(8.0, 2.2 + 0.5 * s), min(8.0, 1.2 + 0.32 * c)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, min(8.0, 1.5 + 0.34 * c)), layout="constrained")
     axes = figure.subplots()
-    shown = axes.imshow(100 * shares, cmap="cividis", aspect="auto", vmin=0)
-    axes.set_yticks(range(c), [str(label) for label in labels], fontsize=8)
+    printed = {(i, j): f"{shares[i, j]:.0%}" for i, j in np.ndindex(c, s)} if s <= MOST_PRINTED - 4 else {}
+    shown = heat(axes, shares, Normalize(0.0, 1.0), printed)
+    axes.set_yticks(range(c), [str(label) for label in labels])
     axes.set(xlabel="component", ylabel="label")
-    if s <= 12:
-        for i, j in np.ndindex(c, s):
-            ink = "black" if shares[i, j] > shares.max() / 2 else "white"
-            axes.text(j, i, f"{shares[i, j]:.0%}", ha="center", va="center", fontsize=8, color=ink)
-        axes.set_xticks(range(s))
-    else:
-        figure.colorbar(shown, ax=axes, label="share of the posterior (%)")
-    axes.set_title("share of each label's posterior", fontsize=10, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(MOST_PRINTED, integer=True))
+    figure.colorbar(shown, ax=axes, label="share of the label's posterior", ticks=(0, 0.25, 0.5, 0.75, 1))
+    largest = zip(labels, shares.argmax(1), shares.max(1), strict=True)
+    most = ", ".join(f"{label} component {j} ({share:.0%})" for label, j, share in largest)
+    figure.set_label(f"Share of each label's posterior by component, as a matrix. Largest by label: {most}.")
     return figure
 
 
@@ -205,17 +227,22 @@ def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
     plane, share = principal_plane(means.reshape(examples * components, -1))
     plane = plane.reshape(examples, components, -1)
     names = ["every component's mean"] + (["the mixture's mean"] if labels is not None else [])
-    figure = Figure(figsize=(4.3 * len(names), 3.4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
+    figure = Figure(figsize=(WIDTH, 3.3 * len(names)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True, sharey=True))
     scatter(panels[0], [(str(s), plane[:, s]) for s in range(components)], "component")
     if labels is not None:
         overall = plane.mean(1)
         scatter(panels[1], [(str(c), overall[labels == c]) for c in np.unique(labels)], "label")
     for panel, name in zip(panels, names, strict=True):
-        panel.set_title(name, fontsize=10, loc="left")
-        panel.set_xlabel(f"first principal component ({share[0]:.0%})")
+        panel.set_title(name, fontsize="medium", loc="left")
+        panel.set_ylabel(f"2nd principal component ({share[1]:.0%})")
         bare(panel)
-    panels[0].set_ylabel(f"second principal component ({share[1]:.0%})")
+    panels[-1].set_xlabel(f"1st principal component ({share[0]:.0%})")
+    by = "by component" + (", and of the mixture by label" if labels is not None else "")
+    figure.set_label(
+        f"Posterior means of {examples} examples in the plane of their first two principal components ({share[0]:.0%} "
+        f"and {share[1]:.0%} of the variance): {by}."
+    )
     return figure
 
 
@@ -234,12 +261,13 @@ def embedding(points: np.ndarray, labels: Mapping[str, np.ndarray], axis: str) -
         >>> figure.axes[0].get_xlabel()
         'UMAP 1'
     """
-    figure = Figure(figsize=(5.2 * len(labels), 3.8), layout="constrained")
-    for panel, (title, values) in zip(np.atleast_1d(figure.subplots(1, len(labels))), labels.items(), strict=True):
+    figure = Figure(figsize=(WIDTH, 3.6 * len(labels)), layout="constrained")
+    for panel, (title, values) in zip(np.atleast_1d(figure.subplots(len(labels), 1)), labels.items(), strict=True):
         scatter(panel, [(str(value), points[values == value]) for value in np.unique(values)], "")
-        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_title(wrapped(title, WIDTH - 0.5), fontsize="medium", loc="left")
         panel.set(xlabel=f"{axis} 1", ylabel=f"{axis} 2", xticks=[], yticks=[])
         bare(panel)
+    figure.set_label(f"{axis} of {len(points)} examples, coloured by {' and by '.join(labels)}.")
     return figure
 
 

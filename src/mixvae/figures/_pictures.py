@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mixvae.figures._style import blank
+from mixvae.figures._style import PHOTOGRAPH, WIDTH, blank
+
+MOST_TICKS = 8
+"""Most steps of a path that are all labelled."""
 
 
 def images(pictures: np.ndarray, columns: int | None = None, title: str | None = None) -> Figure:
@@ -28,10 +32,12 @@ def images(pictures: np.ndarray, columns: int | None = None, title: str | None =
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     canvas = tile(pictures, columns)
     rows = math.ceil(len(pictures) / columns)
-    figure, axes = blank(min(6.4, 0.75 * columns), min(6.4, 0.75 * columns) * rows / columns)
+    width = min(WIDTH, 0.75 * columns)
+    figure, axes = blank(width, width * rows / columns)
     _picture(axes, canvas)
     if title:
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(title, fontsize="medium", loc="left")
+    figure.set_label(f"{len(pictures)} pictures{f' of {title}' if title else ''}, {columns} in a row.")
     return figure
 
 
@@ -69,16 +75,58 @@ def reconstructions(originals: np.ndarray, by_component: np.ndarray) -> Figure:
     """
     rows = [originals, *by_component]
     labels = ["data", *(f"component {s}" for s in range(len(by_component)))]
-    figure, axes = blank(6.4, 6.4 / len(originals) * len(rows))
+    figure, axes = blank(WIDTH, WIDTH / len(originals) * len(rows))
     _picture(axes, tile(np.concatenate(rows), len(originals)))
     height = originals.shape[2] + 1
-    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(rows))], labels, fontsize=8)
+    axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(rows))], labels)
     axes.tick_params(length=0)
+    figure.set_label(
+        f"{len(originals)} originals in a row, and below each its reconstruction by component "
+        f"{', '.join(map(str, range(len(by_component))))}."
+    )
+    return figure
+
+
+def interpolations(a: np.ndarray, b: np.ndarray, paths: np.ndarray) -> Figure:
+    """Show a path between two pictures for every component: the two at the ends of each row, and what lies between.
+
+    Args:
+        a: the picture on the left, (C, H, W).
+        b: the picture on the right.
+        paths: (S, T, C, H, W).
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae import figures
+        >>> black = np.zeros((1, 8, 8))
+        >>> axes = figures.interpolations(black, black, np.zeros((2, 5, 1, 8, 8))).axes[0]
+        >>> [label.get_text() for label in axes.get_xticklabels()]
+        ['data', '0', '0.25', '0.5', '0.75', '1', 'data']
+    """
+    rows, steps = paths.shape[:2]
+    ends = (np.broadcast_to(end, (rows, 1, *end.shape)) for end in (a, b))
+    left, right = ends
+    canvas = tile(np.concatenate([left, paths, right], 1).reshape(-1, *a.shape), steps + 2)
+    height, width = a.shape[1] + 1, a.shape[2] + 1
+    figure, axes = blank(WIDTH, WIDTH * canvas.shape[0] / canvas.shape[1])
+    _picture(axes, canvas)
+    axes.set_yticks([height * (s + 0.5) - 1 for s in range(rows)], [f"component {s}" for s in range(rows)])
+    named = ["data", *(f"{t:.2g}" for t in np.linspace(0, 1, steps)), "data"]
+    shown = [i for i in range(steps + 2) if i in (0, steps + 1) or steps <= MOST_TICKS or i in (1, steps)]
+    axes.set_xticks([width * (i + 0.5) - 1 for i in shown], [named[i] for i in shown])
+    for place in (width - 1, canvas.shape[1] - width):
+        axes.axvline(place, color="#222222", linewidth=1)
+    axes.tick_params(length=0)
+    figure.set_label(
+        f"Two originals at the ends of each row, and between them {steps} steps from the reconstruction of the one to "
+        f"that of the other, by component {', '.join(map(str, range(rows)))}."
+    )
     return figure
 
 
 def _picture(axes: Axes, canvas: np.ndarray) -> None:
     """Show one picture, grey or coloured, without axes."""
+    cast(Figure, axes.figure).set_gid(PHOTOGRAPH)
     if canvas.shape[-1] == 1:
         axes.imshow(canvas[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     else:

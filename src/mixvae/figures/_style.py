@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.mathtext import MathTextParser
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from PIL import Image
 
 PALETTE = (
@@ -27,10 +30,19 @@ PALETTE = (
 )
 """Colours that colour-blind readers can tell apart (after Okabe and Ito, 2008), then darker companions."""
 MARKERS = "osD^vPX*<>"
+WIDTH = 4.8
+"""Inches: text of 10 points is as large as that of a page that shows the figure at 108 pixels per inch."""
+SEQUENTIAL = "Blues"
+"""Colours of heat maps, from white at zero: one hue, of falling lightness."""
+PLOT, PHOTOGRAPH = "plot", "photograph"
+"""Kinds of figures: lines and areas on white, whose colours may be inverted, and data, whose colours may not."""
+RGB = tuple[float, float, float]
+AA = 4.5
+"""Contrast of text that the Web Content Accessibility Guidelines 2.1 ask for at level AA."""
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
-    """Render a figure as PNG.
+    """Render a figure as PNG, whose Description says what is seen: the figure's label; the Comment is its kind.
 
     Example:
         >>> import numpy as np
@@ -40,7 +52,8 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     """
     buffer = io.BytesIO()
     _plain_text(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+    told = {"Description": figure.get_label(), "Comment": figure.get_gid() or PLOT}
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata=told)
     return buffer.getvalue()
 
 
@@ -50,7 +63,8 @@ def _plain_text(figure: Figure) -> None:
         assert isinstance(text, Text)
         text.set_usetex(False)
         try:
-            MathTextParser("agg").parse(text.get_text())
+            if "$" in text.get_text():
+                MathTextParser("agg").parse(text.get_text())
         except ValueError:
             text.set_parse_math(False)
 
@@ -87,12 +101,48 @@ def blank(width: float, height: float) -> tuple[Figure, Axes]:
 def bare(axes: Axes) -> None:
     """Remove what carries no information."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
 
 
 def colours(n: int) -> list[str]:
     """Return n colours of the palette, cycling through it."""
     return [PALETTE[i % len(PALETTE)] for i in range(n)]
+
+
+def contrast(one: str | RGB, other: str | RGB = "white") -> float:
+    """Contrast of two colours by their relative luminances, (L₁ + 0.05) / (L₂ + 0.05), from 1 to 21.
+
+    References:
+        Web Content Accessibility Guidelines 2.1 (2018), https://www.w3.org/TR/WCAG21/#dfn-contrast-ratio
+    """
+    linear = [np.where((c := np.array(to_rgb(each))) <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+              for each in (one, other)]  # fmt: skip
+    dark, light = sorted(float(each @ (0.2126, 0.7152, 0.0722)) for each in linear)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def ink(colour: str) -> RGB:
+    """The colour, darkened until text of it can be read on white."""
+    shade = to_rgb(colour)
+    while contrast(shade) < AA:
+        red, green, blue = shade
+        shade = (0.95 * red, 0.95 * green, 0.95 * blue)
+    return shade
+
+
+def wrapped(text: str, width: float) -> str:
+    """Text of 10 points in lines that fit into so many inches."""
+    lines = (textwrap.wrap(line, max(10, int(12.5 * width))) for line in text.splitlines())
+    return "\n".join(part for line in lines for part in line)
+
+
+def heat(axes: Axes, values: np.ndarray, norm: Normalize, texts: Mapping[tuple[int, int], str]) -> AxesImage:
+    """Show a matrix (rows, columns) as colours, with texts in cells (row, column), black or white."""
+    shown = axes.imshow(values, cmap=SEQUENTIAL, norm=norm, aspect="auto", interpolation="nearest")
+    for (i, j), text in texts.items():
+        cell = shown.cmap(norm(values[i, j]))[:3]
+        black = contrast("black", cell) > contrast("white", cell)
+        axes.text(j, i, text, ha="center", va="center", color="black" if black else "white")
+    return shown
 
 
 def scatter(axes: Axes, groups: Sequence[tuple[str, np.ndarray]], title: str) -> None:
@@ -102,20 +152,19 @@ def scatter(axes: Axes, groups: Sequence[tuple[str, np.ndarray]], title: str) ->
         axes.scatter(*points.T, s=9, color=colour, marker=marker, alpha=0.55, linewidths=0, label=label)
     if len(groups) <= len(PALETTE):
         legend = axes.legend(
-            title=title, fontsize=8, title_fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0)
+            title=title, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, borderaxespad=0
         )
         for handle in legend.legend_handles:
             handle.set(alpha=1, sizes=[20])  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def spread_labels(axes: Axes, gap: float = 0.06) -> None:
+def spread_labels(axes: Axes, labels: Sequence[Annotation], gap: float = 0.07) -> None:
     """Move labels at the ends of lines apart, so that none covers another."""
     low, high = axes.get_ylim()
-    labels = sorted(axes.texts, key=lambda text: text.xy[1])  # pyright: ignore[reportAttributeAccessIssue]
-    height = axes.figure.get_size_inches()[1] * 72  # pyright: ignore[reportAttributeAccessIssue]
+    height = axes.get_position().height * axes.figure.get_size_inches()[1] * 72  # pyright: ignore[reportAttributeAccessIssue]
     previous = -math.inf
-    for text in labels:
-        at = min(max((text.xy[1] - low) / (high - low), 0), 1)  # pyright: ignore[reportAttributeAccessIssue]
-        placed = max(at, previous + gap)
-        text.set_position((6, (placed - (text.xy[1] - low) / (high - low)) * height * 0.8))  # pyright: ignore
+    for text in sorted(labels, key=lambda text: text.xy[1]):
+        at = (text.xy[1] - low) / (high - low)
+        placed = max(min(max(at, 0), 1), previous + gap)
+        text.set_position((6, (placed - at) * height))
         previous = placed

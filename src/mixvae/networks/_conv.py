@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from mixvae._resources import make
 from mixvae.networks._dense import LOG_VAR_RANGE, GatedLinear, checked_range, mean_and_log_var
 from mixvae.parts import Part
+from mixvae.progress import SILENT, Progress
 
 PAPER_LAYERS = ((32, 7, 1), (32, 3, 2), (64, 5, 1), (64, 3, 2), (6, 3, 1))
 """Channels, kernel and stride of each layer of the paper's gated convolutional encoder."""
@@ -275,7 +276,9 @@ class PixelCNN(Part):
         h = self.norms[layer](convolved.permute(0, 2, 3, 1))  # channels last, where in-place operations need no copy
         return F.relu_(h if before is None else h.add_(before.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
-    def sample(self, context: Tensor, likelihood: Any, channels: int, uniforms: Tensor | None) -> Tensor:
+    def sample(
+        self, context: Tensor, likelihood: Any, channels: int, uniforms: Tensor | None, progress: Progress = SILENT
+    ) -> Tensor:
         """Draw images pixel by pixel, computing at each pixel only what is new there.
 
         Args:
@@ -283,6 +286,7 @@ class PixelCNN(Part):
             likelihood: maps parameters (N, P, 1, 1) to a distribution of one pixel.
             channels: channels of the image.
             uniforms: uniform numbers (N, U, H, W); drawn by default.
+            progress: where to report how many rows are drawn; silent by default.
         """
         n, _, height, width = context.shape
         of_z = self.context(context)
@@ -305,6 +309,7 @@ class PixelCNN(Part):
                 else:
                     u = uniforms[here]
                 padded[0][there] = 2 * pixel.from_uniform(u) - 1
+            progress.update(row + 1, height, "drawing rows of pixels")
         return (padded[0][..., reach:, reach : reach + width] + 1) / 2
 
 

@@ -75,5 +75,5 @@ class OneHotHead(Part):
         r = r + torch.baddbmm(fed(1), r, self.previous[:, 0]).relu_()
         identity = torch.eye(self.latent, dtype=h.dtype, device=h.device)
         r = torch.baddbmm(fed(2), r, self.previous[:, 1] + identity)  # the residual sum is part of the product
-        mean, log_var = r.unflatten(1, (-1, len(h))).unbind()
+        mean, log_var = r.unflatten(1, (-1, h.shape[0])).unbind()
         return mean, clamped_log_var(log_var, self.log_var_range)

@@ -107,7 +107,7 @@ def _mean_and_log_var(encoder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
             + _remedy(encoded)
         )
     mean, log_var = encoded
-    if mean.dim() != 2 or len(mean) != len(x) or mean.shape != log_var.shape:
+    if mean.dim() != 2 or mean.shape[0] != x.shape[0] or mean.shape != log_var.shape:
         raise ValueError(
             f"{type(encoder).__name__} must return mean and log-variance of shape (B, D) with B = {len(x)}; "
             f"got {tuple(mean.shape)} and {tuple(log_var.shape)}"

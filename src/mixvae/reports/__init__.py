@@ -18,6 +18,7 @@ from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness
 from mixvae.reports._configurations import PARTS, objective, parts, trust
 from mixvae.reports._page import pictures, write
 from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, legend, render, table
+from mixvae.reports._settings import differing, settings
 
 __all__ = [
     "AMORTISED",
@@ -42,6 +43,7 @@ __all__ = [
     "Difference",
     "between_trainings",
     "compare",
+    "differing",
     "embed",
     "legend",
     "looseness",
@@ -50,6 +52,7 @@ __all__ = [
     "parts",
     "pictures",
     "render",
+    "settings",
     "student",
     "table",
     "trust",

@@ -17,6 +17,7 @@ from mixvae.reports import _pages as pages
 from mixvae.reports._columns import CONFIGURATIONS
 from mixvae.reports._comparison import compare, label
 from mixvae.reports._pages import Column
+from mixvae.reports._settings import differing, facts, reproduction, settings
 from mixvae.runs import Run
 
 SHOWN = 1000
@@ -68,18 +69,25 @@ def write(
     sections: list[dict[str, Any]] = []
     files: dict[Path, bytes] = {}
     scores = {path: _representation(run) for path, run in by_path.items()}  # first: reports damage immediately
-    for row in rows:
+    held = {row["run"]: settings(by_path[row["path"]]) for row in rows}
+    for row, evaluation in zip(rows, comparison.evaluations, strict=True):
         run = by_path[row["path"]]
         drawn = {name: figures.png(figure) for name, figure in pictures(run).items()} if run.has_weights else {}
         files |= {run.layout.figures / f"{name.replace(' ', '_')}.png": picture for name, picture in drawn.items()}
         embedded = {name: pages.embed(picture) for name, picture in drawn.items()}
-        sections.append({"row": row, "figures": embedded, "representation": scores[row["path"]]})
+        sections.append(
+            {
+                "row": row, "facts": facts(run, row), "figures": embedded, "representation": scores[row["path"]],
+                "settings": held[row["run"]], "reproduction": reproduction(run, evaluation, row),
+            }
+        )  # fmt: skip
     curves = {label(row, rows): by_path[row["path"]].metrics for row in rows}
     pages.render(
         "report.html",
         target,
         configurations=_table(CONFIGURATIONS, comparison.configurations) if comparison.has_several else None,
         trainings=_table(comparison.columns, rows),
+        settings={"runs": list(held), "rows": differing(held)},
         first=rows[0],
         warnings=comparison.warnings,
         gains=pages.embed(comparison.figure) if comparison.has_gains else "",

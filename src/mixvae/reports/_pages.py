@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from PIL import Image
 
 from mixvae import figures
 from mixvae.files import write_text
 
 MISSING = "–"
+PER_INCH = 108
+"""CSS pixels per inch of a figure: its text of 10 points is then as large as that of the page, 15 pixels."""
 NOT_TIGHT = "not tight"
 MARKS = {
     "*": f"{NOT_TIGHT}: log p(x) is estimated from below, so the true NLL may be lower",
@@ -136,11 +140,32 @@ def embed(picture: Figure | bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
+class Look(NamedTuple):
+    """What a page says of a picture: its kind, alternative text, and size in CSS pixels, 0 if unknown."""
+
+    kind: str
+    alt: str
+    width: int
+    height: int
+
+
+def looked_at(address: str) -> Look:
+    """What a picture says of itself: `figures.png` puts its kind, a description and its scale into the file."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
+            told, scale = image.info, PER_INCH / image.info.get("dpi", (PER_INCH,))[0]
+            width, height = (round(scale * side) for side in image.size)
+        return Look(str(told.get("Comment") or figures.PLOT), str(told.get("Description") or ""), width, height)
+    except (OSError, ValueError, Image.DecompressionBombError):  # a picture that came with somebody's results
+        return Look(figures.PLOT, "", 0, 0)
+
+
 def render(template: str, target: Path, **context: Any) -> Path:
     """Fill a template that comes with mixvae, and write the page atomically."""
     environment = Environment(
         loader=FileSystemLoader(str(files("mixvae") / "templates")),
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
+    environment.filters["looked_at"] = looked_at
     write_text(target, environment.get_template(template).render(**context))
     return target

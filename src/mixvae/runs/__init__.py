@@ -5,13 +5,23 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from mixvae.runs._evaluating import SplitName, check, evaluate, evaluation_of, find_evaluation, save_arrays
+from mixvae.runs._evaluating import (
+    check,
+    evaluate,
+    evaluation_of,
+    find_evaluation,
+    per_example,
+    save_arrays,
+    save_per_example,
+)
+from mixvae.runs._examples import NewData, SplitName
 from mixvae.runs._listing import find_runs, listing
 from mixvae.runs._opening import load, open_run, open_runs
 from mixvae.runs._queries import (
     components,
     cooperation,
     encode_split,
+    interpolate,
     posteriors,
     reconstruct,
     representation,
@@ -29,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Layout",
+    "NewData",
     "Recipe",
     "Run",
     "RunStore",
@@ -43,17 +54,20 @@ __all__ = [
     "find_evaluation",
     "find_runs",
     "fit",
+    "interpolate",
     "listing",
     "load",
     "open_data",
     "open_run",
     "open_runs",
+    "per_example",
     "posteriors",
     "reconstruct",
     "representation",
     "representations",
     "sample",
     "save_arrays",
+    "save_per_example",
     "standing",
     "train",
 ]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 import subprocess
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixvae import evaluation
-from mixvae._failures import at_least
 from mixvae.analysis import active_units, encode
-from mixvae.datasets import Split
 from mixvae.evaluation import (
     Check,
     Evaluation,
@@ -26,33 +23,14 @@ from mixvae.evaluation import (
     draws_of_each,
     fingerprint,
 )
-from mixvae.files import atomic, write_json
+from mixvae.files import atomic, write_json, write_text
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import _legacy as legacy
+from mixvae.runs._examples import NEW, Examples, NewData, SplitName, examples_of, prepared
 from mixvae.runs._opening import open_run
 from mixvae.runs._run import Run
 from mixvae.runs._stored import identity_in, read_evaluation, save_evaluation, stored_evaluation
-from mixvae.training import default_device, keep_freed_memory
-
-SplitName = Literal["train", "validation", "test"]
-
-
-def part_of(run: Run, split: str, examples: int | None = None) -> Split:
-    """Some examples of a run's data, on the default device.
-
-    Raises:
-        ValueError: the data are not those it was trained on, or `examples` is not positive.
-    """
-    at_least(1, examples=examples)
-    keep_freed_memory()
-    return run.data.split(split).head(examples).to(default_device())
-
-
-def prepared(run: Run, split: Split, seed: int = 0) -> Tensor:
-    """Examples as a run's model takes them; training examples are binarised by a fixed seed, and not mirrored."""
-    x = replace(split, flip=False).batch(slice(None), torch.Generator(split.x.device).manual_seed(seed))
-    return x.to(next(run.model.parameters()).dtype)
 
 
 def evaluate(
@@ -65,11 +43,14 @@ def evaluate(
     chunk: int = 1024,
     seed: int = 0,
     proposal: ProposalName = "refined",
+    data: NewData | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Estimate the likelihood of some examples, and store the result under its own identity in `RUN/evaluations`.
 
     A stored result for the same weights, data, examples, draws, seed and proposal is read instead of recomputed.
+    Results of new examples are kept apart, in `RUN/evaluations/new`: they are never the result of the run that
+    `evaluation_of` and reports show.
 
     Args:
         run: the run directory.
@@ -80,13 +61,17 @@ def evaluate(
         chunk: latents decoded at once; memory depends on nothing else.
         seed: seed of the draws.
         proposal: where the draws of the headline come from: proposals refined for each example, or the posterior.
+        data: new examples to evaluate in place of the run's own: a file or folder, an array (N, *shape), or a `Split`.
+            They are treated as the run's test examples were: resized, and binarised once by the same seed.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
         FileNotFoundError: it is not a run, or has not finished an epoch.
-        ValueError: a number is out of range, the data are not those it was trained on, or a file is damaged.
+        ValueError: a number is out of range, the data are not those it was trained on, new ones do not fit the run, or
+            a file is damaged.
 
     Example:
+        >>> import numpy as np
         >>> from mixvae.config import read
         >>> from mixvae.runs import evaluate, train
         >>> flags = ["--data.limit=40", "--training.epochs=1", "--model.components=2"]
@@ -94,16 +79,19 @@ def evaluate(
         >>> result = evaluate(run, total_draws=10, examples=20)
         >>> result["examples"], result["draws_per_component"], result.bounds["pooled"].shape
         (20, 5, (20,))
+        >>> new = evaluate(run, total_draws=10, data=np.zeros((3, 8, 8)))
+        >>> new.identity.split, new.bounds["log_px"].shape
+        ('new', (3,))
     """
     run = open_run(run)
     check_draws(total_draws, draws_per_component, chunk, seed)
-    part = part_of(run, split, examples)
-    x = prepared(run, part)
+    of = examples_of(run, split, examples, data, progress)
+    x = prepared(run, of.part)
     with torch.no_grad(), evaluating(run.model):
         components = run.model.posterior(x[:1]).batch_shape[0]
     identity = Identity(
-        run.data.sha256(),
-        split,
+        of.sha256,
+        of.split,
         len(x),
         fingerprint(x),
         components,
@@ -116,8 +104,8 @@ def evaluate(
     )
     stored = None if run.is_legacy else stored_evaluation(_file(run, identity), identity)
     if stored is None:
-        stored = _compute(run, identity, x, chunk, progress)
-    if split == "test" and len(x) == len(run.data.test) and not run.is_legacy:
+        stored = _compute(run, identity, of, x, chunk, progress)
+    if of.split == "test" and len(x) == len(run.data.test) and not run.is_legacy:
         write_json(run.layout.results, dict(stored.results))
     return stored
 
@@ -131,6 +119,7 @@ def check(
     chunk: int = 1024,
     seed: int = 0,
     temperatures: int = 1000,
+    data: NewData | None = None,
     progress: Progress = SILENT,
 ) -> Check:
     """Check the likelihood of a run's first examples by annealed importance sampling: `mixvae.evaluation.check`.
@@ -143,6 +132,7 @@ def check(
         chunk: latents decoded at once.
         seed: seed of all noise.
         temperatures: steps from prior to posterior.
+        data: new examples to check in place of the run's own, as in `evaluate`.
         progress: where to report progress; silent by default.
 
     Raises:
@@ -150,13 +140,13 @@ def check(
         ValueError: a number is out of range, or the data are not those it was trained on.
     """
     run = open_run(run)
-    x = prepared(run, part_of(run, split, examples))
+    x = prepared(run, examples_of(run, split, examples, data).part)
     return evaluation.check(
         run.model, x, total_draws, temperatures=temperatures, chunk=chunk, seed=seed, progress=progress
     )
 
 
-def _compute(run: Run, identity: Identity, x: Tensor, chunk: int, progress: Progress) -> Evaluation:
+def _compute(run: Run, identity: Identity, of: Examples, x: Tensor, chunk: int, progress: Progress) -> Evaluation:
     """Evaluate, and store the result."""
     model, each = run.model, identity.draws_per_component
     proposal = cast("ProposalName", identity.proposal)
@@ -171,7 +161,7 @@ def _compute(run: Run, identity: Identity, x: Tensor, chunk: int, progress: Prog
         "bits_per_dim": _bits_per_dim(model, x, estimate.log_px),
         "parameters": sum(p.numel() for p in model.parameters()),
         "split": identity.split,
-        "data": run.data.name,
+        "data": of.data,
         "data_sha256": identity.data,
         "weights_sha256": identity.weights,
         "recipe_sha256": identity.recipe,
@@ -189,7 +179,11 @@ def _compute(run: Run, identity: Identity, x: Tensor, chunk: int, progress: Prog
 
 
 def _file(run: Run, identity: Identity) -> Path:
-    return run.layout.evaluations / f"{identity.key}.json"
+    """Where an evaluation is stored: that of new examples in a folder of its own, where no report looks."""
+    folder = run.layout.evaluations
+    if identity.split == NEW:
+        return folder / NEW / f"{str(identity.data)[:12]}-{identity.key}.json"
+    return folder / f"{identity.key}.json"
 
 
 def evaluation_of(run: str | Path | Run) -> Evaluation:
@@ -254,7 +248,7 @@ def find_evaluation(
 def _bits_per_dim(model: MixtureVAE, x: Tensor, log_px: np.ndarray) -> float | None:
     """−log₂ p(x) per value, if p(x) is a probability and not a density."""
     with torch.no_grad(), evaluating(model):
-        support = model.decoder(model.prior().sample((1,))).support
+        support: Any = model.at_origin().support
     return float(-log_px.mean() / math.log(2) / x[0].numel()) if support.is_discrete else None
 
 
@@ -270,6 +264,68 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def per_example(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Values of every example by name, (N,) each: its number, its NLL in nats, and every bound and diagnostic.
+
+    `nll` is −log p(x), estimated from above, and `nll_mc_se` its Monte-Carlo standard error over the draws; `pareto_k`
+    says whether that can be relied on. `elbo`, `miselbo` and `pooled` are bounds on log p(x), larger is better.
+
+    The NLL is often taken as a score of how unlike the training data an example is. It says how many nats the model
+    spends on this example, which ranks examples of one kind. It is no test for examples of another kind: models give
+    simple images from elsewhere higher likelihoods than those that they were trained on, as in Nalisnick et al. (2019),
+    where SVHN beats CIFAR-10. A low NLL does not show that an example belongs to the data.
+
+    References:
+        Nalisnick et al., Do Deep Generative Models Know What They Don't Know? (2019), https://arxiv.org/abs/1810.09136
+
+    Example:
+        >>> import numpy as np
+        >>> from mixvae.evaluation import Evaluation, Identity
+        >>> from mixvae.runs import per_example
+        >>> identity = Identity("3f…", "test", 2, None, components=4, draws_per_component=25, seed=0)
+        >>> values = per_example(Evaluation(identity, {"log_px": np.array([-2.0, -4.0])}, {}))
+        >>> values["example"].tolist(), values["nll"].tolist()
+        ([0, 1], [2.0, 4.0])
+    """
+    bounds = evaluation.bounds
+    found = {"example": np.arange(evaluation.identity.examples)}
+    if "log_px" in bounds:
+        found["nll"] = -bounds["log_px"]
+    if "log_px_mc_se" in bounds:
+        found["nll_mc_se"] = bounds["log_px_mc_se"]
+    return found | dict(bounds)
+
+
+def save_per_example(path: str | Path, evaluation: Evaluation) -> None:
+    """Write what `per_example` returns, as arrays to `.npz` or as a table to `.csv`.
+
+    Raises:
+        ValueError: the path has another ending.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from mixvae.evaluation import Evaluation, Identity
+        >>> from mixvae.runs import save_per_example
+        >>> identity = Identity("3f…", "test", 2, None, components=4, draws_per_component=25, seed=0)
+        >>> save_per_example("each.csv", Evaluation(identity, {"log_px": np.array([-2.0, -4.5])}, {}))
+        >>> print(Path("each.csv").read_text().strip())
+        example,nll,log_px
+        0,2.0,-2.0
+        1,4.5,-4.5
+    """
+    values = per_example(evaluation)
+    match Path(path).suffix:
+        case ".npz":
+            save_arrays(path, values)
+        case ".csv":
+            rows = zip(*(column.tolist() for column in values.values()), strict=True)
+            lines = [",".join(values), *(",".join(map(repr, row)) for row in rows)]
+            write_text(Path(path), "\n".join(lines) + "\n")
+        case _:
+            raise ValueError(f"values per example are written to a .npz or .csv file; got {path}")
 
 
 def save_arrays(path: str | Path, arrays: dict[str, np.ndarray]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,25 +24,36 @@ from mixvae.analysis import (
     overlap,
     represent,
 )
+from mixvae.analysis import (
+    interpolate as path_between,
+)
 from mixvae.datasets import Split
 from mixvae.files import canonical, checksum, commit, write_bytes
 from mixvae.model import evaluating
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import _legacy as legacy
-from mixvae.runs._evaluating import SplitName, part_of, prepared
+from mixvae.runs._examples import NewData, SplitName, examples_of, part_of, prepared
 from mixvae.runs._opening import open_run
 from mixvae.runs._run import Run
 from mixvae.runs._stored import read_stored, scores_in
+from mixvae.sampling import SampleKind
 from mixvae.training import default_device
+
+LatentSource = Literal["prior", "aggregated"]
 
 REPRESENTED = 10_000
 """Most training examples that classifiers are fitted to; the SVM's time grows with their square."""
 
 
 def components(
-    run: str | Path | Run, *, draws_per_component: int = 16, split: SplitName = "test", examples: int | None = 500
+    run: str | Path | Run,
+    *,
+    draws_per_component: int = 16,
+    split: SplitName = "test",
+    examples: int | None = 500,
+    data: NewData | None = None,
 ) -> Overlap:
-    """How the components of a run relate to each other, and what each one covers, on examples of a split.
+    """How the components of a run relate to each other, and what each one covers, on examples of a split or new ones.
 
     Example:
         >>> from mixvae.config import read
@@ -52,7 +64,7 @@ def components(
         (2,)
     """
     run = open_run(run)
-    part = part_of(run, split, examples)
+    part = part_of(run, split, examples, data)
     return overlap(
         run.model, prepared(run, part), draws_per_component, labels=None if part.y is None else part.y.cpu().numpy()
     )
@@ -82,8 +94,27 @@ def cooperation(
     return result, drawn
 
 
-def sample(run: str | Path | Run, n: int = 64, *, seed: int = 0) -> np.ndarray:
-    """Means of p(x|z) for n latents drawn from the prior, (n, *shape).
+def sample(
+    run: str | Path | Run,
+    n: int = 64,
+    *,
+    kind: SampleKind = "means",
+    latents: LatentSource = "prior",
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> np.ndarray:
+    """Means of p(x|z) for n latents, or draws from it, (n, *shape): `MixtureVAE.sample` of a run's model.
+
+    Args:
+        run: the run directory.
+        n: how many.
+        kind: means of p(x|z), or draws from it, which have its noise.
+        latents: drawn from the prior, or from the aggregated posterior of the training examples, 1/N Σ_n q(z|x_n).
+        seed: seed of everything that is drawn; torch's generator is left as it was.
+        progress: where to report progress, batch by batch; silent by default.
+
+    Raises:
+        ValueError: a number is out of range, there is no such kind or source of latents, or the likelihood has no mean.
 
     Example:
         >>> from mixvae.config import read
@@ -91,22 +122,49 @@ def sample(run: str | Path | Run, n: int = 64, *, seed: int = 0) -> np.ndarray:
         >>> run = train(read("digits", ["--data.limit=40", "--training.epochs=1"]), "runs/sampled")
         >>> sample(run, 3).shape
         (3, 1, 8, 8)
+        >>> sorted(set(sample(run, 3, kind="draws", latents="aggregated").flatten().tolist()))
+        [0.0, 1.0]
     """
     at_least(1, n=n)
     at_least(0, seed=seed)
-    model = open_run(run).model
+    if latents not in ("prior", "aggregated"):
+        raise ValueError(f"latents are drawn from the prior or the aggregated posterior; got latents {latents!r}")
+    run = open_run(run)
+    model = run.model
     with torch.no_grad(), evaluating(model):
-        z = model.prior().sample((1,))
-        values = model.decoder(z).event_shape.numel() + z.numel()
+        values = model.at_origin().event_shape.numel() + model.prior().event_shape.numel()
     check(
         4 * n * values, f"{short(n)} samples of {values} numbers", "give a smaller n", device_memory(default_device())
     )
-    torch.manual_seed(seed)
-    return model.sample(n).cpu().numpy()
+    examples = None if latents == "prior" else prepared(run, part_of(run, "train"))
+    drawn: list[np.ndarray] = []
+    for batch in model.sample_in_batches(n, kind=kind, examples=examples, seed=seed):
+        drawn.append(batch.cpu().numpy())
+        progress.update(sum(map(len, drawn)), n, "sampling")
+    return np.concatenate(drawn)
 
 
-def reconstruct(run: str | Path | Run, n: int = 10, *, split: SplitName = "test") -> tuple[np.ndarray, np.ndarray]:
+def reconstruct(
+    run: str | Path | Run,
+    n: int = 10,
+    *,
+    split: SplitName = "test",
+    data: NewData | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[np.ndarray, np.ndarray]:
     """Some examples (n, *shape), and their reconstructions by every component (S, n, *shape).
+
+    Args:
+        run: the run directory.
+        n: how many examples.
+        split: train, validation or test.
+        data: new examples in place of the run's own, as in `evaluate`.
+        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        progress: where to report how new examples were treated; silent by default.
+
+    Raises:
+        ValueError: the data are not those it was trained on, or new ones do not fit the run.
 
     Example:
         >>> from mixvae.config import read
@@ -116,15 +174,79 @@ def reconstruct(run: str | Path | Run, n: int = 10, *, split: SplitName = "test"
         >>> [values.shape for values in reconstruct(run, 3)]
         [(3, 1, 8, 8), (2, 3, 1, 8, 8)]
     """
+    at_least(0, seed=seed)
     run = open_run(run)
-    x = prepared(run, part_of(run, split, n))
-    return x.cpu().numpy(), run.model.reconstruct(x).cpu().numpy()
+    x = prepared(run, examples_of(run, split, n, data, progress).part)
+    return x.cpu().numpy(), run.model.reconstruct(x, seed=seed).cpu().numpy()
+
+
+def interpolate(
+    run: str | Path | Run,
+    between: Sequence[int],
+    *,
+    steps: int = 8,
+    spherical: bool = False,
+    split: SplitName = "test",
+    data: NewData | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two examples (2, *shape), and the path between them by every component (S, steps, *shape).
+
+    See `mixvae.interpolate` for what a path is.
+
+    Args:
+        run: the run directory.
+        between: numbers of the two examples, from 0.
+        steps: points of a path, both ends included.
+        spherical: take spherical paths in place of straight ones.
+        split: train, validation or test.
+        data: new examples in place of the run's own, as in `evaluate`.
+        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        progress: where to report how new examples were treated; silent by default.
+
+    Raises:
+        ValueError: there are no such examples, or a number is out of range.
+
+    Example:
+        >>> from mixvae.config import read
+        >>> from mixvae.runs import interpolate, train
+        >>> flags = ["--data.limit=40", "--training.epochs=1", "--model.components=2"]
+        >>> run = train(read("digits", flags), "runs/interpolated")
+        >>> [values.shape for values in interpolate(run, (3, 7), steps=5)]
+        [(2, 1, 8, 8), (2, 5, 1, 8, 8)]
+    """
+    if len(between) != 2:
+        raise ValueError(f"a path leads between 2 examples; got {len(between)}: give their two numbers")
+    run = open_run(run)
+    part = examples_of(run, split, data=data, progress=progress).part
+    for number in between:
+        if not 0 <= number < len(part):
+            raise ValueError(f"there is no example {number}: the {len(part)} examples are numbered from 0")
+    x = prepared(run, part)[list(between)]
+    path = path_between(run.model, x[0], x[1], steps=steps, spherical=spherical, seed=seed)
+    return x.cpu().numpy(), path.cpu().numpy()
 
 
 def encode_split(
-    run: str | Path | Run, *, split: SplitName = "test", examples: int | None = None
+    run: str | Path | Run,
+    *,
+    split: SplitName = "test",
+    examples: int | None = None,
+    data: NewData | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, np.ndarray]:
     """Mean and standard deviation of every component, (N, S, D) each, and labels (N,) if there are any.
+
+    Args:
+        run: the run directory.
+        split: train, validation or test.
+        examples: only the first N examples.
+        data: new examples in place of the run's own, as in `evaluate`.
+        progress: where to report how new examples were treated; silent by default.
+
+    Raises:
+        ValueError: the data are not those it was trained on, or new ones do not fit the run.
 
     Example:
         >>> from mixvae.config import read
@@ -134,7 +256,7 @@ def encode_split(
         {'mean': (5, 1, 16), 'std': (5, 1, 16), 'labels': (5,)}
     """
     run = open_run(run)
-    part = part_of(run, split, examples)
+    part = examples_of(run, split, examples, data, progress).part
     mean, std = encode(run.model, prepared(run, part))
     features = {"mean": mean.numpy(), "std": std.numpy()}
     return features if part.y is None else features | {"labels": part.y.cpu().numpy()}

@@ -31,6 +31,8 @@ VERSION = 1
 AMENDABLE = ("learning_rate", "weight_decay", "clip")
 COPIED = ("batch", "draws_per_component", "active", "score_all", "validation_components", "warmup")
 """Settings of a training that enter its identity as they are."""
+SINCE = ("compile", "beta", "cycles", "free_bits", "schedule_every", "accumulate")
+"""Settings that earlier versions did not have: they enter the identity only where they differ from the default."""
 FILLED_IN = {
     "shape", "latent", "components", "likelihood", "posterior", "examples", "build", "weights", "learn_weights",
     "inputs",
@@ -205,6 +207,7 @@ def data_identity(data: Dataset) -> dict[str, Any]:
         "labels_sha256": data.labels_sha256(),
         "resample": data.train.resample,
         "flip": data.train.flip,
+        **({} if data.train.plan is None else {"order": data.train.plan.sha256}),
     }
 
 
@@ -227,7 +230,7 @@ def _recipe(
         "freeze": sorted(freeze),
         "precision": precision,
         "optimizer": {"class": kind, "groups": [_without(group, "lr", "weight_decay") for group in groups]},
-        **({} if options.compile == "none" else {"compile": options.compile}),  # older runs have none
+        **_later(options),
         "schedule": None if options.schedule is None else describe_callable(options.schedule),
     }
     clip = options.clip
@@ -240,6 +243,20 @@ def _recipe(
     }
     identity = {"data": data, "model": model, "training": training, "seed": seed, "start": start}
     return Recipe(identity, (first,))
+
+
+def _later(options: TrainingOptions) -> dict[str, Any]:
+    """Settings that earlier versions did not have, where they differ from the default."""
+    defaults = {name: getattr(TrainingOptions, name) for name in SINCE}
+    return {
+        name: plain(getattr(options, name), numbers=float if isinstance(default, float) else None)
+        for name, default in defaults.items() if getattr(options, name) != default
+    }  # fmt: skip
+
+
+def describe_options(options: TrainingOptions) -> dict[str, Any]:
+    """All options as plain values, functions and classes by name."""
+    return {entry.name: plain(getattr(options, entry.name)) for entry in fields(options)}
 
 
 def describe_optimizer(

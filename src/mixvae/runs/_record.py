@@ -57,6 +57,7 @@ class Location(TypedDict):
     name: str
     origin: NotRequired[DataConfig | None]
     relative: NotRequired[str | None]
+    relatives: NotRequired[dict[str, str]]
     sizes: NotRequired[dict[str, int]]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
+from torch.random import fork_rng
 
 import mixvae.config
 from mixvae import datasets
@@ -104,7 +104,8 @@ class Run:
             written = mixvae.config.read(self.layout.config, trust=tuple(self._trust.packages))
         except ValueError as error:
             raise ValueError(f"{error}; restore {self.layout.config}, or delete it: it is a copy") from None
-        changed = [name for name in mixvae.config.changes(config, written) if name not in ("data.name", "data.root")]
+        moved = {f"data.{option}" for option in (*datasets.PATHS, "root")}
+        changed = [name for name in mixvae.config.changes(config, written) if name not in moved]
         if changed:
             raise ValueError(
                 f"{self.layout.config} was changed after the training, at {changed[0]}: restore it or delete it; "
@@ -198,8 +199,7 @@ class Run:
                 )
             return dict(self._data.origin)
         if self._data is not None:
-            name, _ = datasets.resolve_paths(str(self._data))
-            return {**(origin or asdict(DataConfig())), "name": name}
+            return self._options_elsewhere(str(self._data), origin)
         if "genes" in (self.manifest["model"] or {}):
             raise ValueError(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
         if origin is None:
@@ -207,13 +207,35 @@ class Run:
                 f"{self.path} was trained on data that were made in Python ({recorded['name']}): pass them, as "
                 "open_run(path, data=…)"
             )
-        name = datasets.search(origin["name"], self.path, recorded.get("relative"))
-        if Path(name).is_absolute() and not Path(name).exists():
+        options = datasets.located(origin, self.path, datasets.relatives_in(recorded))
+        for path in (options[option] for option in datasets.PATHS if options.get(option) is not None):
+            if Path(path).is_absolute() and not Path(path).exists():
+                raise ValueError(
+                    f"the data of {self.path} are no longer at {path}: say where they are by --data.name "
+                    "(open_run(path, data=…) in Python)"
+                )
+        return options
+
+    def _options_elsewhere(self, place: str, origin: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Arguments of `datasets.load_dataset` for data that were moved.
+
+        Args:
+            place: the new file or folder; of data in several files, the folder that holds them.
+            origin: the arguments when the run was trained.
+        """
+        name, _ = datasets.resolve_paths(place)
+        if origin is None:
+            resampled = self.recipe.identity["data"].get("resample", True)
+            return {"name": name, "binarize": "stochastic" if resampled else "none"}
+        files = {part: Path(path).name for part in datasets.PATHS[1:] if (path := origin.get(part)) is not None}
+        if not files:
+            return {**origin, "name": name}
+        if missing := [file for file in files.values() if not (Path(name) / file).exists()]:
             raise ValueError(
-                f"the data of {self.path} are no longer at {name}: say where they are by --data.name "
-                "(open_run(path, data=…) in Python)"
+                f"{self.path} was trained on {', '.join(files.values())}, and {name} holds no {missing[0]}: name the "
+                "folder that holds all of them"
             )
-        return {**origin, "name": name}
+        return {**origin, **{part: str(Path(name) / file) for part, file in files.items()}}
 
     @cached_property
     def _weights(self) -> tuple[str, dict[str, Tensor]]:
@@ -248,7 +270,8 @@ class Run:
             ValueError: a file is damaged, or the model cannot be named by import path and was not passed.
         """
         _, weights = self._weights
-        model = self._blank()
+        with fork_rng(devices=[]):  # random weights that are replaced are nobody's draws
+            model = self._blank()
         kinds = {t.dtype for t in weights.values() if t.is_floating_point()}
         if len(kinds) == 1:
             model = model.to(kinds.pop())
@@ -370,4 +393,4 @@ def _changed_data(old: Mapping[str, Any], data: Dataset) -> str:
 def open_data(config: DataConfig, progress: Progress = SILENT) -> Dataset:
     """Load the data that a configuration names."""
     at_least(0, **{"data.seed": config.seed})
-    return datasets.load_dataset(**asdict(config), progress=progress)
+    return datasets.load_dataset(**config.arguments(), progress=progress)

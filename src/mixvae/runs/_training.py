@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,13 +19,23 @@ from mixvae.model import MixtureVAE
 from mixvae.progress import SILENT, Progress
 from mixvae.runs._evaluating import git_commit, versions
 from mixvae.runs._opening import open_run
-from mixvae.runs._recipe import Recipe, path_of, recipe_of, recipe_of_model
+from mixvae.runs._recipe import Recipe, describe_options, path_of, recipe_of, recipe_of_model
 from mixvae.runs._run import Run, open_data
 from mixvae.runs._standing import refuse, standing_run
 from mixvae.runs._starting import new_model
 from mixvae.runs._store import Layout, RunStore
-from mixvae.training import History, Trainer, TrainingOptions, keep_freed_memory, launch
+from mixvae.training import (
+    Callback,
+    Epoch,
+    History,
+    Logger,
+    Trainer,
+    TrainingOptions,
+    keep_freed_memory,
+    launch,
+)
 from mixvae.training._processes import as_one, first_alone
+from mixvae.training._trial import check_binary
 
 
 def train(
@@ -64,10 +73,10 @@ def train(
 
     def begin() -> Config:
         existing = standing_run(path, resume=resume)
-        name, root = datasets.resolve_paths(config.data.name, config.data.root)
+        paths = datasets.absolute_paths(config.data.arguments())
         if existing is not None:
-            name = datasets.search(name, path, existing.manifest["runtime"]["data"].get("relative"))
-        located = replace(config, data=replace(config.data, name=name, root=root))
+            paths = datasets.located(paths, path, datasets.relatives_in(existing.manifest["runtime"]["data"]))
+        located = replace(config, data=replace(config.data, **paths))
         loaded.append(open_data(located.data, progress))
         return located
 
@@ -93,7 +102,10 @@ def train(
             return recipe, existing is not None
 
         recipe, started = first_alone(fabric, compare)
+        loggers = mixvae.config.loggers(training) if fabric.is_global_zero else []
         model, config = new_model(config, data, started=started)
+        if config.data.binarize != "none":
+            check_binary(model)
         store = RunStore(
             path,
             recipe,
@@ -104,8 +116,10 @@ def train(
         )
         trainer = Trainer(
             model, data, options, seed=config.seed, store=store, fabric=fabric, threads=training.threads,
-            progress=progress,
+            progress=progress, loggers=loggers, settings=asdict(config),
         )  # fmt: skip
+        if not started and fabric.is_global_zero and datasets.becomes_binary(data.train):
+            progress.announce(f"binarising the grey values of {data.name} at every step (data.binarize stochastic)")
         _run(trainer, store)
     return Run(path, data=data)
 
@@ -136,14 +150,13 @@ def _check_same_data(fabric: Fabric, data: Dataset) -> None:
 def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str, Any]:
     """What is recorded of a training but is not part of its identity."""
     origin = None if data.origin is None else dict(data.origin)
-    relative = None
-    if origin is not None and Path(origin["name"]).is_absolute():
-        relative = os.path.relpath(origin["name"], path.absolute())
+    relatives = {} if origin is None else datasets.relative_paths(origin, path)
     return {
         "data": {
             "name": data.name,
             "origin": origin,
-            "relative": relative,
+            "relative": relatives.pop("name", None),
+            **({"relatives": relatives} if relatives else {}),
             "sizes": {name: len(data.split(name)) for name in ("train", "validation", "test")},
         },
         "device": str(fabric.device),
@@ -176,9 +189,26 @@ def _changed(options: TrainingOptions, changed: Mapping[str, Any]) -> TrainingOp
     return replace(options, **changed)
 
 
+def _with_batches(options: TrainingOptions, data: Dataset) -> TrainingOptions:
+    """Options with the batch size of data whose batches are made elsewhere.
+
+    Raises:
+        ValueError: another batch size is asked for.
+    """
+    plan = data.train.plan
+    if plan is None:
+        return options
+    if options.batch not in (plan.batch, TrainingOptions.batch):
+        raise ValueError(
+            f"batch is {options.batch}, but the DataLoader makes batches of {plan.batch}: leave batch out, or change "
+            "the DataLoader's"
+        )
+    return replace(options, batch=plan.batch)
+
+
 def fit(
     model: MixtureVAE,
-    data: Dataset,
+    data: Dataset | Any,
     options: TrainingOptions | None = None,
     *,
     seed: int = 0,
@@ -187,6 +217,8 @@ def fit(
     label: str = "",
     fabric: Fabric | None = None,
     progress: Progress = SILENT,
+    callbacks: Sequence[Callback | Callable[[Epoch], object]] = (),
+    loggers: Sequence[Logger] = (),
     **changed: Any,
 ) -> History:
     """Train a model by maximising a bound, and leave it with the weights of the epoch that is best on validation.
@@ -198,7 +230,9 @@ def fit(
 
     Args:
         model: the model, a `MixtureVAE` or a module with its `forward`.
-        data: training and validation examples.
+        data: training and validation examples: a `Dataset`, or whatever `mixvae.datasets.as_dataset` makes one of, such
+            as an array, a torch `Dataset`, or `(train, validation)` of arrays or DataLoaders. A DataLoader decides the
+            batches.
         options: how to train; `TrainingOptions()` by default.
         seed: seed of shuffling, binarisation and draws.
         run: the run directory; nothing is written by default.
@@ -207,10 +241,15 @@ def fit(
         label: your name for the model; models with different labels are different.
         fabric: device, precision and processes, as returned by `launch`; this process by default.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
+        callbacks: what to call at every step and epoch, each a `mixvae.training.Callback` or a function of an epoch's
+            row. They can end the training by `StopTraining`.
+        loggers: loggers of Lightning that get the settings once and the metrics of every epoch, such as
+            `lightning_fabric.loggers.CSVLogger("logs")`; on resuming, those of the epochs that follow. TensorBoard's
+            files are in the run directory anyway, if it is installed.
         **changed: options of `TrainingOptions` to change, as in `fit(model, data, epochs=20)`.
 
     Returns:
-        One row per epoch: epoch, bound, validation, beta, learning_rate, best_epoch, seconds. It has a `figure`.
+        One row per epoch, whose columns `mixvae.training.Epoch` defines. It has a `figure`.
 
     Raises:
         TypeError: there is no such option.
@@ -230,11 +269,19 @@ def fit(
         >>> len(history), mixvae.load("runs/S3").posterior.components
         (1, 3)
     """
-    options = _changed(options or TrainingOptions(), changed)
+    data = datasets.as_dataset(data, progress=progress)
+    options = _with_batches(_changed(options or TrainingOptions(), changed), data)
     fabric = fabric or launch()
+    settings = {"seed": seed, "label": label, "data": {"name": data.name}, "model": {"class": path_of(type(model))}}
+    if loggers or fabric.loggers:
+        settings["training"] = describe_options(options)
+    door: dict[str, Any] = {
+        "seed": seed, "fabric": fabric, "progress": progress, "callbacks": callbacks, "loggers": loggers,
+        "settings": settings,
+    }  # fmt: skip
     if run is None:
         with as_one(fabric, lambda: "give the call again", quiet=False):
-            return Trainer(model, data, options, seed=seed, store=None, fabric=fabric, progress=progress).run()
+            return Trainer(model, data, options, store=None, **door).run()
     path = Path(run).expanduser()
     precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric exposes it nowhere else)
 
@@ -259,6 +306,6 @@ def fit(
         store = RunStore(
             path, recipe, goal, _runtime(data, path, fabric, save_every=options.save_every), model=described
         )
-        trainer = Trainer(model, data, options, seed=seed, store=store, fabric=fabric, progress=progress)
+        trainer = Trainer(model, data, options, store=store, **door)
         described["components"] = trainer.components
         return _run(trainer, store)

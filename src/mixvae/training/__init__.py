@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from mixvae.training._callbacks import Callback, Step, StopTraining
 from mixvae.training._devices import default_device, launch
 from mixvae.training._history import Epoch, History
+from mixvae.training._loggers import Logger
 from mixvae.training._memory import keep_freed_memory
 from mixvae.training._options import MakeOptimizer, MakeSchedule, TrainingOptions
 from mixvae.training._state import State, Store, is_over
@@ -19,11 +21,15 @@ if TYPE_CHECKING:
     from mixvae.training._trainer import Trainer
 
 __all__ = [
+    "Callback",
     "Epoch",
     "History",
+    "Logger",
     "MakeOptimizer",
     "MakeSchedule",
     "State",
+    "Step",
+    "StopTraining",
     "Store",
     "Trainer",
     "TrainingOptions",

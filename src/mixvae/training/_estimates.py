@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, NAdam, RAdam
 
 from mixvae._resources import check, device_memory, short, size_of
+from mixvae.datasets import Dataset
+from mixvae.training._options import TrainingOptions
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 STATES = 2
 """Tensors of a parameter's size that Adam and its like keep."""
@@ -40,6 +45,34 @@ def check_training(
     needed = (2 + averaged) * size_of(model) + (1 + states) * weights  # the best epoch's weights are kept too
     what = f"training {sum(p.numel() for p in trained):,} weights by {type(made).__name__}"
     check(needed, what, "give fewer components or smaller layers", device_memory(device))
+
+
+def check_steps(
+    fabric: Fabric, data: Dataset, options: TrainingOptions, components: int, latent: int, validated: int
+) -> None:
+    """Refuse options under which a step or a validation does not fit into memory.
+
+    Args:
+        fabric: device, precision and processes.
+        data: what is trained on.
+        options: how.
+        components: components of the model.
+        latent: its latent size.
+        validated: examples that are validated at once.
+
+    Raises:
+        ValueError: one does not fit.
+    """
+    drawn, each = options.active or components, options.validation_components or components
+    part = -(-(min(options.batch, len(data.train)) // fabric.world_size) // options.accumulate)
+    for draws, own, scored, batch in (
+        (options.draws_per_component, drawn, components if options.score_all else drawn, part),
+        (1, each, each, min(validated, len(data.validation))),
+    ):
+        check_step(
+            fabric.device, data.shape, draws_per_component=draws, drawn=own, scored=scored, batch=batch, latent=latent,
+            half="16" in str(fabric._precision.precision),  # noqa: SLF001  (Fabric shows it nowhere else)
+        )  # fmt: skip
 
 
 def check_step(
@@ -82,6 +115,7 @@ def check_step(
     check(
         needed,
         what,
-        "give fewer training.draws_per_component, a smaller training.batch or fewer components",
+        "give fewer training.draws_per_component, a smaller training.batch, a larger training.accumulate or fewer "
+        "components",
         device_memory(device),
     )

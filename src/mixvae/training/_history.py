@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from matplotlib.figure import Figure
 
@@ -12,7 +12,22 @@ from mixvae._tables import Row, Tabular
 
 
 class Epoch(TypedDict):
-    """One epoch: bounds in nats per example; `validation` is the MISELBO with one draw per component."""
+    """One epoch: what was trained, and what validation measured, in nats per example unless it says otherwise.
+
+    Validation draws one z_s ~ q_s(z|x) of each component, with the same noise at every epoch, at β = 1 and without free
+    bits; q = Σ_s π_s q_s is the mixture, or that of `validation_components`. Its columns are means over the examples:
+
+        reconstruction          E_q[log p(x|z)] ≈ Σ_s π_s log p(x|z_s)
+        kl                      KL(q(z|x) ‖ p(z)) ≈ Σ_s π_s [log q(z_s|x) − log p(z_s)]
+        validation              the MISELBO, with one draw the ELBO: reconstruction − kl
+        jsd                     Σ_s π_s [log q_s(z_s|x) − log q(z_s|x)], `bounds.jsd`: 0 to H(π) in expectation
+        used_components         exp H(r̄), r̄_j the mean over examples of `analysis.shares`: 1 to S, a number
+
+    The other columns: `bound` is what was maximised (at the epoch's β), `gradient_norm` the mean over the steps of its
+    gradient's norm before clipping, None if it never was finite; `beta` the weight of the KL part; `learning_rate` that
+    of the epoch, or what it had come to at its end if the schedule steps at every step; `best_epoch` the epoch with the
+    best validation so far; `seconds` the training time so far. Runs from before some of these existed lack them.
+    """
 
     epoch: int
     bound: float
@@ -21,10 +36,17 @@ class Epoch(TypedDict):
     learning_rate: float
     best_epoch: int
     seconds: float
+    reconstruction: NotRequired[float]
+    kl: NotRequired[float]
+    jsd: NotRequired[float]
+    used_components: NotRequired[float]
+    gradient_norm: NotRequired[float | None]
 
 
 class History(Tabular, list[Epoch]):
-    """The epochs of a training, which prints as a table.
+    """The epochs of a training, which prints as a table; `Epoch` defines its columns, with their units.
+
+    Where a run lacks a column, as those of earlier versions do, it shows "–", and NaN in `to_frame`.
 
     Args:
         epochs: one row per epoch.
@@ -67,3 +89,9 @@ def in_words(row: Epoch, epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}  bound {row['bound']:.2f}  validation {row['validation']:.2f}"
         f"  best {row['best_epoch']}  β {row['beta']:.2f}"
     )
+
+
+def within(epoch: int, epochs: int, what: str, last: Epoch | None) -> str:
+    """Where a training is within an epoch, in one line, with the validation of the epoch before."""
+    before = "" if last is None else f"  validation {last['validation']:.2f}  best {last['best_epoch']}"
+    return f"epoch {epoch}/{epochs}  {what}{before}"

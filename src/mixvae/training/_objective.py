@@ -14,6 +14,7 @@ from mixvae._failures import plain_errors
 from mixvae.bounds import Bound
 from mixvae.gradients import Estimator, doubly_reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
+from mixvae.training._free_bits import Freed
 from mixvae.training._options import Compile
 
 ROUNDED, ROUNDED_HALF = 0.01, 0.2
@@ -75,6 +76,7 @@ class Objective(nn.Module):
         compile: whether whole batches go through one graph of `torch.compile`.
         whole: examples in a whole batch; any other number, as in an epoch's last batch, is never compiled.
         device: where the model is.
+        nats: λ of free bits, in nats per example.
 
     Attributes:
         beta: weight β of the KL part, a tensor on the device: a number would need a new graph for every value. It is
@@ -91,8 +93,10 @@ class Objective(nn.Module):
         compile: Compile = "none",
         whole: int = 0,
         device: torch.device | str = "cpu",
+        nats: float = 0.0,
     ):
         super().__init__()
+        self.seen = Freed(model, nats) if nats else model  # by the estimator
         self.model, self.bound, self.gradient, self.score_all = model, bound, gradient, score_all
         self.beta = torch.ones((), dtype=torch.float64, device=device)
         self.whole, self.graphs = whole, compile == "reduce-overhead"
@@ -115,7 +119,7 @@ class Objective(nn.Module):
         """Return the bound of every example, never compiled."""
         scored = None if self.score_all else active
         return self.gradient(
-            self.model, x, self.bound, len(noise), beta=self.beta, active=active, scored=scored, noise=noise
+            self.seen, x, self.bound, len(noise), beta=self.beta, active=active, scored=scored, noise=noise
         )
 
     def try_compiled(self, inputs: Inputs) -> None:

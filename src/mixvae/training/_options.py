@@ -21,6 +21,8 @@ MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau
 """Makes a learning-rate schedule from an optimiser."""
 Compile = Literal["none", "default", "reduce-overhead"]
 """How a step is compiled: not at all, or by one of torch.compile's modes."""
+Every = Literal["epoch", "step"]
+"""When a schedule steps."""
 DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
 
 
@@ -42,10 +44,21 @@ class TrainingOptions:
         validation_components: components to validate, as a mixture of their own with the weights that they have
             relative to each other, the same at every epoch; all by default.
         optimizer: makes an optimiser from parameters; Adam at a rate of 5·10⁻⁴ by default.
-        schedule: makes a learning-rate schedule from an optimiser; it steps once per epoch.
-        warmup: epochs over which β rises linearly to 1.
+        schedule: makes a learning-rate schedule from an optimiser.
+        schedule_every: whether the schedule steps after every `epoch` or every `step`. A OneCycleLR over all steps has
+            total_steps = epochs · ⌈examples / batch⌉. ReduceLROnPlateau, which follows the validation, needs `epoch`.
+        beta: weight β of the KL part after the warm-up; 1 maximises a bound on log p(x). Validation is always at 1.
+        warmup: epochs over which β rises linearly to `beta`.
+        cycles: divide the warm-up into this many cycles of equal length; β rises over the first half of each, and stays
+            at `beta` for the second. One rise over the whole warm-up by default.
+        free_bits: λ, nats per example of the KL that cost nothing: while the mean of log q(z|x) − log p(z) over a batch
+            is below λ, the gradient leaves them out, and that is then the gradient of max(λ, KL). 0 turns it off.
         patience: stop after this many epochs without a better validation MISELBO, counted after the warm-up.
         clip: largest norm of the gradient.
+        accumulate: parts in which a batch is computed, one after another, before one step of the optimiser: the memory
+            of one part, and the gradient of the whole batch up to rounding. Where others accumulate k batches of n,
+            give batch = k·n and accumulate = k; steps and schedules count whole batches. Dropout, and estimators that
+            choose components, draw anew for each part. BatchNorm, which would see parts, is refused.
         ema: decay of a running average of the weights, which is then validated and kept in their place.
         compile: `none`, `default` or `reduce-overhead`: whether the bound and its gradient become one graph of
             `torch.compile`, with CUDA graphs where they reduce overhead. It takes a minute or so before the first step.
@@ -53,13 +66,22 @@ class TrainingOptions:
         save_every: seconds between checkpoints.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or two options contradict each other.
+
+    References:
+        Cyclical annealing: Fu et al., Cyclical Annealing Schedule (2019), https://arxiv.org/abs/1903.10145
+        Free bits: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow (2016),
+        https://arxiv.org/abs/1606.04934
+        β: Higgins et al., β-VAE (2017), https://openreview.net/forum?id=Sy2fzU9gl
 
     Example:
         >>> from mixvae import TrainingOptions
         >>> options = TrainingOptions(epochs=500, warmup=100, patience=100)  # for fit(model, data, options)
         >>> options.batch, options.draws_per_component
         (100, 1)
+        >>> cyclical = TrainingOptions(warmup=8, cycles=2, beta=0.5)
+        >>> [cyclical.beta_at(epoch) for epoch in range(1, 10)]
+        [0.25, 0.5, 0.5, 0.5, 0.25, 0.5, 0.5, 0.5, 0.5]
     """
 
     epochs: int = 100
@@ -72,9 +94,14 @@ class TrainingOptions:
     validation_components: int | None = None
     optimizer: MakeOptimizer = DEFAULT_OPTIMIZER
     schedule: MakeSchedule | None = None
+    schedule_every: Every = "epoch"
+    beta: float = 1.0
     warmup: int = 0
+    cycles: int | None = None
+    free_bits: float = 0.0
     patience: int | None = None
     clip: float | None = None
+    accumulate: int = 1
     ema: float | None = None
     compile: Compile = "none"
     save_every: float = 30.0
@@ -87,10 +114,42 @@ class TrainingOptions:
             draws_per_component=self.draws_per_component,
             patience=self.patience,
             active=self.active,
+            cycles=self.cycles,
+            accumulate=self.accumulate,
         )
         at_least(1, validation_components=self.validation_components)
-        at_least(0, warmup=self.warmup, save_every=self.save_every)
+        at_least(0, warmup=self.warmup, save_every=self.save_every, beta=self.beta, free_bits=self.free_bits)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {self.ema}")
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise ValueError(f"clip must be a positive number; got {self.clip}")
+        self._check_each_other()
+
+    def _check_each_other(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            ValueError: two do.
+        """
+        if self.schedule_every not in ("epoch", "step"):
+            raise ValueError(f"schedule_every must be epoch or step; got {self.schedule_every!r}")
+        if self.schedule_every == "step" and self.schedule is None:
+            raise ValueError("schedule_every is step, but there is no schedule: give one, or leave schedule_every out")
+        if self.cycles is not None and (self.warmup % self.cycles or self.warmup < 2 * self.cycles):
+            raise ValueError(
+                f"cycles must divide the warm-up into cycles of equally many epochs, at least 2; got {self.cycles} "
+                f"for a warmup of {self.warmup}"
+            )
+        if self.free_bits and self.accumulate > 1:
+            raise ValueError(
+                f"free_bits {self.free_bits:g} needs the mean KL of a whole batch, and accumulate {self.accumulate} "
+                "computes it in parts: leave one of the two out"
+            )
+
+    def beta_at(self, epoch: int) -> float:
+        """Weight β of the KL part in an epoch, counted from 1."""
+        if epoch > self.warmup:
+            return float(self.beta)
+        length = self.warmup // (self.cycles or 1)
+        rise = length if self.cycles is None else length / 2
+        return self.beta * min(1.0, ((epoch - 1) % length + 1) / rise)

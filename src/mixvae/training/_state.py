@@ -27,11 +27,13 @@ class State:
         best: best validation MISELBO so far.
         best_epoch: the epoch, from 1, that reached it.
         seconds: training time, over all sessions.
+        norms: sum of the gradient's norm over the steps of this epoch where it was finite.
+        normed: number of those steps.
 
     Example:
         >>> from mixvae.training import State
         >>> State(epoch=3, best=-48.5, best_epoch=2)
-        State(epoch=3, step=0, total=0.0, best=-48.5, best_epoch=2, seconds=0.0)
+        State(epoch=3, step=0, total=0.0, best=-48.5, best_epoch=2, seconds=0.0, norms=0.0, normed=0)
     """
 
     epoch: int = 0
@@ -40,6 +42,8 @@ class State:
     best: float = -math.inf
     best_epoch: int = 0
     seconds: float = 0.0
+    norms: float = 0.0
+    normed: int = 0
 
 
 def is_over(epoch: int, best_epoch: int, epochs: int, warmup: int, patience: int | None) -> bool:

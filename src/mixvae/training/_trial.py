@@ -16,7 +16,7 @@ from mixvae._trying import INSTEAD, coupling
 from mixvae.datasets import Dataset, Split
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import Progress
-from mixvae.training._options import MakeOptimizer, MakeSchedule, TrainingOptions
+from mixvae.training._options import Every, MakeOptimizer, MakeSchedule, TrainingOptions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -27,13 +27,16 @@ LOOKED_AT = 10_000
 """Examples that are checked at a time."""
 
 
-def try_steps(parameters: Sequence[Tensor], make: MakeOptimizer, schedule: MakeSchedule | None) -> None:
+def try_steps(
+    parameters: Sequence[Tensor], make: MakeOptimizer, schedule: MakeSchedule | None, every: Every = "epoch"
+) -> None:
     """Take one step of an optimiser and of its schedule on tensors of the parameters' shapes.
 
     Args:
         parameters: what will be trained.
         make: makes the optimiser from parameters.
         schedule: makes the schedule from the optimiser.
+        every: when the schedule steps.
 
     Raises:
         ValueError: there is nothing to train, or one of them cannot be made or cannot take the steps of a training.
@@ -62,6 +65,10 @@ def try_steps(parameters: Sequence[Tensor], make: MakeOptimizer, schedule: MakeS
                 "what float32 holds"
             )
         if isinstance(made, ReduceLROnPlateau):
+            if every == "step":
+                raise ValueError(
+                    "ReduceLROnPlateau follows the validation of each epoch: leave schedule_every at epoch"
+                )
             _step(made, 0.0)
         elif made is not None:
             _step(made)
@@ -147,19 +154,18 @@ def _check_bounds(value: object, examples: int) -> None:
         )
 
 
-def batches_of(order: Tensor, batch: int, least: int) -> list[Tensor]:
-    """Divide examples into batches; a last one of fewer than `least` joins the one before.
+def joined(batches: Sequence[Tensor], least: int) -> list[Tensor]:
+    """Batches, the last of which joins the one before if it has fewer than `least` examples.
 
     Example:
         >>> import torch
-        >>> from mixvae.training._trial import batches_of
-        >>> [len(rows) for rows in batches_of(torch.arange(7), 3, 2)]
+        >>> from mixvae.training._trial import joined
+        >>> [len(rows) for rows in joined(torch.arange(7).split(3), 2)]
         [3, 4]
     """
-    batches = list(order.split(batch))
     if len(batches) > 1 and len(batches[-1]) < least:
-        batches[-2:] = [torch.cat(batches[-2:])]
-    return batches
+        return [*batches[:-2], torch.cat(list(batches[-2:]))]
+    return list(batches)
 
 
 def tell_coupling(model: MixtureVAE, x: Tensor, progress: Progress) -> None:
@@ -188,14 +194,36 @@ def rehearsing(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def check_values(model: MixtureVAE, *parts: Split) -> None:
-    """Check all values of data in memory once, so that no step has to.
+    """Check all values of data once, so that no step has to.
 
     Raises:
-        ValueError: some lie outside the support of the model's likelihood.
+        ValueError: some lie outside the support of the model's likelihood, or are binarised at every step while it
+            describes grey values.
     """
     dtype = next(model.parameters()).dtype
     with evaluating(model), torch.random.fork_rng():
+        if any(part.resample for part in parts):
+            check_binary(model)
         for part in parts:
-            generator = torch.Generator(part.x.device)  # a separate one: binarising and mirroring draw
-            for rows in torch.arange(len(part), device=part.x.device).split(LOOKED_AT):
-                model.check(part.batch(rows, generator).to(dtype))
+            for x in part.probes(LOOKED_AT):
+                model.check(x.to(dtype))
+
+
+@torch.no_grad()
+def check_binary(model: MixtureVAE) -> None:
+    """Refuse a model of grey values for data that are binarised.
+
+    Raises:
+        ValueError: its likelihood's support holds one of the values 1/k, k = 2, …, 255, between those of binary data.
+    """
+    with evaluating(model), torch.random.fork_rng():
+        likelihood = model.decoder(model.prior().sample((1,)))
+    between = 1 / torch.arange(2.0, 256, device=next(model.parameters()).device)
+    grey = between.view(-1, *[1] * len(likelihood.event_shape)).expand(-1, *likelihood.event_shape)
+    if likelihood.support is not None and bool(likelihood.support.check(grey).any()):
+        base = getattr(likelihood, "base_dist", getattr(likelihood, "likelihood", likelihood))
+        name = getattr(base, "__name__", type(base).__name__)
+        raise ValueError(
+            f"the data are binarised, but the likelihood, {name}, describes grey values: keep them with binarize none, "
+            "or choose Bernoulli"
+        )

@@ -1,14 +1,37 @@
-"""The bound by which epochs are compared."""
+"""The bound by which epochs are compared, and what it is made of."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypedDict
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mixvae.bounds import log_weights, miselbo
+from mixvae.analysis import shares
+from mixvae.bounds import Terms, elbo, jsd, log_weights, miselbo
+from mixvae.datasets import Split
+from mixvae.distributions import keyed_normal
 from mixvae.model import MixtureVAE
+
+BATCH = 500
+"""Examples that are validated at once."""
+SEED = 0
+
+
+def validation_terms(
+    model: MixtureVAE,
+    x: Float[Tensor, "B ..."],
+    subset: Int[Tensor, " S"] | None,
+    noise: Float[Tensor, "L S B D"],
+) -> Terms:
+    """Terms of the model, or of a fixed subset Φ of its components as a mixture of its own; see `validation_bound`."""
+    terms = model(x, len(noise), active=subset, scored=subset, noise=noise)
+    if subset is None:
+        return terms
+    return replace(terms, log_pi=terms.log_pi - terms.log_pi.logsumexp(0), weight=terms.weight / terms.weight.sum())
 
 
 def validation_bound(
@@ -34,9 +57,71 @@ def validation_bound(
         subset: the components Φ; all by default.
         noise: standard normal noise of the draws.
     """
-    terms = model(x, len(noise), active=subset, scored=subset, noise=noise)
-    if subset is not None:
-        terms = replace(
-            terms, log_pi=terms.log_pi - terms.log_pi.logsumexp(0), weight=terms.weight / terms.weight.sum()
-        )
+    terms = validation_terms(model, x, subset, noise)
     return miselbo(log_weights(terms), terms.weight)
+
+
+class Measured(TypedDict):
+    """What validation measures; `Epoch` defines it."""
+
+    validation: float
+    reconstruction: float
+    kl: float
+    jsd: float
+    used_components: float
+
+
+class Validation:
+    """Validates a model on the same examples with the same noise each time, one draw of each component.
+
+    Args:
+        examples: the validation examples, on the model's device.
+        subset: the components to validate as a mixture of their own; all by default.
+        noise_shape: components that are drawn from, and latent size.
+        device: where the model is.
+    """
+
+    def __init__(
+        self, examples: Split, subset: Int[Tensor, " S"] | None, noise_shape: tuple[int, int], device: torch.device
+    ):
+        self.examples, self.subset, self.noise_shape, self.device = examples, subset, noise_shape, device
+
+    def __call__(
+        self,
+        model: MixtureVAE,
+        over_all: Callable[[Tensor], Tensor],
+        *,
+        rank: int = 0,
+        world: int = 1,
+        report: Callable[[int], object] = lambda done: None,
+    ) -> Measured:
+        """Means over all examples, of which each process computes its share.
+
+        Args:
+            model: the model, in evaluation mode.
+            over_all: sums a tensor over all processes.
+            rank: number of this process.
+            world: number of processes.
+            report: is told how many examples of this process are done.
+        """
+        device, dtype = self.device, next(model.parameters()).dtype
+        sums, done = torch.zeros(4 + self.noise_shape[0], dtype=torch.float64, device=device), 0
+        for rows in torch.arange(len(self.examples))[rank::world].split(BATCH):
+            x = self.examples.batch(rows.to(device)).to(dtype)
+            noise = keyed_normal(SEED, rows.numpy(), 0, 1, self.noise_shape).to(device)
+            terms = validation_terms(model, x, self.subset, noise)
+            each = (
+                miselbo(log_weights(terms), terms.weight),
+                elbo(terms.log_px, terms.weight),
+                elbo(terms.log_mixture() - terms.log_pz, terms.weight),
+                jsd(terms),
+            )
+            sums += torch.cat([torch.stack([value.double().sum() for value in each]), shares(terms).sum(-1)])
+            done += len(rows)
+            report(done)
+        mean = over_all(sums) / len(self.examples)
+        used = torch.special.entr(mean[4:]).sum().exp()
+        validation, reconstruction, kl, divergence, used = [*mean[:4].tolist(), float(used)]
+        return Measured(
+            validation=validation, reconstruction=reconstruction, kl=kl, jsd=divergence, used_components=used
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,25 @@ EVERY = 16
 NEVER = -1
 
 
+class Seen(NamedTuple):
+    """What the steps since the beginning of an epoch have accumulated."""
+
+    total: float
+    """Sum of the bound."""
+    broken: int | None
+    """The first step, from 0, at which the bound was not finite."""
+    signalled: bool
+    """Whether some process received a signal."""
+    stopping: bool
+    """Whether a callback asked to stop."""
+    norms: float
+    """Sum of the gradient's norm, over the steps where it was finite."""
+    normed: int
+    """Number of those steps."""
+
+
 class Watch:
-    """Running totals on the device: the sum of the bound, the first step at which it was not finite, and stops.
+    """Running totals on the device: the bound, the first step at which it was not finite, stops, gradient norms.
 
     Reading a value makes the host wait until the device has caught up, and a small model on a GPU then waits for the
     host at every step. So a step only adds to tensors on the device, and `read` is called now and then.
@@ -22,25 +39,34 @@ class Watch:
     Args:
         device: where the bounds are.
         total: the sum of the bound so far.
+        norms: the sum of the gradient's norm so far.
+        normed: the number of steps in it.
     """
 
-    def __init__(self, device: torch.device, total: float = 0.0):
-        self.total = torch.full((), total, dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, total: float = 0.0, norms: float = 0.0, normed: int = 0):
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        for i, value in enumerate((total, 0.0, 0.0, norms, normed)):
+            self.sums[i].fill_(value)
         self.broken = torch.full((), NEVER, dtype=torch.int64, device=device)
-        self.stops = torch.zeros((), dtype=torch.float64, device=device)
 
-    def note(self, step: int, value: Tensor, stop: Tensor) -> None:
-        """Add the bound of a step, and whether a process is to stop, without reading either."""
-        self.total += value
-        here = torch.full_like(self.broken, step)
-        first = (self.broken == NEVER) & ~value.isfinite()
-        self.broken = torch.where(first, here, self.broken)
-        self.stops += stop
+    def note(self, step: int, over_all: Tensor, norm: Tensor) -> None:
+        """Add a step without reading anything of it.
 
-    def read(self) -> tuple[float, int | None, bool]:
-        """Sum of the bound, the first step that broke it or None, and whether to stop. Waits for the device."""
-        total, broken, stops = torch.stack([self.total, self.broken.double(), self.stops]).tolist()
-        return total, None if broken == NEVER else int(broken), stops > 0
+        Args:
+            step: its number, from 0.
+            over_all: sums over all processes, (3,): bound, signals received, requests to stop.
+            norm: norm of the gradient; mixed precision leaves out steps where it is infinite, and so does the mean.
+        """
+        finite = norm.isfinite()
+        of_norm = torch.stack([torch.where(finite, norm, 0.0).double(), finite.double()])
+        self.sums += torch.cat([over_all.double(), of_norm])
+        first = (self.broken == NEVER) & ~over_all[0].isfinite()
+        self.broken = torch.where(first, torch.full_like(self.broken, step), self.broken)
+
+    def read(self) -> Seen:
+        """Everything at once. Waits for the device."""
+        total, signals, stops, norms, normed, broken = torch.cat([self.sums, self.broken.double()[None]]).tolist()
+        return Seen(total, None if broken == NEVER else int(broken), signals > 0, stops > 0, norms, int(normed))
 
 
 def all_finite(state: Any) -> bool:

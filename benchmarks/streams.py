@@ -1,0 +1,78 @@
+"""What it costs to train on data that are not held in memory: epochs of a DataLoader and of PNG files, as ratios.
+
+    OMP_NUM_THREADS=2 python benchmarks/streams.py [OUT.json]
+
+Mixtures with the paper's encoders (28×28, latent 40, gated 300-300, batch 100) on the first 10,000 images of
+FashionMNIST. Each round trains one epoch on our own data set, in memory, and then one on its rival: a shuffled
+DataLoader over in-memory tensors (S = 1 and 4), and a folder of PNG files that two workers read (S = 4). The median of
+the rounds' ratios and their range are printed. Reading all files once at the beginning, for their checksum, is not part
+of an epoch; it is printed beside them.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+from mixvae import MixtureVAE, MLPDecoder, SeparateEncoders, StandardNormal, fit, load_dataset
+from mixvae.datasets import as_dataset
+from mixvae.networks import GatedEncoder
+
+SHAPE, LATENT, EXAMPLES, ROUNDS, EPOCHS = (1, 28, 28), 40, 10_000, 7, 2
+
+
+def model(components):
+    posterior = SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT), components)
+    return MixtureVAE(posterior, StandardNormal(LATENT), MLPDecoder(LATENT, SHAPE))
+
+
+def epoch_seconds(data, components):
+    """Seconds of the second epoch: the first one warms up."""
+    rows = fit(model(components), data, epochs=EPOCHS)
+    return rows[-1]["seconds"] - rows[-2]["seconds"]
+
+
+def compare(own, rival, components):
+    pairs = [(epoch_seconds(own, components), epoch_seconds(rival, components)) for _ in range(ROUNDS)]
+    ratios = [rival / own for own, rival in pairs]
+    return {
+        "ratio": float(np.median(ratios)), "lowest": min(ratios), "highest": max(ratios),
+        "own_seconds": float(np.median([own for own, _ in pairs])),
+    }  # fmt: skip
+
+
+def main(out=None):
+    data = load_dataset("fashion_mnist", limit=EXAMPLES, limit_validation=100)
+    rows = {}
+    grey = data.train.x.float() / data.train.levels
+    held = as_dataset((grey, data.validation), binarize="stochastic")
+    loader = DataLoader(TensorDataset(grey), batch_size=100, shuffle=True)
+    rival = as_dataset((loader, data.validation), binarize="stochastic")
+    for components in (1, 4):
+        rows[f"DataLoader over tensors, S = {components}"] = compare(held, rival, components)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("train", "validation", "test"):
+            (Path(folder) / part).mkdir()
+            count = EXAMPLES if part == "train" else 100
+            for i, image in enumerate(data.train.x[:count, 0].numpy()):
+                Image.fromarray(image).save(Path(folder) / part / f"{i:05}.png")
+        started = time.monotonic()
+        streamed = load_dataset(folder, stream=True, workers=2)
+        streamed.sha256()
+        read = time.monotonic() - started
+        rows["PNG files by two workers, S = 4"] = compare(load_dataset(folder), streamed, 4) | {"reading_once": read}
+    for name, row in rows.items():
+        more = f"; read once in {row['reading_once']:.1f} s" if "reading_once" in row else ""
+        spread = f"{row['lowest']:.2f} to {row['highest']:.2f}"
+        print(f"{name}: {row['ratio']:.2f} ({spread}), {row['own_seconds']:.1f} s an epoch in memory{more}")
+    if out is not None:
+        Path(out).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

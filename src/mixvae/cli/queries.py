@@ -1,0 +1,242 @@
+"""What a trained run is asked: likelihoods, samples, reconstructions, paths, latents, and its networks as programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mixvae._failures import at_least
+from mixvae.cli.output import show, show_comparison, show_scores, target, write
+from mixvae.progress import Terminal
+
+Split = Literal["train", "validation", "test"]
+WIDEST = 50
+"""Most pictures that are shown side by side."""
+
+
+def evaluate_runs(
+    runs: list[str],
+    total_draws: int = 5000,
+    draws_per_component: int | None = None,
+    split: Split = "test",
+    examples: int | None = None,
+    chunk: int = 1024,
+    seed: int = 0,
+    proposal: Literal["refined", "posterior"] = "refined",
+    per_example: str | None = None,
+    check: int | None = None,
+    data: str | None = None,
+    *,
+    representation: bool = False,
+    samples: int | None = None,
+    data_name: str | None = None,
+) -> None:
+    """Estimate the likelihood of held-out data under one or more runs, store it in each and print a table with gains.
+
+    An evaluation of the whole test split is copied to RUN/results.json. Stored results are not recomputed.
+
+    Args:
+        runs: the run directories.
+        total_draws: total draws per example, over all components.
+        draws_per_component: draws of each component instead, the paper's protocol.
+        split: which examples.
+        examples: evaluate only the first N examples.
+        chunk: latents decoded at once; memory depends on nothing else.
+        seed: seed of the draws.
+        proposal: where draws of the NLL come from: proposals refined for each example, or the posterior.
+        per_example: also write the values of every example of one run, its NLL among them, to this .npz or .csv file.
+        check: then check the NLL of the first N examples by annealed importance sampling; some minutes for a few dozen.
+        data: evaluate this file or folder of new examples in place of the run's own; results are kept apart.
+        representation: first classify and cluster by the latents, fitted to training ones; RUN/evaluations.
+        samples: concatenated draws in the features of the paper's rival; as many as components by default.
+        data_name: new location of the run's own data, if they were moved.
+    """
+    from mixvae import reports
+    from mixvae import runs as library
+
+    at_least(1, check=check)
+    if per_example is not None:
+        if len(runs) > 1:
+            raise ValueError(
+                f"--per-example writes the values of one run; got {len(runs)} runs: evaluate each alone; stored "
+                "results are not recomputed"
+            )
+        target(per_example, ".npz", ".csv", option="--per-example")
+    if representation and data is not None:
+        raise ValueError("--representation scores the run's own data; leave out --data, or --representation")
+    opened = [library.open_run(run, data=data_name) for run in runs] if data_name else library.open_runs(runs)
+    for run in opened if representation else ():
+        with Terminal() as progress:
+            scores = library.representation(run, split=split, samples=samples, progress=progress)
+        show_scores(scores.table, run.name if len(opened) > 1 else "")
+    evaluations = []
+    for run in opened:
+        with Terminal() as progress:
+            if len(opened) > 1:
+                progress.announce(f"{run.path}:")
+            evaluations.append(
+                library.evaluate(
+                    run, total_draws, draws_per_component=draws_per_component, split=split, examples=examples,
+                    chunk=chunk, seed=seed, proposal=proposal, data=data, progress=progress,
+                )
+            )  # fmt: skip
+    if per_example is not None:
+        library.save_per_example(per_example, evaluations[0])
+    for name in dict.fromkeys(evaluation["data"] for evaluation in evaluations):  # one table for each data set
+        pairs = [pair for pair in zip(opened, evaluations, strict=True) if pair[1]["data"] == name]
+        show_comparison(reports.compare(*map(list, zip(*pairs, strict=True))))
+    if legacy := [str(run.path) for run in opened if run.is_legacy]:
+        show(f"note: nothing was stored in {', '.join(legacy)}: legacy; a newly trained run keeps its evaluations")
+    if check is None:
+        return
+    for run, evaluation in zip(opened, evaluations, strict=True):
+        draws = evaluation.identity.total_draws
+        with Terminal() as progress:
+            checked = library.check(run, check, draws, split=split, seed=seed, data=data, progress=progress)
+        show(f"{run.path}: {checked!r}" if len(opened) > 1 else repr(checked))
+
+
+def sample(
+    run: str,
+    n: int = 64,
+    out: str | None = None,
+    kind: Literal["means", "draws"] = "means",
+    latents: Literal["prior", "aggregated"] = "prior",
+    seed: int = 0,
+    data_name: str | None = None,
+) -> None:
+    """Draw latents and decode them, to a picture or an array of means of p(x|z), or of draws from it.
+
+    Args:
+        run: the run directory.
+        n: how many samples.
+        out: a .png or .npy file; RUN/figures/samples.png by default.
+        kind: means of p(x|z), or draws from it, which have its noise.
+        latents: drawn from the prior, or from the aggregated posterior of the training examples.
+        seed: seed of all that is drawn.
+        data_name: new location of the run's own data, if they were moved.
+    """
+    from mixvae import figures, runs
+
+    path = target(out or Path(run) / "figures" / "samples.png", ".png", ".npy")
+    with Terminal() as progress:
+        opened = runs.open_run(run, data=data_name)
+        drawn = runs.sample(opened, n, kind=kind, latents=latents, seed=seed, progress=progress)
+    write(path, drawn, lambda: figures.images(drawn), as_array=path.suffix == ".npy")
+
+
+def reconstruct(
+    run: str,
+    n: int = 10,
+    out: str | None = None,
+    split: Split = "test",
+    data: str | None = None,
+    seed: int = 0,
+    data_name: str | None = None,
+) -> None:
+    """Show examples beside their reconstructions by every component.
+
+    Args:
+        run: the run directory.
+        n: how many examples.
+        out: a .png file, or .npy for the reconstructions; RUN/figures/reconstructions.png by default.
+        split: which examples.
+        data: reconstruct this file or folder of new examples in place of the run's own.
+        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        data_name: new location of the run's own data, if they were moved.
+    """
+    from mixvae import figures, runs
+
+    path = target(out or Path(run) / "figures" / "reconstructions.png", ".png", ".npy")
+    _check_width(path, n, "--n", "examples")
+    with Terminal() as progress:
+        opened = runs.open_run(run, data=data_name)
+        originals, rebuilt = runs.reconstruct(opened, n, split=split, data=data, seed=seed, progress=progress)
+    write(path, rebuilt, lambda: figures.reconstructions(originals, rebuilt), as_array=path.suffix == ".npy")
+
+
+def interpolate(
+    run: str,
+    between: list[int],
+    steps: int = 8,
+    out: str | None = None,
+    split: Split = "test",
+    data: str | None = None,
+    seed: int = 0,
+    data_name: str | None = None,
+    *,
+    spherical: bool = False,
+) -> None:
+    """Decode the path from one example to another, from the centre of every component at the one to that at the other.
+
+    Args:
+        run: the run directory.
+        between: numbers of the two examples, from 0.
+        steps: points of a path, both ends included.
+        out: a .png file, or .npy for the paths, (S, steps, *shape); RUN/figures/interpolation.png by default.
+        split: which examples.
+        data: take the two from this file or folder of new examples, not from the run's own.
+        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        data_name: new location of the run's own data, if they were moved.
+        spherical: turn from one to the other at constant speed; straight paths by default.
+    """
+    from mixvae import figures, runs
+
+    path = target(out or Path(run) / "figures" / "interpolation.png", ".png", ".npy")
+    _check_width(path, steps, "--steps", "steps")
+    with Terminal() as progress:
+        opened = runs.open_run(run, data=data_name)
+        ends, paths = runs.interpolate(
+            opened, between, steps=steps, spherical=spherical, split=split, data=data, seed=seed, progress=progress
+        )
+    write(path, paths, lambda: figures.interpolations(ends[0], ends[1], paths), as_array=path.suffix == ".npy")
+
+
+def _check_width(path: Path, shown: int, option: str, what: str) -> None:
+    """Refuse a picture that is too wide."""
+    if path.suffix == ".png" and shown > WIDEST:
+        raise ValueError(
+            f"a picture shows at most {WIDEST} {what}; got {option} {shown}: give --out a name that ends in .npy"
+        )
+
+
+def encode_run(
+    run: str,
+    out: str | None = None,
+    split: Split = "test",
+    data: str | None = None,
+    data_name: str | None = None,
+) -> None:
+    """Write the mean and standard deviation of every component, and labels, as .npz.
+
+    Args:
+        run: the run directory.
+        out: a .npz file with mean and std, (N, S, D) each, and labels (N,); RUN/latents.npz by default.
+        split: which examples.
+        data: encode this file or folder of new examples in place of the run's own; without --out to FILE-latents.npz.
+        data_name: new location of the run's own data, if they were moved.
+    """
+    from mixvae import runs
+
+    own = Path(run) / "latents.npz"
+    path = target(out or (own if data is None else f"{Path(data).stem}-latents.npz"), ".npz")
+    with Terminal() as progress:
+        features = runs.encode_split(runs.open_run(run, data=data_name), split=split, data=data, progress=progress)
+    runs.save_arrays(path, features)
+    shapes = ", ".join(f"{name} {value.shape}" for name, value in features.items())
+    show(f"wrote {path}: {shapes}")
+
+
+def export(run: str, part: Literal["encoder", "decoder"] = "encoder", out: str | None = None) -> None:
+    """Write a trained encoder or decoder as a program that runs without mixvae: torch.export's .pt2, or .onnx.
+
+    Args:
+        run: the run directory.
+        part: the encoder, x to mean and standard deviation of every component, or the decoder, z to the mean of p(x|z).
+        out: a .pt2 or .onnx file; RUN/encoder.pt2 or RUN/decoder.pt2 by default.
+    """
+    import mixvae
+
+    path = target(out or Path(run) / f"{part}.pt2", ".pt2", ".onnx")
+    program = mixvae.export(mixvae.load(run), path, part=part)
+    show(f"wrote {path}: {program}")

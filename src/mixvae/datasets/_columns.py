@@ -1,0 +1,212 @@
+"""Tables of numbers, one example per row, with or without a column of classes: in text, and as Parquet."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mixvae._arrays import FEWER
+from mixvae._resources import TooLarge, check, short
+
+Labelled = tuple[np.ndarray, np.ndarray | None]
+"""Examples (N, …), and labels (N,) or None."""
+SEPARATED: dict[str, Callable[[Iterable[str]], Iterator[list[str]]]] = {
+    ".csv": csv.reader,
+    ".tsv": lambda lines: csv.reader(lines, delimiter="\t"),
+    ".txt": lambda lines: map(str.split, lines),
+    ".amat": lambda lines: map(str.split, lines),
+}
+"""How lines of text are divided into values: at commas, at tabs, or at spaces as the static MNIST's are."""
+LABELS = ("label", "labels", "class", "target", "y")
+"""Headings of a column that holds classes."""
+LARGEST_TABLE = 2**32
+"""Most bytes of a table in text, which is read line by line."""
+LONGEST_LINE = 2**24
+"""Most characters of a line."""
+INDEX = re.compile(r"__index_level_\d+__")
+"""Columns that pandas adds to a Parquet file, which are no values."""
+
+
+def read_table(path: Path) -> Labelled:
+    """Read a table of numbers in text, gzipped or not: values separated as the suffix says, headings or none.
+
+    A column with a heading such as `label` or `class` holds the classes, which may be text.
+
+    Returns:
+        Examples (N, D), and labels (N,) or None.
+
+    Raises:
+        ValueError: it is empty or too large, a line has another number of values, or a value is no number.
+    """
+    packed = path.suffix.lower() == ".gz"
+    separated = SEPARATED[Path(path.stem if packed else path.name).suffix.lower()]
+    if path.stat().st_size > LARGEST_TABLE:
+        raise _too_much_text(path)
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if packed
+            else open(path, encoding="utf-8-sig", newline="") as file
+        ):
+            return _table(path, separated(_lines(file, path)))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text in UTF-8: save it as that") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is a truncated or damaged gzip file: {error}") from None
+    except csv.Error as error:
+        raise ValueError(f"{path} is no table: {error}") from None
+
+
+def _too_much_text(path: Path) -> TooLarge:
+    return TooLarge(f"{path} has more than {LARGEST_TABLE // 2**30} GiB of text: save it as .npy")
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    """Lines of text, of bounded length and number.
+
+    Raises:
+        TooLarge: a line, or the whole, is longer.
+    """
+    size = 0
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE and line[-1] != "\n":
+            raise TooLarge(f"{path} has a line of more than {LONGEST_LINE:,} characters: give one line per example")
+        size += len(line)
+        if size > LARGEST_TABLE:
+            raise _too_much_text(path)
+        yield line
+
+
+def _table(path: Path, lines: Iterable[list[str]]) -> Labelled:
+    """The table of divided lines."""
+    rows: list[np.ndarray] = []
+    labels: list[str] = []
+    headings: list[str] | None = None
+    column = width = None
+    for number, line in enumerate(lines, 1):
+        if not line or line == [""]:
+            continue
+        if width is None:
+            width = len(line)
+            if not all(map(_is_number, line)) and not any(map(_is_number, line)):
+                headings = [name.strip() for name in line]
+                column = _column_of_labels(headings)
+                continue
+        if len(line) != width:
+            raise ValueError(f"{path}, line {number}, has {len(line)} values, the first line {width}")
+        if column is not None:
+            labels.append(line.pop(column).strip())
+        try:
+            rows.append(np.array(line, dtype=np.float64))
+        except ValueError:
+            bad = next(i for i, value in enumerate(line) if not _is_number(value))
+            place = bad + (column is not None and bad >= column)
+            name = f"column {headings[place]}" if headings else f"value {place + 1}"
+            raise ValueError(
+                f"{path}, line {number}, {name}: {line[bad][:40]!r} is no number; name a column of classes "
+                f"{LABELS[0]!r}, and code other text as numbers"
+            ) from None
+    if not rows:
+        raise ValueError(f"{path} holds no examples")
+    x = np.stack(rows)
+    whole = x.astype(np.int64) if (x == np.rint(x)).all() and np.abs(x).max() < 2**53 else x
+    return whole, np.array(labels) if column is not None else None
+
+
+def _column_of_labels(headings: list[str]) -> int | None:
+    """Number of the column that holds classes."""
+    return next((i for i, name in enumerate(headings) if name.lower() in LABELS), None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return bool(re.fullmatch(r"\s*", text))
+    return True
+
+
+def read_parquet(path: Path) -> Labelled:
+    """Read a Parquet file of numbers, one example per row: columns of numbers, or of lists of equally many numbers.
+
+    A column named `label` or `class`, for example, holds the classes, which may be text; columns in which pandas keeps
+    an index are left out. Missing numbers are NaN.
+
+    Returns:
+        Examples (N, D), and labels (N,) or None.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: the file is damaged, empty or too large, or a column holds something else.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(f"{path}: Parquet files need pyarrow: pip install 'mixvae[tables]'") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            values = sum(
+                file.metadata.row_group(group).column(i).num_values
+                for group in range(file.metadata.num_row_groups)
+                for i in range(file.metadata.num_columns)
+            )
+            check(8 * max(values, file.metadata.num_rows), f"{path}, unpacked,", FEWER)
+            names = [name for name in file.schema_arrow.names if not INDEX.fullmatch(name)]
+            table = file.read(columns=names)
+    except (TooLarge, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # noqa: BLE001  (damage shows as any kind)
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is a truncated or damaged Parquet file: {short(lines[0], 200)}") from None
+    column = _column_of_labels(names)
+    labels = None if column is None else _classes(table.column(column).combine_chunks(), path)
+    values = [_numbers(table.column(i).combine_chunks(), name, path) for i, name in enumerate(names) if i != column]
+    if not values or not len(table):
+        raise ValueError(f"{path} holds no examples")
+    return np.concatenate(values, axis=1), labels
+
+
+def _classes(column: Any, path: Path) -> np.ndarray:
+    """A column of classes."""
+    if column.null_count:
+        raise ValueError(f"{path} lacks the class of {column.null_count} examples: give every example one")
+    listed = column.to_pylist()
+    return np.array(listed if all(isinstance(value, int | float) for value in listed) else [str(v) for v in listed])
+
+
+def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
+    """A column of numbers as an array (N, 1), or of lists of W numbers as (N, W).
+
+    Raises:
+        ValueError: it holds something else, or its lists differ in length.
+    """
+    import pyarrow
+
+    types, rows, width = pyarrow.types, len(column), 1
+    while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
+        inner = column.flatten()  # without the numbers of missing lists
+        if column.null_count or (len(column) and len(inner) % len(column)):
+            raise _uneven(path, name)
+        each = len(inner) // len(column) if len(column) else 0
+        if not types.is_fixed_size_list(column.type) and set(column.value_lengths().to_pylist()) - {each}:
+            raise _uneven(path, name)
+        column, width = inner, width * each
+    kind = column.type
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
+        raise ValueError(
+            f"{path}, column {name!r}, holds {kind}, no numbers; name a column of classes {LABELS[0]!r}, and code "
+            "the rest as numbers, or leave it out"
+        )
+    return column.to_numpy(zero_copy_only=False).reshape(rows, width)
+
+
+def _uneven(path: Path, name: str) -> ValueError:
+    return ValueError(f"{path}, column {name!r}, holds lists of different lengths: give examples of one length")

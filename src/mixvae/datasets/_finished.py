@@ -1,0 +1,79 @@
+"""What every data set goes through last: its values are checked, binarised and limited."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from mixvae.datasets._lazy import Lazy
+from mixvae.datasets._splits import Dataset, Split
+
+Binarize = Literal["stochastic", "fixed", "threshold", "none"]
+
+
+def finished(
+    name: str,
+    train: Split,
+    validation: Split,
+    test: Split,
+    *,
+    binarize: Binarize,
+    seed: int,
+    flip: bool,
+    origin: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Check the values of examples, and binarise them.
+
+    Raises:
+        ValueError: some are NaN or infinite, or cannot be binarised or mirrored.
+    """
+    if binarize not in ("stochastic", "fixed", "threshold", "none"):
+        raise ValueError(f"unknown binarize {binarize!r}: choose stochastic, fixed, threshold or none")
+    for split in (train, validation, test):
+        check_split(name, split, binarize)
+    if flip and len(train.shape) != 3:
+        raise ValueError(f"only images can be mirrored; {name} has examples of shape {train.shape}")
+    if binarize in ("fixed", "threshold") and isinstance(train.x, Lazy):
+        raise ValueError(
+            f"streamed examples cannot be binarised once, but anew at every step (binarize stochastic), or by a "
+            f"transform; got binarize {binarize}"
+        )
+    train = replace(train, resample=True) if binarize == "stochastic" else binarized(train, binarize, seed)
+    return Dataset(
+        name,
+        replace(train, flip=flip),
+        binarized(validation, binarize, seed + 1),
+        binarized(test, binarize, seed + 2),
+        origin=origin,
+    )
+
+
+def binarized(split: Split, binarize: Binarize, seed: int) -> Split:
+    """Binarise once and for all."""
+    if binarize == "none":
+        return split
+    assert not isinstance(split.x, Lazy)
+    probabilities = split.x.float() / split.levels
+    threshold = torch.rand(probabilities.shape, generator=torch.Generator().manual_seed(seed))
+    if binarize == "threshold":
+        threshold = torch.full((), 0.5)
+    return replace(split, x=(probabilities > threshold).to(torch.uint8), levels=1)
+
+
+def check_split(name: str, split: Split, binarize: Binarize) -> None:
+    """Refuse values that no model can be trained on."""
+    x = split.x.values if isinstance(split.x, Lazy) else split.x
+    if x is None or not len(x) or not split.x.is_floating_point():
+        return
+    bad = ~x.isfinite()
+    if bad.any():
+        raise ValueError(f"{name} holds {int(bad.sum())} values that are NaN or infinite: remove or impute them")
+    low, high = float(x.min()), float(x.max())
+    if binarize != "none" and not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{name} holds values from {low:.4g} to {high:.4g}; to binarise them they must lie in [0, 1]: "
+            "rescale them, or set binarize to none and choose a likelihood for real values"
+        )

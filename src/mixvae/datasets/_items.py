@@ -1,0 +1,203 @@
+"""Examples of somebody's own: what an item holds, and what one pass over all of them shows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mixvae._failures import plain_errors
+from mixvae.datasets._formats import exact_pixels
+from mixvae.datasets._lazy import SAME, Labelled, own_noise, seed
+from mixvae.datasets._own import LABELS
+from mixvae.parts import a_kind
+from mixvae.progress import Progress
+
+MOST_VALUES = 1000
+"""Distinct values of streamed examples that are remembered, so that a likelihood can be asked about each of them."""
+
+
+def plain_values(x: Tensor) -> np.ndarray:
+    """Values of a tensor; half precision as float32, which holds them."""
+    x = x.detach().cpu()
+    return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).numpy()
+
+
+class Items:
+    """Examples of somebody's data set, by number.
+
+    Args:
+        dataset: has `__len__` and `__getitem__`.
+        column: which entry of its examples.
+        collate: makes a batch of examples; they are stacked by default.
+    """
+
+    def __init__(self, dataset: Any, column: str | None = None, collate: Callable[[list[Any]], Any] | None = None):
+        self.dataset, self.column, self.collate = dataset, column, collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, rows: Sequence[int], key: int) -> Labelled:
+        """Some examples; their random numbers are seeded by the key and their own number."""
+        with own_noise(), plain_errors(f"examples {rows[0]} to {rows[-1]} cannot be read"):
+            items = []
+            for row in rows:
+                seed(key, row)
+                items.append(self.dataset[row])
+            if self.collate is not None:
+                return _batch(self.collate(items), self.column)
+            return _stacked([_pair(item, self.column) for item in items], rows)
+
+
+def pass_of(data: Iterable[Any], column: str | None, *, batched: bool) -> Callable[[], Iterator[Labelled]]:
+    """What begins a pass over an iterable of examples or of batches."""
+    if isinstance(data, Iterator):
+        raise ValueError(f"{a_kind(data)} can be read only once: {SAME}")
+
+    def begin() -> Iterator[Labelled]:
+        for number, item in enumerate(data):
+            yield _batch(item, column) if batched else _stacked([_pair(item, column)], [number])
+
+    return begin
+
+
+def _pair(item: Any, column: str | None) -> tuple[Any, Any]:
+    """Example and label of an item; None for no label."""
+    if isinstance(item, Mapping):
+        if column is None or column not in item:
+            asked = "say which is the example" if column is None else f"there is no {column!r}"
+            raise ValueError(
+                f"examples are mappings with entries {', '.join(map(str, item))}: {asked}, by "
+                "as_dataset(data, column=…)"
+            )
+        return item[column], next((item[key] for key in item if str(key).lower() in LABELS), None)
+    if isinstance(item, tuple) or (isinstance(item, list) and item and not np.isscalar(item[0])):
+        if not len(item):
+            raise ValueError("an example is an empty tuple: give (example, label)")
+        x, label, *_ = (*item, None)
+        scalar = np.isscalar(label) or (isinstance(label, Tensor | np.ndarray) and label.ndim == 0)
+        return x, label if scalar else None
+    return item, None
+
+
+def _batch(batch: Any, column: str | None) -> Labelled:
+    """Values and labels of a batch that a DataLoader made."""
+    x, y = (batch, None) if isinstance(batch, Tensor | np.ndarray) else _entries(batch, column)
+    labels = None if y is None else np.asarray(y)
+    x = plain_values(x) if isinstance(x, Tensor) else np.asarray(x)
+    values = torch.stack([_values(one) for one in x])
+    return values, labels if labels is not None and labels.shape == (len(values),) else None
+
+
+def _entries(batch: Any, column: str | None) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping):
+        return _pair(batch, column)
+    return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def _stacked(pairs: list[tuple[Any, Any]], rows: Sequence[int]) -> Labelled:
+    """Values and labels of some examples."""
+    values = [_values(x) for x, _ in pairs]
+    for number, one in zip(rows, values, strict=True):
+        if one.shape != values[0].shape:
+            raise ValueError(
+                f"example {number} has shape {tuple(one.shape)}, example {rows[0]} {tuple(values[0].shape)}: crop or "
+                "resize them to one"
+            )
+    labels = [y for _, y in pairs]
+    return torch.stack(values), None if None in labels else np.asarray(labels)
+
+
+def _values(x: Any) -> Tensor:
+    """One example: bytes of an image stay bytes, other numbers become float32; grey images gain a channel axis."""
+    if isinstance(x, Image.Image):
+        return torch.from_numpy(np.array(exact_pixels(x, "an example").transpose(2, 0, 1), order="C"))
+    array = plain_values(x) if isinstance(x, Tensor) else np.asarray(x)
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"an example must hold numbers; got {a_kind(x)} of {array.dtype}")
+    if array.ndim not in (1, 2, 3) or 0 in array.shape:
+        raise ValueError(f"an example must have shape (D,), (H, W) or (C, H, W); got {array.shape}")
+    if array.ndim == 3 and array.shape[0] > 4 and array.shape[-1] in (1, 3, 4):
+        raise ValueError(f"an example has its channels last, {array.shape}: transpose it to (C, H, W)")
+    if array.dtype.kind in "bui" and array.ndim > 1:
+        if array.min() < 0 or array.max() > 255:
+            raise ValueError(
+                f"an example holds whole numbers from {array.min()} to {array.max()}; 8-bit images have 0 to 255"
+            )
+        array = array.astype(np.uint8)
+    with np.errstate(over="ignore"):  # what becomes infinite is refused later
+        kept = array if array.dtype == np.uint8 and array.ndim > 1 else array.astype(np.float32)
+    return torch.from_numpy(np.array(kept[None] if kept.ndim == 2 else kept, order="C"))
+
+
+def check_repeatable(first: Tensor, second: Tensor) -> None:
+    """Refuse examples whose random numbers cannot be seeded.
+
+    Raises:
+        ValueError: two readings of one example differ.
+    """
+    if not torch.equal(first, second):
+        raise ValueError(
+            "the first example differs between two readings with the same random seeds, so that no training on it "
+            "could be resumed: draw from the global generators of torch, NumPy or Python"
+        )
+
+
+@dataclass
+class Scan:
+    """What one pass over streamed examples shows."""
+
+    examples: int
+    like: Tensor
+    values: Tensor
+    labels: Any
+    sizes: list[int]
+    sha256: str
+
+    @property
+    def levels(self) -> int:
+        """What bytes are divided by."""
+        return 255 if self.like.dtype == torch.uint8 and float(self.values.max()) > 1 else 1
+
+
+def scanned(batches: Iterator[Labelled], total: int | None, progress: Progress, name: str) -> Scan:
+    """Read all examples once: count and check them."""
+    digest, sizes, labels = hashlib.sha256(), list[int](), list[Any]()
+    like: Tensor | None = None
+    seen = torch.zeros(0)
+    for x, y in batches:
+        like = x[:1].clone() if like is None else like
+        if x.shape[1:] != like.shape[1:] or x.dtype != like.dtype:
+            raise ValueError(
+                f"{name}: an example from number {sum(sizes)} on is {x.dtype} of shape {tuple(x.shape[1:])}, the first "
+                f"{like.dtype} of shape {tuple(like.shape[1:])}: make them alike"
+            )
+        if bad := int((~x.isfinite()).sum()):
+            raise ValueError(f"{name} holds {bad} values that are NaN or infinite: remove or impute them")
+        sizes.append(len(x))
+        labels.append(y)
+        digest.update(x.contiguous().numpy().tobytes())
+        seen = _with_values(seen, x)
+        if total is not None:
+            progress.update(sum(sizes), total, f"reading {name} once: {sum(sizes)}/{total}")
+    if like is None:
+        raise ValueError(f"{name} holds no examples")
+    known = None if any(y is None for y in labels) else np.concatenate([np.asarray(y) for y in labels])
+    return Scan(sum(sizes), like, seen, known, sizes, digest.hexdigest())
+
+
+def _with_values(seen: Tensor, x: Tensor) -> Tensor:
+    """Distinct values so far, at most `MOST_VALUES`, always with the smallest and the largest."""
+    ends = torch.stack(x.aminmax()).float()
+    if len(seen) < MOST_VALUES:
+        distinct = torch.bincount(x.flatten(), minlength=256).nonzero()[:, 0] if x.dtype == torch.uint8 else x.unique()
+        found = torch.cat([seen, distinct.float()]).unique()
+        return found if len(found) <= MOST_VALUES else torch.cat([ends, found[:: len(found) // MOST_VALUES + 1]])
+    return torch.cat([torch.stack(torch.cat([seen, ends]).aminmax()), seen])[: MOST_VALUES + 2]

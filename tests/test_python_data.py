@@ -1,0 +1,245 @@
+"""Data as they are in Python: whatever gives examples trains as the same numbers in memory do, or says why not."""
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from mixvae.datasets import Split, load_dataset
+from mixvae.datasets._lazy import ByNumber, InOrder
+from mixvae.datasets._python import as_dataset
+
+X = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(100) % 3
+
+
+class Own(Dataset):
+    """Examples with labels, by number."""
+
+    def __init__(self, change=None, x=X):
+        self.change, self.x = change, x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i] if self.change is None else self.change(self.x[i]), int(Y[i])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(X, Y.tolist(), strict=True)
+
+
+class Rows:
+    """As a Hugging Face data set: `__len__` and `__getitem__`, examples by column."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"label": int(Y[i]), "image": self.x[i]}
+
+
+def turned(x):
+    """A transform with the random numbers of all three libraries."""
+    return torch.roll(x, random.randrange(4), -1) + float(np.random.rand()) + torch.rand(())  # noqa: NPY002
+
+
+def batches(split, key=0, batch=32):
+    rows = split.epoch(batch, torch.Generator().manual_seed(key), key=key)
+    return list(split.batches(rows, torch.Generator().manual_seed(key), key=key))
+
+
+def same(ones, others):
+    return len(ones) == len(others) and all(map(torch.equal, ones, others))
+
+
+FORMS = {
+    "array": X.numpy(), "double": X.numpy().astype(np.float64), "list": X.tolist(), "Dataset": Own(),
+    "TensorDataset": TensorDataset(X, Y), "Subset": Subset(TensorDataset(X, Y), range(100)),
+    "subset of Own": Subset(Own(), range(100)), "arrays": [x.numpy() for x in X], "half": X.half(),
+    "loader": DataLoader(Own(), 32), "workers": DataLoader(Own(), 32, num_workers=1), "iterable": Stream(),
+    "loader of an iterable": DataLoader(Stream(), 32), "Split": Split(X, Y),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_data_gives_the_same_examples(form):
+    data = as_dataset((FORMS[form], FORMS[form]))
+    expected = X if form != "half" else X.half().float()
+    assert data.shape == (1, 4, 4)
+    assert len(data.train) == len(data.validation) == 100
+    assert len(data.test) == 0
+    assert torch.equal(data.validation.batch(slice(None)), expected)
+    in_order = list(data.train.batches(torch.arange(100).split(32)))
+    assert torch.equal(torch.cat(in_order), expected)
+    if form not in ("array", "double", "list", "half", "arrays"):
+        assert torch.equal(data.train.y, Y)
+        assert torch.equal(data.validation.y, Y)
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_streamed_batches_are_those_of_memory(resample):
+    options = {"binarize": "stochastic"} if resample else {}
+    streamed, held = as_dataset(Own(), seed=3, **options), as_dataset(X, seed=3, **options)
+    assert isinstance(streamed.train.x, ByNumber)
+    assert isinstance(held.train.x, torch.Tensor)
+    assert len(streamed.train) == 80
+    assert torch.equal(streamed.test.x, held.test.x)
+    for key in (0, 1):
+        assert same(batches(streamed.train, key), batches(held.train, key))
+    assert not same(batches(streamed.train, 0), batches(streamed.train, 1))
+
+
+def test_transforms_are_seeded_by_epoch_and_example():
+    alone, together = (as_dataset((Own(turned), X), workers=workers).train for workers in (0, 2))
+    torch.manual_seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    first = batches(alone, 5)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[2]
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    torch.manual_seed(2)
+    assert same(first, batches(together, 5)), "neither workers nor the caller's generators matter"
+    assert not same(first, batches(alone, 6)), "every epoch is transformed anew"
+    rows = alone.epoch(32, torch.Generator().manual_seed(5), key=5)
+    assert same(first[2:], list(alone.batches(rows[2:], key=5))), "an epoch can be begun in the middle"
+    assert alone.x.sha256 == together.x.sha256
+
+
+def test_a_loaders_sampler_decides_the_batches():
+    weights = torch.zeros(100)
+    weights[:7] = 1
+    generator = torch.Generator().manual_seed(9)
+    loader = DataLoader(Own(), 30, sampler=WeightedRandomSampler(weights, 70, generator=generator), drop_last=True)
+    before = generator.get_state()
+    plan = as_dataset((loader, X)).train.plan
+    assert plan.batch == 30
+    assert [len(rows) for rows in plan.batches(4)] == [30, 30]
+    assert max(int(rows.max()) for rows in plan.batches(4)) < 7
+    assert same(plan.batches(4), plan.batches(4))
+    assert not same(plan.batches(4), plan.batches(5))
+    assert torch.equal(generator.get_state(), before)
+    assert [rows.tolist() for rows in as_dataset((DataLoader(Own(), 60), X)).train.plan.batches(3)] == [
+        list(range(60)), list(range(60, 100)),
+    ]  # fmt: skip
+    kinds = [DataLoader(Own(), size, sampler=RandomSampler(Own(), num_samples=n)) for size, n in ((50, 100), (50, 90))]
+    assert len({as_dataset((loader, X)).train.plan.sha256 for loader in (*kinds, DataLoader(Own(), 50))}) == 3
+
+
+def test_a_loaders_own_collation_is_used():
+    loader = DataLoader(
+        Own(), 10, collate_fn=lambda items: (1 - torch.stack([x for x, _ in items]), [y for _, y in items])
+    )
+    data = as_dataset((loader, X))
+    assert torch.equal(data.train.batch(slice(None)), 1 - X)
+    assert torch.equal(data.train.y, Y)
+    iterated = DataLoader(Stream(), 10, collate_fn=lambda items: {"image": torch.stack([x for x, _ in items])})
+    assert torch.equal(as_dataset((iterated, X), column="image").train.batch(slice(None)), X)
+
+
+def test_columns_pictures_and_bytes():
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 6, 5), dtype=np.uint8)
+    rows = {"train": Rows(list(map(Image.fromarray, pixels))), "val": Rows(pixels[:10]), "test": Rows(pixels[10:20])}
+    data = as_dataset(rows, column="image")
+    assert data.shape == (1, 6, 5)
+    assert data.train.levels == data.test.levels == 255
+    np.testing.assert_array_equal(data.train.batch(slice(None))[:, 0], pixels.astype(np.float32) / 255)
+    np.testing.assert_array_equal(data.validation.batch(slice(None))[:, 0], pixels[:10].astype(np.float32) / 255)
+    assert data.train.y[:5].tolist() == [0, 1, 2, 0, 1]
+    colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8))
+    assert as_dataset(([colour] * 3, [colour])).shape == (3, 6, 5)
+    binary = as_dataset((Own(x=(X > 0.5).to(torch.uint8)), (X > 0.5).numpy()))
+    assert binary.train.levels == 1
+    assert set(binary.train.batch(slice(None)).unique().tolist()) == {0.0, 1.0}
+
+
+def test_classes_are_numbered_over_all_parts():
+    words = [(x, "cat" if i % 2 else "dog") for i, x in enumerate(X)]
+    data = as_dataset((words, [(X[0], "emu"), (X[1], "cat")]))
+    assert data.train.y[:2].tolist() == [1, 0]
+    assert data.validation.y.tolist() == [2, 0]
+
+
+class Shrinking:
+    """An iterable that gives fewer examples at every pass."""
+
+    left = 50
+
+    def __iter__(self):
+        Shrinking.left -= 10
+        return iter(X[: self.left])
+
+
+def test_an_iterable_that_changes_is_noticed():
+    data = as_dataset((Shrinking(), X))
+    assert isinstance(data.train.x, InOrder)
+    assert len(data.train) == 40
+    with pytest.raises(ValueError, match="gave 40 examples at first, and fewer later: give an iterable"):
+        batches(data.train)
+
+
+def loose(x):
+    return x + float(np.random.default_rng().random())
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ((X,), "given as (train, validation[, test]); got a tuple of 1"),
+        ({"train": X}, "have no validation examples"),
+        ({"train": X, "valdiation": X}, "got 'valdiation'"),
+        ("digits", "read files by load_dataset"),
+        (7, "got an int"),
+        ((iter(X), X), "can be read only once"),
+        ((x for x in X), "can be read only once"),
+        (DataLoader(Own(), 10), "a DataLoader gives training examples alone"),
+        (Stream(), "a Stream gives training examples alone"),
+        ((X, X[:, 0, 0]), "examples of different shapes"),
+        ((X, X[:0]), "validation holds no examples"),
+        ((Own(x=X[:0]), X), "holds no examples"),
+        (X[:5], "holds 5 examples; a split into three needs at least 10"),
+        ((Rows(X), X), "examples are mappings with entries label, image: say which is the example"),
+        ((Own(loose), X), "differs between two readings with the same random seeds"),
+        ((Own(lambda x: x / 0), X), "NaN or infinite"),
+        ((Own(lambda x: x[:, : 1 + int(10 * x[0, 0, 0]) % 4]), X), "crop or resize them to one"),
+        ((Own(lambda x: x[0, 0, 0]), X), "must have shape (D,), (H, W) or (C, H, W)"),
+        ((Own(lambda x: x.expand(5, 4, 4).permute(1, 2, 0)[..., :3].repeat(2, 1, 1)), X), "channels last"),
+        ((Own(lambda x: ["a"]), X), "must hold numbers"),
+        ((Own(lambda x: {}["x"]), X), "cannot be read: KeyError: 'x'"),
+        ((DataLoader(Own(), None), X), "without batches"),
+        ((DataLoader(Own(), 200, drop_last=True), X), "gives no batches"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused(data, told):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        as_dataset(data)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_checksums_do_not_depend_on_how_examples_are_read():
+    data = load_dataset("digits")
+    whole = hashlib.sha256()
+    for split in (data.train, data.validation, data.test):
+        whole.update(f"{tuple(split.x.shape)} {split.x.dtype} {split.levels}".encode())
+        whole.update(split.x.numpy().tobytes())
+    assert data.sha256() == whole.hexdigest()
+    assert as_dataset((Own(), X)).sha256() == as_dataset((DataLoader(Own(), 7), X)).sha256()
+    assert as_dataset((Own(), X)).sha256() != as_dataset((Own(lambda x: x.flip(-1)), X)).sha256()
