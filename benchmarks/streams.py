@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -49,7 +50,8 @@ def compare(own, rival, components):
 def main(out=None):
     data = load_dataset("fashion_mnist", limit=EXAMPLES, limit_validation=100)
     rows = {}
-    grey = data.train.x.float() / data.train.levels
+    pixels = torch.cat(list(data.train.raw()))
+    grey = pixels.float() / data.train.levels
     held = as_dataset((grey, data.validation), binarize="stochastic")
     loader = DataLoader(TensorDataset(grey), batch_size=100, shuffle=True)
     rival = as_dataset((loader, data.validation), binarize="stochastic")
@@ -59,7 +61,7 @@ def main(out=None):
         for part in ("train", "validation", "test"):
             (Path(folder) / part).mkdir()
             count = EXAMPLES if part == "train" else 100
-            for i, image in enumerate(data.train.x[:count, 0].numpy()):
+            for i, image in enumerate(pixels[:count, 0].numpy()):
                 Image.fromarray(image).save(Path(folder) / part / f"{i:05}.png")
         started = time.monotonic()
         streamed = load_dataset(folder, stream=True, workers=2)

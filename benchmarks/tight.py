@@ -31,7 +31,7 @@ from mixvae.networks import GatedEncoder
 from mixvae.priors import GaussianMixturePrior
 from mixvae.progress import Terminal
 from mixvae.runs import Run, check, train
-from mixvae.runs._evaluating import part_of, prepared
+from mixvae.runs._examples import part_of, prepared
 
 FOLDER = Path("runs/tight")
 SHORT = ["--training.epochs=60", "--training.warmup=20", "--data.name=digits", "--model.components=2"]

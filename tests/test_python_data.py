@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.sparse import csr_array
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -202,6 +203,8 @@ def loose(x):
 @pytest.mark.parametrize(
     ("data", "told"),
     [
+        ((csr_array(X[:, 0, 0].numpy()), X), "is sparse: pass its toarray()"),
+        ((Own(x=range), X), "cannot be read: TypeError"),
         ((X,), "given as (train, validation[, test]); got a tuple of 1"),
         ({"train": X}, "have no validation examples"),
         ({"train": X, "valdiation": X}, "got 'valdiation'"),

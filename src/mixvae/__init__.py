@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mixvae.analysis import active_units, encode, interpolate
-    from mixvae.datasets import Dataset, Split, load_dataset
+    from mixvae.datasets import Dataset, Split, as_dataset, load_dataset
     from mixvae.decoders import (
         Bernoulli,
         ContinuousBernoulli,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "analysis": ("active_units", "encode", "interpolate"),
-    "datasets": ("Dataset", "Split", "load_dataset"),
+    "datasets": ("Dataset", "Split", "as_dataset", "load_dataset"),
     "decoders": (
         "MLPDecoder",
         "Bernoulli",
@@ -111,6 +111,7 @@ __all__ = [
     "TwoLevelPosterior",
     "VampPrior",
     "active_units",
+    "as_dataset",
     "encode",
     "export",
     "fit",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
+from mixvae._failures import plain_errors
 from mixvae._resources import check
 from mixvae.datasets._finished import Binarize, finished
 from mixvae.datasets._items import Items, check_repeatable, pass_of, plain_values, scanned
@@ -151,6 +152,8 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
         return replace(data, y=None), None if data.y is None else data.y.cpu().numpy()
     if isinstance(data, str | Path):
         raise ValueError(f"data must be {KINDS}; got the text {str(data)[:80]!r}: read files by load_dataset")
+    if hasattr(data, "toarray"):
+        raise ValueError(f"{a_kind(data)} is sparse: pass its toarray()")
     plan, collate, loader = None, None, data if isinstance(data, DataLoader) else None
     if isinstance(data, DataLoader) and data.batch_size is None and data.batch_sampler is None:
         raise ValueError("a DataLoader without batches (batch_size=None) gives no examples: give its dataset")
@@ -169,8 +172,9 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
         return replace(as_split(array, name=name), plan=plan), None
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         source = Items(data, column, collate)
-        if not len(source):
-            raise ValueError(f"{name} holds no examples")
+        with plain_errors(f"{a_kind(data)} cannot be read"):
+            if not len(source):
+                raise ValueError(f"{name} holds no examples")
         lazy = ByNumber(source, workers=workers)
         check_repeatable(source.read([0], 0)[0], source.read([0], 0)[0])
         scan = scanned(lazy.labelled(torch.arange(len(lazy)).split(READ), 0), len(lazy), progress, name)

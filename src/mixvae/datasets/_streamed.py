@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class Pictures:
 
     def __init__(self, folder: Path, size: tuple[int, int] | None):
         self.paths, self.size, self.channels = images_in(folder), size, 1
-        kinds: dict[np.dtype[np.uint8] | np.dtype[np.float32], Path] = {}
+        kinds: dict[np.dtype[Any], Path] = {}
         first = (0, 0)
         for path in self.paths:
             with opened_image(path) as image:
@@ -103,7 +104,9 @@ def read_streamed(
     if isinstance(files, Path) and not found:
         whole = alike({"data": _streamed(files, size, workers, named=False)})["data"]
         enough(files, len(whole))
-        parts = dict(zip(("train", "validation", "test"), whole.divided((len(whole) // 10,) * 2, seed), strict=True))
+        parts = dict(
+            zip(("train", "validation", "test"), whole.divided((len(whole) // 10, len(whole) // 10), seed), strict=True)
+        )
     else:
         given = {"train": _streamed(found["train"], size, workers, named=True)}
         for part in found.keys() - {"train"}:
@@ -127,10 +130,8 @@ def seen(splits: Sequence[Split], progress: Progress) -> list[Split]:
     rows = torch.arange(len(lazy)).split(READ)
     scan = scanned(lazy.labelled(rows, 0), len(lazy), progress, "the training examples")
     lazy.values = scan.values
-    levels = max(
-        255 if not split.x.is_floating_point() and float(values.max()) > 1 else 1
-        for split, values in zip(splits, (scan.values, *(split.x for split in splits[1:])), strict=True)
-    )
+    held = [split.x for split in splits[1:] if isinstance(split.x, torch.Tensor) and not split.x.is_floating_point()]
+    levels = max(scan.levels, *(255 if len(x) and int(x.max()) > 1 else 1 for x in held), 1)
     return [split if split.x.is_floating_point() else replace(split, levels=levels) for split in splits]
 
 
