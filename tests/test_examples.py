@@ -69,14 +69,16 @@ def test_links_of_the_documentation_lead_somewhere():
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_tabular_example_learns():
+@pytest.mark.slow
+def test_the_tutorial_of_a_table_learns():
     main = runpy.run_path(str(ROOT / "examples" / "tabular.py"))["main"]
     nll = main(epochs=8, total_draws=50)
     assert set(nll) == {1, 4}
     assert all(0 < value < 42.6 for value in nll.values()), "better than 30 independent standard normals"
 
 
-def test_an_ordinary_vae_becomes_a_mixture_unchanged(monkeypatch):
+@pytest.mark.slow
+def test_the_tutorial_of_an_ordinary_vae_leaves_it_unchanged(monkeypatch):
     folder = ROOT / "examples"
     monkeypatch.syspath_prepend(folder)
     plain = (folder / "plain_vae.py").read_text()

@@ -97,7 +97,7 @@ def test_a_wrong_setting_is_one_line_and_nothing_is_written(folder, capsys, word
         ("", "must hold keys such as data"),
         ("seed: null", "seed is null"),
         ("training: {optimizer: null}", "training.optimizer is null"),
-        ("data: {name: null}", "data.name is null"),
+        ("data: {name: null}", "data.name is empty: name a data set"),
         ("model: {encoder: {class_path: GatedEncoder, init_args: 5}}", "init_args of GatedEncoder must map"),
         ("model: {encoder: {class_path: 5}}", "class_path must be the name of a class; got 5"),
     ],
@@ -129,7 +129,15 @@ def test_a_wrong_option_is_told_before_any_work(folder, capsys, words):
 
 
 def test_training_failure_in_user_module_names_its_line(folder, capsys):
-    words = ["train", "digits", "--out=run", *TINY, "--model.encoder=mine_failing.Later", "--training.batch=2"]
+    words = [
+        "--quiet",
+        "train",
+        "digits",
+        "--out=run",
+        *TINY,
+        "--model.encoder=mine_failing.Later",
+        "--training.batch=2",
+    ]
     with pytest.raises(SystemExit) as end:
         main(words)
     err = capsys.readouterr().err

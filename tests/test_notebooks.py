@@ -17,7 +17,6 @@ nbclient = pytest.importorskip("nbclient")
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 PICTURES = {"a_mixture_of_your_encoder": 5, "which_posterior_is_better": 7, "cells": 3}
-SLOW = {"cells"}
 
 
 def executed(path, folder, monkeypatch):
@@ -31,9 +30,8 @@ def executed(path, folder, monkeypatch):
     return notebook
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PICTURES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PICTURES)
 def test_the_tutorial_notebook_runs_and_shows_its_pictures(name, tmp_path, monkeypatch):
     notebook = executed(FOLDER / f"{name}.py", tmp_path, monkeypatch)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

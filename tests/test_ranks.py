@@ -78,7 +78,14 @@ if __name__ == "__main__":
         prepare()
     main(sys.argv[1:])
 """
-BANNER = ("Initializing distributed", "-----", "distributed_backend", "All distributed processes", "epoch ")
+BANNER = (
+    "Initializing distributed",
+    "-----",
+    "distributed_backend",
+    "All distributed processes",
+    "epoch ",
+    "binarising",
+)
 
 
 def command(tmp_path, *more):

@@ -66,7 +66,7 @@ def test_more_components_cover_more_of_a_ring():
     assert eight["covered"] > one["covered"] + 0.1
     assert eight["bound"] > one["bound"] + 0.5
     assert one["gap"] == pytest.approx(one["log_z"] - one["bound"])
-    assert len(result.figure.axes) == 2
+    assert [axes.get_label() for axes in result.figure.axes] == ["", "", "<colorbar>"]
 
 
 def test_the_command_writes_a_table_a_picture_and_an_animation(tmp_path, capsys):
