@@ -63,3 +63,13 @@ def test_another_form_is_told_where_it_stands(change, told):
 def test_a_missing_part_is_named():
     with pytest.raises(TypeError, match="it has no more"):
         conform({name: value for name, value in GOOD.items() if name != "more"}, Whole, "it")
+
+
+@pytest.mark.parametrize(("value", "fits"), [(28, True), ([28, 20], True), (None, True), ("28", False), ([1.5], False)])
+def test_a_number_or_a_list_of_them_is_either(value, fits):
+    hint = int | list[int] | None
+    if fits:
+        conform(value, hint, "it")
+    else:
+        with pytest.raises(TypeError, match="it"):
+            conform(value, hint, "it")

@@ -14,13 +14,14 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
 
 from mixvae.datasets import Split, load_dataset
 from mixvae.datasets._lazy import ByNumber, InOrder
-from mixvae.datasets._python import as_dataset
+from mixvae.datasets._python import as_dataset, collected
 
 X = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(100) % 3
@@ -196,6 +197,18 @@ def test_an_iterable_that_changes_is_noticed():
         batches(data.train)
 
 
+class Drawn:
+    """A sampler with random numbers of its own."""
+
+    noise = np.random.default_rng(0)
+
+    def __iter__(self):
+        return iter(self.noise.permutation(100).tolist())
+
+    def __len__(self):
+        return 100
+
+
 def loose(x):
     return x + float(np.random.default_rng().random())
 
@@ -203,8 +216,14 @@ def loose(x):
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ((csr_array(X[:, 0, 0].numpy()), X), "is sparse: pass its toarray()"),
+        ((csr_array(X[:, 0, 0].numpy()), X), "is sparse: pass a dense one"),
         ((Own(x=range), X), "cannot be read: TypeError"),
+        ((X.to_sparse(), X), "is sparse: pass a dense one"),
+        ((255 * X, (255 * X).to(torch.uint8)), "train holds real numbers from"),
+        ((Own(lambda x: 255 * x), (255 * X).to(torch.uint8)), "train holds real numbers from"),
+        ((Own(lambda x: x / 0 * 0), X), "NaN or infinite"),
+        (([(x if i % 2 else (255 * x).byte(), 0) for i, x in enumerate(X)], X), "give all as bytes, or none"),
+        ((DataLoader(Own(), 10, sampler=Drawn()), X), "gives other batches with the same random seeds"),
         ((X,), "given as (train, validation[, test]); got a tuple of 1"),
         ({"train": X}, "have no validation examples"),
         ({"train": X, "valdiation": X}, "got 'valdiation'"),
@@ -246,3 +265,17 @@ def test_checksums_do_not_depend_on_how_examples_are_read():
     assert data.sha256() == whole.hexdigest()
     assert as_dataset((Own(), X)).sha256() == as_dataset((DataLoader(Own(), 7), X)).sha256()
     assert as_dataset((Own(), X)).sha256() != as_dataset((Own(lambda x: x.flip(-1)), X)).sha256()
+
+
+def test_a_samplers_examples_are_those_of_every_part():
+    loaders = [DataLoader(Own(), 30, sampler=SubsetRandomSampler(rows)) for rows in (range(80), range(80, 100))]
+    data = as_dataset(tuple(loaders))
+    assert torch.equal(data.validation.batch(slice(None)), X[80:])
+    assert torch.equal(data.validation.y, Y[80:])
+    assert torch.equal(collected(loaders[1]), X[80:])
+    assert {int(row) for rows in data.train.plan.batches(3) for row in rows} == set(range(80))
+
+
+def test_a_data_set_is_not_changed_by_options():
+    with pytest.raises(ValueError, match="a Dataset is taken as it is: give column, binarize"):
+        as_dataset(as_dataset((X, X)), binarize="stochastic")

@@ -1,5 +1,8 @@
 """Trainings on data that are read as they go: the weights of memory, and resumed in the middle of an epoch."""
 
+import multiprocessing
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -190,3 +193,65 @@ def test_a_run_on_streams_is_evaluated_on_what_it_has(tmp_path):
     assert run.evaluate(10, data=X[:5]).identity.examples == 5
     with pytest.raises(ValueError, match="the data of .* are not those that it was trained on"):
         _ = open_run(tmp_path / "run", data=as_dataset((DataLoader(Own(1 - X), 30, shuffle=True), X[:20]))).data
+
+
+class Breaking(Own):
+    """Examples that cannot be read after a while."""
+
+    def __getitem__(self, i):
+        if i == 7 and BROKEN:
+            raise OSError("the disk is gone")
+        return super().__getitem__(i)
+
+
+class Dying(Own):
+    """Examples whose reader dies."""
+
+    def __getitem__(self, i):
+        if BROKEN and torch.utils.data.get_worker_info() is not None:
+            os._exit(1)
+        return super().__getitem__(i)
+
+
+BROKEN: list[int] = []
+
+
+@pytest.fixture
+def broken():
+    yield BROKEN.append
+    BROKEN.clear()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_example_that_cannot_be_read_ends_in_a_checkpoint(tmp_path, broken, workers):
+    data = as_dataset((Breaking(X[:60]), X[60:]), workers=workers)
+    whole = weights(data, run=tmp_path / "whole")
+
+    def after_one(row):
+        broken(1)
+
+    with pytest.raises((ValueError, OSError), match="the disk is gone") as caught:
+        weights(data, run=tmp_path / "cut", callbacks=[after_one], save_every=1000.0)
+    assert "\n" not in str(caught.value)
+    assert open_run(tmp_path / "cut", data=data, model=model()).epoch == 1
+    BROKEN.clear()
+    assert torch.equal(weights(data, run=tmp_path / "cut", save_every=1000.0), whole)
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_is_done_without(broken):
+    data = as_dataset((Dying(X[:60]), X[60:]), workers=1)
+    expected = weights((X[:60], X[60:]))
+    broken(1)
+    with pytest.warns(UserWarning, match="a process that reads data ahead has died; this one goes on alone"):
+        assert torch.equal(weights(data), expected)
+
+
+def test_parts_of_files_that_do_not_fit_are_refused(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (30, 5, 4), dtype=np.uint8)
+    np.save(tmp_path / "train.npy", grey)
+    np.save(tmp_path / "real.npy", grey / 255)
+    np.save(tmp_path / "wide.npy", grey.reshape(30, 4, 5))
+    for name, told in (("real", "values of different kinds"), ("wide", "examples of different shapes")):
+        with pytest.raises(ValueError, match=told):
+            load_dataset(train=tmp_path / "train.npy", test=tmp_path / f"{name}.npy", stream=True)

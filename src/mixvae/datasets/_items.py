@@ -106,6 +106,10 @@ def _stacked(pairs: list[tuple[Any, Any]], rows: Sequence[int]) -> Labelled:
     """Values and labels of some examples."""
     values = [_values(x) for x, _ in pairs]
     for number, one in zip(rows, values, strict=True):
+        if one.dtype != values[0].dtype:
+            raise ValueError(
+                f"example {number} is {one.dtype}, example {rows[0]} {values[0].dtype}: give all as bytes, or none"
+            )
         if one.shape != values[0].shape:
             raise ValueError(
                 f"example {number} has shape {tuple(one.shape)}, example {rows[0]} {tuple(values[0].shape)}: crop or "
@@ -143,7 +147,7 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
     Raises:
         ValueError: two readings of one example differ.
     """
-    if not torch.equal(first, second):
+    if first.shape != second.shape or not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
         raise ValueError(
             "the first example differs between two readings with the same random seeds, so that no training on it "
             "could be resumed: draw from the global generators of torch, NumPy or Python"

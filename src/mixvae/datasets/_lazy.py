@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import signal
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mixvae._failures import plain_errors
+from mixvae._failures import plain_errors, said
 
 Labelled = tuple[Tensor, Any]
 """Values (B, *shape) of some examples, and an array of their labels (B,), or None."""
@@ -80,6 +81,11 @@ class Lazy(ABC):
             key: seeds whatever is random in reading them, such as an epoch's number.
         """
         for values in self._read(batches, key):
+            if values.dtype != self.dtype or values.shape[1:] != self.shape[1:]:
+                raise ValueError(
+                    f"an example is {values.dtype} of shape {tuple(values.shape[1:])}, and was {self.dtype} of shape "
+                    f"{tuple(self.shape[1:])} when all were first read: the data have changed since"
+                )
             yield values.to(self.device, non_blocking=True)
 
     @abstractmethod
@@ -118,7 +124,22 @@ class ByNumber(Lazy):
         if not self.workers or len(asked) < 2:
             yield from (self.source.read(*each) for each in asked)
             return
-        yield from DataLoader(
+        done = 0
+        try:
+            for read in self._ahead(asked):
+                if isinstance(read, str):
+                    raise ValueError(read)
+                yield read
+                done += 1
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            warnings.warn("a process that reads data ahead has died; this one goes on alone", stacklevel=2)
+            yield from (self.source.read(*each) for each in asked[done:])
+
+    def _ahead(self, asked: list[tuple[list[int], int]]) -> DataLoader[Any]:
+        """Batches that workers read ahead, or what went wrong."""
+        return DataLoader(
             _Batches(self.source),  # pyright: ignore[reportArgumentType]
             batch_size=None,
             sampler=asked,
@@ -142,15 +163,19 @@ class _Batches:
     def __init__(self, source: Source):
         self.source = source
 
-    def __getitem__(self, asked: tuple[Sequence[int], int]) -> Labelled:
-        return self.source.read(*asked)
+    def __getitem__(self, asked: tuple[Sequence[int], int]) -> Labelled | str:
+        try:
+            return self.source.read(*asked)
+        except Exception as error:  # noqa: BLE001  (torch would add the worker's traceback to the message)
+            return said(error)
 
 
 def _deaf(worker: int) -> None:
-    """Leave Ctrl-C and its like to the process that the worker reads for, which saves first."""
+    """Leave Ctrl-C to the process that the worker reads for, which saves first, and ends its workers by SIGTERM."""
     del worker
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class InOrder(Lazy):

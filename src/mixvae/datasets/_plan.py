@@ -27,8 +27,17 @@ class Plan:
         first = self.batches(0)
         if not first:
             raise ValueError("the DataLoader gives no batches: give it more examples, or drop_last=False")
+        if not all(map(torch.equal, first, self.batches(0))):
+            raise ValueError(
+                "the DataLoader's sampler gives other batches with the same random seeds, so that no training on it "
+                "could be resumed: let it draw from its generator, or from the global ones of torch, NumPy or Python"
+            )
         self.batch = max(map(len, first))
         self.sha256 = hashlib.sha256(b" ".join(rows.numpy().tobytes() for rows in first)).hexdigest()
+
+    def rows(self) -> Tensor:
+        """All examples of an epoch, in the order of their numbers."""
+        return torch.cat(self.batches(0)).sort().values
 
     def batches(self, key: int) -> list[Tensor]:
         """The examples of every batch of an epoch.

@@ -81,6 +81,8 @@ def as_dataset(
         ((1, 4, 4), 60, 10, 0, 20)
     """
     if isinstance(data, Dataset):
+        if column is not None or binarize != "none" or workers or flip:
+            raise ValueError("a Dataset is taken as it is: give column, binarize, workers and flip where it is made")
         return data
     named = _named_parts(data)
     if named is None:
@@ -92,7 +94,7 @@ def as_dataset(
     else:
         parts = alike({part: _part(given, column, workers, progress, part) for part, given in named.items()})
     for part in PARTS.keys() & parts.keys() - {"train"}:
-        parts[part] = replace(in_memory(parts[part], part), plan=None)
+        parts[part] = in_memory(_sampled(parts[part]), part)
     shapes = {part: split.shape for part, split in parts.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"the parts of the data hold examples of different shapes: {shapes}")
@@ -121,7 +123,12 @@ def examples_of(data: Any, column: str | None = None) -> Split:
     if isinstance(data, Dataset):
         raise ValueError("a Dataset has three parts: name one, such as data.test")
     split, _ = _part(data, column, 0, SILENT, "data")
-    return split
+    return _sampled(split)
+
+
+def _sampled(split: Split) -> Split:
+    """The examples that a plan takes in an epoch, such as those of a DataLoader's sampler."""
+    return split if split.plan is None else split.take(split.plan.rows())
 
 
 def _named_parts(data: Any) -> dict[str, Any] | None:
@@ -152,8 +159,8 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
         return replace(data, y=None), None if data.y is None else data.y.cpu().numpy()
     if isinstance(data, str | Path):
         raise ValueError(f"data must be {KINDS}; got the text {str(data)[:80]!r}: read files by load_dataset")
-    if hasattr(data, "toarray"):
-        raise ValueError(f"{a_kind(data)} is sparse: pass its toarray()")
+    if hasattr(data, "toarray") or (isinstance(data, Tensor) and data.layout != torch.strided):
+        raise ValueError(f"{a_kind(data)} is sparse: pass a dense one")
     plan, collate, loader = None, None, data if isinstance(data, DataLoader) else None
     if isinstance(data, DataLoader) and data.batch_size is None and data.batch_sampler is None:
         raise ValueError("a DataLoader without batches (batch_size=None) gives no examples: give its dataset")
@@ -229,6 +236,12 @@ def in_memory(split: Split, name: str) -> Split:
 def alike(parts: Mapping[str, Part]) -> dict[str, Split]:
     """Parts whose bytes have one meaning, and whose classes are numbered over all of them."""
     byte = [split.levels for split, _ in parts.values() if not split.x.is_floating_point()]
+    reals = {name: ends for name, (split, _) in parts.items() if (ends := _real(split)) is not None}
+    if max(byte, default=1) > 1 and (beyond := [name for name, (low, high) in reals.items() if low < 0 or high > 1]):
+        raise ValueError(
+            f"{beyond[0]} holds real numbers from {reals[beyond[0]][0]:.4g} to {reals[beyond[0]][1]:.4g}, another part "
+            "bytes, which are scaled to [0, 1]: give all parts in one unit"
+        )
     labels = [y for _, y in parts.values() if y is not None]
     known = np.unique(np.concatenate(labels)) if labels else np.empty(0)
     made = {}
@@ -239,3 +252,11 @@ def alike(parts: Mapping[str, Part]) -> dict[str, Split]:
             numbers = torch.from_numpy(np.searchsorted(known, y).astype(np.int64))
         made[name] = replace(split, y=numbers, levels=1 if split.x.is_floating_point() else max(byte))
     return made
+
+
+def _real(split: Split) -> tuple[float, float] | None:
+    """The smallest and largest value of real numbers; None of bytes, and where values are unknown."""
+    values = split.x.values if isinstance(split.x, Lazy) else split.x
+    if not split.x.is_floating_point() or values is None or not len(values):
+        return None
+    return float(values.min()), float(values.max())

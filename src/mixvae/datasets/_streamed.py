@@ -37,6 +37,8 @@ class Mapped:
 
     def __init__(self, path: Path):
         self.array = map_npy(path)
+        if not len(self.array):
+            raise ValueError(f"{path} holds no examples")
         check_kind(self.array, str(path))
         low = high = 0
         if self.array.dtype.kind in "bui":
@@ -112,6 +114,16 @@ def read_streamed(
         for part in found.keys() - {"train"}:
             x, y = read_undivided(found[part], size, named=True)
             given[part] = as_split(x, name=str(found[part])), y
+        if len({split.shape for split, _ in given.values()}) > 1:
+            shapes = {part: split.shape for part, (split, _) in given.items()}
+            raise ValueError(f"the parts of the data hold examples of different shapes: {shapes}")
+        if len({split.x.dtype for split, _ in given.values()}) > 1:
+            kinds = {part: str(split.x.dtype) for part, (split, _) in given.items()}
+            raise ValueError(
+                f"the parts of the data hold values of different kinds, {kinds}: save all of them as one kind"
+            )
+        if len({y is None for _, y in given.values()}) > 1:
+            raise ValueError("some parts of the data have classes and others none: give all of them, or none")
         parts = alike(given)
         if "validation" not in parts:
             enough(found["train"], len(parts["train"]))

@@ -26,7 +26,7 @@ def conform(value: Any, hint: Any, where: str) -> None:
     if hint is Any:
         pass
     elif origin in (Union, types.UnionType):
-        if not isinstance(value, str | float | None) and (kinds := [one for one in inner if _holds_parts(one)]):
+        if isinstance(value, list | Mapping) and (kinds := [one for one in inner if _holds_parts(one)]):
             conform(value, kinds[0], where)  # for its more specific error
         elif not any(_conforms(value, one) for one in inner):
             raise _unfit(value, where)

@@ -134,7 +134,8 @@ def _check_scale(run: Run, new: Split, name: str) -> None:
         ValueError: they are.
     """
     own = _own(run)
-    if own is None or not isinstance(own.x, Tensor) or not isinstance(new.x, Tensor):
+    trained = None if own is None else own.x if isinstance(own.x, Tensor) else own.x.values
+    if own is None or trained is None or not isinstance(new.x, Tensor):
         return
     low, high = float(new.x.min()), float(new.x.max())
     if new.x.is_floating_point():
@@ -145,7 +146,7 @@ def _check_scale(run: Run, new: Split, name: str) -> None:
             )
         return
     if own.x.is_floating_point():
-        most = float(own.x.abs().max())
+        most = float(trained.abs().max())
         if new.levels > 1 and most > 1:
             raise ValueError(
                 f"{name} holds bytes, which count as intensities in [0, 1], and {run.path} was trained on values up to "

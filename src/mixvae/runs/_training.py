@@ -189,7 +189,7 @@ def _changed(options: TrainingOptions, changed: Mapping[str, Any]) -> TrainingOp
     return replace(options, **changed)
 
 
-def _with_batches(options: TrainingOptions, data: Dataset) -> TrainingOptions:
+def _with_batches(options: TrainingOptions, data: Dataset, *, asked: bool) -> TrainingOptions:
     """Options with the batch size of data whose batches are made elsewhere.
 
     Raises:
@@ -198,7 +198,7 @@ def _with_batches(options: TrainingOptions, data: Dataset) -> TrainingOptions:
     plan = data.train.plan
     if plan is None:
         return options
-    if options.batch not in (plan.batch, TrainingOptions.batch):
+    if options.batch != plan.batch and (asked or options.batch != TrainingOptions.batch):
         raise ValueError(
             f"batch is {options.batch}, but the DataLoader makes batches of {plan.batch}: leave batch out, or change "
             "the DataLoader's"
@@ -270,7 +270,7 @@ def fit(
         (1, 3)
     """
     data = datasets.as_dataset(data, progress=progress)
-    options = _with_batches(_changed(options or TrainingOptions(), changed), data)
+    options = _with_batches(_changed(options or TrainingOptions(), changed), data, asked="batch" in changed)
     fabric = fabric or launch()
     settings = {"seed": seed, "label": label, "data": {"name": data.name}, "model": {"class": path_of(type(model))}}
     if loggers or fabric.loggers:

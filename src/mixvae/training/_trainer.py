@@ -188,13 +188,10 @@ class Trainer:
         self.learner.bare.beta.fill_(self._beta)
         shuffle = torch.Generator().manual_seed(self._key)
         batches = self._batches(shuffle, self._key)
-        choices = [self._choose(shuffle) for _ in batches]
+        left, choices = batches[state.step :], [self._choose(shuffle) for _ in batches][state.step :]
         self.model.train()
-        left = batches[state.step :]
-        read = self.train.batches(left, self.noise, key=self._key)
-        for rows, chosen, values in zip(left, choices[state.step :], read, strict=True):
+        for rows, chosen, x in zip(left, choices, self._reading(left), strict=True):
             # every process draws the noise of the whole batch, so that results do not depend on their number
-            x = self._cast(values)
             shape = self.options.draws_per_component, self.options.active or self.components, len(rows), self.latent
             noise = torch.randn(shape, generator=self.noise, device=self.fabric.device).to(x)
             rate = self.learner.rate
@@ -212,6 +209,11 @@ class Trainer:
                 self._save()
             self.shown.step(state.epoch, state.step, self.rows)
         return self._row(before, started, sum(map(len, batches)))
+
+    def _reading(self, batches: list[Tensor]) -> Iterator[Tensor]:
+        """Batches of examples as the model takes them; where one cannot be read, a checkpoint is written first."""
+        with self._saved_if_raised():
+            yield from map(self._cast, self.train.batches(batches, self.noise, key=self._key))
 
     @property
     def _key(self) -> int:
@@ -246,7 +248,7 @@ class Trainer:
 
     @contextmanager
     def _saved_if_raised(self) -> Iterator[None]:
-        """Write a checkpoint before an error of a callback ends the training."""
+        """Write a checkpoint before an error of a callback, or of the data, ends the training."""
         try:
             yield
         except Exception:
