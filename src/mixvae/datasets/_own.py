@@ -57,8 +57,7 @@ def read_own(path: Path, seed: int, size: tuple[int, int] | None = None) -> tupl
         labels = {part: name.replace("x_", "y_", 1) for part, name in named.items()}
         arrays = read_npz(path, str(path), {*named.values(), *labels.values()})
         found = {part: (arrays[name], arrays.get(labels[part])) for part, name in named.items()}
-    if missing := [name for name in ("train", "test") if name not in found]:
-        raise ValueError(f"{path} has parts {', '.join(found)} but no {missing[0]}: add it, or give one part alone")
+    check_whole(path, found)
     return together(found, str(path), seed)
 
 
@@ -153,6 +152,16 @@ def enough(path: Path | str, examples: int) -> None:
     """
     if examples < FEWEST:
         raise ValueError(f"{path} holds {examples} examples; a split into three needs at least {FEWEST}")
+
+
+def check_whole(path: Path, found: Mapping[str, object]) -> None:
+    """Refuse parts without training or test examples.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    if missing := [name for name in ("train", "test") if name not in found]:
+        raise ValueError(f"{path} has parts {', '.join(found)} but no {missing[0]}: add it, or give one part alone")
 
 
 def named_parts(path: Path) -> dict[str, str]:

@@ -21,12 +21,10 @@ from mixvae.datasets._items import Items, check_repeatable, pass_of, plain_value
 from mixvae.datasets._lazy import ByNumber, InOrder, Lazy, apart
 from mixvae.datasets._own import PARTS, enough
 from mixvae.datasets._plan import Plan
-from mixvae.datasets._splits import Dataset, Split, as_split, check_labels
+from mixvae.datasets._splits import READ, Dataset, Split, as_split, check_labels
 from mixvae.parts import a_kind
 from mixvae.progress import SILENT, Progress
 
-READ = 500
-"""Examples that are read at a time."""
 KEPT = (Image.Image, tuple)
 """Examples in a list that are not numbers already: pictures, and pairs of example and label."""
 KINDS = (
@@ -230,7 +228,7 @@ def in_memory(split: Split, name: str) -> Split:
         return split
     x = split.x
     check(x.shape.numel() * x.dtype.itemsize, f"{name} of shape {tuple(x.shape)}", "give fewer examples")
-    return replace(split, x=torch.cat(list(x.batches(torch.arange(len(x)).split(READ), 0))))
+    return replace(split, x=torch.cat(list(split.raw())))
 
 
 def alike(parts: Mapping[str, Part]) -> dict[str, Split]:

@@ -22,7 +22,7 @@ from mixvae.datasets._formats import (
 )
 from mixvae.datasets._items import scanned
 from mixvae.datasets._lazy import ByNumber, Labelled
-from mixvae.datasets._own import enough, named_parts, read_undivided
+from mixvae.datasets._own import check_whole, enough, named_parts, read_undivided
 from mixvae.datasets._python import Part, alike, in_memory
 from mixvae.datasets._resizing import resized
 from mixvae.datasets._splits import READ, Split, as_split, check_kind, held_as
@@ -152,8 +152,8 @@ def _folders(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {}
     found = {part: path / name for part, name in named_parts(path).items()}
-    if found and (missing := [part for part in ("train", "test") if part not in found]):
-        raise ValueError(f"{path} has parts {', '.join(found)} but no {missing[0]}: add it, or give one part alone")
+    if found:
+        check_whole(path, found)
     return found
 
 
