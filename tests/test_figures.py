@@ -4,10 +4,19 @@ import io
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from mixvae import figures
-from mixvae.figures._style import AA, PALETTE, contrast, ink
+from mixvae.figures._style import AA, OPACITY, PALETTE, contrast, ink
+
+SIGHTS = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+"""How linear RGB is seen: Machado et al. (2009), severity 1, https://doi.org/10.1109/TVCG.2009.113."""
 
 
 def rows(*validation, **columns):
@@ -75,7 +84,7 @@ def test_a_curve_that_is_cut_off_says_so():
     figure = figures.learning_curves({"S = 2": rows(-5000.0, -900.0, *late), "S = 4": rows(-4000.0, *late)})
     assert figure.axes[0].get_ylim()[1] < 200
     assert "↑ cut off: 2 epochs, up to 5000.0 nats" in texts(figure)
-    assert "2 epochs above it, up to 5000.0 nats, are cut off" in figure.get_label()
+    assert "which cuts off 2 epochs, up to 5000.0 nats" in figure.get_label()
     whole = figures.learning_curves({"S = 2": rows(*-np.linspace(102, 99, 40))})
     assert not any("cut off" in text for text in texts(whole))
 
@@ -133,6 +142,56 @@ def test_text_in_cells_and_at_lines_can_be_read():
     (image,) = axes.images
     for text, value in zip(axes.texts, values.flat, strict=True):
         assert contrast(text.get_color(), image.cmap(image.norm(value))[:3]) >= AA
+
+
+def on_paper(colours):
+    """RGB of points in these colours, as drawn."""
+    return 1 - OPACITY * (1 - np.array([to_rgb(colour) for colour in colours]))
+
+
+def in_the_dark(drawn):
+    """The same as a page shows it in the dark: invert(1) hue-rotate(180deg), and screen on its background."""
+    turn = [[-0.574, 1.430, 0.144], [0.426, 0.430, 0.144], [0.426, 1.430, -0.856]]
+    return 1 - (1 - ((1 - drawn) @ np.array(turn).T).clip(0, 1)) * (1 - np.array([13, 17, 23]) / 255)
+
+
+def lab(drawn, sight):
+    """CIE L*a*b* (D65) of colours as somebody sees them, (N, 3)."""
+    linear = np.where(drawn <= 0.04045, drawn / 12.92, ((drawn + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.array(SIGHTS[sight]).T).clip(0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(seen @ to_xyz.T / to_xyz.sum(1)).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+@pytest.mark.parametrize(
+    ("sight", "light", "dark"),
+    [("normal", 25, 20), ("protanopia", 15, 13), ("deuteranopia", 11, 11), ("tritanopia", 12, 10)],
+)
+def test_ten_labels_have_ten_colours_apart(sight, light, dark):
+    """Two blues, two greys and two yellows: 4 and 8 were 2.1 apart in protanopia, and 12.6 in normal sight."""
+    means = np.random.default_rng(0).normal(size=(40, 2, 2))
+    drawn = figures.latent_means(means, np.arange(40) % 10).axes[1].collections
+    colours = on_paper([each.get_facecolor()[0, :3] for each in drawn])
+    assert len(colours) == 10
+    assert {each.get_alpha() for each in drawn} == {OPACITY}
+    for shown, paper, apart in (
+        (colours, np.ones((1, 3)), light),
+        (in_the_dark(colours), in_the_dark(np.ones((1, 3))), dark),
+    ):
+        seen = lab(shown, sight)
+        assert np.linalg.norm(seen[:, None] - seen, axis=-1)[np.triu_indices(10, 1)].min() > apart
+        assert np.linalg.norm(seen - lab(paper, sight), axis=-1).min() > 24, "all can be seen on the page"
+
+
+def test_few_points_are_drawn_large_and_many_small():
+    sizes = []
+    for n in (5, 500, 2000):
+        axes = figures.embedding(np.zeros((n, 2)), {"batch": np.arange(n) % 2}, "UMAP").axes[0]
+        sizes.append({float(size) for each in axes.collections for size in each.get_sizes()})
+    assert all(len(size) == 1 for size in sizes)
+    few, some, many = (size.pop() for size in sizes)
+    assert (few, some, many) == (36, 18, 9)
 
 
 def test_every_picture_says_what_is_seen_and_of_what_kind_it_is():

@@ -158,13 +158,37 @@ def test_a_report_asks_for_nothing_and_says_what_is_seen(report, tmp_path):
     assert text.count("<table") == text.count("<caption>")
 
 
-@pytest.mark.parametrize("width", [420, 900])
-def test_a_report_does_not_scroll_sideways(report, tmp_path, width):
+@pytest.mark.parametrize(("width", "scrolls"), [(420, True), (900, False), (1400, False), (1600, False)])
+def test_a_reports_main_table_fits_its_page(report, tmp_path, width, scrolls):
+    """At 1400 pixels it was wider than the page had room for."""
     seen = browse(report[0], tmp_path, width=width)
     assert seen["width"] == width
     assert not seen["wide"]
     assert seen["hinted"] == seen["overflowing"]
-    assert seen["hinted"][0], "a wide table says that it scrolls"
+    assert seen["hinted"][0] is scrolls, "where a table is too wide, it says that it scrolls"
+
+
+def test_all_columns_are_shown_when_asked_for(report, tmp_path):
+    script = """<script>addEventListener("load", () => {
+      const told = () => console.warn([...document.querySelector("thead").rows[0].cells]
+        .filter(cell => getComputedStyle(cell).display === "none").map(cell => cell.textContent).join());
+      told(); document.querySelector(".more input").click(); told();
+    });</script></body>"""
+    page = tmp_path / "asked.html"
+    page.write_text(report[0].read_text().replace("</body>", script))
+    seen = browse(page, tmp_path, width=1400)
+    assert seen["faults"] == ["of it model,MISELBO NLL,pooled NLL,log p(x) − own bound,JSD,parameters,seconds", ""]
+    assert not seen["wide"]
+
+
+def test_a_reports_words_are_explained_on_it(report):
+    text = html.unescape(report[0].read_text())
+    for word, meaning in reports.meanings(reports.COLUMNS).items():
+        if f">{word}</button>" in text or f">{word} ± over examples</button>" in text:
+            assert f"<dt>{word}</dt> <dd>{meaning}</dd>" in text
+    assert "NLL\n(negative log-likelihood)" in text
+    assert "<strong>Effective S</strong> of the table, exp(JSD)" in text, "beside the components used"
+    assert not re.findall(r"\b1 (?:examples|draws|epochs|components)\b", text)
 
 
 def test_a_page_does_not_scroll_sideways_on_a_phone(page, tmp_path):

@@ -42,7 +42,8 @@ estimate = evaluate(model, test, total_draws=1000)
 print(estimate.summary()["nll"], estimate.summary()["nll_se"])
 
 # %% Embed
-z, _ = encode(model, test)
+# the mean of the mixture; encode gives mean and standard deviation of every component, (N, 4, 8)
+z = encode(model, test)[0].mean(1)
 
 # %% Sample
 samples = model.sample(16)
@@ -55,7 +56,7 @@ print(paired_gain(estimate, evaluate(own, test, total_draws=1000)))
 
 # %% Embed new data with a model trained earlier
 trained = load("runs/mine")
-z, _ = encode(trained, new)
+z = encode(trained, new)[0].mean(1)
 
 # %% Export the decoder as a program that needs no library but torch
 export(model, "decoder.pt2", part="decoder")

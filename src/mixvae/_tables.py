@@ -25,6 +25,17 @@ def plain(text: str) -> str:
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts; the noun's plural takes an s.
+
+    Example:
+        >>> from mixvae._tables import counted
+        >>> counted(1, "test example"), counted(0, "draw"), counted(2000, "draw")
+        ('1 test example', '0 draws', '2000 draws')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class Tabular:
     """A result with a `table`, one dictionary per row, which is also how it prints."""
 
@@ -35,7 +46,12 @@ class Tabular:
 
     def __repr__(self) -> str:
         """The title and the table as text."""
-        return f"{self.title}\n{text(self._rows)}"
+        return f"{self.title}\n{text(self._shown)}"
+
+    @property
+    def _shown(self) -> list[Row]:
+        """Rows as they print."""
+        return self._rows
 
     @property
     def _rows(self) -> list[Row]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mixvae._failures import at_least
-from mixvae._tables import Row, Tabular
+from mixvae._tables import Row, Tabular, counted
 from mixvae.distributions import DRAW_BLOCK, keyed_normal
 from mixvae.joint import Joint
 from mixvae.progress import SILENT, Progress
@@ -71,7 +71,7 @@ class Annealed(Tabular):
         >>> import numpy as np
         >>> from mixvae.annealing import Annealed
         >>> Annealed(np.log([[1.0], [3.0]]), np.array([0.625]), temperatures=100, leapfrog=5, seed=0)
-        Annealed importance sampling of 1 examples: 2 chains, 100 temperatures, 5 leapfrog steps, seed 0
+        Annealed importance sampling of 1 example: 2 chains, 100 temperatures, 5 leapfrog steps, seed 0
         bound  log p(x)  se  mc_se   ess  acceptance
         lower    0.6931   –    0.5  1.60       0.625
     """
@@ -109,8 +109,8 @@ class Annealed(Tabular):
     def title(self) -> str:
         """How many examples, chains and temperatures."""
         chains, examples = self.log_weights.shape
-        effort = f"{chains} chains, {self.temperatures} temperatures, {self.leapfrog} leapfrog steps, seed {self.seed}"
-        return f"Annealed importance sampling of {examples} examples: {effort}"
+        effort = f"{counted(chains, 'chain')}, {self.temperatures} temperatures, {self.leapfrog} leapfrog steps"
+        return f"Annealed importance sampling of {counted(examples, 'example')}: {effort}, seed {self.seed}"
 
     @property
     def table(self) -> list[Row]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mixvae import config
+from mixvae._tables import counted
 from mixvae.cli.experiments import demo, grow, reproduce, sweep, toy
 from mixvae.cli.output import folder, names, show, show_comparison, show_rows, target
 from mixvae.cli.queries import Split, encode_run, evaluate_runs, export, interpolate, reconstruct, sample
@@ -36,12 +37,14 @@ def train(settings: config.Config, out: str, *, resume: bool) -> None:
         return
     rows = run.metrics
     if run.epoch == before:
-        show(f"{run.path}: done already after {run.epoch} epochs; ask for more with --training.epochs to continue")
+        done = f"done already after {counted(run.epoch, 'epoch')}"
+        show(f"{run.path}: {done}; ask for more with --training.epochs to continue")
         return
     best = next(row for row in rows if row["epoch"] == rows[-1]["best_epoch"])
     show(
-        f"{run.path}: {rows[-1]['epoch']} epochs in {rows[-1]['seconds']:.0f} s; best epoch {best['epoch']}, "
-        f"validation MISELBO {best['validation']:.3f} nats\nnext: mixvae evaluate {run.path}"
+        f"{run.path}: {counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; "
+        f"best epoch {best['epoch']}, validation MISELBO {best['validation']:.3f} nats\n"
+        f"next: mixvae evaluate {run.path}"
     )
 
 

@@ -70,6 +70,8 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
         known = options()
         if unknown[1] in known:
             return f"this command takes no word {unknown[1]}: did you mean --{unknown[1]}?"
+        if "training.epochs" in known:
+            return f"unknown option --{unknown[1]}{config.meant(unknown[1], known, '--')}"
         last = unknown[1].rpartition(".")[2]  # training.epochs, if a command has epochs
         near = last if last in known else config.nearest(unknown[1], known)
         written = near.replace("_", "-") if near and "." not in near else near  # as the help shows it

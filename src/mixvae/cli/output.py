@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import textwrap
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixvae._tables import Row, plain
+from mixvae._tables import Row, counted, plain
+from mixvae.progress import Terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -125,31 +127,42 @@ def show_comparison(comparison: Comparison) -> None:
     from mixvae.reports import CONFIGURATIONS
 
     first = comparison.table[0]
-    about = f"{first['data']}, {first['examples']} {first['split']} examples, nats"
+    examples = counted(first["examples"], f"{first['split']} example")
+    about = f"{first['data']}, {examples}, nats"
+    known: Sequence[Column] = ()
     if comparison.has_several:
         show_rows(CONFIGURATIONS, comparison.configurations, f"Configurations: {about}")
-        about = f"Single trainings: {about}"
-    show_rows(comparison.columns, comparison.table, about)
+        about, known = f"Single trainings: {about}", CONFIGURATIONS
+    show_rows(comparison.columns, comparison.table, about, known)
     for note in comparison.warnings:
         show(f"note: {note}")
 
 
-def show_rows(columns: Sequence[Column], rows: Sequence[Row], title: str) -> None:
-    """Print rows as a table of the columns that hold anything, in parts if it is too wide, and what marks mean."""
+def show_rows(columns: Sequence[Column], rows: Sequence[Row], title: str, known: Sequence[Column] = ()) -> None:
+    """Print rows as a table of the columns that hold anything, in parts if it is too wide, and what is in it.
+
+    Args:
+        columns: its columns; those that are `page_only` are left out.
+        rows: its rows.
+        title: what it is of.
+        known: columns that were explained before.
+    """
     from rich.table import Table
 
-    from mixvae.reports import legend
-    from mixvae.reports._pages import MISSING
+    from mixvae.reports import filled, legend, meanings
 
-    filled = [any(column.unmarked(row) != MISSING for row in rows) for column in columns]
-    shown = [column for column, some in zip(columns, filled, strict=True) if some and not column.page_only]
-    for part in _parts(shown, rows, _console().width):
+    width = _console().width
+    shown = [column for column in filled(columns, rows) if not column.page_only]
+    for part in _parts(shown, rows, width):
         table = Table(title=plain(title))
         for i, column in enumerate(part):
             table.add_column(_heading(column, rows), justify="left" if i == 0 else "right")
         for row in rows:
             table.add_row(*(plain(column.text(row)) for column in part))
         show(table)
+    if (words := meanings(shown, known)) and not Terminal().console.quiet:
+        told = "; ".join(f"{name}: {meaning}" for name, meaning in words.items())
+        show(textwrap.fill(told, min(width, PAGE), break_on_hyphens=False))
     for mark in legend(shown, rows):
         show(mark)
 
@@ -161,29 +174,32 @@ def _heading(column: Column, rows: Sequence[Row]) -> str:
 
 
 def _parts(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[list[Column]]:
-    """Columns in groups that fit a width, each starting with the two that name the rows."""
+    """Columns in groups that fit a width, each starting with the one or two that name the rows."""
 
     def needed(part: Sequence[Column]) -> int:
         longest = (max(map(len, (*_heading(column, rows).splitlines(), *map(column.text, rows)))) for column in part)
         return 1 + sum(cell + 3 for cell in longest)  # a border and two spaces each
 
-    leading = list(columns[:2])
-    parts = [list(leading)]
-    for column in columns[2:]:
-        if len(parts[-1]) > 2 and needed([*parts[-1], column]) > width:
-            parts.append(list(leading))
-        parts[-1].append(column)
-    return parts
+    leading = [columns[0], *(column for column in columns[1:2] if not column.error)]
+    others = columns[len(leading) :]
+
+    def split(most: int) -> list[list[Column]]:
+        parts = [list(leading)]
+        for column in others:
+            added = len(parts[-1]) - len(leading)
+            if added and (added == most or needed([*parts[-1], column]) > width):
+                parts.append(list(leading))
+            parts[-1].append(column)
+        return parts
+
+    parts = split(len(others))
+    even = split(math.ceil(len(others) / len(parts)))
+    return even if len(even) == len(parts) else parts
 
 
 def show_scores(rows: Sequence[Row], run: str = "") -> None:
-    """Print a table of means with standard deviations over repetitions, under the name of the run if there are more."""
-    from rich.table import Table
+    """Print how well latents predict labels, under the name of the run if there are more."""
+    from mixvae.reports import scores
 
-    metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
-    title = f"accuracy, and agreement of k-means: mean ± standard deviation over {rows[0]['repetitions']} repetitions"
-    title = plain(f"{run}: {title}" if run else title)
-    table = Table("features", *(metric.upper() for metric in metrics), title=title)
-    for row in rows:
-        table.add_row(row["features"], *(f"{row[m]:.3f} ± {row[f'{m}_std']:.3f}" for m in metrics))
-    show(table)
+    title = "labels from latents"
+    show_rows(*scores(rows), f"{run}: {title}" if run else title)

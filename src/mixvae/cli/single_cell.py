@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from mixvae._tables import counted
 from mixvae.cli.output import names, quiet, show, target
 from mixvae.progress import Terminal
 
@@ -71,7 +72,7 @@ def train(
         runs.train(file, run, settings, progress)
     last = open_run(run).metrics[-1]
     show(
-        f"{run}: {last['epoch']} epochs; validation ELBO {last['validation']:.1f} nats per cell\n"
+        f"{run}: {counted(last['epoch'], 'epoch')}; validation ELBO {last['validation']:.1f} nats per cell\n"
         f"next: mixvae sc embed {run} {file}"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixvae._tables import Row, Tabular
+from mixvae._tables import Row, Tabular, counted
 from mixvae._trying import Observations, observations
 from mixvae.annealing import Annealed, Bracket, anneal, bracket
 from mixvae.evaluation._estimate import Estimate, standard_error
@@ -48,7 +48,7 @@ class Check(Tabular):
     def title(self) -> str:
         """How much was annealed."""
         return (
-            f"Check of {len(self.refined.log_px)} examples in nats: {self.annealed.title.split(': ')[1]}; "
+            f"Check of {counted(len(self.refined.log_px), 'example')} in nats: {self.annealed.title.split(': ')[1]}; "
             f"{self.refined.total_draws} refined draws"
         )
 

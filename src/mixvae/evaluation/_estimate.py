@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mixvae import figures
-from mixvae._tables import Row, Tabular
+from mixvae._tables import Row, Tabular, counted
 from mixvae.evaluation._sums import unreliable_k
 
 MOST_BIAS = 0.01
@@ -24,8 +24,13 @@ FINGERPRINTED = 1024
 """Examples hashed at once, which bounds the memory of a checksum."""
 
 
-BOUNDS_SHOWN = (("NLL", "nll", 1), ("pooled", "nll_pooled", 1), ("MISELBO", "nll_miselbo", 1), ("ELBO", "elbo", -1))
-"""Bounds by the name they are shown under, their name in results, and the sign that makes them an NLL."""
+BOUNDS_SHOWN = (
+    ("NLL", "nll", 1),
+    ("pooled NLL", "nll_pooled", 1),
+    ("MISELBO NLL", "nll_miselbo", 1),
+    ("−ELBO", "elbo", -1),
+)
+"""Bounds on −log p(x) by the name they are shown under, their name in results, and the sign that makes them one."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,12 +64,12 @@ class Estimate(Tabular):
         >>> bound, zero = np.array([-2.0, -4.0]), np.zeros(2)
         >>> made = {"components": 3, "draws_per_component": 2, "seed": 0}
         >>> Estimate(bound - 1, bound, bound, *[zero] * 4, bound, *[zero] * 4, **made)
-        Estimate of 2 examples in nats: 3 components, 2 draws of each, seed 0, proposal posterior
-             bound  nats    se  mc_se
-               NLL  3.00  1.00  0
-            pooled  3.00  1.00  0
-           MISELBO  3.00  1.00  0
-              ELBO  4.00  1.00  0
+        Estimate of 2 examples, nats, lower is better: 3 components, 2 draws of each, seed 0, proposal posterior
+              bound  nats    se  mc_se
+                NLL  3.00  1.00  0
+         pooled NLL  3.00  1.00  0
+        MISELBO NLL  3.00  1.00  0
+             −ELBO  4.00  1.00  0
     """
 
     elbo: np.ndarray
@@ -138,15 +143,16 @@ class Estimate(Tabular):
 
     @property
     def title(self) -> str:
-        """How many examples and draws."""
+        """How many examples and draws, and which way is better."""
         return (
-            f"{type(self).__name__} of {len(self.elbo)} examples in nats: {self.components} components, "
-            f"{self.draws_per_component} draws of each, seed {self.seed}, proposal {self.proposal}"
+            f"{type(self).__name__} of {counted(len(self.elbo), 'example')}, nats, lower is better: "
+            f"{counted(self.components, 'component')}, {counted(self.draws_per_component, 'draw')} of each, "
+            f"seed {self.seed}, proposal {self.proposal}"
         )
 
     @property
     def table(self) -> list[Row]:
-        """One row per bound as negative log-likelihood: its mean, and its standard errors over examples and draws."""
+        """One row per upper bound on −log p(x): its mean, and its standard errors over examples and draws."""
         summary = self.summary()
         rows = []
         for bound, name, sign in BOUNDS_SHOWN:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mixvae._tables import Row, Tabular
+from mixvae._tables import Row, Tabular, counted
 from mixvae.evaluation._estimate import Estimate, standard_error
 
 POSTERIOR = "posterior"
@@ -94,8 +94,8 @@ class Evaluation(Tabular):
         """Which examples, and how many draws."""
         of = self.identity
         return (
-            f"{type(self).__name__} of {of.examples} {of.split or ''} examples in nats: {of.components} components, "
-            f"{of.draws_per_component} draws of each, seed {of.seed}".replace("  ", " ")
+            f"{type(self).__name__} of {counted(of.examples, f'{of.split or str()} example'.strip())} in nats: "
+            f"{counted(of.components, 'component')}, {counted(of.draws_per_component, 'draw')} of each, seed {of.seed}"
         )
 
     @property

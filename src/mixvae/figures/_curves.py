@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from mixvae._tables import Row
+from mixvae._tables import Row, counted
 from mixvae.figures._style import MARKERS, PALETTE, WIDTH, bare, blank, colours, ink, wrapped
 
 NAMED = 1.7
@@ -159,7 +159,8 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
         axes[1].set_ylabel("Pareto k̂")
         loose = ": valid, but not tight" if high.any() else ""
         axes[1].set_title(f"{high.mean():.0%} above {unreliable:.2g}{loose}", fontsize="medium", loc="left")
-    told = f"Histogram of the NLL of {len(bound)} examples, from {-bound.max():.1f} to {-bound.min():.1f} nats, mean"
+    spread = f"from {-bound.max():.1f} to {-bound.min():.1f} nats"
+    told = f"Histogram of the NLL of {counted(len(bound), 'example')}, {spread}, mean"
     beside = f"; Pareto k̂ against it, {axes[1].get_title(loc='left')}" if known.any() else ""
     figure.set_label(f"{told} {-bound.mean():.2f}{beside}.")
     return figure

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
 
+from mixvae._tables import counted
 from mixvae.figures._style import PALETTE, WIDTH, bare, heat, ink, scatter, wrapped
 
 MOST_PRINTED = 12
@@ -66,7 +67,9 @@ def overlap(kl: np.ndarray, share: np.ndarray, redundant: Collection[int] = ()) 
     )
     shares = ", ".join(f"{part:.0%}" for part in share)
     idle = f" Redundant: {', '.join(map(str, sorted(redundant)))}." if redundant else ""
-    figure.set_label(f"KL between {s} components as a matrix, {range_}. Shares of the posterior: {shares}.{idle}")
+    figure.set_label(
+        f"KL between {counted(s, 'component')} as a matrix, {range_}. Shares of the posterior: {shares}.{idle}"
+    )
     return figure
 
 
@@ -174,8 +177,8 @@ def spread(jsd: np.ndarray, kl_prior: np.ndarray) -> Figure:
         right.set_xticks(range(1, s + 1, math.ceil(s / 10)), [str(j) for j in range(0, s, math.ceil(s / 10))])
     medians = ", ".join(f"{value:.2f}" for value in np.median(kl_prior, axis=0))
     figure.set_label(
-        f"Box plots over {len(jsd)} examples. JSD of the components: median {np.median(jsd):.2f} nats of at most "
-        f"{most:.2f}. KL to the prior, median by component: {medians} nats."
+        f"Box plots over {counted(len(jsd), 'example')}. JSD of the components: median {np.median(jsd):.2f} nats of at "
+        f"most {most:.2f}. KL to the prior, median by component: {medians} nats."
     )
     return figure
 
@@ -221,12 +224,12 @@ def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
         >>> from mixvae import figures
         >>> figure = figures.latent_means(np.random.default_rng(0).normal(size=(10, 3, 2)), np.arange(10) % 2)
         >>> [axes.get_title(loc="left") for axes in figure.axes]
-        ["every component's mean", "the mixture's mean"]
+        ["every component's mean", 'mean over the components']
     """
     examples, components, _ = means.shape
     plane, share = principal_plane(means.reshape(examples * components, -1))
     plane = plane.reshape(examples, components, -1)
-    names = ["every component's mean"] + (["the mixture's mean"] if labels is not None else [])
+    names = ["every component's mean"] + (["mean over the components"] if labels is not None else [])
     figure = Figure(figsize=(WIDTH, 3.3 * len(names)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(names), 1, sharex=True, sharey=True))
     scatter(panels[0], [(str(s), plane[:, s]) for s in range(components)], "component")
@@ -238,10 +241,10 @@ def latent_means(means: np.ndarray, labels: np.ndarray | None) -> Figure:
         panel.set_ylabel(f"2nd principal component ({share[1]:.0%})")
         bare(panel)
     panels[-1].set_xlabel(f"1st principal component ({share[0]:.0%})")
-    by = "by component" + (", and of the mixture by label" if labels is not None else "")
+    by = "by component" + (", and their mean over components by label" if labels is not None else "")
     figure.set_label(
-        f"Posterior means of {examples} examples in the plane of their first two principal components ({share[0]:.0%} "
-        f"and {share[1]:.0%} of the variance): {by}."
+        f"Posterior means of {counted(examples, 'example')} in the plane of their first two principal components "
+        f"({share[0]:.0%} and {share[1]:.0%} of the variance): {by}."
     )
     return figure
 
@@ -267,7 +270,7 @@ def embedding(points: np.ndarray, labels: Mapping[str, np.ndarray], axis: str) -
         panel.set_title(wrapped(title, WIDTH - 0.5), fontsize="medium", loc="left")
         panel.set(xlabel=f"{axis} 1", ylabel=f"{axis} 2", xticks=[], yticks=[])
         bare(panel)
-    figure.set_label(f"{axis} of {len(points)} examples, coloured by {' and by '.join(labels)}.")
+    figure.set_label(f"{axis} of {counted(len(points), 'example')}, coloured by {' and by '.join(labels)}.")
     return figure
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from mixvae._tables import counted
 from mixvae.figures._style import WIDTH, bare, colours, ink, spread_labels
 
 PANELS = {
@@ -138,9 +139,9 @@ def _fit_range(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> li
     if not cut:
         return []
     beyond = {int(e) for epochs, v in known for e in epochs[v > axes.get_ylim()[1]]}
-    count = f"{len(beyond)} epoch{'' if len(beyond) == 1 else 's'}"
+    count = counted(len(beyond), "epoch")
     axes.annotate(
         f"↑ cut off: {count}, up to {high:.1f} nats", (1, 1), xycoords="axes fraction", ha="right", va="top",
         color="#444444", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
     )  # fmt: skip
-    return [f"The axis ends at {axes.get_ylim()[1]:.1f}: {count} above it, up to {high:.1f} nats, are cut off"]
+    return [f"The axis ends at {axes.get_ylim()[1]:.1f}, which cuts off {count}, up to {high:.1f} nats"]

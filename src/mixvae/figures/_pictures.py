@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mixvae._tables import counted
 from mixvae.figures._style import PHOTOGRAPH, WIDTH, blank
 
 MOST_TICKS = 8
@@ -37,7 +38,7 @@ def images(pictures: np.ndarray, columns: int | None = None, title: str | None =
     _picture(axes, canvas)
     if title:
         axes.set_title(title, fontsize="medium", loc="left")
-    figure.set_label(f"{len(pictures)} pictures{f' of {title}' if title else ''}, {columns} in a row.")
+    figure.set_label(f"{counted(len(pictures), 'picture')}{f' of {title}' if title else ''}, {columns} in a row.")
     return figure
 
 
@@ -81,7 +82,7 @@ def reconstructions(originals: np.ndarray, by_component: np.ndarray) -> Figure:
     axes.set_yticks([height * (i + 0.5) - 1 for i in range(len(rows))], labels)
     axes.tick_params(length=0)
     figure.set_label(
-        f"{len(originals)} originals in a row, and below each its reconstruction by component "
+        f"{counted(len(originals), 'original')} in a row, and below each its reconstruction by component "
         f"{', '.join(map(str, range(len(by_component))))}."
     )
     return figure
@@ -118,8 +119,8 @@ def interpolations(a: np.ndarray, b: np.ndarray, paths: np.ndarray) -> Figure:
         axes.axvline(place, color="#222222", linewidth=1)
     axes.tick_params(length=0)
     figure.set_label(
-        f"Two originals at the ends of each row, and between them {steps} steps from the reconstruction of the one to "
-        f"that of the other, by component {', '.join(map(str, range(rows)))}."
+        f"Two originals at the ends of each row, and between them {counted(steps, 'step')} from the reconstruction of "
+        f"the one to that of the other, by component {', '.join(map(str, range(rows)))}."
     )
     return figure
 

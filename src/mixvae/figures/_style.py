@@ -22,14 +22,19 @@ PALETTE = (
     "#009E73",
     "#CC79A7",
     "#E69F00",
-    "#56B4E9",
-    "#7A5195",
-    "#5C5C5C",
-    "#B2A000",
-    "#000000",
+    "#150055",
+    "#95EA80",
+    "#95002A",
+    "#9595FF",
+    "#554000",
 )
-"""Colours that colour-blind readers can tell apart (after Okabe and Ito, 2008), then darker companions."""
+"""Ten colours that colour-blind readers can tell apart, inverted too: five of Okabe and Ito (2008), then those farthest
+from them and from each other."""
 MARKERS = "osD^vPX*<>"
+OPACITY = 0.75
+"""Of points, through which those below are seen."""
+SMALLEST, LARGEST, DENSE = 9.0, 36.0, 9000.0
+"""Areas of a marker in square points, and that of all markers of a plot between the two."""
 WIDTH = 4.8
 """Inches: text of 10 points is as large as that of a page that shows the figure at 108 pixels per inch."""
 SEQUENTIAL = "Blues"
@@ -146,16 +151,17 @@ def heat(axes: Axes, values: np.ndarray, norm: Normalize, texts: Mapping[tuple[i
 
 
 def scatter(axes: Axes, groups: Sequence[tuple[str, np.ndarray]], title: str) -> None:
-    """Scatter groups of points, each in its own colour and marker, with a legend."""
+    """Scatter groups of points, each in its own colour and marker, the fewer the larger, with a legend."""
+    size = min(max(DENSE / max(sum(len(points) for _, points in groups), 1), SMALLEST), LARGEST)
     for i, ((label, points), colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
         marker = MARKERS[i % len(MARKERS)]
-        axes.scatter(*points.T, s=9, color=colour, marker=marker, alpha=0.55, linewidths=0, label=label)
+        axes.scatter(*points.T, s=size, color=colour, marker=marker, alpha=OPACITY, linewidths=0, label=label)
     if len(groups) <= len(PALETTE):
         legend = axes.legend(
             title=title, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, borderaxespad=0
         )
         for handle in legend.legend_handles:
-            handle.set(alpha=1, sizes=[20])  # pyright: ignore[reportOptionalMemberAccess]
+            handle.set(sizes=[LARGEST])  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def spread_labels(axes: Axes, labels: Sequence[Annotation], gap: float = 0.07) -> None:

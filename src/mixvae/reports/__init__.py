@@ -13,11 +13,12 @@ from mixvae.reports._columns import (
     POOLED,
     SPLIT,
     SPLIT_BETWEEN,
+    scores,
 )
 from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness, marked
 from mixvae.reports._configurations import PARTS, objective, parts, trust
 from mixvae.reports._page import pictures, write
-from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, legend, render, table
+from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, filled, legend, meanings, render, table
 from mixvae.reports._settings import differing, settings
 
 __all__ = [
@@ -45,13 +46,16 @@ __all__ = [
     "compare",
     "differing",
     "embed",
+    "filled",
     "legend",
     "looseness",
     "marked",
+    "meanings",
     "objective",
     "parts",
     "pictures",
     "render",
+    "scores",
     "settings",
     "student",
     "table",

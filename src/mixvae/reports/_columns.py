@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from mixvae._tables import Row, counted
 from mixvae.reports._between import ONE_TRAINING
 from mixvae.reports._pages import Column
 
 _OVER_EXAMPLES = f"standard error over examples of {ONE_TRAINING}"
-_BETWEEN = "half width of its 95 % interval between trainings, by Student's t with the variance pooled over"
+_BETWEEN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over"
 _PARTS = (
-    ("ELBO gain", "elbo", "gain of the ELBO, of model and posterior together, nats", None, False),
-    ("of it model", "model", "gain in log p(x), of a better model, nats", "gain", True),
-    ("of it posterior", "posterior", "−ΔKL(q(z|x) ‖ p(z|x)), of a better posterior, nats", "gain", False),
+    ("ELBO gain", "elbo", "in the ELBO, only over a training of the same bound, nats", None, False),
+    ("of it model", "model", "its part in log p(x), of a better model, nats", "gain", True),
+    ("of it posterior", "posterior", "its part in −KL(q(z|x) ‖ p(z|x)), of a better posterior, nats", "gain", False),
 )
 
 
@@ -20,9 +23,8 @@ def _split(error: str, of: str) -> tuple[Column, ...]:
     """Columns of the gain of the ELBO and its parts."""
     return tuple(
         Column(
-            title, f"gain_{part}", f"gain_{part}_{error}", 3,
-            f"{about}; only over a training of the same bound; ± {of}",
-            signed=True, trust=trust, page_only=page_only,
+            title, f"gain_{part}", f"gain_{part}_{error}", 3, about,
+            signed=True, trust=trust, page_only=page_only, error_about=of,
         )
         for title, part, about, trust, page_only in _PARTS
     )  # fmt: skip
@@ -33,18 +35,20 @@ GAIN = Column(
     "gain",
     "gain_se",
     3,
-    f"gain in log p(x), nats, paired by example; ± {_OVER_EXAMPLES}",
+    "in log p(x), over the row above that has none, paired by example, nats",
     signed=True,
     trust="gain",
+    error_about=_OVER_EXAMPLES,
 )
 GAIN_BETWEEN = Column(
     "gain ± between trainings",
     "gain",
     "gain_margin",
     3,
-    f"difference of mean log p(x), nats; ± {_BETWEEN} all configurations",
+    "in mean log p(x), over the row above that has none, nats",
     signed=True,
     trust="gain",
+    error_about=f"{_BETWEEN} all configurations",
 )
 SPLIT = _split("se", _OVER_EXAMPLES)
 SPLIT_BETWEEN = _split("margin", f"{_BETWEEN} the configurations trained by that bound")
@@ -52,17 +56,24 @@ NLL = Column(
     "NLL ± over examples",
     "nll",
     "nll_se",
-    about="−log p(x), estimated from above, nats; ± standard error over examples of a single training",
+    about="−log p(x), estimated from above, nats, lower is better",
     trust="nll",
+    error_about=_OVER_EXAMPLES,
 )
 NLL_BETWEEN = Column(
     "NLL ± between trainings",
     "nll",
     "nll_margin",
-    about=f"mean of −log p(x), estimated from above, nats; ± {_BETWEEN} all configurations",
+    about="−log p(x), estimated from above, mean over trainings, nats, lower is better",
     trust="nll",
+    error_about=f"{_BETWEEN} all configurations",
 )
-ELBO = Column("−ELBO", "elbo", about="negative evidence lower bound, nats", negated=True)
+ELBO = Column(
+    "−ELBO",
+    "elbo",
+    about="negative evidence lower bound, an upper bound on −log p(x), nats, lower is better",
+    negated=True,
+)
 MISELBO = Column(
     "MISELBO NLL", "nll_miselbo", about="bound on −log p(x) by MISELBO, the paper's protocol, nats", page_only=True
 )
@@ -72,16 +83,16 @@ POOLED = Column(
 SLACK = Column(
     "log p(x) − own bound",
     "slack",
-    about="how far the bound that was trained lies below log p(x), nats, if it was evaluated with as many draws; "
+    about="how far the bound that was trained lies below log p(x), nats, if it was evaluated with as many draws, "
     "KL(q(z|x) ‖ p(z|x)) for the ELBO",
     trust="nll",
     page_only=True,
 )
-_SIZE = Column("S", "components", digits=0, about="mixture components")
+_SIZE = Column("S", "components", digits=0)
 _BOUNDS = (MISELBO, POOLED, SLACK)
 _COOPERATION = (
-    Column("JSD", "jsd", digits=3, about="Jensen–Shannon divergence of the components, nats", page_only=True),
-    Column("effective S", "effective_components", digits=2, about="exp of the mean JSD"),
+    Column("JSD", "jsd", digits=3, page_only=True),
+    Column("effective S", "effective_components", digits=2),
     Column("parameters", "parameters", digits=0, page_only=True),
     Column("seconds", "train_seconds", digits=0, about="training time", page_only=True),
 )
@@ -97,3 +108,30 @@ CONFIGURATIONS = (
     *(replace(column, page_only=True) for column in (ELBO, *_BOUNDS, *_COOPERATION)),
 )
 """Columns of configurations with several trainings: means over trainings."""
+
+
+def scores(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[Row]]:
+    """Columns and rows of a `Representation`'s table, in words.
+
+    Example:
+        >>> from mixvae.analysis import Representation
+        >>> from mixvae.reports import scores
+        >>> columns, rows = scores(Representation({"1 samples": {"knn": [0.75, 1.0]}}).table)
+        >>> [column.text(row) for row in rows for column in columns]
+        ['1 sample', '0.875 ± 0.177']
+        >>> columns[1].title, columns[1].meaning
+        ('KNN', 'accuracy of k nearest neighbours, k = 5')
+    """
+    metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
+    over = f"standard deviation over {counted(rows[0]['repetitions'], 'repetition')}"
+    columns = [
+        Column("features", "features", about="what stands for an example, those of all components side by side"),
+        *(Column(metric.upper(), metric, f"{metric}_std", 3, error_about=over) for metric in metrics),
+    ]
+    return columns, [{**row, "features": _features(row["features"])} for row in rows]
+
+
+def _features(name: str) -> str:
+    """Name of features: that of draws begins with their number."""
+    number, _, noun = name.partition(" ")
+    return counted(int(number), noun.removesuffix("s")) if number.isdecimal() else name

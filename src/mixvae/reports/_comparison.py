@@ -16,7 +16,7 @@ from mixvae.evaluation import Evaluation, mismatch, paired_gain, split_gain
 from mixvae.reports._between import ONE_TRAINING
 from mixvae.reports._columns import COLUMNS, GAIN, SPLIT
 from mixvae.reports._configurations import PARTS, Member, by_configuration, configurations, slack, splits, trust
-from mixvae.reports._pages import NOT_TIGHT, Column
+from mixvae.reports._pages import NOT_TIGHT, Column, filled
 from mixvae.runs import Run
 
 POSTERIOR = "posterior"
@@ -54,6 +54,12 @@ class Comparison(Tabular):
         """What is compared, and what the errors of gains are worth."""
         gains = any("gain" in row for row in self.table)
         return f"Comparison; gain_se is over examples of {ONE_TRAINING}" if gains else "Comparison"
+
+    @property
+    def _shown(self) -> list[Row]:
+        """What the command line shows of each run; the table has more."""
+        shown = [column for column in filled(self.columns, self.table) if not column.page_only]
+        return [{column.title: column.text(row) for column in shown} for row in self.table]
 
     @property
     def has_several(self) -> bool:

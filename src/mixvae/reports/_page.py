@@ -14,9 +14,9 @@ from mixvae._tables import Row
 from mixvae.evaluation import Evaluation
 from mixvae.files import write_bytes
 from mixvae.reports import _pages as pages
-from mixvae.reports._columns import CONFIGURATIONS
+from mixvae.reports._columns import CONFIGURATIONS, scores
 from mixvae.reports._comparison import compare, label
-from mixvae.reports._pages import Column
+from mixvae.reports._pages import Column, filled
 from mixvae.reports._settings import differing, facts, reproduction, settings
 from mixvae.runs import Run
 
@@ -68,16 +68,19 @@ def write(
     by_path = {str(run.path): run for run in opened}
     sections: list[dict[str, Any]] = []
     files: dict[Path, bytes] = {}
-    scores = {path: _representation(run) for path, run in by_path.items()}  # first: reports damage immediately
+    scored = {path: _representation(run) for path, run in by_path.items()}  # first: reports damage immediately
     held = {row["run"]: settings(by_path[row["path"]]) for row in rows}
+    known: Sequence[Column] = ()
     for row, evaluation in zip(rows, comparison.evaluations, strict=True):
         run = by_path[row["path"]]
         drawn = {name: figures.png(figure) for name, figure in pictures(run).items()} if run.has_weights else {}
         files |= {run.layout.figures / f"{name.replace(' ', '_')}.png": picture for name, picture in drawn.items()}
+        if representation := scored[row["path"]]:
+            representation["known"], known = known, known or representation["columns"]
         embedded = {name: pages.embed(picture) for name, picture in drawn.items()}
         sections.append(
             {
-                "row": row, "facts": facts(run, row), "figures": embedded, "representation": scores[row["path"]],
+                "row": row, "facts": facts(run, row), "figures": embedded, "representation": representation,
                 "settings": held[row["run"]], "reproduction": reproduction(run, evaluation, row),
             }
         )  # fmt: skip
@@ -93,6 +96,7 @@ def write(
         gains=pages.embed(comparison.figure) if comparison.has_gains else "",
         splits=pages.embed(comparison.splits) if comparison.has_splits else "",
         curves=pages.embed(figures.learning_curves(curves)),
+        cooperation=any(epoch.get("used_components", 1) > 1 for epochs in curves.values() for epoch in epochs),
         sections=sections,
     )
     for path, picture in files.items():
@@ -106,13 +110,11 @@ def _representation(run: Run) -> dict[str, Any] | None:
     stored = sorted(runs.representations(run), key=lambda pair: pair[0] != "test")
     if not stored:
         return None
-    split, scores = stored[0]
-    rows = scores.table
-    metrics = [key.removesuffix("_std") for key in rows[0] if key.endswith("_std")]
-    columns = [Column("features", "features"), *(Column(m.upper(), m, f"{m}_std", 3) for m in metrics)]
-    return _table(columns, rows) | {"split": split}
+    split, found = stored[0]
+    return _table(*scores(found.table)) | {"split": split}
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """Columns, and rows of texts and sorting keys, for a template."""
+    """Columns that hold anything, and rows of texts and sorting keys, for a template."""
+    columns = filled(columns, rows)
     return {"columns": columns, "rows": pages.table(columns, rows)}

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mixvae import figures
+from mixvae._tables import counted
 from mixvae.files import write_text
+from mixvae.reports._words import WORDS
 
 MISSING = "–"
 PER_INCH = 108
@@ -38,12 +40,13 @@ class Column:
         value: key of its value in a row.
         error: key of the value's error, if it has one.
         digits: decimals.
-        about: what the heading means.
+        about: what the heading means; by default what `WORDS` says of it.
+        error_about: what the error is.
         signed: whether to show a plus before positive values.
         negated: whether to show −value, such as the −ELBO of an ELBO.
         trust: beginning of the keys NAME_tight and NAME_reliable, which are False in rows whose value is not tight, and
             whose error is not to be relied on.
-        page_only: whether it is left out in a terminal.
+        page_only: whether it is left out in a terminal, and shown on a page only when asked for.
 
     Example:
         >>> from mixvae.reports import Column
@@ -63,6 +66,22 @@ class Column:
     negated: bool = False
     trust: str | None = None
     page_only: bool = False
+    error_about: str = ""
+
+    @property
+    def name(self) -> str:
+        """The heading without its error."""
+        return self.title.partition(" ±")[0]
+
+    @property
+    def meaning(self) -> str:
+        """What the heading means; empty if it speaks for itself."""
+        return self.about or WORDS.get(self.title, "")
+
+    @property
+    def hint(self) -> str:
+        """What the heading and its error mean, in one line."""
+        return ", ± ".join(filter(None, (self.meaning, self.error_about)))
 
     def text(self, row: Mapping[str, Any]) -> str:
         """The row's value as text, with its error and its marks."""
@@ -116,6 +135,41 @@ def table(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[
     return [[Cell(column.unmarked(row), column.key(row), column.note(row)) for column in columns] for row in rows]
 
 
+def filled(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    """Columns in which some row has a value.
+
+    Example:
+        >>> from mixvae.reports import Column, filled
+        >>> columns = [Column("S", "components"), Column("gain", "gain")]
+        >>> [column.title for column in filled(columns, [{"components": 1}])]
+        ['S']
+    """
+    return [column for column in columns if any(column.unmarked(row) != MISSING for row in rows)]
+
+
+def meanings(columns: Sequence[Column], known: Sequence[Column] = ()) -> dict[str, str]:
+    """What headings and errors of a table mean, of those that do not speak for themselves.
+
+    Args:
+        columns: the table's columns.
+        known: columns that were explained before, whose meanings are left out.
+
+    Example:
+        >>> from mixvae.reports import Column, meanings
+        >>> error = "standard error over examples"
+        >>> meanings([Column("S", "components"), Column("gain ± over examples", "gain", about="Δ", error_about=error)])
+        {'S': 'components of the mixture', 'gain': 'Δ', '±': 'standard error over examples'}
+    """
+    errors: dict[str, list[str]] = {}
+    for column in columns:
+        if column.error_about:
+            errors.setdefault(column.error_about, []).append(column.name)
+    found = {column.name: column.meaning for column in columns if column.meaning}
+    found |= {"±" if len(errors) == 1 else f"± of {', '.join(names)}": about for about, names in errors.items()}
+    before = meanings(known) if known else {}
+    return {name: about for name, about in found.items() if before.get(name) != about}
+
+
 def legend(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the marks in a table mean, of those that it has.
 
@@ -166,6 +220,6 @@ def render(template: str, target: Path, **context: Any) -> Path:
         loader=FileSystemLoader(str(files("mixvae") / "templates")),
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
     )  # fmt: skip
-    environment.filters["looked_at"] = looked_at
+    environment.filters |= {"looked_at": looked_at, "counted": counted, "meanings": meanings}
     write_text(target, environment.get_template(template).render(**context))
     return target

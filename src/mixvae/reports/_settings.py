@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mixvae import config
-from mixvae._tables import Row
+from mixvae._tables import Row, counted
 from mixvae.config import Config
 from mixvae.evaluation import Evaluation
 from mixvae.reports._pages import MISSING
@@ -120,18 +120,18 @@ def facts(run: Run, row: Row) -> dict[str, str]:
     if (kl := row.get("kl_posterior")) is not None:
         se = f" ± {row['kl_posterior_se']:.3f}" if row.get("kl_posterior_se") is not None else ""
         found["KL(q(z|x) ‖ p(z|x))"] = f"{kl:.3f}{se} nats, log p(x) − ELBO"
-    found["effective sample size"] = f"{row['ess']:.0f} of {row['total_draws']} draws"
-    mean = MISSING if row["pareto_k"] is None else f"{row['pareto_k']:.2f}"
+    found["effective sample size"] = f"{row['ess']:.0f} of {counted(row['total_draws'], 'draw')}"
+    mean = MISSING if row["pareto_k"] is None else f"{row['pareto_k']:.2f} on average"
     share = row.get("pareto_k_unreliable")
-    found["Pareto k̂"] = f"{mean} on average" + (
+    found["Pareto k̂, the weights' tail"] = mean + (
         "" if share is None else f", unreliable for {100 * share:.0f} % of the examples"
     )
-    found |= {"active units": str(row["active_units"]), "best epoch": f"{row['best_epoch']} of {row['epochs']}"}
+    found["active units"] = f"{row['active_units']}, latents whose posterior mean varies over the examples"
+    found["best epoch"] = f"{row['best_epoch']} of {row['epochs']}"
     goal = run.manifest["goal"]
     if run.epoch < goal["epochs"]:
-        ended = (
-            f"stopped early, after {goal['patience']} epochs without a better one" if run.is_done else "not finished"
-        )
+        early = f"stopped early, after {counted(goal['patience'], 'epoch')} without a better one"
+        ended = early if run.is_done else "not finished"
         found["best epoch"] += f"; {ended} of at most {goal['epochs']}"
     return found | {"evaluation seed": str(row["seed"])}
 
