@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import USER_MODULE
+from conftest import USER_MODULE, refused
 from mixvae import config
 from mixvae.bounds import pooled
 from mixvae.config import Config, ModelConfig, TrainingConfig
-from mixvae.decoders import ContinuousBernoulli, GaussianLikelihood
+from mixvae.decoders import ContinuousBernoulli, ConvDecoder, Decoder, GaussianLikelihood, MLPDecoder
 from mixvae.networks import GatedEncoder
 from mixvae.priors import VampPrior
 
@@ -117,6 +117,114 @@ def test_wrong_yaml_is_told_in_one_line(tmp_path, text, told):
     with pytest.raises(ValueError, match=told) as caught:
         config.read(tmp_path / "c.yaml")
     assert "\n" not in str(caught.value)
+
+
+UNKNOWN = [
+    ("training.lr", "did you mean {}training.optimizer.lr?"),
+    ("training.learning_rate", "did you mean {}training.optimizer.lr?"),
+    ("training.momentum", "did you mean {}training.optimizer.momentum, of RMSprop or SGD?"),
+    ("training.max_lr", "did you mean {}training.schedule.max_lr, of CyclicLR or OneCycleLR?"),
+    ("training.scheduler", "did you mean {}training.schedule?"),
+    ("model.hidden", "did you mean {0}model.encoder.hidden or {0}model.decoder.hidden?"),
+    ("model.pseudo_inputs", "did you mean {}model.prior.pseudo_inputs, of VampPrior?"),
+    ("model.epochs", "did you mean {}training.epochs?"),
+    ("training.seed", "did you mean {}seed?"),
+    ("training.epoch", "did you mean {}training.epochs?"),
+    (
+        "training.callbacks",
+        "callbacks are objects, given in Python by fit(…, callbacks=[…]); a configuration has loggers",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "told"), UNKNOWN)
+def test_a_setting_that_exists_deeper_is_suggested(tmp_path, capsys, key, told):
+    """In a file, as a flag, and in a grid's options; each in one line."""
+    group, name = key.split(".")
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{group}: {{{name}: 3}}")
+    for error in (
+        refused(capsys, "train", path, "--out", tmp_path / "run"),
+        refused(capsys, "train", "digits", f"--{key}", "3", "--out", tmp_path / "run"),
+        refused(capsys, "train", "digits", f"--{key.replace('_', '-')}=3", "--out", tmp_path / "run"),
+    ):
+        prefix = "" if str(path) in error else "--"
+        assert error.endswith(f"{key}: {told.format(prefix)}\n")
+    with pytest.raises(ValueError, match=f"grid.yaml: unknown option {key}: ") as caught:
+        config.check_options({key: 3}, "grid.yaml")
+    assert str(caught.value).endswith(told.format(""))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("lr", ": did you mean --training.optimizer.lr?"),
+        ("epochs", ": did you mean --training.epochs?"),
+        ("pseudo-inputs", ": did you mean --model.prior.pseudo_inputs, of VampPrior?"),
+        ("oout", ": did you mean --out?"),
+        ("zzzzzz", "\n"),
+    ],
+)
+def test_a_flag_without_its_group_is_suggested_with_it(tmp_path, capsys, key, told):
+    error = refused(capsys, "train", "digits", f"--{key}", "3", "--out", tmp_path / "run")
+    assert f"unknown option --{key.replace('-', '_')}{told}" in error
+
+
+@pytest.mark.parametrize("name", ["Bernoulli", "ContinuousBernoulli"])
+def test_torchs_own_bernoulli_as_a_likelihood_is_refused(tmp_path, capsys, name):
+    """It would take logits for probabilities, and raise on its second line."""
+    told = f"use mixvae.decoders.{name}"
+    for make in (MLPDecoder, ConvDecoder):
+        with pytest.raises(ValueError, match=told):
+            make(2, shape=(1, 4, 4), likelihood=getattr(torch.distributions, name))
+    flag = f"--model.likelihood=torch.distributions.{name}"
+    assert told in refused(capsys, "train", "digits", flag, "--out", tmp_path / "run")
+    decoder = Decoder(nn.Sequential(nn.Linear(2, 4), nn.Sigmoid()), torch.distributions.Bernoulli)
+    assert decoder(torch.zeros(3, 2)).event_shape == (4,), "a network of one's own may end in probabilities"
+
+
+def test_a_suggested_setting_exists():
+    """What is proposed is taken, by the class that it names."""
+    for key, told in UNKNOWN[:-1]:
+        name, _, classes = told.format("").removeprefix("did you mean ").partition(", of ")
+        for place in name.removesuffix("?").split(" or "):
+            kind = [f"--{place.rpartition('.')[0]}={classes.split(' ')[0].removesuffix('?')}"] if classes else []
+            value = "[3]" if "hidden" in place else "StepLR" if place == "training.schedule" else "3"
+            assert config.read("digits", [*kind, f"--{place}={value}"]), key
+
+
+def test_settings_that_no_class_takes_have_no_suggestion():
+    assert config.takers("nonsense") == {}
+    assert config.takers("shape") == {}, "it is filled in"
+    assert config.meant("zzzzzzzz.qqqqqqqq", ["seed"]) == ""
+
+
+def test_a_likelihood_of_torch_is_answered_by_our_own(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {likelihood: torch.distributions.Bernoulli}")
+    with pytest.raises(ValueError, match="as model.likelihood, .*; write Bernoulli for mixvae's own; if you trust it"):
+        config.read(tmp_path / "c.yaml")
+
+
+def test_an_object_in_place_of_a_name_is_told_in_one_line():
+    with pytest.raises(ValueError, match="is not the name of a class or function"):
+        config.options(TrainingConfig(bound=pooled))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("accumulate", "1.5"), ("warmup", "2.5"), ("cycles", "2.5"), ("epochs", "2.5"), ("active", "x"),
+        ("beta", "high"), ("schedule_every", "batch"), ("compile", "fast"), ("clip", "[1]"), ("patience", "true"),
+        ("loggers", "3"),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_one_line_everywhere(tmp_path, capsys, setting, value):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"data: {{name: digits, limit: 40}}\ntraining: {{{setting}: {value}}}")
+    for words in ([path], ["digits", f"--training.{setting}={value}"]):
+        assert f"training.{setting}" in refused(capsys, "train", *words, "--out", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,30 @@
 """What a training loop is open to: callbacks, loggers, metrics, β, free bits, schedules per step, parts of batches."""
 
+import itertools
 import math
 import runpy
 import subprocess
 import sys
+import types
+import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric.loggers import CSVLogger
 from torch import nn
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CyclicLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 import mixvae
 from conftest import Recorded, binary, forge, refused, tiny_model
@@ -32,6 +45,7 @@ from mixvae.runs import fit, open_run
 from mixvae.training import Callback, History, State, StopTraining, launch
 from mixvae.training._free_bits import Freed, free_bits
 from mixvae.training._objective import Inputs, Objective
+from mixvae.training._schedules import check_schedules
 
 ADAM = partial(torch.optim.Adam, lr=3e-3, fused=True)
 
@@ -90,7 +104,10 @@ def crash():
 
 def test_a_callback_hears_every_step_and_epoch(digits):
     log, rows = Log(), []
-    history = fit(small(), digits, epochs=2, warmup=4, beta=0.5, callbacks=[log, rows.append], optimizer=ADAM)
+    quiet = Recorded()
+    history = fit(
+        small(), digits, epochs=2, warmup=4, beta=0.5, callbacks=[log, rows.append], optimizer=ADAM, progress=quiet
+    )
     assert log.rows == rows == list(history)
     assert [(one.epoch, one.step, one.steps) for one in log.steps] == [(e, s, 3) for e in (1, 2) for s in (1, 2, 3)]
     for row in history:
@@ -143,11 +160,169 @@ def test_an_error_in_a_callback_comes_after_a_checkpoint(digits, tmp_path, at):
     assert_same(weights(again), weights(whole))
 
 
+def changed(callback, name, value):
+    setattr(callback, name, value)
+    return callback
+
+
 @pytest.mark.usefixtures("as_users_run")
-@pytest.mark.parametrize(("wrong", "told"), [(Log, "the class Log"), (3, "got int")])
-def test_what_is_no_callback_is_refused_in_one_line(digits, wrong, told):
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ([Log], "got the class Log"),
+        ([3], "got 3"),
+        (print, r"callbacks must be a list, such as \[print\]; got the function print"),
+        (Log(), "callbacks must be a list, .* got an object of class Log"),
+        ("log", "callbacks must be a list, .* got 'log'"),
+        (None, "callbacks must be a list, .* got None"),
+        ([lambda: None], "a callback must be a function of an epoch's row; got the function <lambda>"),
+        ([lambda row, epoch: None], "a callback must be a function of an epoch's row"),
+        ([changed(Log(), "on_step", 5)], "on_step of Log must be a function of a Step; got 5"),
+        ([changed(Log(), "on_epoch", lambda: None)], "on_epoch of Log must be a function of an epoch's row"),
+    ],
+)
+def test_what_is_no_callback_is_refused_in_one_line(digits, tmp_path, wrong, told):
+    """Some ended in mid-training, others raw."""
     with pytest.raises(ValueError, match=told) as error:
-        fit(small(), digits, callbacks=[wrong])
+        fit(small(), digits, epochs=1, callbacks=wrong, run=tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_a_callback_may_be_made_of_functions_it_was_given(digits):
+    """Catches a callback whose on_step is looked for in its class only."""
+    steps, late, rows = [], [], []
+
+    class Plain(Callback):
+        pass
+
+    given = changed(Plain(), "on_step", steps.append)
+    other = types.SimpleNamespace(on_step=steps.append, on_epoch=rows.append)
+    watch = Plain()
+    watch.on_epoch = lambda row: changed(watch, "on_step", late.append)
+    fit(small(), digits, epochs=2, callbacks=[given, other, watch])
+    assert len(steps) == 2 * 6
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [step.epoch for step in late] == [2] * 3, "it asked for them after the first epoch"
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("csv", r"loggers must be a list, such as \[lightning_fabric.loggers.CSVLogger.*got 'csv'"),
+        (CSVLogger("logs"), "loggers must be a list, .*got an object of class CSVLogger"),
+        (["csv"], "a logger has log_hyperparams.*got 'csv'"),
+        ([CSVLogger], "a logger has log_hyperparams.*got the class CSVLogger"),
+    ],
+)
+def test_what_is_no_logger_is_refused_in_one_line(digits, wrong, told):
+    with pytest.raises(ValueError, match=told) as error:
+        fit(small(), digits, loggers=wrong)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"seed": 1.5}, "seed must be a whole number; got 1.5"),
+        ({"seed": True}, "seed must be a whole number; got True"),
+        ({"options": {"epochs": 3}}, "options must be an object of class TrainingOptions or None; got {'epochs': 3}"),
+        ({"fabric": "cpu"}, "fabric must be an object of class Fabric or None; got 'cpu'"),
+        ({"amend": 1}, "amend must be True or False; got 1"),
+        ({"label": 3}, "label must be a text; got 3"),
+        ({"progress": "bar"}, "progress must have announce and update, .*got 'bar'"),
+        ({"progress": Terminal}, "progress must have announce and update, .*got the class Terminal"),
+    ],
+)
+def test_other_arguments_of_fit_are_checked_too(digits, tmp_path, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        fit(small(), digits, run=tmp_path / "run", **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("lr", r"it belongs to the optimizer: pass optimizer=functools.partial\(torch.optim.Adam, lr=…\)"),
+        ("learning_rate", r"pass optimizer=functools.partial\(torch.optim.Adam, lr=…\)"),
+        ("momentum", r"optimizer, of RMSprop or SGD: .*torch.optim.RMSprop, momentum=…\)"),
+        ("step_size", r"schedule, of StepLR: pass schedule=functools.partial\(torch.optim.lr_scheduler.StepLR"),
+        ("logger", r"did you mean loggers\?"),
+        ("epoch", r"did you mean epochs\?"),
+        ("hidden", "see TrainingOptions"),
+    ],
+)
+def test_fit_says_where_an_unknown_option_goes(digits, name, told):
+    with pytest.raises(TypeError, match=f"fit has no option '{name}': .*{told}") as error:
+        fit(small(), digits, **{name: 0.01})
+    assert "\n" not in str(error.value)
+
+
+WRONG = {
+    int: (1.5, "2", True, float("nan"), [1], torch.tensor(1.5)),
+    float: ("0.5", True, [0.5], 1j),
+    bool: (1, "yes", None),
+    Any: ("elbo", {"class_path": "Adam"}, 3, [print]),
+}
+"""Values that are not of a kind; the last is that of functions and classes."""
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize("name", TrainingOptions.__dataclass_fields__)
+def test_every_option_refuses_other_kinds_in_one_line(name):
+    """Catches half epochs that train, and texts that end in the middle of a library."""
+    kind = str(TrainingOptions.__dataclass_fields__[name].type).partition(" |")[0]
+    named = {"Compile": (1, "fast", None), "Every": (1, "batch", None)}
+    values = named.get(kind) or WRONG.get({"int": int, "float": float, "bool": bool}.get(kind, Any))
+    for value in values:
+        with pytest.raises(ValueError, match=rf"^{name} must be .*; got ") as error:
+            TrainingOptions(**{name: value})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("as_users_run")
+def test_numbers_of_numpy_are_options_that_a_run_can_keep(digits, tmp_path):
+    options = TrainingOptions(epochs=np.int64(1), beta=np.float32(0.5), clip=np.float64(2))
+    assert (type(options.epochs), type(options.beta), options.beta) == (int, float, 0.5)
+    fit(small(), digits, options, run=tmp_path / "run")
+    assert open_run(tmp_path / "run").is_done
+
+
+def test_yaml_and_python_allow_the_same_of_each_option():
+    """One definition: annotations and defaults agree, but for what a configuration gives by name."""
+    yaml, python = get_type_hints(config.TrainingConfig), get_type_hints(TrainingOptions)
+    shared = yaml.keys() & python.keys() - {"bound", "gradient", "optimizer", "schedule"}
+    assert len(shared) == len(python) - 5, "score_all is scored in YAML"
+    defaults = config.options(config.TrainingConfig())
+    for name in shared:
+        assert yaml[name] == python[name], name
+        assert getattr(TrainingOptions(), name) == getattr(defaults, name), name
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize(
+    ("option", "given", "instead"),
+    [
+        ("bound", "pooled", "mixvae.bounds.pooled"),
+        ("bound", "mixvae.bounds.Miselbo", "mixvae.bounds.miselbo"),
+        ("gradient", "sticking_the_landing", "mixvae.gradients.sticking_the_landing"),
+        ("optimizer", "adamw", "functools.partial(torch.optim.AdamW, lr=…)"),
+        ("optimizer", {"class_path": "torch.optim.SGD", "lr": 0.1}, "functools.partial(torch.optim.SGD, lr=0.1)"),
+        ("optimizer", {"lr": 0.1}, "functools.partial(torch.optim.Adam, lr=0.1)"),
+        ("optimizer", {"class_path": "SGD", "init_args": {"lr": 0.1}}, "functools.partial(torch.optim.SGD, lr=0.1)"),
+        ("optimizer", torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), "partial(torch.optim.SGD, lr=…)"),
+        ("schedule", "StepLR", "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=…)"),
+        ("schedule", "onecycle", "functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=…)"),
+        ("bound", None, "mixvae.bounds.elbo"),
+    ],
+)
+def test_a_name_in_python_is_answered_by_its_object(option, given, instead):
+    with pytest.raises(ValueError, match=f"{option} must be a function or a class") as error:
+        TrainingOptions(**{option: given})
+    assert str(error.value).endswith(f"{instead}")
     assert "\n" not in str(error.value)
 
 
@@ -433,6 +608,67 @@ def test_free_bits_hold_under_sticking_the_landing_too():
         assert same == (nats < 1)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"epochs": 5, "warmup": 100}, "β rises to 1 over 100 epochs, but the training has 5 and ends at 0.05: give a"),
+        (
+            {"epochs": 3, "warmup": 4, "beta": 0.5},
+            "over 4 epochs, but the training has 3 and ends at 0.375",
+        ),
+        ({"epochs": 4, "warmup": 4}, None),
+        ({"epochs": 1, "warmup": 0}, None),
+        ({"epochs": 1, "warmup": 9, "beta": 0.0}, None),
+        ({"epochs": 1, "warmup": 8, "cycles": 2}, "β rises to 1 over 2 epochs, but the training has 1 and ends at 0.5"),
+        ({"epochs": 2, "warmup": 8, "cycles": 2}, None),
+        ({"epochs": 9, "warmup": 6, "cycles": 2}, None),
+        ({"epochs": 9, "warmup": 6, "cycles": 3}, "2 epochs each, in which β does not rise but is 1 throughout"),
+        ({"epochs": 10**12, "warmup": 10**12}, None),
+    ],
+)
+def test_a_beta_that_never_rises_to_its_value_is_told(options, told):
+    """Against the schedule itself, epoch by epoch."""
+    made, seen = TrainingOptions(**options), Recorded()
+    check_schedules(None, made, 3, seen)
+    (line,) = seen.lines or [""]
+    assert (told or "") in line
+    if made.epochs < 100:
+        betas = [made.beta_at(epoch) for epoch in range(1, made.epochs + 1)]
+        flat = made.cycles is not None and len(set(betas)) == 1
+        assert bool(line) == (max(betas) < made.beta or flat)
+    if line and made.cycles is None:
+        shorter = int(line.partition("a warmup of ")[2].partition(",")[0])
+        check_schedules(None, TrainingOptions(**options | {"warmup": shorter}), 3, again := Recorded())
+        assert again.lines == [], "the remedy works"
+
+
+def test_a_silent_training_warns_once(digits):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(small(), digits, epochs=1, warmup=2)
+    (warning,) = caught
+    assert "β rises to 1 over 2 epochs" in str(warning.message)
+
+
+def test_a_schedule_that_is_refused_is_all_that_is_told(tmp_path, capsys):
+    """Catches an error that comes after a warning, and so is not one line."""
+    path = tmp_path / "c.yaml"
+    cycle = "{class_path: OneCycleLR, max_lr: 0.01, total_steps: 2}"
+    path.write_text(f"data: {{name: digits, limit: 40}}\ntraining: {{epochs: 3, warmup: 9, schedule: {cycle}}}\n")
+    assert "and 3 epochs take 3 of it: give total_steps 3" in refused(capsys, "train", path, "--out", tmp_path / "run")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_preset_cut_short_tells_of_its_warmup_once(tmp_path, capfd):
+    words = ["--data.name=digits", "--data.limit=40", "--training.epochs=2", "--model.encoder.hidden=[4]"]
+    main(["train", "vanilla", *words, "--model.latent=2", "--model.decoder.hidden=[4]", "--out", str(tmp_path / "run")])
+    lines = [line for line in capfd.readouterr().err.splitlines() if "warm" in line]
+    assert lines == [
+        "warning: β rises to 1 over 100 epochs, but the training has 2 and ends at 0.02: give a warmup of 2, or more "
+        "epochs"
+    ]
+
+
 def test_free_bits_keep_the_kl_of_a_training(digits):
     kls = [fit(small(), digits, epochs=8, free_bits=nats, beta=20.0, optimizer=ADAM)[-1]["kl"] for nats in (0.0, 3.0)]
     assert kls[0] < 0.5 < 2 < kls[1]
@@ -459,6 +695,10 @@ def test_free_bits_read_nothing_of_a_step():
         (
             {"schedule": partial(OneCycleLR, max_lr=1e-2, total_steps=5), "schedule_every": "step", "epochs": 2}, {},
             "OneCycleLR has 5 steps, and 2 epochs take 6 of it: give total_steps 6",
+        ),
+        (
+            {"schedule": partial(OneCycleLR, max_lr=1e-2, total_steps=3), "epochs": 4, "patience": 9}, {},
+            "OneCycleLR has 3 steps, and 4 epochs take 4 of it: give total_steps 4",
         ),
     ],
 )  # fmt: skip
@@ -514,6 +754,88 @@ def test_a_schedule_meant_for_steps_is_told_of(digits, schedule):
     assert "give schedule_every step, under which they take 6" in line
 
 
+def chained(optimizer, total):
+    return ChainedScheduler([ConstantLR(optimizer, 0.5), OneCycleLR(optimizer, 1e-2, total)])
+
+
+def sequential(optimizer, total, *, milestone, first):
+    parts = [OneCycleLR(optimizer, 1e-2, total), ConstantLR(optimizer, 0.5)]
+    return SequentialLR(optimizer, parts if first else parts[::-1], [milestone])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda optimizer, total: OneCycleLR(optimizer, 1e-2, total),
+        chained,
+        *(partial(sequential, milestone=m, first=first) for m in (2, 4, 6, 9) for first in (True, False)),
+    ],
+)
+def test_lengths_of_schedules_are_told_as_torch_steps_them(make):
+    """Against torch itself, 6 steps of schedules of every length: what raises is refused, what ends early is told."""
+    for total in range(2, 12):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9)
+        schedule, raises = make(optimizer, total), False
+        cycle = next(one for one in (schedule, *getattr(schedule, "_schedulers", ())) if isinstance(one, OneCycleLR))
+        for _ in range(6):
+            optimizer.step()
+            try:
+                schedule.step()
+            except ValueError:
+                raises = True
+                break
+        options = TrainingOptions(epochs=2, schedule=partial(make, total=total), schedule_every="step")
+        fresh, seen = make(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.9), total), Recorded()
+        if raises:
+            with pytest.raises(ValueError, match=f"OneCycleLR has {total} steps, and 2 epochs take"):
+                check_schedules(fresh, options, 3, seen)
+        else:
+            check_schedules(fresh, options, 3, seen)
+            told = [line for line in seen.lines if "its learning rate does not come to its end" in line]
+            assert len(told) == len(seen.lines) == (cycle.last_epoch < total - 1), total
+
+
+def test_any_schedule_with_a_length_is_told_of():
+    class Cosine(LRScheduler):
+        total_steps = 4
+
+        def get_lr(self):
+            return self.base_lrs
+
+    options = TrainingOptions(epochs=2, schedule=Cosine, schedule_every="step")
+    check_schedules(Cosine(torch.optim.SGD([nn.Parameter(torch.zeros(1))])), options, 3, seen := Recorded())
+    assert seen.lines == ["warning: Cosine is over after 4 of 6 steps: give total_steps 6"]
+
+
+@pytest.mark.usefixtures("as_users_run")
+@pytest.mark.parametrize(("bound", "gradient"), [(pooled, doubly_reparameterised), (pooled, proportional)])
+def test_parts_that_choose_anew_have_the_batchs_mean_gradient(monkeypatch, bound, gradient):
+    """By enumeration of all choices, at the same noise in float64: of a whole batch, and of each of its parts."""
+    pi = torch.tensor([0.7, 0.3], dtype=torch.float64)
+    noise, x = torch.randn(1, 2, 4, 2, dtype=torch.float64), binary(4)
+    model = tiny_model(components=2, weights=pi.tolist())
+    if gradient is doubly_reparameterised:
+        choices = [(torch.tensor(each), float(pi[list(each)].prod())) for each in itertools.product((0, 1), repeat=2)]
+        monkeypatch.setattr(torch, "multinomial", lambda *args, **options: now[0])
+    else:  # the second of the two draws, at (1 + u)/2, is of the first component while u < 0.4
+        choices = [(torch.tensor([0, 0]), 0.4), (torch.tensor([0, 1]), 0.6)]
+        monkeypatch.setattr(mixvae.gradients, "_in_proportion", lambda log_pi, n: now[0])
+
+    def gradients(examples, part_noise):
+        value = gradient(model, examples, bound, 1, noise=part_noise).sum()
+        parts = torch.autograd.grad(value, list(model.parameters()), allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    whole, in_parts, now = 0.0, 0.0, []
+    for choice, probability in choices:
+        now[:] = [choice]
+        whole = whole + probability * gradients(x, noise)
+        for part in (slice(0, 3), slice(3, 4)):  # each enumerates by itself: the parts choose independently
+            in_parts = in_parts + probability * gradients(x[part], noise[:, :, part])
+    assert len(whole) > 50
+    torch.testing.assert_close(in_parts, whole, rtol=1e-10, atol=1e-12)
+
+
 def test_accumulation_gives_the_gradient_of_the_whole_batch(digits):
     """7 examples in 1, 3 and 7 parts, in float64."""
     data = datasets.load_dataset("digits", limit=40, limit_validation=20)
@@ -552,7 +874,7 @@ OPTIONS = {
     "a schedule of steps": {
         "schedule": partial(OneCycleLR, max_lr=1e-2, total_steps=12), "schedule_every": "step", "beta": 0.5,
     },
-    "cycles": {"warmup": 4, "cycles": 2, "free_bits": 2.0},
+    "cycles": {"warmup": 6, "cycles": 2, "free_bits": 2.0},
     "parts": {"accumulate": 3, "ema": 0.9, "clip": 1.0},
 }  # fmt: skip
 
@@ -636,7 +958,7 @@ for options in ({"free_bits": 1.0}, {"accumulate": 2}):
         torch.manual_seed(0)
         q = mixvae.SeparateEncoders(partial(GatedEncoder, (1, 8, 8), 2, (6,)), 2)
         model = mixvae.MixtureVAE(q, mixvae.StandardNormal(2), mixvae.MLPDecoder(2, (1, 8, 8), (6,)))
-        mixvae.fit(model, data, epochs=3, batch=20, warmup=4, cycles=2, beta=0.5, compile=how, **options)
+        mixvae.fit(model, data, epochs=3, batch=20, warmup=6, cycles=2, beta=0.5, compile=how, **options)
         found[how] = list(model.parameters())
     for one, other in zip(*found.values()):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import mixvae
-from conftest import binary, tiny_model
+from conftest import Recorded, binary, tiny_model
 from mixvae import datasets, runs
 from mixvae.bounds import elbo, iwelbo, log_weights, miselbo, pooled
 from mixvae.cli import main
@@ -379,10 +379,13 @@ def test_a_schedule_goes_on_in_proportion_under_an_amended_rate(digits, tmp_path
 
 def test_a_rate_that_the_schedule_would_override_is_refused(digits, tmp_path):
     cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=9)
-    fit(small(), digits, epochs=1, schedule=cycle, run=tmp_path / "run")
+    fit(small(), digits, epochs=1, schedule=cycle, run=tmp_path / "run", progress=Recorded())
     before = files_of(tmp_path / "run")
     with pytest.raises(ValueError, match="OneCycleLR sets its own learning rates"):
-        fit(small(), digits, epochs=2, schedule=cycle, run=tmp_path / "run", optimizer=ADAM, amend=True)
+        fit(
+            small(), digits, epochs=2, schedule=cycle, run=tmp_path / "run", optimizer=ADAM, amend=True,
+            progress=Recorded(),
+        )  # fmt: skip
     assert files_of(tmp_path / "run") == before
 
 
@@ -588,7 +591,7 @@ def test_the_best_epoch_on_validation_is_kept(digits):
 def test_a_run_of_few_epochs_within_the_warm_up_is_saved(digits, tmp_path):
     """The published code saves nothing before epoch 100."""
     run = Layout(tmp_path / "run")
-    fit(small(), digits, epochs=1, warmup=100, run=run.path)
+    fit(small(), digits, epochs=1, warmup=100, run=run.path, progress=Recorded())
     assert load_weights(run.weights)
 
 
@@ -602,7 +605,8 @@ def test_warm_up_is_linear_and_early_stopping_waits_for_its_end(digits):
 
 def test_beta_scales_the_training_bound_but_never_validation(digits):
     frozen = partial(torch.optim.SGD, lr=0.0)
-    warm, cold = (fit(small(), digits, epochs=1, warmup=w, optimizer=frozen)[0] for w in (100, 0))
+    options = {"epochs": 1, "optimizer": frozen, "progress": Recorded()}
+    warm, cold = (fit(small(), digits, warmup=w, **options)[0] for w in (100, 0))
     assert warm["validation"] == cold["validation"]
     assert warm["bound"] != cold["bound"]
 

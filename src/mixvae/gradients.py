@@ -14,7 +14,8 @@ Which bound each differentiates, in expectation over draws; N = L·S draws in al
 All estimators of the ELBO have the same expected gradient and differ in its variance: the ELBO is linear in the
 draws' distribution. The log of a mean is not, so that from S > 1 the pooled bounds of stratified, independent and
 proportional draws are three different lower bounds on log p(x), with different gradients. By how much, and which is
-tightest, depends on the model; all three approach log p(x) as L grows.
+tightest, depends on the model; all three approach log p(x) as L grows. The last two choose components once at each
+call, for all of its examples: a batch in parts chooses anew for each, which is another draw of the same mean gradient.
 """
 
 from __future__ import annotations

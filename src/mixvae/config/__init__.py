@@ -15,7 +15,6 @@ from mixvae.config._reading import (
     from_namespace,
     load_yaml,
     locate,
-    nearest,
     nested,
     presets,
     read,
@@ -25,6 +24,7 @@ from mixvae.config._reading import (
     typed_names,
 )
 from mixvae.config._schema import Config, DataConfig, ModelConfig, Spec, StartConfig, TrainingConfig
+from mixvae.config._suggesting import meant, nearest, takers
 from mixvae.config._trust import (
     EVERYBODY,
     NOBODY,
@@ -67,6 +67,7 @@ __all__ = [
     "load_yaml",
     "locate",
     "loggers",
+    "meant",
     "nearest",
     "nested",
     "options",
@@ -79,6 +80,7 @@ __all__ = [
     "resolve",
     "split",
     "spelled",
+    "takers",
     "to_yaml",
     "typed_names",
 ]

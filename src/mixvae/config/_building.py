@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mixvae._failures import called, plain_errors, said
 from mixvae._resources import built_mixture
-from mixvae.config._reading import nearest
 from mixvae.config._schema import ModelConfig, Spec, TrainingConfig
+from mixvae.config._suggesting import nearest
 from mixvae.config._trust import LOGGERS, NAME
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def resolve(name: str, room: str) -> Any:
         >>> resolve("VampPrior", "mixvae.priors").__name__, resolve("torch.nn.ELU", "mixvae.networks").__name__
         ('VampPrior', 'ELU')
     """
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a class or function: give one such as package.module.Name")
     module_name, _, attribute = name.rpartition(".")
     module_name = module_name or room

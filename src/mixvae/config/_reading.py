@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
@@ -17,17 +15,14 @@ import yaml
 from mixvae.config._bounded import MODE, check_bounds, load_yaml, read_yaml
 from mixvae.config._flags import GROUPS, flags, is_file, options_in, spelled
 from mixvae.config._schema import FILES, Config, DataConfig, ModelConfig, StartConfig, TrainingConfig, check_nulls
+from mixvae.config._suggesting import meant, nearest
 from mixvae.config._trust import EVERYBODY, NOBODY, Trust, check_config, granting
 
 __all__ = [
     "Parser", "add_arguments", "changes", "check_file", "check_options", "check_parsed", "check_words", "flags",
-    "from_dict", "from_namespace", "load_yaml", "locate", "nearest", "nested", "presets", "read", "read_yaml",
-    "spelled", "to_yaml", "typed_names",
+    "from_dict", "from_namespace", "load_yaml", "locate", "nested", "presets", "read", "read_yaml", "spelled",
+    "to_yaml", "typed_names",
 ]  # fmt: skip
-
-
-SHORTEST_PART = 3
-"""Letters that a part of a name needs to be matched on its own."""
 
 
 def presets() -> dict[str, Path]:
@@ -57,15 +52,6 @@ def locate(name: str | Path) -> Path:
     raise ValueError(f"there is no preset or file {str(name)!r}: {hint}")
 
 
-def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str | None:
-    """Return the known name closest to a mistyped one, as a whole or in one of its parts."""
-    whole = difflib.get_close_matches(name, list(known), 1)
-    if whole or len(name) < SHORTEST_PART:
-        return next(iter(whole), None)
-    parts = {part: full for full in reversed(list(known)) for part in re.split(r"[_.]", full)}
-    return next((parts[part] for part in difflib.get_close_matches(name, list(parts), 1)), None)
-
-
 class Parser(jsonargparse.ArgumentParser):
     """A parser that raises its errors instead of exiting, and reads YAML within bounds."""
 
@@ -85,12 +71,16 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivat
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse values out of bounds, and a file for one group of options, such as `--model FILE`, which nothing checks.
+    """Refuse unknown settings, values out of bounds, and a file for one group of options, which nothing checks.
 
     Raises:
         ValueError: a word is one of these.
     """
+    known = sorted(key for key in _keys(Config) if key not in GROUPS)
     for name, value in options_in(words):
+        group, *inner = name.removeprefix("--").split(".")
+        if group in GROUPS and inner and f"{group}.{inner[0]}" not in known:
+            raise ValueError(f"unknown option {name}{meant(name.removeprefix('--'), known, '--')}")
         with suppress(yaml.YAMLError):  # the parser reports it
             check_bounds(value, name)
         if name.removeprefix("--") in GROUPS and is_file(value):
@@ -205,8 +195,7 @@ def check_file(path: Path, trust: Trust = NOBODY) -> None:
             raise ValueError(f"{path}: {group} must map settings to values, as in `{group}: {{…}}`; got {what}")
     for key in _file_keys(content, known):
         if key not in known:
-            near = nearest(key, sorted(known))
-            raise ValueError(f"{path}: unknown key {key}" + (f": did you mean {near}?" if near else ""))
+            raise ValueError(f"{path}: unknown key {key}{meant(key, sorted(known))}")
     data = content.get("data", {})
     files = [part for part in ("train", "validation", "test") if data.get(part) is not None]
     if files and data.get("name", FILES) != FILES:
@@ -249,8 +238,7 @@ def check_options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in flat.items():
         parts = key.split(".")
         if not (key in known or (".".join(parts[:2]) in known and all(part.isidentifier() for part in parts[2:]))):
-            near = nearest(key, sorted(known))
-            raise ValueError(f"{source}: unknown option {key}" + (f": did you mean {near}?" if near else ""))
+            raise ValueError(f"{source}: unknown option {key}{meant(key, sorted(known))}")
         if dotted := next(_dotted(value), None):
             raise ValueError(f"{source}: {dotted!r} in {key} is no key: write settings inside one another")
         check_config(nested({key: value}), source)

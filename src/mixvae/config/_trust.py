@@ -153,10 +153,12 @@ def _checked(named: Iterator[tuple[str, str, bool]], source: str, trust: Trust) 
         if allowed:
             continue
         if not (trust.covers(path) or granted().covers(path)):
-            package = path.partition(".")[0]
+            package, name = path.partition(".")[0], path.rpartition(".")[2]
+            own = name in OWN.get(where.rpartition(".")[2], ("", ()))[1]
             raise ValueError(
-                f"{source} names {path} as {where}, which is not part of mixvae: its code would run; if you trust it, "
-                f"give --trust {package} (trust=[{package!r}] in Python)"
+                f"{source} names {path} as {where}, which is not part of mixvae: its code would run; "
+                + (f"write {name} for mixvae's own; " if own else "")
+                + f"if you trust it, give --trust {package} (trust=[{package!r}] in Python)"
             )
         if trust.folders is None or granted().covers(path):
             look_in_working_folder()

@@ -104,8 +104,14 @@ def output_shape(likelihood: Likelihood, shape: Sequence[int]) -> tuple[int, ...
     """Shape of the parameters that a likelihood needs: one per value of x unless it declares another.
 
     Raises:
-        ValueError: the images have three colours and the likelihood is Bernoulli.
+        ValueError: the images have three colours and the likelihood is Bernoulli, or it is torch's of that name.
     """
+    if likelihood in (torch.distributions.Bernoulli, torch.distributions.ContinuousBernoulli):
+        name = getattr(likelihood, "__name__", "")
+        raise ValueError(
+            f"torch.distributions.{name} takes probabilities first, and a decoder's network gives logits: use "
+            f"mixvae.decoders.{name}"
+        )
     if likelihood is Bernoulli and len(shape) == 3 and shape[0] == 3:
         raise ValueError(
             f"a Bernoulli likelihood describes binary images; got RGB images of shape {tuple(shape)}: use "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import torch
 from lightning_fabric import Fabric
@@ -34,6 +35,7 @@ from mixvae.training import (
     keep_freed_memory,
     launch,
 )
+from mixvae.training._kinds import check_kinds
 from mixvae.training._processes import as_one, first_alone
 from mixvae.training._trial import check_binary
 
@@ -158,6 +160,7 @@ def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str
             "relative": relatives.pop("name", None),
             **({"relatives": relatives} if relatives else {}),
             "sizes": {name: len(data.split(name)) for name in ("train", "validation", "test")},
+            "given": data.record(),
         },
         "device": str(fabric.device),
         "processes": fabric.world_size,
@@ -178,15 +181,28 @@ def _spec(model: MixtureVAE, data: Dataset) -> dict[str, Any]:
 
 
 def _changed(options: TrainingOptions, changed: Mapping[str, Any]) -> TrainingOptions:
-    """Options with some of them changed."""
-    known = TrainingOptions.__dataclass_fields__
+    """Options with some of them changed.
+
+    Raises:
+        TypeError: there is no such option; the message says what takes it, or which one is near.
+    """
     for name in changed:
-        if name not in known:
-            near = mixvae.config.nearest(name, list(known))
-            raise TypeError(
-                f"fit has no option {name!r}: " + (f"did you mean {near}?" if near else "see TrainingOptions")
-            )
+        if name not in TrainingOptions.__dataclass_fields__:
+            raise TypeError(f"fit has no option {name!r}: {_remedy(name)}")
     return replace(options, **changed)
+
+
+def _remedy(name: str) -> str:
+    """What to give `fit` instead of an option that it does not have."""
+    for setting, more in mixvae.config.takers(name).items():
+        group, option, argument = setting.split(".")
+        if group == "training":
+            home = "torch.optim" if option == "optimizer" else "torch.optim.lr_scheduler"
+            kind = more.removeprefix(", of ").split(" ")[0] or "Adam"
+            return f"it belongs to the {option}{more}: pass {option}=functools.partial({home}.{kind}, {argument}=…)"
+    own = [own for own, one in inspect.signature(fit).parameters.items() if one.kind is not one.VAR_KEYWORD]
+    near = mixvae.config.nearest(name, [*TrainingOptions.__dataclass_fields__, *own])
+    return f"did you mean {near}?" if near else "see TrainingOptions"
 
 
 def _with_batches(options: TrainingOptions, data: Dataset, *, asked: bool) -> TrainingOptions:
@@ -253,8 +269,8 @@ def fit(
 
     Raises:
         TypeError: there is no such option.
-        ValueError: a number is out of range, the run was made from something else, one of its files is damaged, or
-            another process is training it.
+        ValueError: an argument is of another kind than its annotation, or out of range, the run was made from something
+            else, one of its files is damaged, or another process is training it.
         FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
         KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
 
@@ -269,6 +285,7 @@ def fit(
         >>> len(history), mixvae.load("runs/S3").posterior.components
         (1, 3)
     """
+    check_kinds(get_type_hints(fit), options=options, seed=seed, run=run, amend=amend, label=label, fabric=fabric)
     data = datasets.as_dataset(data, progress=progress)
     options = _with_batches(_changed(options or TrainingOptions(), changed), data, asked="batch" in changed)
     fabric = fabric or launch()

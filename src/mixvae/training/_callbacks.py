@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mixvae.training._history import Epoch
+from mixvae.training._kinds import listed, shown
 
 
 class StopTraining(Exception):  # noqa: N818  (a request, not an error)
@@ -89,15 +91,19 @@ class Callbacks:
         device: the device whose random generator they must leave as it is.
 
     Raises:
-        ValueError: one is neither.
+        ValueError: they are no list, or one is neither.
     """
 
     def __init__(self, given: Sequence[Callback | Callable[[Epoch], object]], device: torch.device):
-        self.all = [_as_callback(one) for one in given]
-        self.at_steps = [one for one in self.all if getattr(type(one), "on_step", None) is not Callback.on_step]
+        self.all = [_as_callback(one) for one in listed("callbacks", given, "[print]")]
         self.devices = [device] if device.type == "cuda" else []
         self.stopping = False
         """Whether one of them asked to stop."""
+
+    @property
+    def at_steps(self) -> list[Callback]:
+        """Those that want to know of every step, whether by their class or by what was set on them, at any time."""
+        return [one for one in self.all if getattr(one.on_step, "__func__", one.on_step) is not Callback.on_step]
 
     def step(self, step: Step) -> None:
         """Call those that want to know of every step."""
@@ -119,12 +125,44 @@ class Callbacks:
 
 
 def _as_callback(value: object) -> Callback:
+    """A callback from what is given as one.
+
+    Raises:
+        ValueError: it is none, or cannot be called with a step or an epoch's row alone.
+    """
     if isinstance(value, Callback) and not isinstance(value, type):
+        for name, taken in (("on_step", "a Step"), ("on_epoch", "an epoch's row")):
+            _check_takes_one(getattr(value, name), f"{name} of {type(value).__name__}", taken)
         return value
     if callable(value) and not isinstance(value, type):
+        _check_takes_one(value, "a callback", "an epoch's row")
         return _Function(value)
-    name = value.__name__ if isinstance(value, type) else type(value).__name__
     raise ValueError(
         f"a callback is an object of a class derived from mixvae.training.Callback, or a function of an epoch's row; "
-        f"got {'the class ' if isinstance(value, type) else ''}{name}"
+        f"got {shown(value)}"
     )
+
+
+def _check_takes_one(function: object, what: str, taken: str) -> None:
+    """Refuse now what the first step or epoch would find.
+
+    Raises:
+        ValueError: it is no function of one argument.
+    """
+    if not _takes_one(function):
+        raise ValueError(f"{what} must be a function of {taken}; got {shown(function)}")
+
+
+def _takes_one(function: object) -> bool:
+    """Whether something can be called with one argument, as far as can be told."""
+    if not callable(function):
+        return False
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # it has none
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        return False
+    return True

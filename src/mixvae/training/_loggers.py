@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from mixvae._failures import said
 from mixvae.progress import Progress
 from mixvae.training._history import Epoch
+from mixvae.training._kinds import listed, shown
 
 
 @runtime_checkable
@@ -48,19 +49,21 @@ class Loggers:
         given: the user's loggers.
         folder: the run directory, which also gets TensorBoard's files where that is installed.
         progress: where failures are reported.
+        before: those that Fabric has already, which come first.
 
     Raises:
-        ValueError: one is no logger.
+        ValueError: they are no list, or one is no logger.
     """
 
-    def __init__(self, given: Sequence[Logger], folder: Path | None, progress: Progress):
-        for one in given:
+    def __init__(self, given: Sequence[Logger], folder: Path | None, progress: Progress, before: Sequence[Logger] = ()):
+        self.all: list[Logger] = [*before, *listed("loggers", given, '[lightning_fabric.loggers.CSVLogger("logs")]')]
+        for one in self.all:
             if not isinstance(one, Logger) or isinstance(one, type):
                 raise ValueError(
                     "a logger has log_hyperparams, log_metrics and finalize, as lightning_fabric.loggers.CSVLogger(…) "
-                    f"does; got {one!r}"[:200]
+                    f"does; got {shown(one)}"
                 )
-        self.all, self.folder, self.progress = list(given), folder, progress
+        self.folder, self.progress = folder, progress
 
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Record the settings, nested as they may be."""

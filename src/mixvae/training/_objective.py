@@ -15,6 +15,7 @@ from mixvae.bounds import Bound
 from mixvae.gradients import Estimator, doubly_reparameterised, sticking_the_landing
 from mixvae.model import MixtureVAE
 from mixvae.training._free_bits import Freed
+from mixvae.training._kinds import check_kinds
 from mixvae.training._options import Compile
 
 ROUNDED, ROUNDED_HALF = 0.01, 0.2
@@ -36,8 +37,7 @@ def check_compile(compile: Compile, gradient: Estimator, changing: nn.Module | N
     Raises:
         ValueError: one of them is refused.
     """
-    if compile not in ("none", "default", "reduce-overhead"):
-        raise ValueError(f"compile must be none, default or reduce-overhead; got {compile!r}")
+    check_kinds({"compile": Compile}, compile=compile)
     if compile != "none" and gradient in REPLAYING:
         raise ValueError(
             f"compile {compile} cannot hold {gradient.__name__}, which replays random numbers: use reparameterised, "

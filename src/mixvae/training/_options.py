@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from functools import cache, partial
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from mixvae._failures import at_least
 from mixvae.bounds import Bound, elbo
 from mixvae.gradients import Estimator, reparameterised
+from mixvae.training._kinds import check_kinds, plain_number
 
 MakeOptimizer = Callable[..., torch.optim.Optimizer]
 """Makes an optimiser from parameters, such as `partial(torch.optim.Adam, lr=1e-3)`."""
@@ -29,6 +30,8 @@ DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How a model is trained.
+
+    Bounds, gradients, optimisers and schedules are functions or classes here; only a configuration names them.
 
     Args:
         epochs: most passes over the training examples.
@@ -49,8 +52,8 @@ class TrainingOptions:
             total_steps = epochs · ⌈examples / batch⌉. ReduceLROnPlateau, which follows the validation, needs `epoch`.
         beta: weight β of the KL part after the warm-up; 1 maximises a bound on log p(x). Validation is always at 1.
         warmup: epochs over which β rises linearly to `beta`.
-        cycles: divide the warm-up into this many cycles of equal length; β rises over the first half of each, and stays
-            at `beta` for the second. One rise over the whole warm-up by default.
+        cycles: divide the warm-up into this many cycles of equal length, 3 epochs or more; β rises over the first half
+            of each, and stays at `beta` for the second. One rise over the whole warm-up by default.
         free_bits: λ, nats per example of the KL that cost nothing: while the mean of log q(z|x) − log p(z) over a batch
             is below λ, the gradient leaves them out, and that is then the gradient of max(λ, KL). 0 turns it off.
         patience: stop after this many epochs without a better validation MISELBO, counted after the warm-up.
@@ -66,7 +69,7 @@ class TrainingOptions:
         save_every: seconds between checkpoints.
 
     Raises:
-        ValueError: a number is out of range, or two options contradict each other.
+        ValueError: an option is of another kind than its annotation, out of range, or contradicts another one.
 
     References:
         Cyclical annealing: Fu et al., Cyclical Annealing Schedule (2019), https://arxiv.org/abs/1903.10145
@@ -107,6 +110,9 @@ class TrainingOptions:
     save_every: float = 30.0
 
     def __post_init__(self):
+        check_kinds(_kinds(type(self)), **vars(self))
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain_number(value))  # as JSON holds it
         at_least(
             1,
             epochs=self.epochs,
@@ -131,8 +137,6 @@ class TrainingOptions:
         Raises:
             ValueError: two do.
         """
-        if self.schedule_every not in ("epoch", "step"):
-            raise ValueError(f"schedule_every must be epoch or step; got {self.schedule_every!r}")
         if self.schedule_every == "step" and self.schedule is None:
             raise ValueError("schedule_every is step, but there is no schedule: give one, or leave schedule_every out")
         if self.cycles is not None and (self.warmup % self.cycles or self.warmup < 2 * self.cycles):
@@ -153,3 +157,9 @@ class TrainingOptions:
         length = self.warmup // (self.cycles or 1)
         rise = length if self.cycles is None else length / 2
         return self.beta * min(1.0, ((epoch - 1) % length + 1) / rise)
+
+
+@cache
+def _kinds(options: type) -> dict[str, Any]:
+    """The annotations of a class of options."""
+    return get_type_hints(options)

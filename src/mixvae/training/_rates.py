@@ -7,12 +7,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.optim.lr_scheduler import CyclicLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from mixvae.progress import Progress
-from mixvae.training._options import TrainingOptions
-
-MUCH = 2
-"""How many times as long as its training a schedule is that was meant to step more often."""
-
 
 def base_rates(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
     """Learning rate and weight decay of every group of parameters."""
@@ -56,37 +50,6 @@ def amend(
                 each.base_lrs[i] = now["lr"]
         if "weight_decay" in group:
             group["weight_decay"] = now["weight_decay"]
-
-
-def check_schedule(
-    schedule: LRScheduler | ReduceLROnPlateau | None, options: TrainingOptions, steps: int, progress: Progress
-) -> None:
-    """Refuse a schedule that ends before its training, and tell of one that was meant to step more often.
-
-    Args:
-        schedule: the schedule.
-        options: how many epochs, and when it steps.
-        steps: steps of an epoch.
-        progress: where it is told.
-
-    Raises:
-        ValueError: a OneCycleLR would be asked for more steps than it has, in a training that patience cannot end.
-    """
-    taken = options.epochs * (steps if options.schedule_every == "step" else 1)
-    for each in _nested(schedule):
-        if not isinstance(each, OneCycleLR | CyclicLR):
-            continue
-        name = type(each).__name__
-        length = int(each.total_steps if isinstance(each, OneCycleLR) else each.total_size)
-        if isinstance(each, OneCycleLR) and each is schedule and length < taken and options.patience is None:
-            raise ValueError(
-                f"{name} has {length} steps, and {options.epochs} epochs take {taken} of it: give total_steps {taken}"
-            )
-        if options.schedule_every == "epoch" and length > MUCH * taken:
-            progress.announce(
-                f"note: {name} takes {length} steps, but one per epoch, and there are {options.epochs} epochs: give "
-                f"schedule_every step, under which they take {options.epochs * steps}"
-            )
 
 
 def _nested(schedule: LRScheduler | ReduceLROnPlateau | None) -> Iterator[LRScheduler]:

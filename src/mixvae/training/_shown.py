@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 
-from mixvae.progress import Progress
+from mixvae.progress import SILENT, Progress, Silent
 from mixvae.training._history import Epoch, in_words, within
 
 SECONDS = 0.1
 """Seconds between two reports within an epoch."""
+NOBODY = Silent()
+"""Where all processes of a training but the first report, which tells for all of them."""
+
+
+def tell(progress: Progress, text: str) -> None:
+    """Tell something in one line where progress is shown, and as a warning where it is silent by default.
+
+    Args:
+        progress: where progress is reported.
+        text: what to tell.
+    """
+    progress.announce(f"warning: {text}")
+    if progress is SILENT:
+        warnings.warn(text, stacklevel=6)  # where `fit` was called
 
 
 class Shown:

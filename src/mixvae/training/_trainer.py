@@ -29,8 +29,8 @@ from mixvae.training._loggers import Logger, Loggers
 from mixvae.training._objective import Inputs
 from mixvae.training._options import TrainingOptions
 from mixvae.training._processes import first_alone
-from mixvae.training._rates import check_schedule
-from mixvae.training._shown import Shown
+from mixvae.training._schedules import check_schedules
+from mixvae.training._shown import NOBODY, Shown
 from mixvae.training._signals import StopSignal
 from mixvae.training._state import Checkpoint, State, Store, is_over
 from mixvae.training._trial import check_request, check_values, fewest, joined, rehearsing, tell_coupling
@@ -63,22 +63,21 @@ class Trainer:
         loggers: Sequence[Logger] = (),
         settings: Mapping[str, Any] | None = None,
     ):
-        check_request(data, options, fabric, seed, threads)
+        check_request(data, options, fabric, seed, threads, progress)
         if threads is not None:
             torch.set_num_threads(threads)
         self.model, self.fabric, self.store, self.threads = model, fabric, store, threads
         self.options, self.seed, self.settings = options, seed, settings or {}
-        self.progress = progress if fabric.is_global_zero else SILENT
+        self.progress = progress if fabric.is_global_zero else NOBODY
         self.callbacks = Callbacks(callbacks if fabric.is_global_zero else (), fabric.device)
         folder = None if store is None else store.path
-        self.loggers = Loggers([*fabric.loggers, *loggers], folder, self.progress)  # pyright: ignore[reportArgumentType]
+        self.loggers = Loggers(loggers, folder, self.progress, fabric.loggers)  # pyright: ignore[reportArgumentType]
         self.train, self.validation = data.train.to(fabric.device), data.validation.to(fabric.device)
         self.state = State()
         self.watch = Watch(fabric.device)
         self.rows = History()
         self.best_weights: dict[str, Tensor] | None = None
-        self.unsaved_best = False
-        self.saved = self.stopping = self.signalled = False
+        self.unsaved_best = self.saved = self.stopping = self.signalled = False
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
         self.learner = Learner(model, options, fabric, min(options.batch, len(data.train)))
         trial = self._cast(self.train.batch(slice(0, 2), torch.Generator(fabric.device)))
@@ -94,7 +93,7 @@ class Trainer:
         check_steps(fabric, data, options, self.components, self.latent, BATCH)
         self._try()
         self.steps = len(self._batches(torch.Generator(), self._key))
-        check_schedule(self.learner.schedule, options, self.steps, self.progress)
+        check_schedules(self.learner.schedule, options, self.steps, self.progress)
         self.validate = Validation(
             self.validation, self._validated(), (each or self.components, self.latent), fabric.device
         )
@@ -149,8 +148,9 @@ class Trainer:
         with self.signal.listening(), unread(self.model, self.learner.kept), self._left_finite(), self._logging():
             if not self.saved or (self.store is not None and self.store.is_stale):
                 self._save()  # so that a kill at any later instant leaves a run to resume
-            while not self.done:
-                self._end(self._epoch())
+            with self.train.lasting():
+                while not self.done:
+                    self._end(self._epoch())
         if self.best_weights is not None:
             load_tensors(self.model, self.best_weights, "the best epoch")
         return self.rows

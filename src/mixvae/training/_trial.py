@@ -16,6 +16,7 @@ from mixvae._trying import INSTEAD, coupling
 from mixvae.datasets import Dataset, Split
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import Progress
+from mixvae.training._kinds import check_kinds, shown
 from mixvae.training._options import Every, MakeOptimizer, MakeSchedule, TrainingOptions
 
 if TYPE_CHECKING:
@@ -87,12 +88,19 @@ def _step(taker: Any, *arguments: float) -> None:
         raise ValueError(f"{name} cannot take the steps of a training here: {said(error)}") from error
 
 
-def check_request(data: Dataset, options: TrainingOptions, fabric: Fabric, seed: int, threads: int | None) -> None:
-    """Refuse numbers that are out of range, whatever the model is.
+def check_request(
+    data: Dataset, options: TrainingOptions, fabric: Fabric, seed: int, threads: int | None, progress: Progress
+) -> None:
+    """Refuse arguments of another kind, and numbers that are out of range, whatever the model is.
 
     Raises:
         ValueError: one is.
     """
+    check_kinds({"seed": int, "threads": int | None}, seed=seed, threads=threads)
+    if not isinstance(progress, Progress) or isinstance(progress, type):
+        raise ValueError(
+            f"progress must have announce and update, as mixvae.progress.Terminal() has; got {shown(progress)}"
+        )
     at_least(0, seed=seed)
     at_least(1, threads=threads)
     if threads is not None and threads > MOST_THREADS:
