@@ -1,15 +1,20 @@
 """What it costs to train on data that are not held in memory: epochs of a DataLoader and of PNG files, as ratios.
 
-    OMP_NUM_THREADS=2 python benchmarks/streams.py [OUT.json]
+    OMP_NUM_THREADS=2 python benchmarks/streams.py epochs [OUT.json]
+    OMP_NUM_THREADS=2 python benchmarks/streams.py memory
 
-Mixtures with the paper's encoders (28×28, latent 40, gated 300-300, batch 100) on the first 10,000 images of
+`epochs`: mixtures with the paper's encoders (28×28, latent 40, gated 300-300, batch 100) on the first 10,000 images of
 FashionMNIST. Each round trains one epoch on our own data set, in memory, and then one on its rival: a shuffled
 DataLoader over in-memory tensors (S = 1 and 4), and a folder of PNG files that two workers read (S = 4). The median of
 the rounds' ratios and their range are printed. Reading all files once at the beginning, for their checksum, is not part
 of an epoch; it is printed beside them.
+
+`memory`: the most memory that loading a `.npy` file of 410 MB takes, held and streamed, each in a process of its own,
+beside that of importing mixvae. What is mapped of the file counts, though the system may have it back.
 """
 
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -47,7 +52,7 @@ def compare(own, rival, components):
     }  # fmt: skip
 
 
-def main(out=None):
+def epochs(out=None):
     data = load_dataset("fashion_mnist", limit=EXAMPLES, limit_validation=100)
     rows = {}
     pixels = torch.cat(list(data.train.raw()))
@@ -76,5 +81,36 @@ def main(out=None):
         Path(out).write_text(json.dumps(rows, indent=1) + "\n")
 
 
+LOADS = {
+    "importing mixvae": "",
+    "held in memory": "load_dataset({path!r}).sha256()",
+    "streamed": "load_dataset({path!r}, stream=True).sha256()",
+}
+READING = """
+import time
+from mixvae import load_dataset
+started = time.monotonic()
+{load}
+print(time.monotonic() - started, open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+def memory():
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/images.npy"
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, (523_000, *SHAPE[1:]))
+        random = np.random.default_rng(0)
+        for start in range(0, len(images), 1000):
+            images[start : start + 1000] = random.integers(0, 256, (1000, *SHAPE[1:]), dtype=np.uint8)
+        images.flush()
+        del images
+        print(f"a file of {Path(path).stat().st_size / 1e6:.0f} MB")
+        for name, load in LOADS.items():
+            script = READING.format(load=load.format(path=path))
+            read = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+            seconds, peak = map(float, read.stdout.split())  # VmHWM: ru_maxrss would be that of the parent
+            print(f"{name}: at most {peak / 1024:.0f} MiB, {seconds:.1f} s")
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"epochs": epochs, "memory": memory}[sys.argv[1]](*sys.argv[2:])

@@ -19,8 +19,9 @@ from PIL import Image
 
 from conftest import Recorded
 from mixvae import datasets
-from mixvae.datasets import IdxSource, as_split
+from mixvae.datasets import IdxSource, Split, as_split
 from mixvae.datasets import _download as download
+from mixvae.datasets._finished import binarized
 from mixvae.datasets._formats import read_array, read_cifar, read_idx, read_images
 from mixvae.progress import SILENT
 
@@ -422,3 +423,12 @@ def test_no_network_is_told_in_one_line():
     with pytest.raises(OSError, match="the server cannot be reached; put"):
         IdxSource("mnist", f"http://127.0.0.1:{port}/", {"a.gz": "0" * 32})._path("a.gz", None, SILENT)
     assert not list(download.cache("mnist").glob("*"))
+
+
+@pytest.mark.parametrize("binarize", ["stochastic", "fixed", "threshold"])
+def test_examples_binarised_some_at_a_time_are_those_of_all(binarize):
+    x = torch.randint(0, 17, (1203, 1, 3, 5), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(7))
+    found = binarized(Split(x, levels=16), binarize, 7)
+    assert torch.equal(found.x, (x.float() / 16 > (0.5 if binarize == "threshold" else noise)).to(torch.uint8))
+    assert len(binarized(Split(x[:0], levels=16), binarize, 7)) == 0

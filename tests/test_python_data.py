@@ -19,7 +19,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from mixvae.datasets import Split, load_dataset
+from mixvae.datasets import Split, as_split, load_dataset
 from mixvae.datasets._lazy import ByNumber, InOrder
 from mixvae.datasets._python import as_dataset, collected
 
@@ -213,6 +213,40 @@ def loose(x):
     return x + float(np.random.default_rng().random())
 
 
+class Boastful(Own):
+    """More examples than there are numbers for."""
+
+    def __len__(self):
+        return 10**13
+
+
+class Uneven:
+    """An iterable whose seventh example has another shape."""
+
+    def __iter__(self):
+        return (x if i != 7 else x[:, :3] for i, x in enumerate(X))
+
+
+class Spent:
+    """An iterable that is empty when it is begun anew."""
+
+    begun = 0
+
+    def __iter__(self):
+        self.begun += 1
+        return iter(X if self.begun == 1 else ())
+
+
+def ragged(items):
+    """A batch whose third image is larger."""
+    return [x[:, : 3 + (i == 2)] for i, (x, _) in enumerate(items)], None
+
+
+def gathered(change):
+    """A loader whose collate_fn changes a batch."""
+    return DataLoader(Own(), 10, collate_fn=lambda items: change(torch.stack([x for x, _ in items])))
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -247,6 +281,26 @@ def loose(x):
         ((Own(lambda x: {}["x"]), X), "cannot be read: KeyError: 'x'"),
         ((DataLoader(Own(), None), X), "without batches"),
         ((DataLoader(Own(), 200, drop_last=True), X), "gives no batches"),
+        ((gathered(lambda x: x - x.mean()), X), "makes other values of an example beside other examples"),
+        ((gathered(lambda x: x[x.sum((1, 2, 3)).argsort()]), X), "makes other values of an example beside"),
+        ((gathered(lambda x: x + torch.rand(())), X), "draw random numbers in the data set's transform"),
+        ((gathered(lambda x: torch.cat([x, x])), X), "the collate_fn makes 2 examples of 1"),
+        ((gathered(lambda x: x[:0]), X), "a batch holds no examples"),
+        ((Boastful(), X), "a Boastful of 10000000000000 examples needs at least"),
+        ((DataLoader(Boastful(), 10), X), "check its __len__"),
+        ((DataLoader(Own(), 10, sampler=RandomSampler(Own(), num_samples=10**14)), X), "check the sampler's length"),
+        ((DataLoader(Own(), batch_sampler=[[0, 1], [2, 100]]), X), "gives the numbers [100] in a batch, but the data"),
+        ((DataLoader(Own(), batch_sampler=[[0, -1]]), X), "gives the numbers [-1] in a batch"),
+        ((DataLoader(Own(), batch_sampler=[[0, 1.5]]), X), "let it give whole numbers from 0 to 99"),
+        ((DataLoader(Own(), batch_sampler=[["a"], [1]]), X), "gives the numbers ['a'] in a batch"),
+        ((DataLoader(Own(), batch_sampler=[[0], []]), X), "gives a batch without examples"),
+        ((Uneven(), X), "an example from number 7 on is torch.float32 of shape (1, 3, 4)"),
+        ((DataLoader(Own(), 10, collate_fn=ragged), X), "crop or resize them to one"),
+        ((Spent(), X), "gives no examples when it is begun anew"),
+        ((X, Y), "validation of shape (100,) holds no examples (N, …); a tuple of data is (train, validation[, test])"),
+        ((X, Y.tolist()), "labels are given with their examples, as in TensorDataset(x, y)"),
+        ((X, torch.nn.functional.one_hot(Y)), "labels are given with their examples, as in TensorDataset(x, y)"),
+        (([(x, "a") for x in X], [(X[0], 1)]), "the classes are numbers in one part and text in another"),
     ],
 )
 def test_data_that_cannot_be_used_are_refused(data, told):
@@ -279,3 +333,102 @@ def test_a_samplers_examples_are_those_of_every_part():
 def test_a_data_set_is_not_changed_by_options():
     with pytest.raises(ValueError, match="a Dataset is taken as it is: give column, binarize"):
         as_dataset(as_dataset((X, X)), binarize="stochastic")
+
+
+@pytest.mark.parametrize("at", [0, 37, 550])
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_one_missing_label_is_named(at, missing):
+    """One in the first of two readings of 500 or in the second; all labels were dropped without a word."""
+    pairs = [(X[i % 100], missing if i == at else i % 3) for i in range(600)]
+    labels = np.array([y for _, y in pairs])
+
+    class Passes:
+        def __iter__(self):
+            return iter(pairs)
+
+    together = DataLoader(pairs, 9, collate_fn=lambda some: (torch.stack([x for x, _ in some]), [y for _, y in some]))
+    forms = [pairs, Passes(), together, [{"image": x, "label": y} for x, y in pairs]]
+    for form in forms:
+        with pytest.raises(ValueError, match=rf"labels of train hold 1 values .* of example {at}: give every example"):
+            as_dataset((form, X), column="image")
+    with pytest.raises(ValueError, match=rf"hold 1 values that are NaN, infinite or missing, .* of example {at}:"):
+        as_split(X.repeat(6, 1, 1, 1).numpy(), labels)
+
+
+def test_labels_may_be_missing_altogether():
+    data = as_dataset(([(x, None) for x in X], [{"image": x, "label": None} for x in X]), column="image")
+    assert data.train.y is None
+    assert data.validation.y is None
+
+
+class Growing:
+    """An iterable whose examples grow after the passes that check it."""
+
+    begun = 0
+
+    def __iter__(self):
+        self.begun += 1
+        return (x if self.begun < 3 or i < 40 else x.repeat(1, 2, 1) for i, x in enumerate(X))
+
+
+def test_a_later_pass_of_another_shape_is_one_line():
+    data = as_dataset((Growing(), X))
+    with pytest.raises(ValueError, match=r"example from number 40 on is torch.float32 of shape \(1, 8, 4\), the first"):
+        batches(data.train)
+
+
+def test_a_sampler_is_checked_in_every_epoch():
+    class Late:
+        most = 99
+
+        def __iter__(self):
+            return iter([[int(torch.randint(90, self.most, ()))] for _ in range(3)])
+
+        def __len__(self):
+            return 3
+
+    loader = DataLoader(Own(), batch_sampler=Late())
+    plan = as_dataset((loader, X)).train.plan
+    loader.batch_sampler.most = 103
+    with pytest.raises(ValueError, match="but the data set has 100 examples: let it give whole numbers from 0 to 99"):
+        [plan.batches(key) for key in range(30)]
+
+
+def test_data_print_as_a_line_without_their_values():
+    split = Split(X, Y)
+    assert repr(split) == "Split(100 examples of shape (1, 4, 4), real numbers, with labels)"
+    data = as_dataset((DataLoader(Own(), 30), X), flip=True, binarize="stochastic", name="mine")
+    assert repr(data) == (
+        "Dataset('mine': 100 training, 100 validation and 0 test examples of shape (1, 4, 4), real numbers, with "
+        "labels, streamed, binarised at every step, mirrored at random, in batches of 30)"
+    )
+    assert repr(load_dataset("digits", binarize="none").test) == (
+        "Split(400 examples of shape (1, 8, 8), bytes up to 16, with labels)"
+    )
+
+
+@pytest.mark.parametrize("at", [0, 499, 700, 1999])
+def test_the_largest_of_many_values_is_kept(at):
+    """An outlier outside of a likelihood's support was forgotten when more values followed."""
+    x = torch.rand(2000, 4, generator=torch.Generator().manual_seed(0))
+    x[at, 1], x[at, 2] = 7, -7
+    train = as_dataset(([(row, 0) for row in x], x)).train
+    assert train.ends() == (-7, 7)
+    assert len(train.x.values) < 1100
+
+
+@pytest.mark.parametrize("binarize", ["stochastic", "fixed", "threshold", "none"])
+def test_a_data_set_knows_how_it_was_given(binarize):
+    pixels = (255 * X).round().to(torch.uint8).numpy()
+    pixels[0, 0, 0, :2] = 0, 255
+    same = {"binarize": binarize, "seed": 4, "labels": False}
+    data = as_dataset(pixels[:10].repeat(2, 0), binarize=binarize, seed=4)
+    whole = data.record()
+    assert 0 <= whole.pop("low") <= whole.pop("high") <= 1
+    assert whole == {"dtype": "uint8", "levels": 255, **same}
+    real = as_dataset((TensorDataset(X, Y), X), binarize=binarize, seed=4).record()
+    low, high = float(X.min()), float(X.max())
+    assert real == {"dtype": "float32", "levels": 1, "low": low, "high": high, **same, "labels": True}
+    if binarize in ("stochastic", "none"):
+        streamed = as_dataset((Own(), X), binarize=binarize, seed=4).record()
+        assert streamed == real

@@ -2,24 +2,29 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.distributions import Categorical, Distribution, Independent, constraints
+from torch.utils.data import DataLoader
 
 import mixvae
-from conftest import Recorded, binary, refused, tiny_model
+from conftest import Recorded, binary, forge, refused, tiny_model
 from mixvae import datasets, reports, runs
 from mixvae.cli import main
-from mixvae.datasets import Split
-from mixvae.decoders import Decoder, PixelCNNDecoder
+from mixvae.datasets import Split, as_split
+from mixvae.datasets._given import Given
+from mixvae.decoders import Bernoulli, Decoder, GaussianLikelihood, MLPDecoder, PixelCNNDecoder
 from mixvae.distributions import DiagonalGaussian
 from mixvae.evaluation import paired_gain
 from mixvae.model import MixtureVAE
-from mixvae.posteriors import MixturePosterior
+from mixvae.networks import GatedEncoder
+from mixvae.posteriors import MixturePosterior, SeparateEncoders
 from mixvae.priors import StandardNormal
+from mixvae.runs._examples import _other_unit
 from mixvae.sampling import AT_ONCE
 
 
@@ -137,9 +142,25 @@ def test_examples_of_another_shape_are_refused_before_sampling():
         tiny_model().sample(2, examples=torch.ones(5, 3))
 
 
-@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 2, "kind": "modes"}, {"n": 2, "seed": -1}])
+def test_an_example_without_a_batch_is_told_so():
+    """The channel of a grey image was counted as an example."""
+    model = of_images((3, 2, 2))
+    with pytest.raises(
+        ValueError, match=r"x has shape \(2, 2\) in each of its 3 examples: it is one example .* x\[None\]"
+    ):
+        model.sample(2, examples=torch.ones(3, 2, 2))
+    with pytest.raises(ValueError, match=r"x has shape \(4,\) in its only example$"):
+        model.sample(2, examples=torch.ones(1, 4))
+    for x in (np.ones((7, 4)), [np.ones(4, np.float32)] * 7, DataLoader(torch.ones(7, 4), 2)):
+        with pytest.raises(ValueError, match=r"observations of shape \(3, 2, 2\); x has shape \(4,\) in each of its 7"):
+            mixvae.encode(model, x)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n": 0}, {"n": 2, "kind": "modes"}, {"n": 2, "seed": -1}, {"n": 2.5}, {"n": (2, 3)}]
+)
 def test_wrong_samples_are_refused_at_once(wrong, as_users_run):
-    with pytest.raises(ValueError, match="at least|means or draws"):
+    with pytest.raises(ValueError, match="at least|means or draws|a whole number; got"):
         tiny_model().sample(**wrong)
 
 
@@ -191,10 +212,10 @@ def test_a_path_between_wrong_examples_is_one_line(as_users_run):
     model, (a, b) = tiny_model(), binary(2)
     with pytest.raises(ValueError, match="steps must be at least 2; got 1"):
         mixvae.interpolate(model, a, b, steps=1)
-    with pytest.raises(ValueError, match=r"same shape; got \(1, 2, 2\) and \(2, 2\)"):
-        mixvae.interpolate(model, a, b[0])
-    with pytest.raises(ValueError, match=r"shape \(1, 2, 2\); x has shape \(2, 2\)"):
-        mixvae.interpolate(model, a[0], b[0])
+    with pytest.raises(ValueError, match=r"same shape; got \(1, 2, 2\) and \(2,\)"):
+        mixvae.interpolate(model, a, b[0, 0])
+    with pytest.raises(ValueError, match=r"shape \(1, 2, 2\); x has shape \(2,\) in each of its 2 examples"):
+        mixvae.interpolate(model, a[0, 0], b[0, 0])
 
 
 SMALL = ["--data.limit=200", "--training.epochs=2", "--model.latent=3", "--model.encoder.hidden=[12]"]
@@ -306,7 +327,8 @@ def test_real_values_are_not_scored_in_another_unit(tmp_path):
     flags = ["--data.name", str(tmp_path / "mine.npy"), "--data.binarize=none", "--training.epochs=1"]
     flags += ["--model.likelihood=GaussianLikelihood", "--model.latent=2", "--training.warmup=0"]
     main(["train", "vanilla", "--out", str(tmp_path / "run"), *flags])
-    with pytest.raises(ValueError, match="trained on values up to .*floating-point numbers of the same unit"):
+    (tmp_path / "mine.npy").unlink()
+    with pytest.raises(ValueError, match="trained on values from .*floating-point numbers of the same unit"):
         runs.evaluate(tmp_path / "run", 4, data=np.full((5, 4, 4), 200, np.uint8))
     assert runs.evaluate(tmp_path / "run", 4, data=np.full((5, 4, 4), 200.0)).identity.examples == 5
 
@@ -400,3 +422,231 @@ def test_nothing_asked_of_a_run_disturbs_the_generator(two, images):
     runs.components(run, examples=5, draws_per_component=2)
     runs.evaluate(run, 4, data=images, examples=3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Normed(nn.Module):
+    """A decoder with a BatchNorm, whose statistics no query may change."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.norm, self.head = shape, nn.BatchNorm1d(2), nn.Linear(2, math.prod(shape))
+
+    def forward(self, z):
+        h = self.norm(z.reshape(-1, 2)).view_as(z)
+        logits = self.head(h).unflatten(-1, self.shape)
+        return Independent(torch.distributions.Bernoulli(logits=logits), len(self.shape))
+
+
+def of_images(shape):
+    return MixtureVAE(SeparateEncoders(lambda: GatedEncoder(shape, 2, (5,)), 2), StandardNormal(2), Normed(shape))
+
+
+@pytest.mark.parametrize("given", ["array", "tensor", "list", "bool"])
+def test_queries_add_the_channel_that_fit_adds(given):
+    model, whole = of_images((1, 2, 2)), binary(5).float()
+    makes = {"array": torch.Tensor.numpy, "tensor": torch.clone, "list": torch.Tensor.tolist, "bool": torch.Tensor.bool}
+    x = makes[given](whole[:, 0])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert model.training
+    np.testing.assert_array_equal(mixvae.evaluate(model, x, 10).log_px, mixvae.evaluate(model, whole, 10).log_px)
+    assert torch.equal(mixvae.encode(model, x)[0], mixvae.encode(model, whole)[0])
+    assert torch.equal(model.reconstruct(x), model.reconstruct(whole))
+    assert torch.equal(mixvae.interpolate(model, x[0], x[1]), mixvae.interpolate(model, whole[0], whole[1]))
+    assert all(part.training for part in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_observations_without_a_channel_stay_as_they_are():
+    model = of_images((2, 2))
+    assert model.reconstruct(binary(5)[:, 0].float()).shape == (2, 5, 2, 2)
+    with pytest.raises(ValueError, match=r"x has shape \(1, 2, 2\) in each of its 5 examples"):
+        model.reconstruct(binary(5).float())
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (torch.full((5, 1, 2, 2), math.nan), "observations hold 20 values that are NaN or infinite: remove or impute"),
+        (torch.ones(5, 2, 2).to_sparse(), "a Tensor is sparse: pass a dense one"),
+        (torch.ones(5, 1, 2, 2, dtype=torch.complex64), "data must hold numbers or booleans; got complex64"),
+    ],
+)
+def test_observations_that_are_no_numbers_are_one_line(x, told):
+    model = of_images((1, 2, 2))
+    for ask in (partial(mixvae.evaluate, total_draws=4), mixvae.encode, type(model).reconstruct):
+        with pytest.raises(ValueError, match=told):
+            ask(model, x)
+
+
+UNITS = {
+    "grey in 255 to [0, 1]": (np.linspace(0, 1, 40), np.linspace(0, 255, 40), "from 0 to 255, and R was trained on"),
+    "digits to [0, 1]": (np.linspace(0, 1, 40), 16.0 * (np.arange(40) % 2), "from 0 to 16, and R was trained on"),
+    "[0, 1] to 255": (np.linspace(0, 255, 40), np.linspace(0, 1, 40), "from 0 to 1, and R was trained on"),
+    "bytes to 200": (np.linspace(0, 200, 40), np.arange(40, dtype=np.uint8), "floating-point numbers of the same unit"),
+    "bytes to [-1, 1]": (np.linspace(-1, 1, 40), np.arange(40, dtype=np.uint8), "bytes, which count as intensities"),
+    "[0, 1] to [-1, 1]": (np.linspace(-1, 1, 40), np.linspace(0, 1, 40), "trained on values from -1 to 1"),
+    "real to bytes": (np.arange(40, dtype=np.uint8), np.linspace(0, 39, 40), "on intensities in [0, 1]: rescale them"),
+    "signed to bytes": (np.arange(40, dtype=np.uint8), np.linspace(-1, 1, 40), "trained on intensities in [0, 1]"),
+    "the same": (np.linspace(0, 1, 40), np.linspace(0, 0.7, 40), ""),
+    "beyond a little": (np.linspace(0, 1, 40), np.linspace(-0.5, 1.5, 40), ""),
+    "dark": (np.linspace(0, 200, 40), np.linspace(0, 9, 40), ""),
+    "black": (np.linspace(0, 200, 40), np.zeros(40), ""),
+    "standardised": (np.linspace(-2, 3, 40), np.linspace(-1, 4, 40), ""),
+    "bytes to [0, 1]": (np.linspace(0, 1, 40), np.arange(40, dtype=np.uint8), ""),
+    "bytes to bytes": (np.arange(200, 240, dtype=np.uint8), np.arange(40, dtype=np.uint8), ""),
+    "[0, 1] to bytes": (np.arange(40, dtype=np.uint8), np.linspace(0, 1, 40), ""),
+    "binary to bytes": (np.arange(40, dtype=np.uint8), np.arange(40) % 2 > 0, ""),
+}
+
+
+@pytest.mark.parametrize("case", UNITS)
+def test_new_data_in_another_unit_are_told_apart(case):
+    trained, new, told = UNITS[case]
+    own, split = (as_split(x.reshape(10, 2, 2)) for x in (trained, new))
+    found = _other_unit(Given.of(own), split, "R")
+    assert told in found
+    assert bool(told) == bool(found)
+
+
+def test_one_outlier_of_a_table_is_no_other_unit():
+    trained, new = np.linspace(-3, 3, 40).reshape(10, 4), np.linspace(-3, 3, 40).reshape(10, 4)
+    new[3, 2] = 500
+    assert not _other_unit(Given.of(as_split(trained)), as_split(new), "R")
+    assert _other_unit(Given.of(as_split(trained)), as_split(100 * new), "R")
+    counts = np.arange(40).reshape(10, 4).astype(float)
+    assert not _other_unit(Given.of(as_split(counts)), as_split(counts % 2), "R"), "rare cells"
+
+
+GREY = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(3))
+
+
+def python_run(path, x=GREY, likelihood=Bernoulli, **options):
+    """A run of data that were made in Python, and are gone."""
+    posterior = SeparateEncoders(partial(GatedEncoder, (1, 2, 2), 2, (5,)), 2)
+    model = MixtureVAE(posterior, StandardNormal(2), MLPDecoder(2, (1, 2, 2), (5,), likelihood=likelihood))
+    data = datasets.as_dataset(x, seed=4, **options)
+    mixvae.fit(model, data, epochs=1, run=path)
+    return data
+
+
+@pytest.mark.parametrize("binarize", ["stochastic", "fixed", "threshold"])
+def test_new_grey_data_are_binarised_as_those_of_python_were(tmp_path, binarize):
+    data = python_run(tmp_path / "run", binarize=binarize)
+    order = np.random.default_rng(4).permutation(40)
+    heard = Recorded()
+    found, _ = runs.reconstruct(tmp_path / "run", 4, data=GREY[order[-4:]], progress=heard)
+    np.testing.assert_array_equal(found, data.test.batch(slice(None)))
+    assert "an array: 4 examples, binarised" in heard.lines[0]
+    again, _ = runs.reconstruct(tmp_path / "run", 4, data=data.test)
+    np.testing.assert_array_equal(again, found)
+    with pytest.raises(ValueError, match="holds values from .* and .*run was trained on values from"):
+        runs.encode_split(tmp_path / "run", data=255 * GREY)
+
+
+def test_a_run_of_python_data_refuses_another_unit(tmp_path):
+    python_run(tmp_path / "run", likelihood=GaussianLikelihood((1, 2, 2)))
+    with pytest.raises(ValueError, match="an array holds values from .* was trained on values from .* same unit"):
+        runs.evaluate(tmp_path / "run", 4, data=255 * GREY)
+    assert runs.evaluate(tmp_path / "run", 4, data=GREY).identity.examples == 40
+    forge(tmp_path / "run" / "run.json", lambda content: content["runtime"]["data"].pop("given"))
+    assert runs.evaluate(tmp_path / "run", 4, data=200 * GREY).identity.examples == 40, "a run of before"
+
+
+def test_a_column_of_labels_without_its_name_is_pointed_out(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [f"{a},{b},{c},{i % 2}" for i, (a, b, c) in enumerate(rng.normal(size=(40, 3)))]
+    for name, heading in (("own.csv", "a,b,c,label"), ("new.csv", "a,b,c,kind"), ("good.csv", "a,b,c,label")):
+        (tmp_path / name).write_text("\n".join([heading, *lines]))
+    flags = ["--data.name", str(tmp_path / "own.csv"), "--training.epochs=1", "--training.warmup=0"]
+    main(["train", "tabular", "--out", str(tmp_path / "run"), *flags])
+    with pytest.raises(ValueError, match="does not fit .* had labels: leave their column out, or call it label in a"):
+        runs.encode_split(tmp_path / "run", data=tmp_path / "new.csv")
+    assert runs.encode_split(tmp_path / "run", data=tmp_path / "good.csv")["labels"].tolist() == [0, 1] * 20
+
+
+class Numbered(torch.utils.data.Dataset):
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.x[i], int(self.y[i])
+
+
+class Coming(torch.utils.data.IterableDataset):
+    def __init__(self, of):
+        self.of = of
+
+    def __iter__(self):
+        return (self.of[i] for i in range(len(self.of)))
+
+
+def test_new_data_may_be_whatever_trains(two, images):
+    x, y = torch.from_numpy(np.load(images))[:30], torch.arange(30) % 4
+    rows = Numbered(x, y)
+    streamed = datasets.as_dataset((rows, x)).train
+    assert not isinstance(streamed.x, torch.Tensor)
+    forms = {
+        "a split": (streamed, Split(x, y)), "a Numbered": (rows,), "a Coming": (Coming(rows),),
+        "a DataLoader": (DataLoader(rows, 7), DataLoader(Coming(rows), 7)),
+        "a list": ([(a, b) for a, b in rows], x.tolist()), "an array": (x, x.numpy()),
+    }  # fmt: skip
+    expected = runs.encode_split(two / "S1", data=x)
+    own, with_labels = runs.evaluate(two / "S1", 4, data=x), 0
+    for name, several in forms.items():
+        for form in several:
+            heard = Recorded()
+            assert runs.evaluate(two / "S1", 4, data=form, progress=heard).identity == own.identity
+            assert heard.lines[0].startswith(f"{name}: 30 examples, binarised once")
+            encoded = runs.encode_split(two / "S1", data=form)
+            np.testing.assert_array_equal(encoded["mean"], expected["mean"])
+            assert "labels" not in encoded or encoded["labels"].tolist() == y.tolist()
+            with_labels += "labels" in encoded
+    assert with_labels == 7
+    shifted = runs.encode_split(two / "S1", data=Split(x, y + 5))
+    assert shifted["labels"].tolist() == (y + 5).tolist(), "a split's classes keep their numbers"
+    for wrong, told in (
+        (datasets.as_dataset((x, x)), "name one, such as data.test"),
+        ((x, y), "examples are of one part; got a tuple"),
+        ({"test": x}, "examples are of one part; got a dict"),
+        (7, "got an int"),
+        (iter(x), "can be read only once"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            runs.evaluate(two / "S1", 4, data=wrong)
+
+
+def test_a_run_without_data_names_the_option_of_new_ones(tmp_path, capsys):
+    python_run(tmp_path / "run", binarize="stochastic")
+    shown = refused(capsys, "evaluate", tmp_path / "run")
+    assert "were made in Python" in shown
+    assert "new examples are given by --data FILE (data=… in Python)" in shown
+    assert "--data FILE" not in refused(capsys, "sample", tmp_path / "run", "--latents", "aggregated")
+
+
+def test_a_run_records_how_its_data_were_given(two, tmp_path):
+    data = python_run(tmp_path / "run", binarize="fixed")
+    assert runs.open_run(tmp_path / "run").manifest["runtime"]["data"]["given"] == data.record()
+    recorded = runs.open_run(two / "S1").manifest["runtime"]["data"]["given"]
+    assert recorded == {
+        "dtype": "uint8", "levels": 16, "low": 0, "high": 1, "binarize": "stochastic", "seed": 0, "labels": True,
+    }  # fmt: skip
+    forge(tmp_path / "run" / "run.json", lambda content: content["runtime"]["data"]["given"].update(low="none"))
+    with pytest.raises(ValueError, match="given.low"):
+        runs.open_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("between", [(0, 1.5), (0, "1"), (0, None)])
+def test_examples_are_numbered_by_whole_numbers(two, between):
+    with pytest.raises(ValueError, match=rf"there is no example {between[1]}: the 400 examples are numbered from 0"):
+        runs.interpolate(two / "S1", between)
+
+
+def test_grey_data_of_a_bernoulli_name_the_remedies():
+    model = tiny_model()
+    for x in (binary(5) / 2, 255 * binary(5)):
+        with pytest.raises(ValueError, match=r'as_dataset\(x, binarize="stochastic"\) \(data.binarize') as told:
+            mixvae.fit(model, (x.numpy(), x.numpy()))
+        assert "rescale them" in str(told.value)

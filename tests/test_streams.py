@@ -21,6 +21,7 @@ from mixvae import (
     open_run,
 )
 from mixvae.datasets import as_dataset
+from mixvae.datasets._streamed import Pictures
 from mixvae.networks import GatedEncoder
 from mixvae.training import Callback
 
@@ -255,3 +256,59 @@ def test_parts_of_files_that_do_not_fit_are_refused(tmp_path):
     for name, told in (("real", "values of different kinds"), ("wide", "examples of different shapes")):
         with pytest.raises(ValueError, match=told):
             load_dataset(train=tmp_path / "train.npy", test=tmp_path / f"{name}.npy", stream=True)
+
+
+def drawn(path, mode, seed=0, size=(5, 4)):
+    random = np.random.default_rng(seed)
+    shape = (size[1], size[0], *((3,) if mode == "RGB" else (4,) if mode == "RGBA" else ()))
+    pixels = random.integers(0, 256, shape, dtype=np.uint8)
+    if mode == "RGBA":
+        pixels[..., 3] = 255
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("modes", [["L"] * 4, ["RGB"] * 4, ["L", "RGB", "L", "RGBA"]])
+def test_images_read_together_are_those_read_apart(tmp_path, modes):
+    for i, mode in enumerate(modes):
+        drawn(tmp_path / f"{i}.png", mode, i)
+    source = Pictures(tmp_path, None)
+    assert (source.alike is not None) == (len(set(modes)) == 1)
+    read, labels = source.read([2, 0, 3, 1], 0)
+    assert labels is None
+    for values, row in zip(read, [2, 0, 3, 1], strict=True):
+        kept = np.asarray(Image.open(tmp_path / f"{row}.png").convert("L" if set(modes) == {"L"} else "RGB"))
+        assert np.array_equal(values.numpy(), kept[None] if kept.ndim == 2 else kept.transpose(2, 0, 1))
+
+
+def test_an_image_that_became_another_kind_is_not_pasted(tmp_path):
+    for i in range(3):
+        drawn(tmp_path / f"{i}.png", "L", i)
+    source = Pictures(tmp_path, None)
+    drawn(tmp_path / "1.png", "L", 1, (4, 5))
+    with pytest.raises(ValueError, match="shape|size"):
+        source.read([0, 1], 0)
+    clear = Image.fromarray(np.zeros((4, 5), np.uint8))
+    clear.save(tmp_path / "1.png", transparency=0)
+    with pytest.raises(ValueError, match="is partly transparent"):
+        source.read([0, 1], 0)
+
+
+def test_workers_of_files_last_as_long_as_the_training(tmp_path):
+    for i in range(40):
+        drawn(tmp_path / f"{i:02}.png", "L", i, (4, 4))
+    data = load_dataset(tmp_path, stream=True, workers=2, binarize="stochastic")
+    readers = []
+    weights(data, callbacks=[lambda row: readers.append({child.pid for child in multiprocessing.active_children()})])
+    assert readers[0] == readers[1] == readers[2]
+    assert len(readers[0]) == 2
+    assert not multiprocessing.active_children()
+
+
+def test_readers_of_changing_data_are_begun_anew(broken):
+    """A worker that lasted would go on reading the first epoch's data."""
+
+    def after_one(row):
+        broken(1)
+
+    with pytest.raises(ValueError, match="the disk is gone"):
+        weights(as_dataset((Breaking(X[:60]), X[60:]), workers=2), callbacks=[after_one])

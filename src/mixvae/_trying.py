@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,13 @@ INSTEAD = "use GroupNorm or LayerNorm"
 def observations(x: Observations, model: nn.Module) -> Tensor:
     """Observations as a model takes them: in memory, on its device and in its precision.
 
-    Integers and truth values are converted exactly where the model's precision holds them; floating-point numbers are
+    Grey images (N, H, W) gain the channel axis that `fit` gives them, where the model's observations have one. Integers
+    and truth values are converted exactly where the model's precision holds them; floating-point numbers are
     rounded to it. Bytes of images are not scaled here: only whoever made the data knows by what.
 
     Raises:
-        ValueError: they are no numbers, integers that the model's precision does not hold, or images of bytes.
+        ValueError: they are no numbers, NaN or infinite, integers that the model's precision does not hold, or images
+            of bytes.
     """
     given = _numbers(x)
     if given is None:
@@ -43,30 +45,71 @@ def observations(x: Observations, model: nn.Module) -> Tensor:
         raise ValueError(
             f"observations are bytes up to {int(given.max())}: scale them as those of the training were, as in x / 255"
         )
+    if bad := int((~given.isfinite()).sum()):
+        raise ValueError(f"observations hold {bad} values that are NaN or infinite: remove or impute them")
     like = next(model.parameters(), given if given.is_floating_point() else given.float())
-    made = given.to(like.device, like.dtype)
-    if not given.is_floating_point() and not torch.equal(made.to(given.dtype), given.to(made.device)):
+    made = _like_fitted(given.to(like.device, like.dtype), model)
+    if not given.is_floating_point() and not torch.equal(made.to(given.dtype).view_as(given), given.to(made.device)):
         raise ValueError(
             f"{like.dtype} does not hold these observations of {given.dtype} exactly: scale them, or use float64"
         )
     return made
 
 
+def _like_fitted(x: Tensor, model: Any) -> Tensor:
+    """Grey images with a channel axis, unless the model's observations have none."""
+    from mixvae.datasets._splits import with_channel
+
+    made = with_channel(x)
+    if made is x:
+        return x
+    with suppress(Exception):  # who tries the parts out says what is wrong with them
+        return made if _likelihood(model).event_shape == made.shape[1:] else x
+    return x
+
+
+@torch.no_grad()
+def _likelihood(model: Any) -> Distribution:
+    """p(x|z) of one latent, which shows the shape of observations, in evaluation mode."""
+    with in_evaluation_mode(model):
+        return model.at_origin()
+
+
+@contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put every part of a module in evaluation mode, and restore its mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
 def observed(x: Observations, model: nn.Module, batch: int) -> Iterator[Tensor]:
-    """Observations some at a time; those that are not in memory are read as they are asked for."""
+    """Observations some at a time; those that are not in memory are read as they are asked for.
+
+    Raises:
+        ValueError: they are not of the model's shape, or for a reason that `observations` gives.
+    """
     if _numbers(x) is not None:
-        yield from observations(x, model).split(batch)
+        x = observations(x, model)
+        check_shape(_likelihood(model), x)
+        yield from x.split(batch)
         return
     from mixvae.datasets import examples_of
 
-    for values in examples_of(x).in_order(batch):
+    split = examples_of(x)
+    check_shape(_likelihood(model), split.x)
+    for values in split.in_order(batch):
         yield observations(values, model)
 
 
 def _numbers(x: Any) -> Tensor | None:
-    """Numbers of a tensor, an array or nested lists; None of anything else."""
+    """Numbers of a tensor, an array or nested lists; None of anything else, such as sparse or complex ones."""
     if isinstance(x, Tensor):
-        return x
+        return x if x.layout == torch.strided and not x.is_complex() else None
     if hasattr(x, "__array__") or isinstance(x, list | tuple):
         with suppress(ValueError):  # lists of different lengths, or of examples with labels
             array = np.asarray(x)
@@ -88,16 +131,18 @@ def check_latents(q: Any, prior: Distribution) -> None:
         )
 
 
-def check_shape(likelihood: Distribution, x: Tensor) -> None:
+def check_shape(likelihood: Distribution, x: Any) -> None:
     """Refuse observations whose shape differs from the likelihood's.
 
     Raises:
         ValueError: it does.
     """
     if likelihood.event_shape != x.shape[1:]:
+        shape, count = tuple(likelihood.event_shape), len(x) if len(x.shape) else 0
+        where = "in its only example" if count == 1 else f"in each of its {count} examples"
+        remedy = ": it is one example without a batch, pass x[None]" if x.shape == shape else ""
         raise ValueError(
-            f"the decoder describes observations of shape {tuple(likelihood.event_shape)}; "
-            f"x has shape {tuple(x.shape[1:])}"
+            f"the decoder describes observations of shape {shape}; x has shape {tuple(x.shape[1:])} {where}{remedy}"
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from mixvae._precision import exact_products
-from mixvae._trying import Observations, check_latents, check_shape, observations
+from mixvae._trying import Observations, check_latents, check_shape, in_evaluation_mode, observations
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
 from mixvae.parts import Part
@@ -313,7 +313,9 @@ def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
     if support is not None and not bool(support.check(x).all()):
         raise ValueError(
             f"x holds values from {x.min():.4g} to {x.max():.4g}, some outside the likelihood's support, "
-            f"{getattr(support, 'base_constraint', support)}: binarise the data, or choose a likelihood for them"
+            f"{getattr(support, 'base_constraint', support)}: rescale them if they are in another unit, binarise grey "
+            'ones by as_dataset(x, binarize="stochastic") (data.binarize in a configuration), or choose a likelihood '
+            "for them"
         )
 
 
@@ -359,11 +361,5 @@ def unread(*models: MixtureVAE) -> Iterator[None]:
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Put every part of a module in evaluation mode, with exact products, and restore its mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with exact_products():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    with in_evaluation_mode(module), exact_products():
+        yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import singledispatch
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -106,13 +107,15 @@ def batches(n: int, seed: int | None) -> Iterator[tuple[int, int]]:
         seed: seed of all of them; drawn from torch's generator by default.
 
     Raises:
-        ValueError: n is not positive, or the seed is negative.
+        ValueError: n is no positive whole number, or the seed is negative.
 
     Example:
         >>> from mixvae.sampling import batches
         >>> [size for size, _ in batches(70, seed=0)]
         [32, 32, 6]
     """
+    if not isinstance(n, Integral):
+        raise ValueError(f"n is the number of samples, a whole number; got {n}: examples have the model's own shape")
     at_least(1, n=n)
     at_least(0, seed=seed)
     seeds = None if seed is None else torch.Generator().manual_seed(seed)

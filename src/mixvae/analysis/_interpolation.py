@@ -38,7 +38,7 @@ def interpolate(
 
     Args:
         model: the model.
-        a: the example at t = 0, of shape `shape`.
+        a: the example at t = 0, of shape `shape`; a grey image may be (H, W).
         b: the example at t = 1.
         steps: points T of a path, both ends included.
         spherical: take spherical paths; they suppose a prior that is centred on the origin.
@@ -65,7 +65,7 @@ def interpolate(
     """
     at_least(2, steps=steps)
     at_least(0, seed=seed)
-    ends = [observations(x, model) for x in (a, b)]
+    ends = [observations(x[None] if isinstance(x, Tensor) else [x], model)[0] for x in (a, b)]
     if ends[0].shape != ends[1].shape:
         raise ValueError(
             f"a path leads from one example to another of the same shape; got {tuple(ends[0].shape)} and "

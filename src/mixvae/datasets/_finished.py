@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 
+from mixvae.datasets._given import Binarize, Given
 from mixvae.datasets._lazy import Lazy
 from mixvae.datasets._splits import Dataset, Split
-
-Binarize = Literal["stochastic", "fixed", "threshold", "none"]
 
 
 def finished(
@@ -25,12 +24,12 @@ def finished(
     flip: bool,
     origin: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Check the values of examples, and binarise them.
+    """Check the values of examples, note how they were given, and binarise them.
 
     Raises:
         ValueError: some are NaN or infinite, or cannot be binarised or mirrored.
     """
-    if binarize not in ("stochastic", "fixed", "threshold", "none"):
+    if binarize not in get_args(Binarize):
         raise ValueError(f"unknown binarize {binarize!r}: choose stochastic, fixed, threshold or none")
     for split in (train, validation, test):
         check_split(name, split, binarize)
@@ -41,6 +40,7 @@ def finished(
             f"streamed examples cannot be binarised once, but anew at every step (binarize stochastic), or by a "
             f"transform; got binarize {binarize}"
         )
+    given = Given.of(train, None if binarize == "none" else binarize, seed)
     train = replace(train, resample=True) if binarize == "stochastic" else binarized(train, binarize, seed)
     return Dataset(
         name,
@@ -48,6 +48,7 @@ def finished(
         binarized(validation, binarize, seed + 1),
         binarized(test, binarize, seed + 2),
         origin=origin,
+        given=given,
     )
 
 
@@ -55,12 +56,13 @@ def binarized(split: Split, binarize: Binarize, seed: int) -> Split:
     """Binarise once and for all."""
     if binarize == "none":
         return split
-    assert not isinstance(split.x, Lazy)
-    probabilities = split.x.float() / split.levels
-    threshold = torch.rand(probabilities.shape, generator=torch.Generator().manual_seed(seed))
-    if binarize == "threshold":
-        threshold = torch.full((), 0.5)
-    return replace(split, x=(probabilities > threshold).to(torch.uint8), levels=1)
+    generator, done = torch.Generator().manual_seed(seed), 0
+    binary = torch.empty(split.x.shape, dtype=torch.uint8)
+    for values in split.raw():  # some at a time: in floating point all of them would take four times their memory
+        threshold = 0.5 if binarize == "threshold" else torch.rand(values.shape, generator=generator)
+        binary[done : done + len(values)] = values.float() / split.levels > threshold
+        done += len(values)
+    return replace(split, x=binary, levels=1)
 
 
 def check_split(name: str, split: Split, binarize: Binarize) -> None:

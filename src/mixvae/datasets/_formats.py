@@ -266,9 +266,9 @@ def exact_pixels(image: Image.Image, path: Path | str) -> np.ndarray:
                 f"{path} holds whole numbers from {values.min()} to {values.max()}; 16-bit images have 0 to {SIXTEEN}"
             )
         return (values[..., None] / SIXTEEN).astype(np.float32)
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))[..., None]
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(
+        image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+    ).reshape(image.height, image.width, -1)
 
 
 @contextmanager
@@ -333,6 +333,18 @@ def stacked(images: Sequence[np.ndarray], channels: int) -> np.ndarray:
     """Images (H, W, 1 or C) as one array (N, C, H, W)."""
     alike = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
     return np.ascontiguousarray(alike.transpose(0, 3, 1, 2))
+
+
+def pasted(paths: Sequence[Path], mode: str, size: tuple[int, int]) -> np.ndarray | None:
+    """Pixels (N, C, H, W) of images that are alike, None if one is not: one copy of all costs less than one of each."""
+    width, height = size
+    canvas = Image.new(mode, (width, height * len(paths)))
+    for number, path in enumerate(paths):
+        with opened_image(path) as image:
+            if (image.mode, image.size) != (mode, size) or "transparency" in image.info:
+                return None
+            canvas.paste(image, (0, height * number))
+    return np.array(np.asarray(canvas).reshape(len(paths), height, width, -1).transpose(0, 3, 1, 2), order="C")
 
 
 def classes_of(paths: Sequence[Path], folder: Path, *, named: bool) -> np.ndarray | None:

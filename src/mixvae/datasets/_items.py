@@ -21,6 +21,10 @@ from mixvae.progress import Progress
 
 MOST_VALUES = 1000
 """Distinct values of streamed examples that are remembered, so that a likelihood can be asked about each of them."""
+TRIED = 8
+"""Examples that a collate_fn is tried on."""
+ROUNDING = 1e-4
+"""Difference of values, relative to the largest, that may be rounding."""
 
 
 def plain_values(x: Tensor) -> np.ndarray:
@@ -52,7 +56,10 @@ class Items:
                 seed(key, row)
                 items.append(self.dataset[row])
             if self.collate is not None:
-                return _batch(self.collate(items), self.column)
+                x, labels = _batch(self.collate(items), self.column)
+                if len(x) != len(rows):
+                    raise ValueError(f"the collate_fn makes {len(x)} examples of {len(rows)}: let it give one for each")
+                return x, labels
             return _stacked([_pair(item, self.column) for item in items], rows)
 
 
@@ -61,11 +68,37 @@ def pass_of(data: Iterable[Any], column: str | None, *, batched: bool) -> Callab
     if isinstance(data, Iterator):
         raise ValueError(f"{a_kind(data)} can be read only once: {SAME}")
 
+    first: list[Tensor] = []
+
     def begin() -> Iterator[Labelled]:
-        for number, item in enumerate(data):
-            yield _batch(item, column) if batched else _stacked([_pair(item, column)], [number])
+        number = 0
+        for item in data:
+            x, labels = _batch(item, column) if batched else _stacked([_pair(item, column)], [number])
+            first.extend(() if first else [x[:1].clone()])
+            check_like(x, first[0], number, "the data")
+            yield x, labels
+            number += len(x)
 
     return begin
+
+
+def check_like(x: Tensor, like: Tensor, number: int, name: str) -> None:
+    """Refuse examples of another shape or type than the first one.
+
+    Args:
+        x: some examples.
+        like: the first one.
+        number: that of the first of `x`.
+        name: what errors call the data.
+
+    Raises:
+        ValueError: they are.
+    """
+    if x.shape[1:] != like.shape[1:] or x.dtype != like.dtype:
+        raise ValueError(
+            f"{name}: an example from number {number} on is {x.dtype} of shape {tuple(x.shape[1:])}, the first that "
+            f"was read {like.dtype} of shape {tuple(like.shape[1:])}: make them alike, at every pass"
+        )
 
 
 def _pair(item: Any, column: str | None) -> tuple[Any, Any]:
@@ -91,8 +124,10 @@ def _batch(batch: Any, column: str | None) -> Labelled:
     """Values and labels of a batch that a DataLoader made."""
     x, y = (batch, None) if isinstance(batch, Tensor | np.ndarray) else _entries(batch, column)
     labels = None if y is None else np.asarray(y)
-    x = plain_values(x) if isinstance(x, Tensor) else np.asarray(x)
-    values = torch.stack([_values(one) for one in x])
+    each = [(one, None) for one in (plain_values(x) if isinstance(x, Tensor) else x)]
+    if not each:
+        raise ValueError("a batch holds no examples: leave it out")
+    values, _ = _stacked(each, range(len(each)))
     return values, labels if labels is not None and labels.shape == (len(values),) else None
 
 
@@ -116,7 +151,12 @@ def _stacked(pairs: list[tuple[Any, Any]], rows: Sequence[int]) -> Labelled:
                 "resize them to one"
             )
     labels = [y for _, y in pairs]
-    return torch.stack(values), None if None in labels else np.asarray(labels)
+    return torch.stack(values), None if all(y is None for y in labels) else _classes(labels)
+
+
+def _classes(labels: list[Any]) -> np.ndarray:
+    """Labels as an array; one of objects where some are missing, which `check_labels` refuses."""
+    return np.array(labels, object) if any(y is None for y in labels) else np.asarray(labels)
 
 
 def _values(x: Any) -> Tensor:
@@ -154,6 +194,26 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
         )
 
 
+def check_apart(source: Items) -> None:
+    """Refuse a collate_fn whose examples depend on the others of their batch: some are collated in two divisions.
+
+    Raises:
+        ValueError: their values differ.
+    """
+    rows = range(0, len(source), max(1, len(source) // TRIED))[:TRIED]
+    if source.collate is None or len(rows) < 2:
+        return
+    half = len(rows) // 2
+    whole, *parts = (source.read(some, 0)[0].float() for some in (rows, rows[:half], rows[half:]))
+    most = ROUNDING * max(1.0, float(whole.abs().nan_to_num().max()))
+    alike = all(part.shape[1:] == whole.shape[1:] for part in parts)
+    if not alike or not torch.allclose(whole, torch.cat(parts), rtol=0, atol=most, equal_nan=True):
+        raise ValueError(
+            "the collate_fn makes other values of an example beside other examples, so that no example has a "
+            "likelihood of its own: let it treat each alone, and draw random numbers in the data set's transform"
+        )
+
+
 @dataclass
 class Scan:
     """What one pass over streamed examples shows."""
@@ -178,11 +238,7 @@ def scanned(batches: Iterator[Labelled], total: int | None, progress: Progress, 
     seen = torch.zeros(0)
     for x, y in batches:
         like = x[:1].clone() if like is None else like
-        if x.shape[1:] != like.shape[1:] or x.dtype != like.dtype:
-            raise ValueError(
-                f"{name}: an example from number {sum(sizes)} on is {x.dtype} of shape {tuple(x.shape[1:])}, the first "
-                f"{like.dtype} of shape {tuple(like.shape[1:])}: make them alike"
-            )
+        check_like(x, like, sum(sizes), name)
         if bad := int((~x.isfinite()).sum()):
             raise ValueError(f"{name} holds {bad} values that are NaN or infinite: remove or impute them")
         sizes.append(len(x))
@@ -193,15 +249,23 @@ def scanned(batches: Iterator[Labelled], total: int | None, progress: Progress, 
             progress.update(sum(sizes), total, f"reading {name} once: {sum(sizes)}/{total}")
     if like is None:
         raise ValueError(f"{name} holds no examples")
-    known = None if any(y is None for y in labels) else np.concatenate([np.asarray(y) for y in labels])
-    return Scan(sum(sizes), like, seen, known, sizes, digest.hexdigest())
+    return Scan(sum(sizes), like, seen, _known(labels, sizes), sizes, digest.hexdigest())
+
+
+def _known(labels: list[Any], sizes: list[int]) -> np.ndarray | None:
+    """Labels of all batches, None where one is missing; None if there are none."""
+    if all(y is None for y in labels):
+        return None
+    return np.concatenate(
+        [np.full(size, None) if y is None else np.asarray(y) for y, size in zip(labels, sizes, strict=True)]
+    )
 
 
 def _with_values(seen: Tensor, x: Tensor) -> Tensor:
     """Distinct values so far, at most `MOST_VALUES`, always with the smallest and the largest."""
-    ends = torch.stack(x.aminmax()).float()
     if len(seen) < MOST_VALUES:
         distinct = torch.bincount(x.flatten(), minlength=256).nonzero()[:, 0] if x.dtype == torch.uint8 else x.unique()
         found = torch.cat([seen, distinct.float()]).unique()
-        return found if len(found) <= MOST_VALUES else torch.cat([ends, found[:: len(found) // MOST_VALUES + 1]])
-    return torch.cat([torch.stack(torch.cat([seen, ends]).aminmax()), seen])[: MOST_VALUES + 2]
+        return found if len(found) <= MOST_VALUES else torch.cat([found[-1:], found[:: len(found) // MOST_VALUES + 1]])
+    ends = torch.cat([seen, torch.stack(x.aminmax()).float()]).aminmax()
+    return torch.cat([torch.stack(ends), seen])[: MOST_VALUES + 2]

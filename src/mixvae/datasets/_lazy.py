@@ -7,6 +7,7 @@ whatever the number of workers, and a training resumes in the middle of one with
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import warnings
@@ -25,8 +26,10 @@ from mixvae._failures import plain_errors, said
 
 Labelled = tuple[Tensor, Any]
 """Values (B, *shape) of some examples, and an array of their labels (B,), or None."""
-AHEAD = 2
+AHEAD = 4
 """Batches that each worker reads ahead."""
+LEAST_URGENT = 19
+"""What the priority of readers is lowered by."""
 
 
 class Source(Protocol):
@@ -88,6 +91,11 @@ class Lazy(ABC):
                 )
             yield values.to(self.device, non_blocking=True)
 
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Keep what reads the examples from one pass to the next, where it may be."""
+        yield
+
     @abstractmethod
     def _read(self, batches: Sequence[Tensor], key: int) -> Iterator[Tensor]:
         """Values of every batch, on the CPU."""
@@ -108,10 +116,12 @@ class ByNumber(Lazy):
         source: reads them.
         rows: which ones, in which order; all by default.
         workers: processes that read them ahead; 0 reads them when they are asked for.
+        fixed: whether the source never changes, so that its workers can last longer than a pass.
     """
 
-    def __init__(self, source: Source, rows: Tensor | None = None, *, workers: int = 0):
-        self.source, self.workers = source, workers
+    def __init__(self, source: Source, rows: Tensor | None = None, *, workers: int = 0, fixed: bool = False):
+        self.source, self.workers, self.fixed = source, workers, fixed
+        self._last, self._idle = False, None
         self.rows = torch.arange(len(source)) if rows is None else rows
         super().__init__(len(self.rows), source.read([0], 0)[0])
 
@@ -137,21 +147,43 @@ class ByNumber(Lazy):
             warnings.warn("a process that reads data ahead has died; this one goes on alone", stacklevel=2)
             yield from (self.source.read(*each) for each in asked[done:])
 
-    def _ahead(self, asked: list[tuple[list[int], int]]) -> DataLoader[Any]:
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Keep the workers of one pass for the next, if the source never changes: each takes 50 ms or more to begin."""
+        self._last = self.fixed
+        try:
+            yield
+        finally:
+            self._last, self._idle = False, None
+
+    def _ahead(self, asked: list[tuple[list[int], int]]) -> Iterator[Labelled | str]:
         """Batches that workers read ahead, or what went wrong."""
+        loader, self._idle = self._idle or self._loader(min(self.workers, len(asked))), None
+        loader.sampler[:] = asked  # pyright: ignore[reportIndexIssue]
+        yield from loader
+        self._idle = loader if self._last else None
+
+    def _loader(self, workers: int) -> DataLoader[Any]:
+        """Workers that read whatever is put into its sampler."""
         return DataLoader(
             _Batches(self.source),  # pyright: ignore[reportArgumentType]
             batch_size=None,
-            sampler=asked,
-            num_workers=min(self.workers, len(asked)),
+            sampler=[],
+            num_workers=workers,
             prefetch_factor=AHEAD,
+            persistent_workers=self._last,
             generator=torch.Generator(),  # not torch's own, whose numbers a training uses
-            worker_init_fn=_deaf,
+            worker_init_fn=_serve,
             pin_memory=self.device.type == "cuda",
         )
 
+    def to(self, device: torch.device | str) -> ByNumber:
+        moved = copy(self)
+        moved.device, moved._last, moved._idle = torch.device(device), False, None
+        return moved
+
     def take(self, index: Tensor | slice) -> ByNumber:
-        chosen = copy(self)
+        chosen = self.to(self.device)
         chosen.rows = self.rows[index.cpu() if isinstance(index, Tensor) else index]
         chosen.shape, chosen.sha256 = torch.Size((len(chosen.rows), *self.shape[1:])), None
         return chosen
@@ -170,9 +202,14 @@ class _Batches:
             return said(error)
 
 
-def _deaf(worker: int) -> None:
-    """Leave Ctrl-C to the process that the worker reads for, which saves first, and ends its workers by SIGTERM."""
+def _serve(worker: int) -> None:
+    """Read with what the training leaves of the processor, and leave Ctrl-C to it: it saves, and ends its workers.
+
+    Readers of full priority would take turns with the threads of one operation, all of which wait for the slowest.
+    """
     del worker
+    if hasattr(os, "nice"):
+        os.nice(LEAST_URGENT)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

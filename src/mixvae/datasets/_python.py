@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset,
 from torch.utils.data.distributed import DistributedSampler
 
 from mixvae._failures import plain_errors
-from mixvae._resources import check
+from mixvae._resources import check, short
 from mixvae.datasets._finished import Binarize, finished
-from mixvae.datasets._items import Items, check_repeatable, pass_of, plain_values, scanned
-from mixvae.datasets._lazy import ByNumber, InOrder, Lazy, apart
+from mixvae.datasets._items import Items, check_apart, check_repeatable, pass_of, plain_values, scanned
+from mixvae.datasets._lazy import SAME, ByNumber, InOrder, Lazy, apart
 from mixvae.datasets._own import PARTS, enough
 from mixvae.datasets._plan import Plan
 from mixvae.datasets._splits import READ, Dataset, Split, as_split, check_labels
@@ -31,6 +31,9 @@ KINDS = (
     "an array or tensor, a torch Dataset or DataLoader, anything with __len__ and __getitem__, an iterable, or "
     "(train, validation[, test]) of these"
 )
+LABELLED = "labels are given with their examples, as in TensorDataset(x, y) or Split(x, y)"
+NUMBER = 48
+"""Bytes of the number of a streamed example: in a tensor, and as an object in a list."""
 
 
 def as_dataset(
@@ -54,6 +57,7 @@ def as_dataset(
         data: `(train, validation[, test])`, a mapping with these keys, or one collection of examples, which is divided
             80 : 10 : 10 by the seed. Each is an array or tensor (N, D), (N, H, W) or (N, C, H, W), a `Split`, a torch
             `Dataset` or `DataLoader`, anything with `__len__` and `__getitem__`, or an iterable that can be begun anew.
+            Labels come with their examples, in a `TensorDataset(x, y)` for instance: a tuple holds parts of the data.
             An example is an image, an array, a pair (example, label), or a mapping. A DataLoader decides the batches
             of the training: its sampler, batch size, workers and `collate_fn` are used, its sampler seeded by epoch.
         column: which entry of examples that are mappings, as those of Hugging Face data sets are.
@@ -66,8 +70,8 @@ def as_dataset(
         progress: where to report progress; silent by default.
 
     Raises:
-        ValueError: the data are of another kind, are not numbers, differ in shape, hold NaN, or change between two
-            readings with the same random seeds.
+        ValueError: the data are of another kind, are not numbers, differ in shape, hold NaN, have labels in part,
+            change between two readings with the same random seeds, or depend on the batch that they are read in.
 
     Example:
         >>> import torch
@@ -95,7 +99,7 @@ def as_dataset(
         parts[part] = in_memory(_sampled(parts[part]), part)
     shapes = {part: split.shape for part, split in parts.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"the parts of the data hold examples of different shapes: {shapes}")
+        raise ValueError(f"the parts of the data hold examples of different shapes, {shapes}; {LABELLED}")
     for part, split in parts.items():
         if not len(split) and part != "test":
             raise ValueError(f"{part} holds no examples")
@@ -112,16 +116,19 @@ def collected(data: Any, column: str | None = None) -> Tensor:
     return in_memory(examples_of(data, column), "data").fixed()
 
 
-def examples_of(data: Any, column: str | None = None) -> Split:
-    """Examples of any kind, in memory or to be read.
+def examples_of(data: Any, column: str | None = None, name: str = "data") -> Split:
+    """Examples of any kind, in memory or to be read; those of a `Split` keep the numbers of their classes.
 
     Raises:
         ValueError: they are of no kind that is known.
     """
     if isinstance(data, Dataset):
         raise ValueError("a Dataset has three parts: name one, such as data.test")
-    split, _ = _part(data, column, 0, SILENT, "data")
-    return _sampled(split)
+    if isinstance(data, tuple | Mapping):
+        raise ValueError(f"examples are of one part; got {a_kind(data)}: name one; {LABELLED}")
+    if isinstance(data, Split):
+        return _sampled(data)
+    return _sampled(alike({name: _part(data, column, 0, SILENT, name)})[name])
 
 
 def _sampled(split: Split) -> Split:
@@ -168,20 +175,25 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
                 "a DistributedSampler gives each process examples of its own, but mixvae divides every batch among "
                 "its processes itself: give the DataLoader without it"
             )
+        _check_length(data.dataset, name)
         plan = Plan(data)
         collate = None if data.collate_fn is default_collate else data.collate_fn
         workers, data = data.num_workers or workers, data.dataset
     if collate is None and (tensors := _tensors(data)) is not None:
         return replace(as_split(plain_values(tensors[0]), name=name), plan=plan), tensors[1]
     if collate is None and (array := _array(data)) is not None:
+        if array.ndim < 2:
+            raise ValueError(
+                f"{name} of shape {array.shape} holds no examples (N, …); a tuple of data is (train, validation[, "
+                f"test]), and {LABELLED}"
+            )
         return replace(as_split(array, name=name), plan=plan), None
     if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         source = Items(data, column, collate)
-        with plain_errors(f"{a_kind(data)} cannot be read"):
-            if not len(source):
-                raise ValueError(f"{name} holds no examples")
+        _check_length(data, name)
         lazy = ByNumber(source, workers=workers)
         check_repeatable(source.read([0], 0)[0], source.read([0], 0)[0])
+        check_apart(source)
         scan = scanned(lazy.labelled(torch.arange(len(lazy)).split(READ), 0), len(lazy), progress, name)
     elif isinstance(data, Iterable):
         begin = pass_of(
@@ -189,12 +201,28 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
         )
         scan = scanned(apart(begin, 0), None, progress, name)
         lazy = InOrder(begin, scan.examples, scan.like)
-        check_repeatable(scan.like[:1], next(apart(begin, 0))[0][:1])
+        again = next(apart(begin, 0), None)
+        if again is None:
+            raise ValueError(f"{a_kind(data)} gives no examples when it is begun anew: {SAME}")
+        check_repeatable(scan.like[:1], again[0][:1])
         plan = None if loader is None else Plan(scan.sizes)
     else:
         raise ValueError(f"data must be {KINDS}; got {a_kind(data)}")
     lazy.sha256, lazy.values = scan.sha256, scan.values
     return Split(lazy, levels=scan.levels, plan=plan), scan.labels
+
+
+def _check_length(data: Any, name: str) -> None:
+    """Refuse a data set without examples, or with more than memory has room for their numbers.
+
+    Raises:
+        ValueError: it is.
+    """
+    with plain_errors(f"{a_kind(data)} cannot be read"):
+        examples = len(data)
+    if not examples:
+        raise ValueError(f"{name} holds no examples")
+    check(NUMBER * examples, f"{a_kind(data)} of {short(examples)} examples", "check its __len__")
 
 
 def _tensors(data: Any) -> tuple[Tensor, np.ndarray | None] | None:
@@ -234,27 +262,24 @@ def in_memory(split: Split, name: str) -> Split:
 def alike(parts: Mapping[str, Part]) -> dict[str, Split]:
     """Parts whose bytes have one meaning, and whose classes are numbered over all of them."""
     byte = [split.levels for split, _ in parts.values() if not split.x.is_floating_point()]
-    reals = {name: ends for name, (split, _) in parts.items() if (ends := _real(split)) is not None}
+    found = {name: split.ends() for name, (split, _) in parts.items() if split.x.is_floating_point()}
+    reals = {name: ends for name, ends in found.items() if ends is not None}
     if max(byte, default=1) > 1 and (beyond := [name for name, (low, high) in reals.items() if low < 0 or high > 1]):
         raise ValueError(
             f"{beyond[0]} holds real numbers from {reals[beyond[0]][0]:.4g} to {reals[beyond[0]][1]:.4g}, another part "
             "bytes, which are scaled to [0, 1]: give all parts in one unit"
         )
     labels = [y for _, y in parts.values() if y is not None]
+    for name, (split, y) in parts.items():
+        if y is not None:
+            check_labels(y, len(split), name)
+    if len({y.dtype.kind in "US" for y in labels}) > 1:
+        raise ValueError("the classes are numbers in one part and text in another: give one of the two")
     known = np.unique(np.concatenate(labels)) if labels else np.empty(0)
     made = {}
     for name, (split, y) in parts.items():
         numbers = None
         if y is not None:
-            check_labels(y, len(split), name)
             numbers = torch.from_numpy(np.searchsorted(known, y).astype(np.int64))
         made[name] = replace(split, y=numbers, levels=1 if split.x.is_floating_point() else max(byte))
     return made
-
-
-def _real(split: Split) -> tuple[float, float] | None:
-    """The smallest and largest value of real numbers; None of bytes, and where values are unknown."""
-    values = split.x.values if isinstance(split.x, Lazy) else split.x
-    if not split.x.is_floating_point() or values is None or not len(values):
-        return None
-    return float(values.min()), float(values.max())

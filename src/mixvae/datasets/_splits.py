@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,14 +14,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mixvae._resources import check
+from mixvae.datasets._given import Given
 from mixvae.datasets._lazy import InOrder, Lazy
 from mixvae.datasets._plan import Plan
 
 READ = 500
 """Examples that are read at a time where there are no batches."""
+Values = TypeVar("Values", Tensor, np.ndarray)
 
 
-@dataclass(frozen=True)
+def with_channel(x: Values) -> Values:
+    """Grey images (N, H, W) as (N, 1, H, W); anything else as it is."""
+    return x[:, None] if x.ndim == 3 else x
+
+
+@dataclass(frozen=True, repr=False)
 class Split:
     """Some examples of a data set.
 
@@ -40,6 +48,8 @@ class Split:
         [[0.0, 0.25], [0.5, 1.0]]
         >>> len(split.head(1)), split.shape
         (1, (2,))
+        >>> split
+        Split(3 examples of shape (2,), bytes up to 4)
     """
 
     x: Tensor | Lazy
@@ -52,10 +62,32 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __repr__(self) -> str:
+        return f"Split({len(self)} examples of {self.kind})"
+
+    @property
+    def kind(self) -> str:
+        """What an example is, in words: shape, type of its numbers, and whether it has a label or is streamed."""
+        words = [f"shape {self.shape}", "real numbers" if self.x.is_floating_point() else f"bytes up to {self.levels}"]
+        words += ["with labels"] if self.y is not None else []
+        words += ["streamed"] if isinstance(self.x, Lazy) else []
+        words += ["binarised at every step"] if self.resample else []
+        words += ["mirrored at random"] if self.flip else []
+        words += [f"in batches of {self.plan.batch}"] if self.plan is not None else []
+        return ", ".join(words)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Event shape of one example."""
         return tuple(self.x.shape[1:])
+
+    def ends(self) -> tuple[float, float] | None:
+        """Smallest and largest value as a model takes them, before any binarising; None if they are unknown."""
+        x = self.x.values if isinstance(self.x, Lazy) else self.x
+        if x is None or not x.numel():
+            return None
+        low, high = x.aminmax()
+        return float(low) / self.levels, float(high) / self.levels
 
     def to(self, device: torch.device | str) -> Split:
         """The same examples on a device."""
@@ -84,6 +116,10 @@ class Split:
         """
         raw = self.x.batches(rows, key) if isinstance(self.x, Lazy) else (self.x[each] for each in rows)
         return (self._ready(values, generator) for values in raw)
+
+    def lasting(self) -> AbstractContextManager[None]:
+        """Keep what reads examples that are not in memory from one epoch to the next, where it may be."""
+        return self.x.lasting() if isinstance(self.x, Lazy) else nullcontext()
 
     def epoch(self, batch: int, generator: torch.Generator, *, key: int = 0) -> list[Int[Tensor, " B"]]:
         """The examples of every batch of an epoch: in random order, unless they come in one of their own.
@@ -161,7 +197,7 @@ class Split:
             yield self.batch(rows, generator)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Training, validation and test examples.
 
@@ -171,6 +207,7 @@ class Dataset:
         validation: examples that choose the epoch.
         test: examples to report.
         origin: arguments of `load_dataset` that give it again, paths absolute; None if it was not loaded by that.
+        given: how its training examples were given; by default as they are.
 
     Example:
         >>> import torch
@@ -179,6 +216,8 @@ class Dataset:
         >>> data = Dataset("mine", Split(x[:80]), Split(x[80:90]), Split(x[90:]))
         >>> data.shape, len(data.split("test")), data.labels_sha256()
         ((3,), 10, None)
+        >>> data
+        Dataset('mine': 80 training, 10 validation and 10 test examples of shape (3,), real numbers)
     """
 
     name: str
@@ -186,6 +225,15 @@ class Dataset:
     validation: Split
     test: Split
     origin: Mapping[str, Any] | None = field(default=None, kw_only=True)
+    given: Given | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train)} training, {len(self.validation)} validation and {len(self.test)} test examples"
+        return f"Dataset({self.name!r}: {sizes} of {self.train.kind})"
+
+    def record(self) -> dict[str, Any]:
+        """How its training examples were given, as a run records it."""
+        return asdict(self.given or Given.of(self.train))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -253,7 +301,7 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
         values = x.astype(kept, copy=not isinstance(x, np.memmap))
     levels = 255 if kept == np.uint8 and high > 1 else 1
     labels = None if y is None else torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
-    tensor = torch.from_numpy(np.ascontiguousarray(values[:, None] if x.ndim == 3 else values))
+    tensor = torch.from_numpy(np.ascontiguousarray(with_channel(values)))
     return Split(tensor, labels, levels)
 
 
@@ -295,12 +343,30 @@ def check_labels(y: np.ndarray, examples: int, name: str) -> None:
     """Refuse labels that do not name a class of every example.
 
     Raises:
-        ValueError: there are more or fewer, they are neither numbers nor text, or some are NaN or infinite.
+        ValueError: there are more or fewer, they are neither numbers nor text, or some are missing, NaN or infinite.
     """
     if y.shape != (examples,):
         raise ValueError(f"{name} has {examples} examples, its labels have shape {y.shape}: give one label each")
+    check_present(y, name)
     if y.dtype.kind not in "buifUS":
         raise ValueError(f"the labels of {name} must be numbers or text; got {y.dtype}")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        bad = int((~np.isfinite(y)).sum())
-        raise ValueError(f"the labels of {name} hold {bad} values that are NaN or infinite: give every example a class")
+
+
+def check_present(y: np.ndarray, name: str) -> None:
+    """Refuse labels (N,) some of which are missing: None, NaN or infinite.
+
+    Raises:
+        ValueError: some are; the error names the first one.
+    """
+    if y.dtype.kind == "f":
+        missing = ~np.isfinite(y)
+    elif y.dtype.kind == "O":
+        missing = np.array([label is None or label != label for label in y.tolist()], bool)
+    else:
+        return
+    if missing.any():
+        at = int(missing.argmax())
+        raise ValueError(
+            f"the labels of {name} hold {int(missing.sum())} values that are NaN, infinite or missing, the first "
+            f"{y[at]} of example {at}: give every example a class, or none"
+        )

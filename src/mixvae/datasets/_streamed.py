@@ -18,6 +18,7 @@ from mixvae.datasets._formats import (
     images_in,
     one_depth,
     opened_image,
+    pasted,
     stacked,
 )
 from mixvae.datasets._items import scanned
@@ -63,16 +64,19 @@ class Pictures:
     def __init__(self, folder: Path, size: tuple[int, int] | None):
         self.paths, self.size, self.channels = images_in(folder), size, 1
         kinds: dict[np.dtype[Any], Path] = {}
+        modes: set[str] = set()
         first = (0, 0)
         for path in self.paths:
             with opened_image(path) as image:
                 first = image.size if path is self.paths[0] else first
                 if size is None:
                     check_size(image, path, self.paths[0], first)
+                modes.add(image.mode)
                 kinds[np.dtype(np.float32 if image.mode.startswith(DEEP) else np.uint8)] = path
                 if not image.mode.startswith((*DEEP, "L", "1")):
                     self.channels = 3
         one_depth(kinds, folder)
+        self.alike = (modes.pop(), first) if size is None and modes in ({"L"}, {"RGB"}) else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,7 +84,11 @@ class Pictures:
     def read(self, rows: Sequence[int], key: int) -> Labelled:
         """Some images."""
         del key
-        return torch.from_numpy(stacked([self._pixels(self.paths[row]) for row in rows], self.channels)), None
+        paths = [self.paths[row] for row in rows]
+        pixels = pasted(paths, *self.alike) if self.alike else None
+        if pixels is None:
+            pixels = stacked([self._pixels(path) for path in paths], self.channels)
+        return torch.from_numpy(pixels), None
 
     def _pixels(self, path: Path) -> np.ndarray:
         with opened_image(path) as image:
@@ -161,9 +169,9 @@ def _streamed(path: Path, size: tuple[int, int] | None, workers: int, *, named: 
     """One file or folder, to be read."""
     if path.is_dir():
         source = Pictures(path, size)
-        return Split(ByNumber(source, workers=workers)), classes_of(source.paths, path, named=named)
+        return Split(ByNumber(source, workers=workers, fixed=True)), classes_of(source.paths, path, named=named)
     if path.suffix.lower() != ".npy":
         raise ValueError(f"only .npy files and folders of images can be streamed: save {path} as .npy")
     if size is not None:
         raise ValueError(f"{path} is streamed as it is: leave resize out, or hold it in memory (without stream)")
-    return Split(ByNumber(Mapped(path), workers=workers)), None
+    return Split(ByNumber(Mapped(path), workers=workers, fixed=True)), None

@@ -61,7 +61,8 @@ def evaluate(
 
     Args:
         model: put into evaluation mode, and back into its own mode afterwards.
-        x: observations, an array or tensor of numbers.
+        x: observations: an array or tensor (N, *shape), grey images (N, H, W), or data of any kind that `as_dataset`
+            takes, such as a `Split` or a `DataLoader`, all of which are read into memory.
         total_draws: total draws per example, L·S, so that models with different S are compared at equal cost.
         draws_per_component: L itself, the paper's protocol; overrides `total_draws`.
         proposal: where the draws of the headline come from, refined or posterior.

@@ -61,8 +61,9 @@ def evaluate(
         chunk: latents decoded at once; memory depends on nothing else.
         seed: seed of the draws.
         proposal: where the draws of the headline come from: proposals refined for each example, or the posterior.
-        data: new examples to evaluate in place of the run's own: a file or folder, an array (N, *shape), or a `Split`.
-            They are treated as the run's test examples were: resized, and binarised once by the same seed.
+        data: new examples to evaluate in place of the run's own: a file or folder, an array (N, *shape), a `Split`, or
+            whatever else `as_dataset` takes, which is read into memory. They are treated as the run's test examples
+            were: resized, and binarised once by the same seed.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:

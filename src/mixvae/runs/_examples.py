@@ -13,20 +13,26 @@ from torch import Tensor
 
 from mixvae import datasets
 from mixvae._failures import at_least
-from mixvae.datasets import SOURCES, Split, as_split
-from mixvae.datasets._finished import finished
+from mixvae.datasets import SOURCES, Dataset, Split
+from mixvae.datasets._finished import check_split, finished
+from mixvae.datasets._given import Given
+from mixvae.datasets._python import in_memory
 from mixvae.evaluation import fingerprint
+from mixvae.parts import a_kind
 from mixvae.progress import SILENT, Progress
 from mixvae.runs._run import Run
 from mixvae.training import default_device, keep_freed_memory
 
 SplitName = Literal["train", "validation", "test"]
-NewData = str | Path | np.ndarray | Tensor | Split
-"""New examples: a file or folder that `load_dataset` reads, an array (N, *shape), or a split."""
+NewData = str | Path | np.ndarray | Tensor | Split | Any
+"""New examples: a file or folder that `load_dataset` reads, an array (N, *shape), or whatever else `as_dataset` takes,
+such as a `Split`, a torch `Dataset`, a `DataLoader` or an iterable. They are read into memory."""
 NEW = "new"
 """What takes the place of a split's name where examples are new ones."""
 ONCE = {"stochastic": "binarised once by a fixed seed", "fixed": "binarised once by a fixed seed"}
 """What happens to held-out examples, by the run's `binarize`."""
+ANOTHER = 8
+"""Factor between typical values of new examples and the largest of the training from which on units differ."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ def examples_of(
     at_least(1, examples=examples)
     keep_freed_memory()
     if data is None:
-        part = run.data.split(split).head(examples).to(default_device())
+        part = _own(run, split).split(split).head(examples).to(default_device())
         if not len(part):
             raise ValueError(f"{run.path} was trained without {split} examples: name another split, or give new data")
         return Examples(part, run.data.name, split, run.data.sha256())
@@ -85,7 +91,7 @@ def examples_of(
     try:
         run.model.check(x.to(default_device()))
     except ValueError as error:
-        raise ValueError(f"{name} does not fit {run.path}: {error}") from None
+        raise ValueError(f"{name} does not fit {run.path}: {error}{_column(run, whole)}") from None
     return Examples(whole.head(examples).to(default_device()), name, NEW, fingerprint(x))
 
 
@@ -99,16 +105,35 @@ def prepared(run: Run, split: Split, seed: int = 0) -> Tensor:
     return split.fixed(seed).to(next(run.model.parameters()).dtype)
 
 
+def _own(run: Run, split: str) -> Dataset:
+    """The data of a run that is asked about a split of them.
+
+    Raises:
+        ValueError: they are gone, or were made in Python.
+    """
+    try:
+        return run.data
+    except ValueError as error:
+        if split != "test":  # new examples have no splits
+            raise
+        raise ValueError(f"{error}; new examples are given by --data FILE (data=… in Python)") from None
+
+
 def _as_tested(run: Run, data: NewData, progress: Progress) -> tuple[str, Split]:
     """Name of new examples, and the examples treated as the run's test examples were."""
-    origin: dict[str, Any] = run.manifest["runtime"]["data"]["origin"] or {}
-    binarize, seed = origin.get("binarize", "none"), origin.get("seed", 0)
+    recorded = run.manifest["runtime"]["data"]
+    origin: dict[str, Any] = recorded["origin"] or {}
+    given = _given(run)
+    treated = origin if given is None else {"binarize": given.binarize, "seed": given.seed}
+    binarize = treated.get("binarize", "none")
     name, raw = _read(data, origin.get("resize"))
     if not len(raw):
         raise ValueError(f"{name} holds no examples")
-    _check_scale(run, raw, name)
+    check_split(name, raw, "none")
+    if other := _other_unit(given or _found(run), raw, str(run.path)):
+        raise ValueError(f"{name} holds {other}")
     one = raw.head(1)
-    new = finished(name, one, one, raw, binarize=binarize, seed=seed, flip=False).test
+    new = finished(name, one, one, raw, binarize=binarize, seed=treated.get("seed", 0), flip=False).test
     changed = not torch.equal(new.fixed(), raw.fixed())
     done = [f"resized to {origin['resize']}"] if origin.get("resize") else []
     done += [ONCE.get(binarize, "binarised at ½")] if changed else []
@@ -118,53 +143,83 @@ def _as_tested(run: Run, data: NewData, progress: Progress) -> tuple[str, Split]
 
 
 def _read(data: NewData, resize: Any) -> tuple[str, Split]:
-    """New examples as they are, with the name that tables show."""
-    if isinstance(data, Split):
-        return "a split", data
+    """New examples as they are, in memory, with the name that tables show."""
     if isinstance(data, str | Path):
         return Path(data).name, datasets.load_examples(data, binarize="none", resize=resize)
-    values = data.detach().cpu().numpy() if isinstance(data, Tensor) else np.asarray(data)
-    return "an array", as_split(values, name="the array")
+    if isinstance(data, Split):
+        return "a split", in_memory(datasets.examples_of(data), "a split")
+    name = "an array" if hasattr(data, "__array__") else a_kind(data)
+    return name, in_memory(datasets.examples_of(data, name=name), name)
 
 
-def _check_scale(run: Run, new: Split, name: str) -> None:
-    """Refuse examples in another unit than those that the run was trained on, where these can be read.
+def _other_unit(own: Given | None, new: Split, run: str) -> str:
+    """What new examples hold in another unit than those that a run was trained on, and the remedy; empty if nothing.
 
-    Raises:
-        ValueError: they are.
+    Bytes have a unit, intensities in [0, 1]. That of real numbers is told by their range: by typical values beyond
+    `ANOTHER` times the largest of the training; and, of images, by values in [0, 1] where those of the training are
+    `ANOTHER` times as large, or begin where the training's are negative by half of their range or more.
+
+    Args:
+        own: how the training examples were given.
+        new: the new examples.
+        run: what the error calls the run.
     """
-    own = _own(run)
-    trained = None if own is None else own.x if isinstance(own.x, Tensor) else own.x.values
-    if own is None or trained is None or not isinstance(new.x, Tensor):
-        return
-    low, high = float(new.x.min()), float(new.x.max())
-    if new.x.is_floating_point():
-        if not own.x.is_floating_point() and not (low >= 0 and high <= 1):
-            raise ValueError(
-                f"{name} holds values from {low:.4g} to {high:.4g}, and {run.path} was trained on intensities in "
-                "[0, 1]: rescale them"
+    ends = new.ends()
+    if own is None or ends is None:
+        return ""
+    (low, high), real = ends, new.x.is_floating_point()
+    values = f"values from {low:.4g} to {high:.4g}"
+    if not own.real:
+        if real and not (low >= 0 and high <= 1):
+            return f"{values}, and {run} was trained on intensities in [0, 1]: rescale them"
+        if not real and new.levels > own.levels > 1 and high * new.levels <= own.levels:
+            return (
+                f"whole numbers up to {high * new.levels:.0f}, which count as 8-bit grey values, and {run} was trained "
+                f"on grey values from 0 to {own.levels}: divide them by {own.levels}"
             )
-        return
-    if own.x.is_floating_point():
-        most = float(trained.abs().max())
-        if new.levels > 1 and most > 1:
-            raise ValueError(
-                f"{name} holds bytes, which count as intensities in [0, 1], and {run.path} was trained on values up to "
-                f"{most:.4g}: save them as floating-point numbers of the same unit"
-            )
-    elif own.levels > 1 and new.levels > own.levels and high <= own.levels:
-        raise ValueError(
-            f"{name} holds whole numbers up to {high:.0f}, which count as 8-bit grey values, and {run.path} was "
-            f"trained on grey values from 0 to {own.levels}: divide them by {own.levels}"
+        return ""
+    if own.low is None or own.high is None:
+        return ""
+    trained = f"{run} was trained on values from {own.low:.4g} to {own.high:.4g}"
+    if new.levels > 1 and (own.low < 0 or own.high > 1):
+        return (
+            f"bytes, which count as intensities in [0, 1], and {trained}: give floating-point numbers of the same unit"
         )
+    most = max(-own.low, own.high)
+    largest = torch.cat([values.abs().flatten(1).amax(1) for values in new.raw()])  # of every example
+    typical = float(largest.float().median()) / new.levels
+    intensities = len(new.shape) == 3 and low >= 0 and 0 < high <= 1
+    shifted = low == 0 and own.low <= -own.high / 2
+    if typical > ANOTHER * most or (intensities and (most >= ANOTHER or shifted)):
+        return f"{values}, and {trained}: give them in the same unit"
+    return ""
 
 
-def _own(run: Run) -> Split | None:
-    """Training examples of a run; None if they are gone, or would have to be downloaded."""
+def _given(run: Run) -> Given | None:
+    """How the training examples of a run were given; None if an earlier version made it."""
+    recorded = run.manifest["runtime"]["data"]
+    return Given(**recorded["given"]) if "given" in recorded else None
+
+
+def _column(run: Run, new: Split) -> str:
+    """The remedy where a table has one column more than the training examples, which had labels; empty elsewhere."""
+    given = _given(run)
+    more = len(new.shape) == 1 and run.model.at_origin().event_shape == (new.shape[0] - 1,)
+    if given is None or not given.labels or new.y is not None or not more:
+        return ""
+    return "; the training examples had labels: leave their column out, or call it label in a .csv or .parquet file"
+
+
+def _found(run: Run) -> Given | None:
+    """How the training examples of a run without a record of it were given, where they can be read.
+
+    Returns:
+        None if they are gone, or would have to be downloaded.
+    """
     name = (run.manifest["runtime"]["data"]["origin"] or {}).get("name")
     if name in SOURCES and not inspect.isfunction(SOURCES[name]):
         return None
     try:
-        return run.data.train
+        return Given.of(run.data.train)
     except (OSError, ValueError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Literal
 
@@ -221,7 +222,7 @@ def interpolate(
     run = open_run(run)
     part = examples_of(run, split, data=data, progress=progress).part
     for number in between:
-        if not 0 <= number < len(part):
+        if not isinstance(number, Integral) or not 0 <= number < len(part):
             raise ValueError(f"there is no example {number}: the {len(part)} examples are numbered from 0")
     x = prepared(run, part)[list(between)]
     path = path_between(run.model, x[0], x[1], steps=steps, spherical=spherical, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NotRequired, TypedDict
 
 from mixvae.config import DataConfig
+from mixvae.datasets._given import Given
 
 
 class Identity(TypedDict):
@@ -52,13 +53,14 @@ class Epoch(TypedDict):
 
 
 class Location(TypedDict):
-    """Where the data were."""
+    """Where the data were, and how they were given."""
 
     name: str
     origin: NotRequired[DataConfig | None]
     relative: NotRequired[str | None]
     relatives: NotRequired[dict[str, str]]
     sizes: NotRequired[dict[str, int]]
+    given: NotRequired[Given]
 
 
 class Runtime(TypedDict):

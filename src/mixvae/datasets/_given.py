@@ -1,0 +1,54 @@
+"""How training examples were given, which a run records, so that new data are held against them and treated alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from mixvae.datasets._splits import Split
+
+Binarize = Literal["stochastic", "fixed", "threshold", "none"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """How training examples were given, and what became of them: what new data for a trained model are held against.
+
+    Args:
+        dtype: type of the values as they are held, `uint8` or `float32`.
+        levels: what bytes are divided by to give intensities in [0, 1]; 1 for real numbers.
+        low: the smallest value as a model takes them, before any binarising; None if it is unknown.
+        high: the largest.
+        binarize: how they were binarised.
+        seed: seed of that.
+        labels: whether they have labels.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.datasets import as_dataset
+        >>> given = as_dataset(torch.arange(40.0).view(20, 2) / 50, binarize="threshold").given
+        >>> given.low, round(given.high, 2), given.binarize
+        (0.0, 0.78, 'threshold')
+    """
+
+    dtype: str = "float32"
+    levels: int = 1
+    low: float | None = None
+    high: float | None = None
+    binarize: Binarize = "none"
+    seed: int = 0
+    labels: bool = False
+
+    @classmethod
+    def of(cls, split: Split, binarize: Binarize | None = None, seed: int = 0) -> Given:
+        """How a split was given; without a word on binarising, it was done at every step or not at all."""
+        low, high = split.ends() or (None, None)
+        dtype = str(split.x.dtype).removeprefix("torch.")
+        made = binarize or ("stochastic" if split.resample else "none")
+        return cls(dtype, split.levels, low, high, made, seed, split.y is not None)
+
+    @property
+    def real(self) -> bool:
+        """Whether they were real numbers, and not intensities or truth values in bytes."""
+        return "float" in self.dtype
