@@ -413,7 +413,7 @@ def test_quiet_leaves_only_results_and_errors(tmp_path, capfd):
     main(["--quiet", *words])
     out, err = capfd.readouterr()
     assert err == ""
-    assert "1 epochs" in out
+    assert "1 epoch in" in out
     main(["evaluate", str(tmp_path / "run"), "--total-draws=2", "--examples=3", "--quiet"])
     out, err = capfd.readouterr()
     assert err == ""

@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from mixvae._tables import Row, counted
-from mixvae.reports._between import ONE_TRAINING
 from mixvae.reports._pages import Column
 
-_OVER_EXAMPLES = f"standard error over examples of {ONE_TRAINING}"
+_OVER_EXAMPLES = "standard error over the examples of one training"
 _BETWEEN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over"
 _PARTS = (
     ("ELBO gain", "elbo", "in the ELBO, only over a training of the same bound, nats", None, False),
