@@ -1,13 +1,14 @@
 """What it costs to train on data that are not held in memory: epochs of a DataLoader and of PNG files, as ratios.
 
-    OMP_NUM_THREADS=2 python benchmarks/streams.py epochs [OUT.json]
+    OMP_NUM_THREADS=2 python benchmarks/streams.py loader [OUT.json]
+    OMP_NUM_THREADS=2 python benchmarks/streams.py images [OUT.json]
     OMP_NUM_THREADS=2 python benchmarks/streams.py memory
 
-`epochs`: mixtures with the paper's encoders (28×28, latent 40, gated 300-300, batch 100) on the first 10,000 images of
-FashionMNIST. Each round trains one epoch on our own data set, in memory, and then one on its rival: a shuffled
-DataLoader over in-memory tensors (S = 1 and 4), and a folder of PNG files that two workers read (S = 4). The median of
-the rounds' ratios and their range are printed. Reading all files once at the beginning, for their checksum, is not part
-of an epoch; it is printed beside them.
+`loader` and `images`: mixtures with the paper's encoders (28×28, latent 40, gated 300-300, batch 100) on the first
+10,000 images of FashionMNIST. Each round trains two epochs on our own data set, in memory, and then two on its rival,
+of which the second ones are compared: a shuffled DataLoader over in-memory tensors (S = 1 and 4), or a folder of PNG
+files that two workers read (S = 4). The median of the rounds' ratios and their range are printed. Reading all files
+once at the beginning, for their checksum, is not part of an epoch; it is printed beside them.
 
 `memory`: the most memory that loading a `.npy` file of 410 MB takes, held and streamed, each in a process of its own,
 beside that of importing mixvae. What is mapped of the file counts, though the system may have it back.
@@ -52,16 +53,18 @@ def compare(own, rival, components):
     }  # fmt: skip
 
 
-def epochs(out=None):
-    data = load_dataset("fashion_mnist", limit=EXAMPLES, limit_validation=100)
-    rows = {}
-    pixels = torch.cat(list(data.train.raw()))
+def loader(out=None):
+    data, pixels = images_of()
     grey = pixels.float() / data.train.levels
     held = as_dataset((grey, data.validation), binarize="stochastic")
-    loader = DataLoader(TensorDataset(grey), batch_size=100, shuffle=True)
-    rival = as_dataset((loader, data.validation), binarize="stochastic")
-    for components in (1, 4):
-        rows[f"DataLoader over tensors, S = {components}"] = compare(held, rival, components)
+    loaded = DataLoader(TensorDataset(grey), batch_size=100, shuffle=True)
+    rival = as_dataset((loaded, data.validation), binarize="stochastic")
+    rows = {f"DataLoader over tensors, S = {components}": compare(held, rival, components) for components in (1, 4)}
+    tell(rows, out)
+
+
+def images(out=None):
+    _, pixels = images_of()
     with tempfile.TemporaryDirectory() as folder:
         for part in ("train", "validation", "test"):
             (Path(folder) / part).mkdir()
@@ -72,11 +75,24 @@ def epochs(out=None):
         streamed = load_dataset(folder, stream=True, workers=2)
         streamed.sha256()
         read = time.monotonic() - started
-        rows["PNG files by two workers, S = 4"] = compare(load_dataset(folder), streamed, 4) | {"reading_once": read}
+        row = compare(load_dataset(folder), streamed, 4) | {"reading_once": read}
+    tell({"PNG files by two workers, S = 4": row}, out)
+
+
+def images_of():
+    """The data set, and its training images as bytes."""
+    data = load_dataset("fashion_mnist", limit=EXAMPLES, limit_validation=100)
+    return data, torch.cat(list(data.train.raw()))
+
+
+def tell(rows, out):
     for name, row in rows.items():
         more = f"; read once in {row['reading_once']:.1f} s" if "reading_once" in row else ""
         spread = f"{row['lowest']:.2f} to {row['highest']:.2f}"
-        print(f"{name}: {row['ratio']:.2f} ({spread}), {row['own_seconds']:.1f} s an epoch in memory{more}")
+        print(
+            f"{name}, {torch.get_num_threads()} threads: {row['ratio']:.2f} ({spread}), {row['own_seconds']:.1f} s an "
+            f"epoch in memory{more}"
+        )
     if out is not None:
         Path(out).write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -113,4 +129,4 @@ def memory():
 
 
 if __name__ == "__main__":
-    {"epochs": epochs, "memory": memory}[sys.argv[1]](*sys.argv[2:])
+    {"loader": loader, "images": images, "memory": memory}[sys.argv[1]](*sys.argv[2:])
