@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENDURANCE := runs/endurance
 
-.PHONY: help install demo test test-slow tutorials notebooks fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
+.PHONY: help install demo test test-slow peer tutorials notebooks fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -26,8 +26,12 @@ demo: install  ## train S = 1, 2, 4 on the embedded digits; table and runs/demo/
 test: install  ## the test suite, under ten minutes on two cores, in two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -p no:benchmark
 
-test-slow: install  ## the checks that take longer
+test-slow: install  ## the checks that take longer, `make peer` among them
 	$(BIN)/pytest -m slow
+	$(MAKE) peer
+
+peer:  ## scvi-tools' own tests with MixtureSCVI in the place of SCVI, in .venv/peer; 20 minutes
+	$(PYTHON) .ci/peer.py
 
 tutorials: install  ## the tutorials and the README's code, line by line, as their readers would run them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -k tutorial -n 2 -p no:benchmark

@@ -32,6 +32,7 @@ import time
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import anndata
 import h5py
@@ -78,7 +79,8 @@ def on_disk(cells, path):
     with h5py.File(path, "w") as file:
         for counts, kind in simulated(cells):
             if kinds:
-                anndata.io.sparse_dataset(file["X"]).append(counts)
+                written: Any = anndata.io.sparse_dataset(file["X"])
+                written.append(counts)
             else:
                 anndata.io.write_elem(file, "X", counts)
             kinds.append(kind)
@@ -145,7 +147,8 @@ WORK = {
 def speed(cells=CELLS, rounds=ROUNDS):
     """Seconds and memory of models in turn, as a table of ratios to SCVI's."""
     data = in_memory(cells)
-    share = data.X.nnz / np.prod(data.shape)
+    counts: Any = data.X
+    share = counts.nnz / np.prod(data.shape)
     print(f"{cells} × {GENES}, {100 * share:.0f} % not zero; {torch.get_num_threads()} threads, {rounds} rounds")
     print("| work | model | s | of SCVI's | processor, s | of SCVI's |\n|---|---|--:|--:|--:|--:|", flush=True)
     models = {name: made(data, components) for name, components in CASES.items()}

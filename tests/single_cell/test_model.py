@@ -213,8 +213,16 @@ def test_minified_data_may_keep_the_counts(cells, tmp_path):
 
 def test_posteriors_of_another_shape_are_not_minified(cells):
     model = make(cells)
-    cells.obsm["m"], cells.obsm["v"] = model.get_latent_representation(return_dist=True)
-    with pytest.raises(ValueError, match=r"must hold all components side by side, \(120, 9\); got \(120, 3\)"):
+    moments, components = (
+        model.get_latent_representation(return_dist=True),
+        model.get_latent_representation(components=True),
+    )
+    cells.obsm["m"], cells.obsm["v"] = moments[0][:, :2], moments[1][:, :2]
+    expected = r"all components side by side, \(120, 9\), or moments of the mixture, \(120, 3\); got \(120, 2\)"
+    with pytest.raises(ValueError, match=expected):
+        model.minify_adata(use_latent_qzm_key="m", use_latent_qzv_key="v")
+    cells.obsm["m"], cells.obsm["v"] = moments[0], components[1].reshape(120, -1)
+    with pytest.raises(ValueError, match=r"got \(120, 9\)"):
         model.minify_adata(use_latent_qzm_key="m", use_latent_qzv_key="v")
     with pytest.raises(ValueError, match="keys of both means and variances"):
         model.minify_adata(use_latent_qzm_key="m")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +21,7 @@ def _check_installed() -> None:
 
 
 def train(
-    file: str,
+    files: str | list[str],
     components: int = 4,
     batch_key: str | None = None,
     labels_key: str | None = None,
@@ -32,11 +34,13 @@ def train(
     patience: int = 45,
     seed: int = 0,
     out: str | None = None,
+    *,
+    backed: bool = False,
 ) -> None:
-    """Train MixtureSCVI on the cells of an .h5ad file; the same command again resumes a killed run.
+    """Train MixtureSCVI on the cells of a file or folder; the same command again resumes a killed run.
 
     Args:
-        file: the .h5ad file, with raw counts.
+        files: what holds the raw counts: .h5ad, .loom, 10x .h5, 10x matrix.mtx, or a folder of files of one kind.
         components: number of encoders S.
         batch_key: column of obs with the batch.
         labels_key: column of obs with labels.
@@ -49,6 +53,7 @@ def train(
         patience: epochs without a better validation ELBO after which training stops.
         seed: seed of weights, split and draws.
         out: run directory; runs/FILE-S… by default.
+        backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
     """
     _check_installed()
     from mixvae.runs import open_run
@@ -67,31 +72,43 @@ def train(
         patience,
         seed,
     )
-    run = Path(out or Path("runs") / f"{Path(file).stem}-S{components}")
+    given = _listed(files)
+    run = Path(out or Path("runs") / f"{_name(given)}-S{components}")
     with quiet(), Terminal() as progress:
-        runs.train(file, run, settings, progress)
+        runs.train(given, run, settings, progress, backed=backed)
     last = open_run(run).metrics[-1]
     show(
         f"{run}: {counted(last['epoch'], 'epoch')}; validation ELBO {last['validation']:.1f} nats per cell\n"
-        f"next: mixvae sc embed {run} {file}"
+        f"next: mixvae sc embed {shlex.join([str(run), *given])}{' --backed' * backed}"
     )
 
 
-def embed(run: str, file: str, out: str | None = None) -> None:
-    """Write a copy of an .h5ad file with latents and responsibilities in obsm.
+def embed(run: str, files: str | list[str], out: str | None = None, *, backed: bool = False) -> None:
+    """Write a copy of the cells, an .h5ad file, with latents and responsibilities in obsm.
 
     Args:
         run: the run directory.
-        file: an .h5ad file with the genes of the run.
+        files: cells with the genes of the run, as `mixvae sc train` takes them.
         out: the .h5ad file to write; FILE-embedded.h5ad by default.
+        backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
     """
-    path = target(out or f"{Path(file).stem}-embedded.h5ad", ".h5ad")
+    given = _listed(files)
+    path = target(out or f"{_name(given)}-embedded.h5ad", ".h5ad")
     _check_installed()
     from mixvae.single_cell import runs
 
     with quiet():
-        adata = runs.embed(run, file, path)
+        adata = runs.embed(run, given, path, backed=backed)
     show(f"wrote {path}: {adata.n_obs} cells, obsm[{runs.LATENT_KEY!r}] and obsm['X_mixvae_responsibilities']")
+
+
+def _listed(files: str | list[str]) -> list[str]:
+    return [files] if isinstance(files, str) else files
+
+
+def _name(files: Sequence[str]) -> str:
+    """What to name results after: the first file, and how many more there are."""
+    return Path(files[0]).stem + (f"+{len(files) - 1}" if len(files) > 1 else "")
 
 
 SINGLE_CELL = {"sc-train": train, "sc-embed": embed}

@@ -12,12 +12,16 @@ from mixvae.single_cell.likelihoods import bounds, get_marginal_ll
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.posterior import CellPosterior
+from mixvae.single_cell.scanvae import MixtureSCANVAE
+from mixvae.single_cell.scanvi import MixtureSCANVI
 
 __all__ = [
     "CellDiagnosis",
     "CellJoint",
     "CellPosterior",
     "MixtureModule",
+    "MixtureSCANVAE",
+    "MixtureSCANVI",
     "MixtureSCVI",
     "bounds",
     "cortex",

@@ -180,7 +180,13 @@ OPTIONS = {
     "use_layer_norm": _WHERE,
 }
 """Options of SCVI that a record may set."""
-MIXTURE_OPTIONS = {**OPTIONS, "n_components": _SIZE, "freeze_decoder": _FLAG}
+MIXTURE_OPTIONS = {
+    **OPTIONS,
+    "n_components": _SIZE,
+    "freeze_decoder": _FLAG,
+    "prior": _one_of("standard_normal", "gaussian_mixture", "vamp"),
+    "n_prior_components": _SIZE,
+}
 """Options of a mixture that a record may set."""
 SETUP = {
     "layer": _NAME,

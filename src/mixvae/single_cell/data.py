@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -12,13 +14,22 @@ import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
 
-from mixvae._resources import TooLarge
+from mixvae._resources import TooLarge, short
 from mixvae.config import nearest
 from mixvae.files import one_line
 from mixvae.single_cell.checked import Unfit, check_h5ad, check_texts
 
 TOLERANCE = 1e-6
 """Largest distance from an integer at which a number still passes as a count."""
+BLOCKS, BLOCK = 16, 64
+"""Blocks of cells, and cells in each, whose counts are checked if they are not in memory."""
+
+
+class MissingKey(KeyError, ValueError):
+    """A column or layer that is missing: a `KeyError` as in scvi-tools, with a message for people."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def cortex(genes: int | None = 1200, save_path: str = "data/") -> AnnData:
@@ -89,13 +100,13 @@ def check_keys(adata: AnnData, keys: Sequence[str | None], layer: str | None) ->
     """Check that columns of `obs`, and a layer, exist.
 
     Raises:
-        ValueError: one is missing; the message suggests the closest existing one.
+        MissingKey: one is missing; the message suggests the closest existing one.
     """
     for key in keys:
         if key is not None:
             _check_name(key, adata.obs.columns, "adata.obs has no column")
     if layer is not None:
-        _check_name(layer, adata.layers, "adata.layers has no layer")
+        _check_name(layer, adata.layers.keys(), "adata.layers has no layer")  # a collection has no more than keys
 
 
 def _check_name(name: str, known: Iterable[str], missing: str) -> None:
@@ -104,33 +115,99 @@ def _check_name(name: str, known: Iterable[str], missing: str) -> None:
     if name not in names:
         near = nearest(name, names)
         hint = f"did you mean {near!r}?" if near else f"it has {', '.join(names) or 'none'}"
-        raise ValueError(f"{missing} {name!r}: {hint}")
+        raise MissingKey(f"{missing} {name!r}: {hint}")
 
 
-def check_counts(adata: AnnData, counts: np.ndarray | sp.spmatrix, where: str) -> None:
+def check_setup(adata: Any, categories: Sequence[str | None], numbers: Sequence[str | None], layer: str | None) -> None:
+    """Check that cells can be set up by columns of `obs` and a layer.
+
+    Args:
+        adata: the cells.
+        categories: columns that must have a category for every cell.
+        numbers: columns that must have a finite number for every cell.
+        layer: layer of the counts; `X` by default.
+
+    Raises:
+        MissingKey: a column or the layer is missing.
+        ValueError: a column has no value for some cell, or another kind of values; these are no cells; the counts are
+            held in a way that scvi-tools cannot read.
+    """
+    if not isinstance(adata, AnnData):
+        parts = f": pass one of its parts, mdata.mod[{next(iter(adata.mod))!r}]" if getattr(adata, "mod", None) else ""
+        raise ValueError(f"cells must be an AnnData; got a {type(adata).__name__}{parts}")
+    check_keys(adata, [*categories, *numbers], layer)
+    for key in filter(None, categories):
+        missing = adata.obs[key].isna().to_numpy()
+        _check_every(adata, key, missing, "no category", "name one for them, or leave them out")
+    for key in filter(None, numbers):
+        column = adata.obs[key]
+        if column.dtype.kind not in "biuf":
+            raise ValueError(
+                f"adata.obs[{key!r}] must hold numbers; got {column.dtype}, such as {short(repr(column.iloc[0]))}: "
+                "name it in categorical_covariate_keys, or turn it into numbers"
+            )
+        missing = ~np.isfinite(np.asarray(column.astype(float)))
+        _check_every(adata, key, missing, "no finite number", "fill it in, or leave them out")
+    if not adata.isbacked and isinstance(adata.X if layer is None else adata.layers[layer], sp.sparray):
+        where = _place(layer)
+        raise ValueError(f"{where} is a sparse array, which scvi-tools cannot read: {where} = csr_matrix({where})")
+    if not adata.var_names.is_unique:
+        gene = adata.var_names[adata.var_names.duplicated()][0]
+        warnings.warn(
+            f"several genes are named {str(gene)!r}, so that results cannot tell them apart: "
+            "adata.var_names_make_unique() renames them",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _check_every(adata: AnnData, key: str, missing: np.ndarray, what: str, remedy: str) -> None:
+    if missing.any():
+        cell = adata.obs_names[missing.argmax()]
+        raise ValueError(f"adata.obs[{key!r}] has {what} for cell {cell!r} (and {missing.sum() - 1} more): {remedy}")
+
+
+def _place(layer: str | None) -> str:
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
+def check_counts(adata: AnnData, counts: Any, layer: str | None) -> None:
     """Check that every cell has counts, and that they are non-negative integers.
+
+    Of counts that are not in memory, some blocks of cells are read, from the first to the last.
 
     Args:
         adata: the cells, for their names.
         counts: the matrix to check.
-        where: its name, such as `adata.layers['counts']`.
+        layer: the layer that it is; `X` by default.
 
     Raises:
         ValueError: a value is not a count, or a cell is empty.
     """
-    values = np.asarray(counts.data if sp.issparse(counts) else counts)
-    wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE) | ~np.isfinite(values)
-    if wrong.any():
-        raise ValueError(
-            f"{where} must hold counts, whole numbers from 0 up; got {values[wrong].flat[0]:.6g}: name the layer with "
-            'the raw counts by setup_anndata(adata, layer=…), or use gene_likelihood="normal"'
-        )
-    empty = np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0)
-    if len(empty):
-        raise ValueError(
-            f"cell {adata.obs_names[empty[0]]!r} (and {len(empty) - 1} more) has no counts in {where}: leave empty "
-            "cells out, as scanpy.pp.filter_cells(adata, min_counts=1) does"
-        )
+    where = _place(layer)
+    for first, block in _blocks(counts, adata.n_obs, whole=not adata.isbacked):
+        values = np.asarray(block.data if sp.issparse(block) else block)
+        wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE) | ~np.isfinite(values)
+        if wrong.any():
+            raise ValueError(
+                f"{where} must hold counts, whole numbers from 0 up; got {values[wrong].flat[0]:.6g}: name the layer "
+                'with the raw counts by setup_anndata(adata, layer=…), or use gene_likelihood="normal"'
+            )
+        empty = np.flatnonzero(np.asarray(block.sum(1)).ravel() == 0)
+        if len(empty):
+            raise ValueError(
+                f"cell {adata.obs_names[first + empty[0]]!r} (and {len(empty) - 1} more) has no counts in {where}: "
+                "leave empty cells out, as scanpy.pp.filter_cells(adata, min_counts=1) does"
+            )
+
+
+def _blocks(counts: Any, cells: int, *, whole: bool) -> Iterator[tuple[int, Any]]:
+    """Rows of counts that are checked, with the number of the first."""
+    if whole or cells <= BLOCKS * BLOCK:
+        yield 0, counts[:] if not whole else counts
+        return
+    for first in np.linspace(0, cells - BLOCK, BLOCKS).astype(int).tolist():
+        yield first, counts[first : first + BLOCK]
 
 
 def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
@@ -153,19 +230,22 @@ def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
     )
 
 
-def check_stored(adata: AnnData, keys: Sequence[str], width: int) -> None:
-    """Check that posteriors stored in `obsm` hold all components side by side.
+def check_stored(adata: AnnData, keys: Sequence[str], latent: int, components: int) -> int:
+    """Number of components of posteriors stored in `obsm`: all, side by side, or one with the mixture's moments.
 
     Raises:
         ValueError: a key is missing, or its array has another width.
     """
-    for key in keys:
-        shape = np.shape(adata.obsm[key]) if key in adata.obsm else None
-        if shape != (adata.n_obs, width):
+    widths = {components * latent: components, latent: 1}
+    shapes = [np.shape(adata.obsm[key]) if key in adata.obsm else None for key in keys]
+    for key, shape in zip(keys, shapes, strict=True):
+        if shape not in [(adata.n_obs, width) for width in widths] or shape != shapes[0]:
             raise ValueError(
-                f"adata.obsm[{key!r}] must hold all components side by side, {(adata.n_obs, width)}; got "
-                f"{shape or 'nothing'}: leave the keys out to have it computed"
+                f"adata.obsm[{key!r}] must hold all components side by side, {(adata.n_obs, components * latent)}, or "
+                f"moments of the mixture, {(adata.n_obs, latent)}; got {shape or 'nothing'}: leave the keys out to "
+                "have it computed"
             )
+    return widths[np.shape(adata.obsm[keys[0]])[1]]
 
 
 def read_h5ad(path: str | Path, *, copied: bool = False) -> AnnData:

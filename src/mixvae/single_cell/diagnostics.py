@@ -159,6 +159,9 @@ def distinguishing_genes(
 
     Returns:
         Columns component, gene, log2_fold_change, standard_error (over cells); no rows for a single component.
+
+    Raises:
+        ValueError: the data were minified to moments of the mixture.
     """
     module, adata = model.module, model._validate_anndata(adata)
     if shares is None:
@@ -169,6 +172,8 @@ def distinguishing_genes(
         outputs = module.inference(
             **module._get_inference_input(tensors), n_samples=draws_per_component, stratified=True
         )
+        if outputs[MODULE_KEYS.QZ_KEY].means.shape[1] != module.n_components:
+            raise ValueError("only moments of the mixture were kept when the data were minified: use the full AnnData")
         px = module.generative(**module._get_generative_input(tensors, outputs))[MODULE_KEYS.PX_KEY]
         scale = (
             px.get_normalized("scale").unflatten(0, (draws_per_component, module.n_components, cells)).mean(0)

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from mixvae.bounds import Terms
-from mixvae.distributions import DiagonalGaussian
+from mixvae.distributions import DiagonalGaussian, least_precision
 from mixvae.joint import Joint
 from mixvae.single_cell.likelihood import log_likelihood
 from mixvae.single_cell.posterior import CellPosterior, ComponentEncoders
+from mixvae.single_cell.priors import prior_of
 
 PER_CELL = ("batch_index", "cont_covs", "cat_covs", "size_factor", "y")
 """Inputs of the decoder, one row per cell, that are repeated for every draw."""
@@ -65,10 +66,11 @@ class CellJoint(Joint):
         self.module, self.x, self.inputs, self.library = module, x, dict(inputs), library
         self.size, self.latent = len(x), module.n_latent + (library is None)
         self.like = next(module.parameters()).new_empty(0)
+        self.prior = prior_of(module)
 
     def log_prior(self, z: Float[Tensor, "*L B D"]) -> Float[Tensor, "*L B"]:
-        """Log-density of the prior, log p(z), in nats: standard normal, times that of a latent library size."""
-        log_pz = Normal(0.0, 1.0).log_prob(z[..., : self.module.n_latent]).sum(-1)
+        """Log-density of the prior, log p(z), in nats: that of the module, times that of a latent library size."""
+        log_pz = self.prior.log_prob(z[..., : self.module.n_latent])
         if self.library is None:
             log_pz = log_pz + self._library_prior().log_prob(z[..., -1:]).sum(-1)
         return log_pz
@@ -106,17 +108,15 @@ class CellJoint(Joint):
 
     def sample_prior(self, draws: int) -> Float[Tensor, "L B D"]:
         """Latents drawn from the prior by torch's generator."""
-        noise = torch.randn(draws, self.size, self.latent, dtype=self.like.dtype, device=self.like.device)
-        if self.library is None:
-            prior = self._library_prior()
-            noise[..., -1:] = prior.loc + prior.scale * noise[..., -1:]
-        return noise
+        z = self.prior.sample((draws, self.size))
+        return torch.cat([z, self._library_prior().sample((draws,))], -1) if self.library is None else z
 
     def least_precision(self) -> float:
         """Smallest precision of the prior in any direction; that of latent library sizes in any batch."""
+        least = least_precision(self.prior)
         if self.library is not None:
-            return 1.0
-        return min(1.0, float(1 / self.module.get_buffer("library_log_vars").max()))
+            return least
+        return min(least, float(1 / self.module.get_buffer("library_log_vars").max()))
 
     def part(self, start: int, stop: int) -> CellJoint:
         """The same for some of the cells."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
+from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.model import SCVI
 
 from mixvae.bounds import Terms
@@ -31,7 +32,7 @@ def bounds(
     *,
     proposal: ProposalName = "refined",
     seed: int = 0,
-    dataloader: Iterator[Batch] | None = None,
+    dataloader: Iterable[Batch] | None = None,
     decoded: int = DECODED,
 ) -> Estimate:
     """Log p(x) of every cell, and ELBO, MISELBO and pooled bound, with errors and diagnostics, in nats.
@@ -54,7 +55,7 @@ def bounds(
         decoded: expression values decoded at once; memory depends on it.
 
     Raises:
-        ValueError: there are no draws, there is no such proposal, or the data are minified.
+        ValueError: there are no draws, there is no such proposal, or the counts were not kept in minified data.
 
     References:
         Lopez et al., Deep generative modeling for single-cell transcriptomics (2018),
@@ -112,7 +113,7 @@ def get_marginal_ll(
     n_mc_samples: int = 1_000,
     batch_size: int | None = None,
     return_mean: bool = True,
-    dataloader: Iterator[Batch] | None = None,
+    dataloader: Iterable[Batch] | None = None,
     *,
     bound: BoundName = "log_px",
     seed: int = 0,
@@ -128,14 +129,14 @@ def get_marginal_ll(
         indices: use only these cells.
         n_mc_samples: draws per cell over all components, rounded up to a multiple of S.
         batch_size: cells at once.
-        return_mean: return the mean over cells; otherwise one value per cell.
+        return_mean: return the mean over cells, a NumPy number as in scvi-tools; otherwise one value per cell.
         dataloader: batches of cells, instead of `adata`.
         bound: log_px, the tightest, by refined proposals; or of the encoders' draws the pooled bound, the paper's
             MISELBO, or the ELBO. `bounds` returns all, with errors.
         seed: seed of the draws.
 
     Raises:
-        ValueError: there are no draws, there is no such bound, or the data are minified.
+        ValueError: there are no draws, there is no such bound, or the counts were not kept in minified data.
     """
     if bound not in (names := ("log_px", "pooled", "miselbo", "elbo")):
         raise ValueError(f"bound must be one of {', '.join(names)}; got {bound!r}")
@@ -144,7 +145,7 @@ def get_marginal_ll(
         model, adata, indices, n_mc_samples, batch_size, proposal=proposal, seed=seed, dataloader=dataloader
     )
     values: np.ndarray = getattr(estimate, bound)
-    return float(values.mean()) if return_mean else torch.from_numpy(values)
+    return values.mean(dtype=np.float64) if return_mean else torch.from_numpy(values)
 
 
 def numbered(
@@ -152,14 +153,14 @@ def numbered(
     adata: AnnData | None,
     indices: Sequence[int] | np.ndarray | None,
     batch_size: int | None,
-    dataloader: Iterator[Batch] | None,
+    dataloader: Iterable[Batch] | None,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Batches of cells with the cells' indices, in evaluation mode.
 
     Raises:
-        ValueError: the data are minified.
+        ValueError: the data are minified, and their counts were not kept.
     """
-    if model.minified_data_type is not None:
+    if model.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
         raise ValueError("bounds need the counts, which minified data lack: use the full AnnData")
     numbers = None
     if dataloader is None:

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data._constants import ADATA_MINIFY_TYPE
+from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY
 from scvi.data._utils import _is_minified
 from scvi.model import SCVI
 
 from mixvae.posteriors._base import add_noise
-from mixvae.single_cell.data import check_counts, check_genes, check_keys, check_stored
+from mixvae.priors import StandardNormal
+from mixvae.single_cell.data import check_counts, check_genes, check_setup
+from mixvae.single_cell.minifying import Minifying, awaits_minifying
 from mixvae.single_cell.module import MixtureModule
-from mixvae.single_cell.queries import MixtureQueries
+from mixvae.single_cell.priors import CellVampPrior
 
 LONGEST_WARMUP = 400
 """scvi-tools' default epochs of KL warm-up."""
-TEMPORARY = ("_mixvae_qzm", "_mixvae_qzv")
-"""Keys of `obsm` that hold posteriors while data are minified."""
 
 
-class MixtureSCVI(MixtureQueries):
+class MixtureSCVI(Minifying):
     """`scvi.model.SCVI` with `n_components` encoders, q(z|x) = 1/S Σ_s q_s(z|x); everything else is SCVI's.
 
     Args:
         adata: cells set up by `setup_anndata`.
         registry: setup of data from a data module, as for SCVI.
+        n_hidden: units per hidden layer.
+        n_latent: dimensions of the latent.
+        n_layers: hidden layers of encoders and decoder.
+        dropout_rate: dropout rate of the networks.
+        dispersion: gene, gene-batch, gene-label or gene-cell.
+        gene_likelihood: zinb, nb, poisson or normal.
+        use_observed_lib_size: take the library size from the counts; otherwise it is one more latent.
+        latent_distribution: normal or ln, the logistic normal.
         n_components: number of encoders S; 1 is SCVI.
         freeze_decoder: train the encoders only; usually with `from_scvi_model`.
-        **kwargs: everything that `scvi.model.SCVI` takes, with its defaults.
+        prior: p(z): "standard_normal", "gaussian_mixture" of learned Gaussians, or "vamp", the posteriors of learned
+            pseudo-cells, which begin as cells chosen at random.
+        n_prior_components: how many Gaussians or pseudo-cells; has no meaning for the normal prior.
+        **kwargs: everything else that `scvi.module.VAE` takes.
 
     Raises:
         ValueError: there are no components; the data are not counts although the likelihood is of counts; a cell is
@@ -55,26 +67,55 @@ class MixtureSCVI(MixtureQueries):
     """
 
     _module_cls = MixtureModule
+    becomes_mixture = False
+    """Whether it is becoming another model with all of its encoders."""
 
     def __init__(
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
+        n_hidden: int = 128,
+        n_latent: int = 10,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = "gene",
+        gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = "zinb",
+        use_observed_lib_size: bool = True,
+        latent_distribution: Literal["normal", "ln"] = "normal",
         *,
         n_components: int = 4,
         freeze_decoder: bool = False,
+        prior: str = "standard_normal",
+        n_prior_components: int = 50,
         **kwargs: Any,
     ):
         if n_components < 1:
             raise ValueError(f"n_components must be at least 1; got {n_components}")
         self._checked: set[str] = set()
-        super().__init__(adata, registry, n_components=n_components, freeze_decoder=freeze_decoder, **kwargs)
+        super().__init__(
+            adata,
+            registry,
+            n_hidden,
+            n_latent,
+            n_layers,
+            dropout_rate,
+            dispersion,
+            gene_likelihood,
+            use_observed_lib_size,
+            latent_distribution,
+            n_components=n_components,
+            freeze_decoder=freeze_decoder,
+            prior=prior,
+            n_prior_components=n_prior_components,
+            **kwargs,
+        )
         self._model_summary_string = (
             f"MixtureSCVI, a mixture of {n_components} encoders; otherwise {self._model_summary_string}"
         )
         self.init_params_ = self._get_init_params(locals())
-        if adata is not None:
+        if adata is not None and not awaits_minifying(adata):
             self._check_counts(adata)
+            self._begin_prior(adata)
 
     @classmethod
     def setup_anndata(
@@ -101,11 +142,13 @@ class MixtureSCVI(MixtureQueries):
             **kwargs: what scvi-tools passes on when it transfers a setup.
 
         Raises:
-            ValueError: a column or layer is missing.
+            MissingKey: a column or layer is missing; both a `KeyError`, as in scvi-tools, and a `ValueError`.
+            ValueError: a column lacks the value of a cell or holds text for numbers, the counts are a sparse array, or
+                `adata` is no AnnData.
         """
-        covariates = [*(categorical_covariate_keys or []), *(continuous_covariate_keys or [])]
         labels = [] if kwargs.get("allow_missing_labels") else [labels_key]
-        check_keys(adata, [batch_key, size_factor_key, *labels, *covariates], layer)
+        categories = [batch_key, *labels, *(categorical_covariate_keys or [])]
+        check_setup(adata, categories, [size_factor_key, *(continuous_covariate_keys or [])], layer)
         super().setup_anndata(
             adata,
             layer=layer,
@@ -164,10 +207,12 @@ class MixtureSCVI(MixtureQueries):
             component: which encoder.
 
         Raises:
-            ValueError: there is no such component.
+            ValueError: there is no such component, or the prior is not SCVI's.
         """
         if not 0 <= component < self.module.n_components:
             raise ValueError(f"component must be from 0 to {self.module.n_components - 1}; got {component}")
+        if not isinstance(self.module.prior, StandardNormal):
+            raise ValueError("a plain SCVI has a standard normal prior, and this model another one")
         model = _rebuild(SCVI, self)
         weights, own = {}, f"z_encoder.c{component}."
         for name, tensor in self.module.state_dict().items():
@@ -189,6 +234,8 @@ class MixtureSCVI(MixtureQueries):
             *args: what `scvi.model.SCVI.train` takes.
             **kwargs: what `scvi.model.SCVI.train` takes.
         """
+        if self.adata is not None:
+            self._check_counts(self.adata)
         bound = inspect.signature(super().train).bind(max_epochs, *args, **kwargs)
         options: dict[str, Any] = {**bound.arguments}
         options |= options.pop("trainer_kwargs", options.pop("kwargs", {}))
@@ -223,50 +270,24 @@ class MixtureSCVI(MixtureQueries):
             cells = int(np.ceil((options.get("train_size") or 0.9) * self.adata.n_obs))
         return cells > 1 and cells % (options.get("batch_size") or 128) == 1
 
-    def minify_adata(
-        self,
-        minified_data_type: str = ADATA_MINIFY_TYPE.LATENT_POSTERIOR,
-        use_latent_qzm_key: str | None = None,
-        use_latent_qzv_key: str | None = None,
-    ) -> None:
-        """Keep the posteriors of the cells instead of their counts, as `scvi.model.SCVI.minify_adata` does.
-
-        Means and variances of all components are stored side by side, (cells, S·latent). They are computed unless
-        the keys of `obsm` that hold them are given.
-
-        Args:
-            minified_data_type: whether to keep the counts too, as in scvi-tools.
-            use_latent_qzm_key: key of `obsm` with the means.
-            use_latent_qzv_key: key of `obsm` with the variances.
-
-        Raises:
-            ValueError: one key without the other, or arrays of another shape.
-        """
-        keys = [use_latent_qzm_key, use_latent_qzv_key]
-        if None not in keys:
-            check_stored(self.adata, keys, self.module.n_components * self.module.n_latent)
-            super().minify_adata(minified_data_type, *keys)
-            return
-        if any(keys):
-            raise ValueError(f"give keys of both means and variances, or of neither; got {keys[0]} and {keys[1]}")
-        moments = self.get_latent_representation(components=True)
-        for key, values in zip(TEMPORARY, moments, strict=True):
-            self.adata.obsm[key] = values.reshape(len(values), -1)
-        original = self.adata
-        try:
-            super().minify_adata(minified_data_type, *TEMPORARY)
-        finally:
-            for key in TEMPORARY:
-                original.obsm.pop(key, None)
-                self.adata.obsm.pop(key, None)
-
     @classmethod
-    def load_query_data(cls, adata: AnnData | None = None, reference_model: Any = None, **kwargs: Any) -> MixtureSCVI:
+    def load_query_data(
+        cls,
+        adata: AnnData | None = None,
+        reference_model: Any = None,
+        registry: dict | None = None,
+        inplace_subset_query_vars: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> MixtureSCVI:
         """Map new cells onto a reference model by scArches surgery, as `scvi.model.SCVI.load_query_data` does.
 
         Args:
             adata: the new cells.
             reference_model: a trained model, or the folder of one.
+            registry: setup of data from a data module, instead of cells.
+            inplace_subset_query_vars: bring the genes of `adata` into line with the reference's.
+            *args: what `scvi.model.SCVI.load_query_data` takes.
             **kwargs: what `scvi.model.SCVI.load_query_data` takes.
 
         Raises:
@@ -276,10 +297,10 @@ class MixtureSCVI(MixtureQueries):
             Lotfollahi et al., Mapping single-cell data to reference atlases by transfer learning (2022),
             https://doi.org/10.1038/s41587-021-01001-7
         """
-        if adata is not None and reference_model is not None and not kwargs.get("inplace_subset_query_vars"):
+        if adata is not None and reference_model is not None and not inplace_subset_query_vars:
             genes = cls.prepare_query_anndata(adata, reference_model, return_reference_var_names=True)
             check_genes(adata.var_names, genes)
-        return super().load_query_data(adata, reference_model, **kwargs)
+        return super().load_query_data(adata, reference_model, registry, inplace_subset_query_vars, *args, **kwargs)
 
     @classmethod
     def load(cls, dir_path: str, adata: AnnData | None = None, *args: Any, **kwargs: Any) -> MixtureSCVI:
@@ -294,10 +315,22 @@ class MixtureSCVI(MixtureQueries):
         Raises:
             ValueError: the genes are not those the model was trained on.
         """
+        if "n_components" in kwargs:
+            raise ValueError(
+                f"the number of components is that of the model in {dir_path}: leave n_components out, or start from a "
+                "trained SCVI, MixtureSCVI.from_scvi_model(SCVI.load(…), n_components=…)"
+            )
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="`var_names` for the loaded")
             try:
                 return super().load(dir_path, adata, *args, **kwargs)
+            except ValueError as error:
+                if not str(error).startswith("It appears you are loading a model from a different class"):
+                    raise
+                raise ValueError(
+                    f"{dir_path} holds a model of another class: a trained SCVI becomes a mixture by "
+                    "MixtureSCVI.from_scvi_model(SCVI.load(…), n_components=…)"
+                ) from None
             except UserWarning:
                 raise ValueError(
                     f"this AnnData does not have the genes that {dir_path} was trained on, in their order: "
@@ -307,14 +340,33 @@ class MixtureSCVI(MixtureQueries):
     def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
         """Check the cells of a query, and set them up like those of the model."""
         if adata is not None and adata is not self._adata and not _is_minified(adata):
+            if "X" not in self.registry[_FIELD_REGISTRIES_KEY]:
+                raise ValueError("this model was made without cells and knows no genes: give batches as dataloader=…")
             check_genes(adata.var_names, self.get_var_names())
-            arguments = self.registry["setup_args"]
-            covariates = ("categorical_covariate_keys", "continuous_covariate_keys")
-            keys = [arguments["batch_key"], arguments["size_factor_key"]]
-            check_keys(adata, [*keys, *(k for name in covariates for k in arguments[name] or [])], arguments["layer"])
-        adata = super()._validate_anndata(adata, copy_if_view)
+            setup = self.registry[_SETUP_ARGS_KEY]
+            categories = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
+            numbers = [setup["size_factor_key"], *(setup["continuous_covariate_keys"] or [])]
+            check_setup(adata, categories, numbers, setup["layer"])
+        return super()._validate_anndata(adata, copy_if_view)
+
+    def _make_data_loader(self, adata: AnnData, *args: Any, **kwargs: Any) -> Any:
+        """Batches of cells, whose counts are checked before they are read for the first time."""
         self._check_counts(adata)
-        return adata
+        return super()._make_data_loader(adata, *args, **kwargs)
+
+    def _begin_prior(self, adata: AnnData) -> None:
+        """Begin the pseudo-inputs of a VampPrior as cells chosen at random."""
+        prior = getattr(getattr(self, "module", None), "prior", None)
+        if not isinstance(prior, CellVampPrior) or _is_minified(adata):
+            return
+        count = len(prior.raw_inputs)
+        if count > adata.n_obs:
+            raise ValueError(
+                f"{count} pseudo-inputs of the VampPrior begin as cells, and there are {adata.n_obs} cells: give "
+                "n_prior_components at most as many"
+            )
+        chosen = torch.randperm(adata.n_obs)[:count].sort().values.numpy()
+        prior.begin_as(next(iter(self._make_data_loader(adata=adata, indices=chosen, batch_size=count))))
 
     def _check_counts(self, adata: AnnData) -> None:
         """Check the counts of an AnnData, once."""
@@ -322,17 +374,16 @@ class MixtureSCVI(MixtureQueries):
         if manager.adata_uuid in self._checked or self.module.gene_likelihood == "normal":
             return
         if not _is_minified(adata):
-            layer = self.registry["setup_args"]["layer"]
-            where = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-            check_counts(adata, manager.get_from_registry(REGISTRY_KEYS.X_KEY), where)
+            layer = self.registry[_SETUP_ARGS_KEY]["layer"]
+            check_counts(adata, manager.get_from_registry(REGISTRY_KEYS.X_KEY), layer)
         self._checked.add(manager.adata_uuid)
 
     def _check_if_trained(self, warn: bool = True, message: str | None = None) -> None:
-        """Refuse scANVI, which has one encoder and would silently leave it untrained."""
-        if message is not None and message.startswith("Passed in scvi model"):
+        """Refuse plain scANVI, which has one encoder and would silently leave it untrained."""
+        if message is not None and message.startswith("Passed in scvi model") and not self.becomes_mixture:
             raise ValueError(
-                "scANVI has one encoder and this model a mixture: pass one of them, "
-                "SCANVI.from_scvi_model(model.as_scvi(component), …)"
+                "scANVI has one encoder and this model a mixture: use MixtureSCANVI.from_scvi_model(model, …), or pass "
+                "one of the encoders, SCANVI.from_scvi_model(model.as_scvi(component), …)"
             )
         super()._check_if_trained(warn, **({} if message is None else {"message": message}))
 
@@ -342,7 +393,8 @@ def _rebuild(cls: type[SCVI], model: SCVI, **kwargs: Any) -> Any:
     kept = dict(model.init_params_["non_kwargs"])
     for extra in model.init_params_["kwargs"].values():
         kept |= extra
-    for own in ("n_components", "freeze_decoder"):
-        kept.pop(own, None)
+    for name, parameter in inspect.signature(MixtureSCVI).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:  # the mixture's own
+            kept.pop(name, None)
     cls.setup_anndata(model.adata, source_registry=model.registry, **model.registry["setup_args"])
     return cls(model.adata, **kept, **kwargs)

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from scvi import REGISTRY_KEYS
+from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.module import VAE
 from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import LossOutput, auto_move_data
-from scvi.utils import unsupported_if_adata_minified
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from mixvae._resources import make
 from mixvae.bounds import Terms, elbo, jsd, log_weights, pooled
+from mixvae.priors import StandardNormal
 from mixvae.single_cell.joint import Batch, joint_and_posterior, library_prior, repeated, terms_of
 from mixvae.single_cell.posterior import CellPosterior, ComponentEncoders
+from mixvae.single_cell.priors import CellVampPrior, Summed, prior_named
 
 
 def fresh_copy(module: nn.Module) -> nn.Module:
@@ -43,6 +45,9 @@ class MixtureModule(VAE):
         n_input: number of genes.
         n_components: number of encoders S.
         freeze_decoder: keep decoder, dispersions and the decoder's batch statistics as they are.
+        prior: of z: "standard_normal", "gaussian_mixture" of learned Gaussians, or "vamp", the posteriors of learned
+            cells, by all encoders.
+        n_prior_components: how many Gaussians or learned cells.
         **kwargs: everything that `scvi.module.VAE` takes.
 
     References:
@@ -56,13 +61,28 @@ class MixtureModule(VAE):
         ['c0', 'c1', 'c2']
     """
 
-    def __init__(self, n_input: int, *, n_components: int = 4, freeze_decoder: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        n_input: int,
+        *,
+        n_components: int = 4,
+        freeze_decoder: bool = False,
+        prior: str = "standard_normal",
+        n_prior_components: int = 50,
+        **kwargs: Any,
+    ):
         super().__init__(n_input, **kwargs)
         first = self.z_encoder
         further = make(partial(fresh_copy, first), n_components - 1, "further encoders")
         self.z_encoder = ComponentEncoders([first, *further])
         self.n_components = n_components
         self.freeze_decoder = freeze_decoder
+        seen: dict[str, int] = {}
+        if self.encode_covariates:
+            seen = {"categories": len(kwargs.get("n_cats_per_cov") or ()), "numbers": kwargs.get("n_continuous_cov", 0)}
+        self.prior = prior_named(prior, self, n_prior_components, **seen)
+        if freeze_decoder and isinstance(self.prior, CellVampPrior):
+            raise ValueError("a VampPrior follows its encoders, so that it cannot be frozen with the decoder")
         for name, parameter in self.named_parameters():
             if freeze_decoder and "encoder" not in name.split(".")[0]:
                 parameter.requires_grad = False
@@ -96,16 +116,16 @@ class MixtureModule(VAE):
     @auto_move_data
     def _cached_inference(
         self,
-        qzm: Float[Tensor, "B SD"],
-        qzv: Float[Tensor, "B SD"],
+        qzm: Float[Tensor, "B KD"],
+        qzv: Float[Tensor, "B KD"],
         observed_lib_size: Tensor,
         n_samples: int = 1,
         *,
         stratified: bool = False,
         noise: Float[Tensor, "L S B E"] | None = None,
     ) -> dict[str, Any]:
-        """Draw from posteriors stored with minified data: all components, side by side."""
-        shape = (self.n_components, self.n_latent)
+        """Draw from posteriors stored with minified data: all components, side by side, or one with their moments."""
+        shape = (-1, self.n_latent)
         outputs = {
             MODULE_KEYS.QZ_KEY: CellPosterior(qzm.unflatten(-1, shape), qzv.unflatten(-1, shape).sqrt()),
             MODULE_KEYS.QL_KEY: None,
@@ -150,7 +170,9 @@ class MixtureModule(VAE):
         """Decode; with embedded batches, which scvi-tools joins only to (B, D), draws of (L, B, D) are flattened."""
         inputs |= {"batch_index": batch_index, "transform_batch": transform_batch}
         if z.dim() < 3 or self.batch_representation != "embedding":
-            return super().generative(z, library, **inputs)
+            outputs = super().generative(z, library, **inputs)
+            own = isinstance(self.prior, StandardNormal)
+            return outputs if own else outputs | {MODULE_KEYS.PZ_KEY: Summed(self.prior())}
         repeats, cells = z.shape[:2]
         outputs = super().generative(z.flatten(0, 1), library.flatten(0, 1), **repeated(inputs, repeats))
         px = outputs[MODULE_KEYS.PX_KEY]
@@ -183,7 +205,6 @@ class MixtureModule(VAE):
             z = torch.cat([z, inferred[MODULE_KEYS.LIBRARY_KEY]], -1)
         return terms_of(joint, q, z.unflatten(0, (-1, *q.batch_shape)), generated[MODULE_KEYS.PX_KEY])
 
-    @unsupported_if_adata_minified
     def loss(
         self,
         tensors: Batch,
@@ -195,10 +216,12 @@ class MixtureModule(VAE):
 
         KL(q ‖ p) = 1/S Σ_s KL(q_s ‖ p) − JSD, the first part in closed form, the JSD estimated by the same draws.
         """
+        if self.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
+            return super().loss(tensors, inference_outputs, generative_outputs)  # refused in the words of scvi-tools
         terms = self._terms(tensors, inference_outputs, generative_outputs)
         qz, ql = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.QL_KEY]
         reconstruction = -elbo(terms.log_px, terms.weight)
-        kl_z = qz.kl_to_standard_normal() - jsd(terms)
+        kl_z = self._kl_of_components(qz, terms, inference_outputs, tensors) - jsd(terms)
         kl_l = torch.zeros_like(kl_z)
         if ql is not None:
             kl_l = kl_divergence(ql, library_prior(self, tensors[REGISTRY_KEYS.BATCH_KEY])).sum(-1)
@@ -207,6 +230,18 @@ class MixtureModule(VAE):
             reconstruction_loss=reconstruction,
             kl_local={MODULE_KEYS.KL_L_KEY: kl_l, MODULE_KEYS.KL_Z_KEY: kl_z},
         )
+
+    def _kl_of_components(
+        self, qz: CellPosterior, terms: Terms, inferred: dict[str, Any], tensors: Batch
+    ) -> Float[Tensor, " B"]:
+        """Mean over components of KL(q_s ‖ p): in closed form for the normal prior, by the draws for another one."""
+        if isinstance(self.prior, StandardNormal):
+            return qz.kl_to_standard_normal()
+        log_pz = terms.log_pz
+        if inferred[MODULE_KEYS.QL_KEY] is not None:  # which is a part of it
+            library = inferred[MODULE_KEYS.LIBRARY_KEY].unflatten(0, log_pz.shape)
+            log_pz = log_pz - library_prior(self, tensors[REGISTRY_KEYS.BATCH_KEY]).log_prob(library).sum(-1)
+        return -qz.mean_entropy() - log_pz.mean((0, 1))
 
     @torch.inference_mode()
     @auto_move_data

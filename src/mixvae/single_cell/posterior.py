@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -75,6 +77,10 @@ class CellPosterior(Distribution):
         scored = self.components.pairwise_log_prob(value.reshape(-1, value.shape[-1])) + self.components.log_pi[:, None]
         return scored.logsumexp(-2).reshape(*value.shape[:-2], cells, 1)
 
+    def mean_entropy(self) -> Float[Tensor, " B"]:
+        """Mean over components of their entropies, in nats."""
+        return (0.5 * math.log(2 * math.pi * math.e) + self.scales.log()).sum(-1).mean(-1)
+
     def kl_to_standard_normal(self) -> Float[Tensor, " B"]:
         """Mean over components of KL(q_s ‖ N(0, I)), in closed form; minus the JSD it is the mixture's KL."""
         square = self.means.square() + self.scales.square()
@@ -88,7 +94,7 @@ class ComponentEncoders(nn.ModuleDict):
     names, and would unfreeze an encoder named 0.
 
     Args:
-        encoders: modules that return (Normal, draw), as `scvi.nn.Encoder(return_dist=True)` does.
+        encoders: of the class `scvi.nn.Encoder`.
     """
 
     def __init__(self, encoders: Iterable[nn.Module]):
@@ -105,6 +111,16 @@ class ComponentEncoders(nn.ModuleDict):
 
     def forward(self, x: Float[Tensor, "B G"], *covariates: Tensor) -> tuple[CellPosterior, None]:
         """Return the posterior of every cell; draws are taken from it when needed."""
-        normals = [encoder(x, *covariates)[0] for encoder in self.values()]
-        means = torch.stack([normal.loc for normal in normals], 1)
-        return CellPosterior(means, torch.stack([normal.scale for normal in normals], 1)), None
+        means, scales = zip(*(moments(encoder, x, *covariates) for encoder in self.values()), strict=True)
+        return CellPosterior(torch.stack(means, 1), torch.stack(scales, 1)), None
+
+
+def moments(encoder: Any, x: Float[Tensor, "B G"], *covariates: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale of one encoder of scvi-tools.
+
+    Its forward pass would draw as well. No draw may be taken before it is needed: cells with counts and minified ones,
+    which are not encoded, then have the same draws for the same seed.
+    """
+    hidden = encoder.encoder(x, *covariates)
+    variance = encoder.var_activation(encoder.var_encoder(hidden)) + encoder.var_eps
+    return encoder.mean_encoder(hidden), variance.sqrt()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from anndata import AnnData
+from scvi.data._constants import _FIELD_REGISTRIES_KEY, ADATA_MINIFY_TYPE
 from scvi.model import SCVI
+from scvi.model.base import BaseMinifiedModeModelClass
 from scvi.module._constants import MODULE_KEYS
 
 from mixvae.analysis import shares
@@ -32,7 +34,16 @@ OF_COUNTS = ("zinb", "nb")
 """Likelihoods with the parameters that scvi-tools reads by name."""
 
 
-class MixtureQueries(SCVI):
+class WithoutCells(BaseMinifiedModeModelClass):
+    """Lets a model be made without cells, as scvi-tools does for classes named SCVI: a data module brings them."""
+
+    def __init__(self, adata: AnnData | None = None, registry: dict | None = None):
+        bare = adata is None and registry is None
+        super().__init__(adata, {_FIELD_REGISTRIES_KEY: {}} if bare else registry)
+        self._module_init_on_train = bare
+
+
+class MixtureQueries(SCVI, WithoutCells):
     """The queries of `scvi.model.SCVI` that a mixture answers differently."""
 
     module: MixtureModule
@@ -46,7 +57,7 @@ class MixtureQueries(SCVI):
         mc_samples: int = 5_000,
         batch_size: int | None = None,
         return_dist: bool = False,
-        dataloader: Iterator[dict[str, torch.Tensor]] | None = None,
+        dataloader: Iterable[dict[str, torch.Tensor]] | None = None,
         *,
         components: bool = False,
         **data_loader_kwargs: Any,
@@ -68,23 +79,20 @@ class MixtureQueries(SCVI):
         Returns:
             (cells, latent), or a pair of arrays. With "ln", moments are of z before the softmax.
         """
+        if not components:
+            found = super().get_latent_representation(
+                adata, indices, give_mean, mc_samples, batch_size, return_dist, dataloader, **data_loader_kwargs
+            )
+            if give_mean or return_dist:
+                return found
+            return self.module.z_encoder.transform(torch.from_numpy(found)).numpy()
         self._check_if_trained(warn=False)
-        dataloader = self._batches(adata, indices, batch_size, dataloader, **data_loader_kwargs)
-        parts: list[tuple[torch.Tensor, ...]] = []
-        for tensors in dataloader:
+        means, variances = [], []
+        for tensors in self._batches(adata, indices, batch_size, dataloader, **data_loader_kwargs):
             qz: CellPosterior = self.module.inference(**self.module._get_inference_input(tensors))[MODULE_KEYS.QZ_KEY]
-            if components:
-                parts.append((qz.means, qz.scales.square()))
-            elif return_dist:
-                parts.append((qz.loc, qz.variance))
-            elif not give_mean:
-                parts.append((self.module.z_encoder.transform(qz.sample()),))
-            elif self.module.latent_distribution == "ln":
-                parts.append((self.module.z_encoder.transform(qz.sample((mc_samples,))).mean(0),))
-            else:
-                parts.append((qz.loc,))
-        arrays = tuple(torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
-        return (arrays[0], arrays[1]) if len(arrays) == 2 else arrays[0]
+            means.append(qz.means.cpu())
+            variances.append(qz.scales.square().cpu())
+        return torch.cat(means).numpy(), torch.cat(variances).numpy()
 
     def get_bounds(
         self,
@@ -95,7 +103,7 @@ class MixtureQueries(SCVI):
         *,
         proposal: ProposalName = "refined",
         seed: int = 0,
-        dataloader: Iterator[dict[str, torch.Tensor]] | None = None,
+        dataloader: Iterable[dict[str, torch.Tensor]] | None = None,
         decoded: int = DECODED,
     ) -> Estimate:
         """Log p(x) of every cell, and ELBO, MISELBO and pooled bound, as `mixvae.single_cell.bounds` computes them.
@@ -111,7 +119,7 @@ class MixtureQueries(SCVI):
             decoded: expression values decoded at once; memory depends on it.
 
         Raises:
-            ValueError: there are no draws, there is no such proposal, or the data are minified.
+            ValueError: there are no draws, there is no such proposal, or the counts were not kept in minified data.
         """
         made: dict[str, Any] = {"proposal": proposal, "seed": seed, "dataloader": dataloader, "decoded": decoded}
         return bounds(self, adata, indices, n_mc_samples, batch_size, **made)
@@ -123,7 +131,7 @@ class MixtureQueries(SCVI):
         n_mc_samples: int = 1_000,
         batch_size: int | None = None,
         return_mean: bool = True,
-        dataloader: Iterator[dict[str, torch.Tensor]] | None = None,
+        dataloader: Iterable[dict[str, torch.Tensor]] | None = None,
         data_loader_kwargs: dict | None = None,
         *,
         bound: BoundName = "log_px",
@@ -146,6 +154,8 @@ class MixtureQueries(SCVI):
             n_mc_samples_per_pass: ignored, as memory is bounded anyway; for scvi-tools' callers.
         """
         del data_loader_kwargs, n_mc_samples_per_pass
+        if self.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
+            return super().get_marginal_ll()  # refused in the words of scvi-tools
         made: dict[str, Any] = {"bound": bound, "seed": seed}
         return get_marginal_ll(self, adata, indices, n_mc_samples, batch_size, return_mean, dataloader, **made)
 
@@ -197,7 +207,7 @@ class MixtureQueries(SCVI):
         adata: AnnData | None,
         indices: Sequence[int] | np.ndarray | None,
         batch_size: int | None,
-        dataloader: Iterator[dict[str, torch.Tensor]] | None,
+        dataloader: Iterable[dict[str, torch.Tensor]] | None,
         **data_loader_kwargs: Any,
     ) -> Any:
         """Batches of cells: the given ones, or those of an AnnData."""
@@ -214,7 +224,7 @@ class MixtureQueries(SCVI):
         n_samples: int = 1,
         give_mean: bool = False,
         batch_size: int | None = None,
-        dataloader: Iterator[dict[str, torch.Tensor]] | None = None,
+        dataloader: Iterable[dict[str, torch.Tensor]] | None = None,
         **data_loader_kwargs: Any,
     ) -> dict[str, np.ndarray]:
         """Parameters of p(x|z) at draws of the posterior.

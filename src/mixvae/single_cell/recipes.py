@@ -161,7 +161,9 @@ def _cells(model: SCVI) -> dict[str, Any]:
         else:
             digest.update(np.ascontiguousarray(np.asarray(values, dtype=np.float64)).tobytes())
     setup = _plain(model.registry["setup_args"])
-    return {"cells": model.adata.n_obs, "genes": model.adata.n_vars, "setup": setup, "sha256": digest.hexdigest()}
+    sizes = {"cells": model.adata.n_obs, "genes": model.adata.n_vars}
+    backed = {"backed": True} if model.adata.isbacked else {}  # batches are then sorted, and weights others
+    return {**sizes, "setup": setup, **backed, "sha256": digest.hexdigest()}
 
 
 def _hash_counts(digest: Any, counts: Any) -> None:

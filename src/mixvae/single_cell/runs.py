@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import scvi
 from anndata import AnnData
 from scvi.model import SCVI
@@ -17,9 +19,11 @@ from mixvae._resources import guarding, short
 from mixvae.files import atomic, load_tensors, read_json, read_part, read_regular, weights_from_bytes
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import Layout, Run, open_run
+from mixvae.single_cell.atlas import embed_on_disk, read_cells
 from mixvae.single_cell.checked import MIXTURE_OPTIONS, OPTIONS, Record, check_sizes
-from mixvae.single_cell.data import check_genes, read_h5ad
+from mixvae.single_cell.data import check_genes
 from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
+from mixvae.single_cell.queries import OBSM_KEY
 from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, recipe_of
 from mixvae.single_cell.training import fit, is_legacy, standing
 
@@ -54,6 +58,10 @@ class Settings:
             "continuous_covariate_keys": list(self.continuous_covariate_keys) or None,
         }
 
+    def columns(self) -> list[str]:
+        """Columns of `obs` that the cells must have."""
+        return _columns(self.setup())
+
     def model(self, adata: AnnData) -> MixtureSCVI:
         """Make an untrained model for cells that have been set up."""
         return MixtureSCVI(adata, n_components=self.components, n_latent=self.latent, gene_likelihood=self.likelihood)
@@ -68,29 +76,40 @@ class Settings:
         return Training(epochs, self.patience, min(LONGEST_WARMUP, epochs), seed=self.seed)
 
 
+def _columns(setup: Mapping[str, Any]) -> list[str]:
+    """Columns of `obs` that arguments of `setup_anndata` name."""
+    one = [setup.get(name) for name in ("batch_key", "labels_key", "size_factor_key")]
+    several = [setup.get(name) or [] for name in ("categorical_covariate_keys", "continuous_covariate_keys")]
+    return [key for key in [*one, *sum(several, [])] if key is not None]
+
+
 def train(
-    file: str | Path,
+    files: str | Path | Sequence[str | Path],
     out: str | Path,
     settings: Settings,
     progress: Progress = SILENT,
+    *,
+    backed: bool = False,
 ) -> MixtureSCVI:
-    """Train on the cells of a file; the same call again resumes a killed run.
+    """Train on the cells of a file, or of several; the same call again resumes a killed run.
 
     Args:
-        file: an .h5ad file.
+        files: one or several files or folders, as `read_cells` takes them.
         out: the run directory, for `mixvae.open_run`.
         settings: what to train.
         progress: where to report progress; silent by default.
+        backed: leave the counts, the X of .h5ad files, on disk, and read each batch when it is needed.
 
     Raises:
         ValueError: the run is finished, was begun with other settings or other cells, or is being trained by another
-            process.
+            process; files differ in their genes.
         FloatingPointError: the ELBO became NaN or infinite; the last good checkpoint is kept.
     """
     out = Path(out).expanduser()
     at_least(0, seed=settings.seed)
     at_least(1, latent=settings.latent)
-    adata = read_h5ad(file)
+    files = _listed(files)
+    adata = read_cells(files, settings.columns(), settings.layer, backed=backed)
     training = settings.training(adata.n_obs)
     scvi.settings.seed = settings.seed
     MixtureSCVI.setup_anndata(adata, **settings.setup())
@@ -99,8 +118,13 @@ def train(
     run = standing(out, recipe, training)
     if run is not None and run.why_not_recipe(recipe, training.epochs, training.patience) == "":
         raise ValueError(f"{out} is a finished run: give another --out, or `mixvae sc embed {out} FILE.h5ad`")
-    fit(model, out, training, recipe, source=str(Path(file).absolute()), progress=progress)
+    source = ", ".join(str(Path(file).absolute()) for file in files)
+    fit(model, out, training, recipe, source=source, progress=progress)
     return model
+
+
+def _listed(files: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [files] if isinstance(files, str | Path) else list(files)
 
 
 def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
@@ -208,23 +232,51 @@ def _finish(model: SCVI) -> None:
     model.module.eval()
 
 
-def embed(run: str | Path, file: str | Path, out: str | Path) -> AnnData:
-    """Write a copy of a file with latents, `X_mixvae`, and responsibilities in `obsm`.
+def embed(
+    run: str | Path, files: str | Path | Sequence[str | Path], out: str | Path, *, backed: bool = False
+) -> AnnData:
+    """Write a copy of the cells with latents, `X_mixvae`, and responsibilities in `obsm`.
 
     Args:
         run: the run directory.
-        file: an .h5ad file with the genes of the run.
+        files: one or several files or folders, as `read_cells` takes them, with the genes of the run.
         out: the .h5ad file to write.
+        backed: leave the counts, the X of .h5ad files, on disk, and write the embedding block by block.
     """
-    adata = read_h5ad(file, copied=True)
-    columns = set(adata.obs) | set(adata.uns)
+    columns, layer = _needed(Path(run).expanduser())
+    files = _listed(files)
+    adata = read_cells(files, columns, layer, backed=backed, copied=not backed)
+    if backed:
+        model = load(run, adata)
+        computed = {LATENT_KEY: partial(_latents, model), OBSM_KEY: partial(_responsibilities, model)}
+        with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:
+            embed_on_disk(adata, files, temporary, computed)
+        return adata
+    before = set(adata.obs) | set(adata.uns)
     model = load(run, adata)
     adata.obsm[LATENT_KEY] = model.get_latent_representation()
     model.get_responsibilities()
-    own = [key for key in (*adata.obs, *adata.uns) if key not in columns and str(key).startswith("_scvi")]
+    own = [key for key in (*adata.obs, *adata.uns) if key not in before and str(key).startswith("_scvi")]
     adata.obs = adata.obs.drop(columns=[key for key in own if key in adata.obs])  # of no use in a file
     for key in set(own) & set(adata.uns):
         del adata.uns[key]
     with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:
         adata.write_h5ad(temporary)
     return adata
+
+
+def _needed(path: Path) -> tuple[list[str], str | None]:
+    """Columns of `obs`, and the layer, that cells of a finished run must have."""
+    record = (_read_legacy(path) if is_legacy(path) else _read(path))[1]
+    setup = record.registry["setup_args"]
+    return _columns(setup), setup.get("layer")
+
+
+def _latents(model: MixtureSCVI, indices: np.ndarray) -> np.ndarray:
+    latents = model.get_latent_representation(indices=indices)
+    assert isinstance(latents, np.ndarray)
+    return latents
+
+
+def _responsibilities(model: MixtureSCVI, indices: np.ndarray) -> np.ndarray:
+    return model.get_responsibilities(indices=indices)

@@ -1,0 +1,79 @@
+"""Minified data of mixtures: posteriors of cells in place of their counts."""
+
+from __future__ import annotations
+
+import warnings
+
+import scipy.sparse as sp
+from anndata import AnnData
+from scvi.data._constants import ADATA_MINIFY_TYPE
+
+from mixvae.single_cell.data import check_stored
+from mixvae.single_cell.queries import MixtureQueries
+
+POSTERIORS = ("_scvi_latent_qzm", "_scvi_latent_qzv")
+"""Keys of `obsm` by which scvi-tools tells cells that come without counts."""
+TEMPORARY = ("_mixvae_qzm", "_mixvae_qzv")
+"""Keys of `obsm` that hold posteriors while data are minified."""
+
+
+class Minifying(MixtureQueries):
+    """Minification of `scvi.model.SCVI`, which keeps every component."""
+
+    def minify_adata(
+        self,
+        minified_data_type: str = ADATA_MINIFY_TYPE.LATENT_POSTERIOR,
+        use_latent_qzm_key: str | None = None,
+        use_latent_qzv_key: str | None = None,
+    ) -> None:
+        """Keep the posteriors of the cells instead of their counts, as `scvi.model.SCVI.minify_adata` does.
+
+        Means and variances of all components are stored side by side, (cells, S·latent). They are computed unless
+        the keys of `obsm` that hold them are given. Those keys may also hold mean and variance of the mixture, (cells,
+        latent), as `get_latent_representation(return_dist=True)` returns them: the posterior is then kept as one
+        Gaussian with these moments.
+
+        Args:
+            minified_data_type: whether to keep the counts too, as in scvi-tools.
+            use_latent_qzm_key: key of `obsm` with the means.
+            use_latent_qzv_key: key of `obsm` with the variances.
+
+        Raises:
+            ValueError: one key without the other, or arrays of another shape.
+        """
+        if awaits_minifying(self.adata):
+            warnings.warn(
+                "the cells have no counts, so that their library sizes are kept as 0: ask for no expression of them",
+                UserWarning,
+                stacklevel=2,
+            )
+        keys = [use_latent_qzm_key, use_latent_qzv_key]
+        if None not in keys:
+            kept = check_stored(self.adata, keys, self.module.n_latent, self.module.n_components)
+            if kept < self.module.n_components:
+                warnings.warn(
+                    f"one Gaussian with the moments of the mixture is kept of its {self.module.n_components} "
+                    "components: minify_adata() without keys keeps them all",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            super().minify_adata(minified_data_type, *keys)
+            return
+        if any(keys):
+            raise ValueError(f"give keys of both means and variances, or of neither; got {keys[0]} and {keys[1]}")
+        moments = self.get_latent_representation(components=True)
+        for key, values in zip(TEMPORARY, moments, strict=True):
+            self.adata.obsm[key] = values.reshape(len(values), -1)
+        original = self.adata
+        try:
+            super().minify_adata(minified_data_type, *TEMPORARY)
+        finally:
+            for key in TEMPORARY:
+                original.obsm.pop(key, None)
+                self.adata.obsm.pop(key, None)
+
+
+def awaits_minifying(adata: AnnData) -> bool:
+    """Whether cells come without counts but with posteriors, which `minify_adata` is going to be given."""
+    held = adata.obsm or {}  # None in a collection
+    return all(key in held for key in POSTERIORS) and sp.issparse(adata.X) and adata.X.nnz == 0
