@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mixvae.reproduce.cells import Cells, Integration
+from mixvae.reproduce.cells import Cells, Integration, Labels
 from mixvae.reproduce.findings import Experiment
 from mixvae.reproduce.toys import Toys
 from mixvae.reproduce.trainings import Question, Trainings, Variant
@@ -229,6 +229,20 @@ _EXPERIMENTS = (
             "paper": Integration(
                 (1, 2, 3, 4), (0, 1, 2, 3, 4), epochs=400, warmup=100, cost="half a day on two cores"
             ),
+        },
+    ),
+    Experiment(
+        "labels",
+        "Single cells: hidden labels",
+        "Beyond the paper: scANVI with a mixture of encoders predicts hidden labels of cells better, and with better "
+        "calibrated probabilities, than scANVI.",
+        {
+            "smoke": Labels(
+                hidden=(0.5,), sizes=(2,), seeds=(0, 1), settings={"epochs": 2, "warmup": 1, "label_epochs": 1},
+                cost="half a minute",
+            ),
+            "small": Labels(cost="half an hour on two cores"),
+            "paper": Labels(("pbmc68k", "cortex"), cost="three hours on two cores"),
         },
     ),
     Experiment(
