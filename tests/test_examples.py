@@ -72,7 +72,7 @@ def test_links_of_the_documentation_lead_somewhere():
 @pytest.mark.slow
 def test_the_tutorial_of_a_table_learns():
     main = runpy.run_path(str(ROOT / "examples" / "tabular.py"))["main"]
-    nll = main(epochs=8, total_draws=50)
+    nll = main(epochs=25, total_draws=50)
     assert set(nll) == {1, 4}
     assert all(0 < value < 42.6 for value in nll.values()), "better than 30 independent standard normals"
 
