@@ -78,6 +78,9 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
         sub.add_argument("run", help="the run directory")
         sub.add_argument("--between", nargs=2, type=int, required=True, help="numbers of the two examples, from 0")
         sub.add_function_arguments(function, as_positional=True, skip={"run", "between"})
+    elif "files" in inspect.signature(function).parameters:
+        sub.add_function_arguments(function, as_positional=True, skip={"files"})
+        sub.add_argument("files", nargs="+", help=".h5ad, .loom, 10x .h5 or matrix.mtx files, or folders of one kind")
     elif function is list_runs:
         sub.add_argument("folder", nargs="?", default="runs", help="the folder; runs by default")
     elif function is reproduce:
