@@ -210,6 +210,19 @@ def _blocks(counts: Any, cells: int, *, whole: bool) -> Iterator[tuple[int, Any]
         yield first, counts[first : first + BLOCK]
 
 
+def check_order(adata: AnnData, indices: Any) -> None:
+    """Refuse cells on disk in another order than theirs: scvi-tools sorts each batch, so that rows would be others'.
+
+    Raises:
+        ValueError: they are.
+    """
+    if not getattr(adata, "isbacked", False) or indices is None:
+        return
+    numbers = np.asarray(indices)
+    if numbers.dtype != bool and (np.diff(numbers) < 0).any():
+        raise ValueError("indices of cells on disk must be in increasing order: pass np.sort(indices)")
+
+
 def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
     """Check that a query has the genes of the reference, in the same order.
 

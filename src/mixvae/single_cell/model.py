@@ -16,7 +16,7 @@ from scvi.model import SCVI
 
 from mixvae.posteriors._base import add_noise
 from mixvae.priors import StandardNormal
-from mixvae.single_cell.data import check_counts, check_genes, check_setup
+from mixvae.single_cell.data import check_counts, check_genes, check_order, check_setup
 from mixvae.single_cell.minifying import Minifying, awaits_minifying
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.priors import CellVampPrior
@@ -352,6 +352,7 @@ class MixtureSCVI(Minifying):
     def _make_data_loader(self, adata: AnnData, *args: Any, **kwargs: Any) -> Any:
         """Batches of cells, whose counts are checked before they are read for the first time."""
         self._check_counts(adata)
+        check_order(adata, args[0] if args else kwargs.get("indices"))
         return super()._make_data_loader(adata, *args, **kwargs)
 
     def _begin_prior(self, adata: AnnData) -> None:
@@ -362,8 +363,7 @@ class MixtureSCVI(Minifying):
         count = len(prior.raw_inputs)
         if count > adata.n_obs:
             raise ValueError(
-                f"{count} pseudo-inputs of the VampPrior begin as cells, and there are {adata.n_obs} cells: give "
-                "n_prior_components at most as many"
+                f"{count} pseudo-inputs begin as cells, of which there are {adata.n_obs}: lower n_prior_components"
             )
         chosen = torch.randperm(adata.n_obs)[:count].sort().values.numpy()
         prior.begin_as(next(iter(self._make_data_loader(adata=adata, indices=chosen, batch_size=count))))
