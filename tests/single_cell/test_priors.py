@@ -20,6 +20,7 @@ KINDS = [
     {"prior": "vamp"},
     {"prior": "vamp", "encode_covariates": True},
     {"prior": "vamp", "use_observed_lib_size": False},
+    {"prior": "vamp", "batch_representation": "embedding"},
     {"prior": "gaussian_mixture", "use_observed_lib_size": False, "latent_distribution": "ln"},
 ]
 SETUP = {"batch_key": "batch", "categorical_covariate_keys": ["donor"], "continuous_covariate_keys": ["percent_mito"]}
@@ -97,6 +98,14 @@ def test_pseudo_inputs_begin_as_cells_and_feed_no_batch_norm(cells):
     raw = prior.raw_inputs.detach().clone()
     model.train(1, **QUIET)
     assert not torch.equal(prior.raw_inputs, raw), "pseudo-inputs learn"
+
+
+def test_draws_under_embedded_batches_have_the_prior_too(cells):
+    model = make(cells, setup=SETUP, epochs=0, prior="vamp", batch_representation="embedding", **SEVERAL)
+    module, tensors = model.module.eval(), batch_of(model, range(9))
+    _, generated = module(tensors, compute_loss=False, inference_kwargs={"n_samples": 2})
+    z = torch.zeros(9, 3)
+    assert torch.allclose(generated[MODULE_KEYS.PZ_KEY].log_prob(z).sum(-1), density(module, z), atol=1e-4)
 
 
 def test_a_saved_prior_is_loaded(cells, tmp_path):

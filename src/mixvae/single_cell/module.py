@@ -171,15 +171,16 @@ class MixtureModule(VAE):
         inputs |= {"batch_index": batch_index, "transform_batch": transform_batch}
         if z.dim() < 3 or self.batch_representation != "embedding":
             outputs = super().generative(z, library, **inputs)
-            own = isinstance(self.prior, StandardNormal)
-            return outputs if own else outputs | {MODULE_KEYS.PZ_KEY: Summed(self.prior())}
-        repeats, cells = z.shape[:2]
-        outputs = super().generative(z.flatten(0, 1), library.flatten(0, 1), **repeated(inputs, repeats))
-        px = outputs[MODULE_KEYS.PX_KEY]
-        for name, value in list(vars(px).items()):
-            if isinstance(value, Tensor) and value.shape[:1] == (repeats * cells,):
-                setattr(px, name, value.unflatten(0, (repeats, cells)))
-        return outputs
+        else:
+            repeats, cells = z.shape[:2]
+            outputs = super().generative(z.flatten(0, 1), library.flatten(0, 1), **repeated(inputs, repeats))
+            px = outputs[MODULE_KEYS.PX_KEY]
+            for name, value in list(vars(px).items()):
+                if isinstance(value, Tensor) and value.shape[:1] == (repeats * cells,):
+                    setattr(px, name, value.unflatten(0, (repeats, cells)))
+        if isinstance(self.prior, StandardNormal):
+            return outputs
+        return outputs | {MODULE_KEYS.PZ_KEY: Summed(self.prior, self.n_latent)}
 
     @auto_move_data
     def terms(

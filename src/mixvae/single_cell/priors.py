@@ -123,23 +123,26 @@ def prior_of(module: VAE) -> Distribution:
 
 
 class Summed(Distribution):
-    """A distribution of vectors in scvi-tools' form, whose `log_prob` ends in an axis of size 1 to be summed over.
+    """A prior in scvi-tools' form, whose `log_prob` ends in an axis of size 1 to be summed over.
+
+    It is made only when it is asked for: a training decodes at every step, and never asks.
 
     Args:
-        of: the distribution, with event shape (D,).
+        prior: makes the distribution, with event shape (D,).
+        latent: D.
     """
 
     arg_constraints = {}
     support = constraints.real
 
-    def __init__(self, of: Distribution):
-        self.of = of
-        super().__init__(of.batch_shape + of.event_shape, validate_args=False)
+    def __init__(self, prior: nn.Module, latent: int):
+        self.prior = prior
+        super().__init__(torch.Size([latent]), validate_args=False)
 
     def log_prob(self, value: Float[Tensor, "... D"]) -> Float[Tensor, "... 1"]:
         """Log-density in nats."""
-        return self.of.log_prob(value).unsqueeze(-1)
+        return self.prior().log_prob(value).unsqueeze(-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... D"]:
         """Draw."""
-        return self.of.sample(torch.Size(sample_shape))
+        return self.prior().sample(torch.Size(sample_shape))
