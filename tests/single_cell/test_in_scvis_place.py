@@ -234,9 +234,9 @@ def test_a_missing_column_is_a_key_error_with_plain_words(cells):
 
 def test_another_number_of_components_is_not_loaded(cells, tmp_path):
     make(cells, SCVI).save(str(tmp_path / "plain"))
-    with pytest.raises(ValueError, match=r"a model of another class: .* by MixtureSCVI.from_scvi_model\(SCVI.load"):
+    with pytest.raises(ValueError, match="a model of another class than MixtureSCVI: .* MixtureSCVI.from_scvi_model"):
         MixtureSCVI.load(str(tmp_path / "plain"), cells, accelerator="cpu")
-    with pytest.raises(ValueError, match="leave n_components out, or start from a trained SCVI"):
+    with pytest.raises(ValueError, match="leave n_components out"):
         MixtureSCVI.load(str(tmp_path / "plain"), cells, n_components=4)
 
 

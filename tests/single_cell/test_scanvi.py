@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import scvi
-from scvi.model import SCVI
+from scvi.model import SCANVI, SCVI
 
-from mixvae.single_cell import MixtureSCANVI, MixtureSCVI
+from mixvae.single_cell import MixtureSCANVI, MixtureSCVI, bounds, diagnose
+from mixvae.single_cell.data import MissingKey
 
 from .conftest import QUIET, make
 
@@ -69,12 +70,44 @@ def test_the_other_queries_of_scanvi_are_answered(half):
     _, model = labelled(half, epochs=3)
     assert model.get_latent_representation().shape == (120, 3)
     assert model.get_normalized_expression(n_samples=2).shape == half.shape
-    assert np.isfinite(model.get_marginal_ll(n_mc_samples=6))
     assert np.isfinite(model.get_elbo())
     assert len(model.differential_expression(groupby="kind", group1="other")) == half.n_vars
-    half.obsm["X_latent_qzm"], half.obsm["X_latent_qzv"] = model.get_latent_representation(return_dist=True)
+    assert diagnose(model).responsibilities.shape == (120, 3)
+    means, variances = model.get_latent_representation(components=True)
+    assert means.shape == variances.shape == (120, 3, 3)
+    kept = model.get_latent_representation(), model.predict(soft=True)
     model.minify_adata()
-    assert np.allclose(model.get_latent_representation(), half.obsm["X_latent_qzm"])
+    assert model.adata.obsm[model._LATENT_QZM_KEY].shape == (120, 9)
+    assert np.allclose(model.get_latent_representation(), kept[0], atol=1e-6)
+    assert np.allclose(model.get_latent_representation(components=True)[0], means, atol=1e-6)
+
+
+def test_bounds_of_scanvi_are_keyed_and_tight(half):
+    """The headline lies above every bound of the encoders' draws, and batches do not matter."""
+    start, model = labelled(half, epochs=3)
+    found = model.get_bounds(n_mc_samples=600)
+    assert (found.pareto_k < 0.7).mean() > 0.9
+    assert found.log_px.mean() > found.pooled.mean() > found.miselbo.mean() > found.elbo.mean()
+    again = model.get_bounds(n_mc_samples=600, batch_size=7, indices=[3, 50, 80])
+    for name in ("log_px", "elbo", "pooled"):
+        assert np.allclose(getattr(again, name), getattr(found, name)[[3, 50, 80]], atol=1e-3), name
+    assert model.get_marginal_ll(n_mc_samples=600) == found.log_px.mean(dtype=np.float64)
+    plain = SCANVI.from_scvi_model(start.as_scvi(0), "unknown")
+    plain.is_trained_ = True
+    assert np.isfinite(bounds(plain, n_mc_samples=6).log_px).all()
+
+
+def test_what_cannot_be_set_up_is_refused_as_for_scvi(half):
+    with pytest.raises(MissingKey, match="sene.*did you mean 'seen'"):
+        MixtureSCANVI.setup_anndata(half, labels_key="sene", unlabeled_category="unknown")
+    half.obs["seen"] = half.obs["seen"].where(np.arange(120) > 0)
+    with pytest.raises(ValueError, match="seen"):
+        MixtureSCANVI.setup_anndata(half, labels_key="seen", unlabeled_category="unknown")
+    half.obs["seen"] = half.obs["seen"].fillna("unknown")
+    half.layers["logged"] = np.log1p(half.X)
+    MixtureSCANVI.setup_anndata(half, "seen", "unknown", layer="logged")
+    with pytest.raises(ValueError, match="logged"):
+        MixtureSCANVI(half, n_components=2)
 
 
 def test_what_scanvi_cannot_begin_with_is_refused(half):

@@ -1,7 +1,14 @@
 """Honest evaluation: bounds on log p(x) per example, what they were made from, and paired gains."""
 
 from mixvae.evaluation._check import Check, check
-from mixvae.evaluation._estimate import MOST_UNRELIABLE, Estimate, fingerprint, is_tight, standard_error
+from mixvae.evaluation._estimate import (
+    MOST_UNRELIABLE,
+    Estimate,
+    Fingerprint,
+    fingerprint,
+    is_tight,
+    standard_error,
+)
 from mixvae.evaluation._evaluations import (
     Evaluation,
     Gain,
@@ -22,6 +29,7 @@ __all__ = [
     "Check",
     "Estimate",
     "Evaluation",
+    "Fingerprint",
     "Gain",
     "Identity",
     "ProposalName",

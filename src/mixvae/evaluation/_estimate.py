@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
@@ -211,7 +211,37 @@ def fingerprint(x: Tensor) -> str:
         >>> fingerprint(x) == fingerprint(x.double()), fingerprint(x) == fingerprint(x.T)
         (True, False)
     """
-    digest = hashlib.sha256(str(tuple(x.shape)).encode())
-    for part in x.detach().split(FINGERPRINTED) if x.ndim else (x.detach(),):
-        digest.update((part.cpu().double() + 0.0).numpy().astype("<f8", copy=False).tobytes())  # −0 is 0
+    digest = Fingerprint(x.shape)
+    for part in x.split(FINGERPRINTED) if x.ndim else (x,):
+        digest.add(part)
     return digest.hexdigest()
+
+
+class Fingerprint:
+    """The `fingerprint` of observations that come some at a time.
+
+    Args:
+        shape: shape of all of them.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.evaluation import Fingerprint, fingerprint
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+        >>> digest = Fingerprint(x.shape)
+        >>> for row in x:
+        ...     digest.add(row)
+        >>> digest.hexdigest() == fingerprint(x)
+        True
+    """
+
+    def __init__(self, shape: Sequence[int]):
+        self._digest = hashlib.sha256(str(tuple(shape)).encode())
+
+    def add(self, part: Tensor) -> None:
+        """Add the next ones."""
+        values = (part.detach().cpu().double() + 0.0).numpy()  # −0 is 0
+        self._digest.update(values.astype("<f8", copy=False).tobytes())
+
+    def hexdigest(self) -> str:
+        """The checksum."""
+        return self._digest.hexdigest()

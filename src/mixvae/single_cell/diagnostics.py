@@ -18,8 +18,7 @@ from scvi.module._constants import MODULE_KEYS
 from mixvae import figures
 from mixvae.evaluation import standard_error
 from mixvae.single_cell.data import check_keys
-from mixvae.single_cell.model import MixtureSCVI
-from mixvae.single_cell.queries import OBSM_KEY
+from mixvae.single_cell.queries import OBSM_KEY, MixtureQueries
 
 PSEUDOCOUNT = 1e-5
 """Added to expression shares before taking logarithms: a tenth of a count in 10,000."""
@@ -103,7 +102,7 @@ class CellDiagnosis:
 
 
 def diagnose(
-    model: MixtureSCVI,
+    model: MixtureQueries,
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     n_mc_samples: int = 64,
@@ -136,7 +135,7 @@ def diagnose(
 
 @torch.inference_mode()
 def distinguishing_genes(
-    model: MixtureSCVI,
+    model: MixtureQueries,
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     n_genes: int = 10,

@@ -36,15 +36,16 @@ def repeated(inputs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
 class CellJoint(Joint):
     """Joint density log p(x_b, z) of a batch of cells under a `scvi.module.VAE` or a `MixtureModule`, in nats.
 
-    Batch, covariates, size factors and an observed library size are given. A latent library size is one more latent,
-    the last one, with the log-normal prior of its cell's batch. With `latent_distribution="ln"` z is the latent before
-    the softmax. The module must be in evaluation mode.
+    Batch, covariates, size factors and an observed library size are given. Latents of the prior's own come after z, as
+    in scANVI; a latent library size is the last latent, with the log-normal prior of its cell's batch. With
+    `latent_distribution="ln"` z is the latent before the softmax. The module must be in evaluation mode.
 
     Args:
         module: the module.
         x: counts of B cells.
         inputs: what the decoder takes besides z and library, rows of the same cells.
         library: observed log library sizes (B, 1); None if they are latent.
+        prior: the prior, `prior_of(module)`; computed by default.
 
     Example:
         >>> import numpy as np
@@ -61,16 +62,21 @@ class CellJoint(Joint):
     """
 
     def __init__(
-        self, module: VAE, x: Float[Tensor, "B G"], inputs: Mapping[str, Any], library: Float[Tensor, "B 1"] | None
+        self,
+        module: VAE,
+        x: Float[Tensor, "B G"],
+        inputs: Mapping[str, Any],
+        library: Float[Tensor, "B 1"] | None,
+        prior: Distribution | None = None,
     ):
         self.module, self.x, self.inputs, self.library = module, x, dict(inputs), library
-        self.size, self.latent = len(x), module.n_latent + (library is None)
+        self.prior = prior_of(module) if prior is None else prior
+        self.size, self.latent = len(x), self.prior.event_shape[0] + (library is None)
         self.like = next(module.parameters()).new_empty(0)
-        self.prior = prior_of(module)
 
     def log_prior(self, z: Float[Tensor, "*L B D"]) -> Float[Tensor, "*L B"]:
         """Log-density of the prior, log p(z), in nats: that of the module, times that of a latent library size."""
-        log_pz = self.prior.log_prob(z[..., : self.module.n_latent])
+        log_pz = self.prior.log_prob(z[..., : self.prior.event_shape[0]])
         if self.library is None:
             log_pz = log_pz + self._library_prior().log_prob(z[..., -1:]).sum(-1)
         return log_pz
@@ -122,11 +128,12 @@ class CellJoint(Joint):
         """The same for some of the cells."""
         own = slice(start, stop)
         inputs = {n: value[own] if n in PER_CELL and value is not None else value for n, value in self.inputs.items()}
-        return CellJoint(self.module, self.x[own], inputs, None if self.library is None else self.library[own])
+        library = None if self.library is None else self.library[own]
+        return CellJoint(self.module, self.x[own], inputs, library, self.prior)
 
     def simulated(self, z: Float[Tensor, "B D"]) -> CellJoint:
         """The same for counts drawn from p(x|z) at these latents by torch's generator; all that is given is kept."""
-        return CellJoint(self.module, self.decoded(z).sample().to(self.x), self.inputs, self.library)
+        return CellJoint(self.module, self.decoded(z).sample().to(self.x), self.inputs, self.library, self.prior)
 
 
 def library_prior(module: VAE, batch_index: Tensor) -> Normal:
@@ -151,17 +158,23 @@ def joint_and_posterior(
         q = qz.components
     else:
         q = DiagonalGaussian(qz.loc[None], 2 * qz.scale.log()[None])
-    device, library = q.loc.device, None
+    prior, device, library = prior_of(module), q.loc.device, None
+    q = _beside(q, *q.loc.new_zeros(2, *q.batch_shape, prior.event_shape[0] - module.n_latent))
     if ql is None:
         library = made[MODULE_KEYS.LIBRARY_KEY].flatten(0, -2)[: q.batch_shape[1]]  # repeated for every draw
     else:
         shape = (*q.batch_shape, 1)
         loc, log_var = ql.loc.expand(shape), 2 * ql.scale.log().expand(shape)
-        q = DiagonalGaussian(torch.cat([q.loc, loc], -1), torch.cat([q.log_var, log_var], -1), q.log_pi)
+        q = _beside(q, loc, log_var)
     empty = {MODULE_KEYS.Z_KEY: None, MODULE_KEYS.LIBRARY_KEY: None}
     inputs = VAE._get_generative_input(module, tensors, empty)
     given = {n: None if v is None else v.to(device) for n, v in inputs.items() if n not in empty}
-    return CellJoint(module, tensors[REGISTRY_KEYS.X_KEY].to(device), given, library), q
+    return CellJoint(module, tensors[REGISTRY_KEYS.X_KEY].to(device), given, library, prior), q
+
+
+def _beside(q: DiagonalGaussian, loc: Float[Tensor, "S B E"], log_var: Float[Tensor, "S B E"]) -> DiagonalGaussian:
+    """The same posterior with further, independent latents."""
+    return DiagonalGaussian(torch.cat([q.loc, loc], -1), torch.cat([q.log_var, log_var], -1), q.log_pi)
 
 
 def terms_of(

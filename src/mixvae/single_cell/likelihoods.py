@@ -1,4 +1,4 @@
-"""Bounds on log p(x) of cells under SCVI and mixtures: amortised ones, and a tight one by refined proposals."""
+"""Bounds on log p(x) of cells under SCVI, scANVI and mixtures: amortised ones, and a tight one by refined proposals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data._constants import ADATA_MINIFY_TYPE
-from scvi.model import SCVI
+from scvi.model import SCANVI, SCVI
 
 from mixvae.bounds import Terms
 from mixvae.distributions import DiagonalGaussian, keyed_normal
-from mixvae.evaluation import WITH_GRAPH, Accumulator, Estimate, ProposalName, check_draws, chunks, draws_of_each, weigh
+from mixvae.evaluation import (
+    WITH_GRAPH,
+    Accumulator,
+    Estimate,
+    Fingerprint,
+    ProposalName,
+    check_draws,
+    chunks,
+    draws_of_each,
+    weigh,
+)
 from mixvae.proposals import refine, together
 from mixvae.single_cell.joint import Batch, CellJoint, joint_and_posterior, terms_of
 
@@ -24,7 +34,7 @@ DECODED = 2**24
 
 
 def bounds(
-    model: SCVI,
+    model: SCVI | SCANVI,
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     n_mc_samples: int = 1_000,
@@ -41,10 +51,11 @@ def bounds(
     pilot rounds), so that models can be compared whatever their encoders are worth; `pareto_k`, `ess` and `bias` say
     how tight it is. The other bounds take theirs from the encoders. With a latent library size all of them average over
     it too. Noise is keyed by (seed, cell, draw): the numbers do not depend on batch size or the order of cells, up to
-    rounding, which moves them by less than 10⁻³ nats.
+    rounding, which moves them by less than 10⁻³ nats. Estimates of the same counts can be paired (`paired_gain`,
+    `split_gain`); those of batches from a `dataloader` have no checksum of their counts, and cannot.
 
     Args:
-        model: a trained `scvi.model.SCVI` or `MixtureSCVI`.
+        model: a trained SCVI, scANVI, or mixture of either.
         adata: the cells; those of the model by default.
         indices: use only these cells.
         n_mc_samples: draws per cell over all components, rounded up to a multiple of S.
@@ -83,8 +94,12 @@ def bounds(
     done: list[dict[str, np.ndarray]] = []
     notes: list[dict[str, int]] = []
     components = each = 0
+    count, batches = numbered(model, adata, indices, batch_size, dataloader)
+    digest = None if count is None else Fingerprint((count, model.module.n_input))
     with torch.inference_mode(mode=False), torch.no_grad():
-        for tensors, numbers in numbered(model, adata, indices, batch_size, dataloader):
+        for tensors, numbers in batches:
+            if digest is not None:
+                digest.add(tensors[REGISTRY_KEYS.X_KEY])
             size = max(1, decoded // (WITH_GRAPH * tensors[REGISTRY_KEYS.X_KEY].shape[1]))
             for start in range(0, len(numbers), size):
                 own = {name: value[start : start + size].clone() for name, value in tensors.items()}
@@ -103,11 +118,12 @@ def bounds(
         raise ValueError("there are no cells to score: give at least one")
     joined = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
     made: dict[str, Any] = {"components": components, "draws_per_component": each, "seed": seed}
+    made["observations"] = None if digest is None else digest.hexdigest()
     return Estimate(**joined, **made, proposal=proposal, proposal_notes=together(notes))
 
 
 def get_marginal_ll(
-    model: SCVI,
+    model: SCVI | SCANVI,
     adata: AnnData | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     n_mc_samples: int = 1_000,
@@ -124,7 +140,7 @@ def get_marginal_ll(
     that bound lies nats below log p(x), further for a worse encoder.
 
     Args:
-        model: a trained `scvi.model.SCVI` or `MixtureSCVI`.
+        model: a trained SCVI, scANVI, or mixture of either.
         adata: the cells; those of the model by default.
         indices: use only these cells.
         n_mc_samples: draws per cell over all components, rounded up to a multiple of S.
@@ -149,13 +165,15 @@ def get_marginal_ll(
 
 
 def numbered(
-    model: SCVI,
+    model: SCVI | SCANVI,
     adata: AnnData | None,
     indices: Sequence[int] | np.ndarray | None,
     batch_size: int | None,
     dataloader: Iterable[Batch] | None,
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches of cells with the cells' indices, in evaluation mode.
+) -> tuple[int | None, Iterator[tuple[Batch, np.ndarray]]]:
+    """How many cells there are, None if batches are given, and batches of them with the cells' indices.
+
+    The module is in evaluation mode.
 
     Raises:
         ValueError: the data are minified, and their counts were not kept.
@@ -169,8 +187,13 @@ def numbered(
         numbers = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
         dataloader = model._make_data_loader(adata=adata, indices=numbers, batch_size=batch_size)
     model.module.eval()
+    return None if numbers is None else len(numbers), _with_numbers(dataloader, numbers)
+
+
+def _with_numbers(batches: Iterable[Batch], numbers: np.ndarray | None) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches with the numbers of their cells, by default from 0."""
     first = 0
-    for tensors in dataloader:
+    for tensors in batches:
         last = first + len(tensors[REGISTRY_KEYS.X_KEY])
         yield tensors, np.arange(first, last) if numbers is None else numbers[first:last]
         first = last

@@ -11,14 +11,12 @@ from scvi.data._constants import ADATA_MINIFY_TYPE
 from mixvae.single_cell.data import check_stored
 from mixvae.single_cell.queries import MixtureQueries
 
-POSTERIORS = ("_scvi_latent_qzm", "_scvi_latent_qzv")
-"""Keys of `obsm` by which scvi-tools tells cells that come without counts."""
 TEMPORARY = ("_mixvae_qzm", "_mixvae_qzv")
 """Keys of `obsm` that hold posteriors while data are minified."""
 
 
 class Minifying(MixtureQueries):
-    """Minification of `scvi.model.SCVI`, which keeps every component."""
+    """Minification as in scvi-tools, which keeps every component."""
 
     def minify_adata(
         self,
@@ -26,7 +24,7 @@ class Minifying(MixtureQueries):
         use_latent_qzm_key: str | None = None,
         use_latent_qzv_key: str | None = None,
     ) -> None:
-        """Keep the posteriors of the cells instead of their counts, as `scvi.model.SCVI.minify_adata` does.
+        """Keep the posteriors of the cells instead of their counts, as scvi-tools does.
 
         Means and variances of all components are stored side by side, (cells, S·latent). They are computed unless
         the keys of `obsm` that hold them are given. Those keys may also hold mean and variance of the mixture, (cells,
@@ -41,7 +39,7 @@ class Minifying(MixtureQueries):
         Raises:
             ValueError: one key without the other, or arrays of another shape.
         """
-        if awaits_minifying(self.adata):
+        if self._awaits_minifying(self.adata):
             warnings.warn(
                 "the cells have no counts, so that their library sizes are kept as 0: ask for no expression of them",
                 UserWarning,
@@ -72,8 +70,8 @@ class Minifying(MixtureQueries):
                 original.obsm.pop(key, None)
                 self.adata.obsm.pop(key, None)
 
-
-def awaits_minifying(adata: AnnData) -> bool:
-    """Whether cells come without counts but with posteriors, which `minify_adata` is going to be given."""
-    held = adata.obsm or {}  # None in a collection
-    return all(key in held for key in POSTERIORS) and sp.issparse(adata.X) and adata.X.nnz == 0
+    def _awaits_minifying(self, adata: AnnData) -> bool:
+        """Whether cells come without counts but with posteriors, under the keys by which scvi-tools tells them."""
+        held = adata.obsm or {}  # None in a collection
+        posteriors = (f"_{self._LATENT_QZM_KEY}", f"_{self._LATENT_QZV_KEY}")
+        return all(key in held for key in posteriors) and sp.issparse(adata.X) and adata.X.nnz == 0

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
-from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY
+from scvi.data._constants import _FIELD_REGISTRIES_KEY
 from scvi.data._utils import _is_minified
 from scvi.model import SCVI
+from scvi.model.base import BaseMinifiedModeModelClass
 
 from mixvae.posteriors._base import add_noise
 from mixvae.priors import StandardNormal
-from mixvae.single_cell.data import check_counts, check_genes, check_order, check_setup
-from mixvae.single_cell.minifying import Minifying, awaits_minifying
+from mixvae.single_cell.data import check_setup
+from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.priors import CellVampPrior
 
@@ -25,7 +25,16 @@ LONGEST_WARMUP = 400
 """scvi-tools' default epochs of KL warm-up."""
 
 
-class MixtureSCVI(Minifying):
+class WithoutCells(BaseMinifiedModeModelClass):
+    """Lets a model be made without cells, as scvi-tools does for classes named SCVI: a data module brings them."""
+
+    def __init__(self, adata: AnnData | None = None, registry: dict | None = None):
+        bare = adata is None and registry is None
+        super().__init__(adata, {_FIELD_REGISTRIES_KEY: {}} if bare else registry)
+        self._module_init_on_train = bare
+
+
+class MixtureSCVI(Minifying, SCVI, WithoutCells):
     """`scvi.model.SCVI` with `n_components` encoders, q(z|x) = 1/S Σ_s q_s(z|x); everything else is SCVI's.
 
     Args:
@@ -91,7 +100,6 @@ class MixtureSCVI(Minifying):
     ):
         if n_components < 1:
             raise ValueError(f"n_components must be at least 1; got {n_components}")
-        self._checked: set[str] = set()
         super().__init__(
             adata,
             registry,
@@ -113,7 +121,7 @@ class MixtureSCVI(Minifying):
             f"MixtureSCVI, a mixture of {n_components} encoders; otherwise {self._model_summary_string}"
         )
         self.init_params_ = self._get_init_params(locals())
-        if adata is not None and not awaits_minifying(adata):
+        if adata is not None and not self._awaits_minifying(adata):
             self._check_counts(adata)
             self._begin_prior(adata)
 
@@ -270,91 +278,6 @@ class MixtureSCVI(Minifying):
             cells = int(np.ceil((options.get("train_size") or 0.9) * self.adata.n_obs))
         return cells > 1 and cells % (options.get("batch_size") or 128) == 1
 
-    @classmethod
-    def load_query_data(
-        cls,
-        adata: AnnData | None = None,
-        reference_model: Any = None,
-        registry: dict | None = None,
-        inplace_subset_query_vars: bool = False,
-        *args: Any,
-        **kwargs: Any,
-    ) -> MixtureSCVI:
-        """Map new cells onto a reference model by scArches surgery, as `scvi.model.SCVI.load_query_data` does.
-
-        Args:
-            adata: the new cells.
-            reference_model: a trained model, or the folder of one.
-            registry: setup of data from a data module, instead of cells.
-            inplace_subset_query_vars: bring the genes of `adata` into line with the reference's.
-            *args: what `scvi.model.SCVI.load_query_data` takes.
-            **kwargs: what `scvi.model.SCVI.load_query_data` takes.
-
-        Raises:
-            ValueError: the genes are not those of the reference.
-
-        References:
-            Lotfollahi et al., Mapping single-cell data to reference atlases by transfer learning (2022),
-            https://doi.org/10.1038/s41587-021-01001-7
-        """
-        if adata is not None and reference_model is not None and not inplace_subset_query_vars:
-            genes = cls.prepare_query_anndata(adata, reference_model, return_reference_var_names=True)
-            check_genes(adata.var_names, genes)
-        return super().load_query_data(adata, reference_model, registry, inplace_subset_query_vars, *args, **kwargs)
-
-    @classmethod
-    def load(cls, dir_path: str, adata: AnnData | None = None, *args: Any, **kwargs: Any) -> MixtureSCVI:
-        """Load a saved model, as `scvi.model.SCVI.load` does; the file is a pickle: load only what you trust.
-
-        Args:
-            dir_path: folder written by `save`.
-            adata: cells with the same genes; by default those that were saved with the model.
-            *args: what `scvi.model.SCVI.load` takes.
-            **kwargs: what `scvi.model.SCVI.load` takes.
-
-        Raises:
-            ValueError: the genes are not those the model was trained on.
-        """
-        if "n_components" in kwargs:
-            raise ValueError(
-                f"the number of components is that of the model in {dir_path}: leave n_components out, or start from a "
-                "trained SCVI, MixtureSCVI.from_scvi_model(SCVI.load(…), n_components=…)"
-            )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="`var_names` for the loaded")
-            try:
-                return super().load(dir_path, adata, *args, **kwargs)
-            except ValueError as error:
-                if not str(error).startswith("It appears you are loading a model from a different class"):
-                    raise
-                raise ValueError(
-                    f"{dir_path} holds a model of another class: a trained SCVI becomes a mixture by "
-                    "MixtureSCVI.from_scvi_model(SCVI.load(…), n_components=…)"
-                ) from None
-            except UserWarning:
-                raise ValueError(
-                    f"this AnnData does not have the genes that {dir_path} was trained on, in their order: "
-                    "MixtureSCVI.prepare_query_anndata(adata, dir_path) brings them into line"
-                ) from None
-
-    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
-        """Check the cells of a query, and set them up like those of the model."""
-        if adata is not None and adata is not self._adata and not _is_minified(adata):
-            if "X" not in self.registry[_FIELD_REGISTRIES_KEY]:
-                raise ValueError("this model was made without cells and knows no genes: give batches as dataloader=…")
-            check_genes(adata.var_names, self.get_var_names())
-            setup = self.registry[_SETUP_ARGS_KEY]
-            categories = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
-            numbers = [setup["size_factor_key"], *(setup["continuous_covariate_keys"] or [])]
-            check_setup(adata, categories, numbers, setup["layer"])
-        return super()._validate_anndata(adata, copy_if_view)
-
-    def _make_data_loader(self, adata: AnnData, *args: Any, **kwargs: Any) -> Any:
-        """Batches of cells, whose counts are checked before they are read for the first time."""
-        self._check_counts(adata)
-        check_order(adata, args[0] if args else kwargs.get("indices"))
-        return super()._make_data_loader(adata, *args, **kwargs)
-
     def _begin_prior(self, adata: AnnData) -> None:
         """Begin the pseudo-inputs of a VampPrior as cells chosen at random."""
         prior = getattr(getattr(self, "module", None), "prior", None)
@@ -367,16 +290,6 @@ class MixtureSCVI(Minifying):
             )
         chosen = torch.randperm(adata.n_obs)[:count].sort().values.numpy()
         prior.begin_as(next(iter(self._make_data_loader(adata=adata, indices=chosen, batch_size=count))))
-
-    def _check_counts(self, adata: AnnData) -> None:
-        """Check the counts of an AnnData, once."""
-        manager = self.get_anndata_manager(adata, required=True)
-        if manager.adata_uuid in self._checked or self.module.gene_likelihood == "normal":
-            return
-        if not _is_minified(adata):
-            layer = self.registry[_SETUP_ARGS_KEY]["layer"]
-            check_counts(adata, manager.get_from_registry(REGISTRY_KEYS.X_KEY), layer)
-        self._checked.add(manager.adata_uuid)
 
     def _check_if_trained(self, warn: bool = True, message: str | None = None) -> None:
         """Refuse plain scANVI, which has one encoder and would silently leave it untrained."""

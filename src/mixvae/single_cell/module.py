@@ -148,7 +148,7 @@ class MixtureModule(VAE):
             if ql is None:
                 library = library.repeat(shape[0] * shape[1], 1)
             else:
-                l_noise = torch.randn(*shape, 1, device=z.device) if noise is None else noise[..., self.n_latent :]
+                l_noise = torch.randn(*shape, 1, device=z.device) if noise is None else noise[..., -1:]
                 library = (ql.loc + ql.scale * l_noise.to(ql.loc)).flatten(0, 2)
         else:
             sample_shape = () if draws == 1 else (draws,)
@@ -197,14 +197,21 @@ class MixtureModule(VAE):
         """
         inputs = self._get_inference_input(tensors)
         outputs = self.inference(**inputs, n_samples=draws_per_component, stratified=True, noise=noise)
-        return self._terms(tensors, outputs, self.generative(**self._get_generative_input(tensors, outputs)))
+        return self._terms(tensors, outputs, self.generative(**self._get_generative_input(tensors, outputs)), noise)
 
-    def _terms(self, tensors: Batch, inferred: dict[str, Any], generated: dict[str, Any]) -> Terms:
+    def _terms(
+        self, tensors: Batch, inferred: dict[str, Any], generated: dict[str, Any], noise: Tensor | None = None
+    ) -> Terms:
         joint, q = joint_and_posterior(self, tensors, inferred)
         z = inferred[MODULE_KEYS.Z_KEY]
-        if joint.library is None:
-            z = torch.cat([z, inferred[MODULE_KEYS.LIBRARY_KEY]], -1)
-        return terms_of(joint, q, z.unflatten(0, (-1, *q.batch_shape)), generated[MODULE_KEYS.PX_KEY])
+        width = joint.prior.event_shape[0]  # with latents of the prior's own
+        if noise is None:
+            further = torch.randn(len(z), width - self.n_latent, device=z.device)
+        else:
+            further = noise[..., self.n_latent : width].flatten(0, 2).to(z)
+        library = inferred[MODULE_KEYS.LIBRARY_KEY] if joint.library is None else z[:, :0]
+        latents = torch.cat([z, further, library], -1).unflatten(0, (-1, *q.batch_shape))
+        return terms_of(joint, q, latents, generated[MODULE_KEYS.PX_KEY])
 
     def loss(
         self,

@@ -11,12 +11,13 @@ from scvi import REGISTRY_KEYS
 from scvi.module import SCANVAE, VAE
 from scvi.module._constants import MODULE_KEYS
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, Normal, constraints
 from torch.nn.functional import softplus
 
 from mixvae._normalisation import statistics_held
 from mixvae.distributions import Pooled
 from mixvae.priors import GaussianMixturePrior, StandardNormal, VampPrior
+from mixvae.single_cell.labelled import LabelledPrior
 from mixvae.single_cell.posterior import CellPosterior
 
 if TYPE_CHECKING:
@@ -107,28 +108,25 @@ def prior_named(name: str, module: MixtureModule, clusters: int, **covariates: i
 
 
 def prior_of(module: VAE) -> Distribution:
-    """The prior of z of any module of SCVI's kind: standard normal where it has none of its own.
+    """The prior of z of any module of SCVI's kind, standard normal for SCVI, made by labels for scANVI.
 
-    Raises:
-        ValueError: the module is scANVI's, whose prior is made of labels.
+    Its first D dimensions are z; further ones are latents of the prior's own, over which it is to be integrated.
     """
     own = getattr(module, "prior", None)
-    if own is None and isinstance(module, SCANVAE):
-        raise ValueError(
-            "bounds of scANVI need its prior, which labels make: take MixtureSCANVI, of one component or more"
-        )
     if own is None:
-        own = StandardNormal(module.n_latent).to(next(module.parameters()))
+        of = LabelledPrior(module) if isinstance(module, SCANVAE) else StandardNormal(module.n_latent)
+        own = of.to(next(module.parameters()))
     return own()
 
 
 class Summed(Distribution):
-    """A prior in scvi-tools' form, whose `log_prob` ends in an axis of size 1 to be summed over.
+    """A prior of z in scvi-tools' form, whose `log_prob` ends in an axis of size 1 to be summed over.
 
-    It is made only when it is asked for: a training decodes at every step, and never asks.
+    Latents of the prior's own are drawn, so that the density of z is estimated without bias. It is made only when it is
+    asked for: a training decodes at every step, and never asks.
 
     Args:
-        prior: makes the distribution, with event shape (D,).
+        prior: makes the distribution, whose first D dimensions are z.
         latent: D.
     """
 
@@ -141,8 +139,11 @@ class Summed(Distribution):
 
     def log_prob(self, value: Float[Tensor, "... D"]) -> Float[Tensor, "... 1"]:
         """Log-density in nats."""
-        return self.prior().log_prob(value).unsqueeze(-1)
+        prior = self.prior()
+        noise = torch.randn(*value.shape[:-1], prior.event_shape[0] - value.shape[-1]).to(value)
+        log_q = Normal(0.0, 1.0).log_prob(noise).sum(-1)
+        return (prior.log_prob(torch.cat([value, noise], -1)) - log_q).unsqueeze(-1)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... D"]:
         """Draw."""
-        return self.prior().sample(torch.Size(sample_shape))
+        return self.prior().sample(torch.Size(sample_shape))[..., : self.event_shape[0]]

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi.data._constants import _FIELD_REGISTRIES_KEY, ADATA_MINIFY_TYPE
-from scvi.model import SCVI
-from scvi.model.base import BaseMinifiedModeModelClass
+from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.module._constants import MODULE_KEYS
 
 from mixvae.analysis import shares
@@ -28,23 +26,15 @@ from mixvae.single_cell.likelihoods import (
 )
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.posterior import CellPosterior
+from mixvae.single_cell.validation import ValidatedCells
 
 OBSM_KEY = "X_mixvae_responsibilities"
 OF_COUNTS = ("zinb", "nb")
 """Likelihoods with the parameters that scvi-tools reads by name."""
 
 
-class WithoutCells(BaseMinifiedModeModelClass):
-    """Lets a model be made without cells, as scvi-tools does for classes named SCVI: a data module brings them."""
-
-    def __init__(self, adata: AnnData | None = None, registry: dict | None = None):
-        bare = adata is None and registry is None
-        super().__init__(adata, {_FIELD_REGISTRIES_KEY: {}} if bare else registry)
-        self._module_init_on_train = bare
-
-
-class MixtureQueries(SCVI, WithoutCells):
-    """The queries of `scvi.model.SCVI` that a mixture answers differently."""
+class MixtureQueries(ValidatedCells):
+    """The queries of scvi-tools that a mixture answers differently; stands before SCVI's class or scANVI's."""
 
     module: MixtureModule
 
@@ -193,8 +183,9 @@ class MixtureQueries(SCVI, WithoutCells):
         """Responsibilities, (cells, S), also written to `obsm`, and JSD, (cells,), by the same draws."""
         each = draws_per_component(n_mc_samples, self.module.n_components)
         covered, apart = [], []
+        _, batches = numbered(self, adata, indices, batch_size, None)
         with torch.inference_mode():
-            for tensors, numbers in numbered(self, adata, indices, batch_size, None):
+            for tensors, numbers in batches:
                 terms = keyed_terms(*joint_and_posterior(self.module, tensors), numbers, 0, each, seed)
                 covered.append(shares(terms).T.cpu().numpy())
                 apart.append(jsd(terms).cpu().numpy())
@@ -260,11 +251,11 @@ class MixtureQueries(SCVI, WithoutCells):
         return {name: value.mean(0) for name, value in arrays.items()} if give_mean and n_samples > 1 else arrays
 
     def get_normalized_expression(self, *args: Any, **kwargs: Any) -> Any:
-        """Decoded expression as by `scvi.model.SCVI.get_normalized_expression`, each draw from one component.
+        """Decoded expression as by scvi-tools' `get_normalized_expression`, each draw from one component.
 
         Args:
-            *args: what `scvi.model.SCVI.get_normalized_expression` takes.
-            **kwargs: what `scvi.model.SCVI.get_normalized_expression` takes.
+            *args: what scvi-tools' `get_normalized_expression` takes.
+            **kwargs: what scvi-tools' `get_normalized_expression` takes.
 
         Raises:
             ValueError: importance weights are requested for a likelihood for which scvi-tools cannot compute them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from scvi.module import SCANVAE, VAE
 from scvi.module._constants import MODULE_KEYS
 from scvi.module._utils import broadcast_labels
 from scvi.module.base import LossOutput, auto_move_data
-from torch import Tensor, nn
-from torch.distributions import Distribution, Normal, constraints, kl_divergence
-from torch.nn.functional import one_hot
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from mixvae.priors import StandardNormal
 from mixvae.single_cell.joint import Batch, joint_and_posterior, library_prior
+from mixvae.single_cell.labelled import LabelledPrior
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.posterior import CellPosterior
 
@@ -100,22 +99,6 @@ class MixtureSCANVAE(MixtureModule, SCANVAE):
     def _log_prior_y(self) -> Float[Tensor, "Y 1"]:
         return self.y_prior.T.log()
 
-    def log_prior(self, z: Float[Tensor, "R D"]) -> Float[Tensor, " R"]:
-        """Logarithm of an unbiased estimate of p(z₁) = Σ_y p(y) ∫ p(z₂) p(z₁|z₂, y) dz₂, by a draw of z₂ for each y.
-
-        A bound log E[p(x|z₁) p(z₁) / q(z₁|x)] stays one with the estimate in place of p(z₁).
-        """
-        log_p, q, z2, _ = self._labelled(z)
-        ratio = (Normal(0.0, 1.0).log_prob(z2) - q.log_prob(z2)).sum(-1).unflatten(0, (self.n_labels, -1))
-        return (self._log_prior_y + log_p + ratio).logsumexp(0)
-
-    def sample_prior(self, draws: int) -> Float[Tensor, "R D"]:
-        """Draw z₁: a label, z₂, and z₁ given both."""
-        chosen = torch.multinomial(self.y_prior[0], draws, replacement=True)
-        z2 = torch.randn(draws, self.n_latent, device=self.y_prior.device)
-        mean, variance = self.decoder_z1_z2(z2, one_hot(chosen, self.n_labels))
-        return Normal(mean, variance.sqrt()).sample()
-
     def loss(
         self,
         tensors: Batch,
@@ -157,39 +140,3 @@ class MixtureSCANVAE(MixtureModule, SCANVAE):
             loss = loss + error * classification_ratio
             losses |= {"classification_loss": error, "true_labels": labels, "logits": logits}
         return LossOutput(loss=loss, **losses)
-
-
-class LabelledPrior(nn.Module):
-    """The prior of z₁ that labels and z₂ make, p(z₁) = Σ_y p(y) ∫ p(z₂) p(z₁|z₂, y) dz₂.
-
-    Args:
-        module: the module whose prior it is; it is referenced, not registered.
-    """
-
-    def __init__(self, module: MixtureSCANVAE):
-        super().__init__()
-        self._module = (module,)
-
-    def forward(self) -> Distribution:
-        """Return the distribution, whose densities are unbiased estimates."""
-        return _Labelled(self._module[0])
-
-
-class _Labelled(Distribution):
-    """p(z₁), with unbiased estimates of its density."""
-
-    arg_constraints = {}
-    support = constraints.real
-
-    def __init__(self, module: MixtureSCANVAE):
-        self.module = module
-        super().__init__(torch.Size(), torch.Size([module.n_latent]), validate_args=False)
-
-    def log_prob(self, value: Float[Tensor, "... D"]) -> Float[Tensor, ...]:
-        """Logarithm of the estimate."""
-        return self.module.log_prior(value.reshape(-1, value.shape[-1])).reshape(value.shape[:-1])
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... D"]:
-        """Draw."""
-        shape = torch.Size(sample_shape)
-        return self.module.sample_prior(shape.numel()).reshape(*shape, -1)

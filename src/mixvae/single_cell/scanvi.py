@@ -8,15 +8,18 @@ from anndata import AnnData
 from scvi.model import SCANVI, SCVI
 
 from mixvae.priors import StandardNormal
+from mixvae.single_cell.data import check_setup
+from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.scanvae import MixtureSCANVAE
 
 
-class MixtureSCANVI(SCANVI):
+class MixtureSCANVI(Minifying, SCANVI):
     """`scvi.model.SCANVI` with `n_components` encoders, q(z₁|x) = 1/S Σ_s q_s(z₁|x); everything else is scANVI's.
 
     `predict` averages the components' probabilities, so that a cell on which they disagree is predicted with less
-    confidence. `get_marginal_ll` is a bound under the prior that labels make.
+    confidence. Likelihoods and bounds are those under the prior that labels make, p(z₁) = Σ_y p(y) ∫ p(z₂) p(z₁|z₂, y)
+    dz₂, for which z₂ is one more latent; scvi-tools takes a standard normal prior there.
 
     Args:
         adata: cells set up by `setup_anndata`, some of which have labels.
@@ -34,7 +37,7 @@ class MixtureSCANVI(SCANVI):
         **model_kwargs: everything else that `scvi.module.SCANVAE` takes.
 
     Raises:
-        ValueError: there are no components.
+        ValueError: there are no components; the data are not counts; a cell is empty; the AnnData was not set up.
 
     Example:
         >>> import numpy as np
@@ -54,7 +57,7 @@ class MixtureSCANVI(SCANVI):
     """
 
     _module_cls = MixtureSCANVAE
-    module: MixtureSCANVAE
+    module: MixtureSCANVAE  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -94,6 +97,57 @@ class MixtureSCANVI(SCANVI):
             f"MixtureSCANVI, a mixture of {n_components} encoders; otherwise {self._model_summary_string}"
         )
         self.init_params_ = self._get_init_params(locals())
+        if adata is not None and not self._awaits_minifying(adata):
+            self._check_counts(adata)
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        labels_key: str,
+        unlabeled_category: str,
+        layer: str | None = None,
+        batch_key: str | None = None,
+        size_factor_key: str | None = None,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        use_minified: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Register counts, labels, batches and covariates, as `scvi.model.SCANVI.setup_anndata` does.
+
+        Args:
+            adata: the cells.
+            labels_key: column of `obs` with labels.
+            unlabeled_category: the label of cells without one.
+            layer: layer of the raw counts; `X` by default.
+            batch_key: column of `obs` with the batch.
+            size_factor_key: column of `obs` with size factors to use instead of library sizes.
+            categorical_covariate_keys: columns of `obs` with further categories.
+            continuous_covariate_keys: columns of `obs` with numbers.
+            use_minified: register minified cells as such.
+            **kwargs: what scvi-tools passes on when it transfers a setup.
+
+        Raises:
+            MissingKey: a column or layer is missing; both a `KeyError`, as in scvi-tools, and a `ValueError`.
+            ValueError: a column lacks the value of a cell or holds text for numbers, the counts are a sparse array, or
+                `adata` is no AnnData.
+        """
+        labels = [] if kwargs.get("allow_missing_labels") else [labels_key]
+        categories = [batch_key, *labels, *(categorical_covariate_keys or [])]
+        check_setup(adata, categories, [size_factor_key, *(continuous_covariate_keys or [])], layer)
+        super().setup_anndata(
+            adata,
+            labels_key,
+            unlabeled_category,
+            layer,
+            batch_key,
+            size_factor_key,
+            categorical_covariate_keys,
+            continuous_covariate_keys,
+            use_minified,
+            **kwargs,
+        )
 
     @classmethod
     def from_scvi_model(

@@ -1,6 +1,7 @@
-"""The paper's single-cell experiment, and two more on batches and labels. Importing this room imports no scvi-tools."""
+"""The paper's single-cell experiment, and three more: batches, labels, priors. Importing this imports no scvi-tools."""
 
 from mixvae.reproduce.cells.label_plan import Labels
 from mixvae.reproduce.cells.plan import Cells, Integration
+from mixvae.reproduce.cells.prior_plan import Priors
 
-__all__ = ["Cells", "Integration", "Labels"]
+__all__ = ["Cells", "Integration", "Labels", "Priors"]

@@ -50,6 +50,13 @@ COMPARED = (1, 3)
 """Sizes of the mixtures that are trained with further seeds."""
 FEWEST = 20
 """Fewest cells in a trial."""
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    MIXTURE: {},
+    UNNORMALISED: {"use_batch_norm": "none"},
+    "gaussian_mixture": {"prior": "gaussian_mixture"},
+    "vamp": {"prior": "vamp"},
+}
+"""What kinds of mixtures are made with, besides their number of components."""
 
 
 @dataclass(frozen=True)
@@ -212,8 +219,7 @@ class _Study:
             SCVI.setup_anndata(self.adata)
             return SCVI(self.adata), None
         MixtureSCVI.setup_anndata(self.adata)
-        options = {"use_batch_norm": "none"} if job.kind == UNNORMALISED else {}
-        return MixtureSCVI(self.adata, n_components=job.components, **options), None
+        return MixtureSCVI(self.adata, n_components=job.components, **OPTIONS[job.kind]), None
 
     def evaluate(self, job: Job) -> Evaluation:
         """Likelihood of held-out cells under a job's model, and how well its latents predict cell types."""

@@ -1,0 +1,119 @@
+"""What models of cells check before scvi-tools sees it: counts, genes and setup of every AnnData, and saved models."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY
+from scvi.data._utils import _is_minified
+from scvi.model.base import ArchesMixin, BaseMinifiedModeModelClass, RNASeqMixin, VAEMixin
+
+from mixvae.single_cell.data import check_counts, check_genes, check_order, check_setup
+
+
+class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelClass):
+    """A model of scvi-tools that refuses wrong cells; stands before SCVI's class or scANVI's among the bases."""
+
+    module: Any
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._checked: set[str] = set()
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def load_query_data(
+        cls,
+        adata: AnnData | None = None,
+        reference_model: Any = None,
+        registry: dict | None = None,
+        inplace_subset_query_vars: bool = False,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Map new cells onto a reference model by scArches surgery, as scvi-tools does.
+
+        Args:
+            adata: the new cells.
+            reference_model: a trained model, or the folder of one.
+            registry: setup of data from a data module, instead of cells.
+            inplace_subset_query_vars: bring the genes of `adata` into line with the reference's.
+            *args: what scvi-tools' `load_query_data` takes.
+            **kwargs: what scvi-tools' `load_query_data` takes.
+
+        Raises:
+            ValueError: the genes are not those of the reference.
+
+        References:
+            Lotfollahi et al., Mapping single-cell data to reference atlases by transfer learning (2022),
+            https://doi.org/10.1038/s41587-021-01001-7
+        """
+        if adata is not None and reference_model is not None and not inplace_subset_query_vars:
+            genes = cls.prepare_query_anndata(adata, reference_model, return_reference_var_names=True)
+            check_genes(adata.var_names, genes)
+        return super().load_query_data(adata, reference_model, registry, inplace_subset_query_vars, *args, **kwargs)
+
+    @classmethod
+    def load(cls, dir_path: str, adata: AnnData | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model, as scvi-tools does; the file is a pickle: load only what you trust.
+
+        Args:
+            dir_path: folder written by `save`.
+            adata: cells with the same genes; by default those that were saved with the model.
+            *args: what scvi-tools' `load` takes.
+            **kwargs: what scvi-tools' `load` takes.
+
+        Raises:
+            ValueError: the genes are not those the model was trained on.
+        """
+        if "n_components" in kwargs:
+            raise ValueError(
+                f"the number of components is that of the model in {dir_path}: leave n_components out "
+                "(MixtureSCVI.from_scvi_model makes a mixture of any number of a trained SCVI)"
+            )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="`var_names` for the loaded")
+            try:
+                return super().load(dir_path, adata, *args, **kwargs)
+            except ValueError as error:
+                if not str(error).startswith("It appears you are loading a model from a different class"):
+                    raise
+                raise ValueError(
+                    f"{dir_path} holds a model of another class than {cls.__name__}: load it by its own class, and "
+                    f"pass it to {cls.__name__}.from_scvi_model"
+                ) from None
+            except UserWarning:
+                raise ValueError(
+                    f"this AnnData does not have the genes that {dir_path} was trained on, in their order: "
+                    f"{cls.__name__}.prepare_query_anndata(adata, dir_path) brings them into line"
+                ) from None
+
+    def _validate_anndata(self, adata: AnnData | None = None, copy_if_view: bool = True) -> AnnData:
+        """Check the cells of a query, and set them up like those of the model."""
+        if adata is not None and adata is not self._adata and not _is_minified(adata):
+            if "X" not in self.registry[_FIELD_REGISTRIES_KEY]:
+                raise ValueError("this model was made without cells and knows no genes: give batches as dataloader=…")
+            check_genes(adata.var_names, self.get_var_names())
+            setup = self.registry[_SETUP_ARGS_KEY]
+            categories = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
+            numbers = [setup["size_factor_key"], *(setup["continuous_covariate_keys"] or [])]
+            check_setup(adata, categories, numbers, setup["layer"])
+        return super()._validate_anndata(adata, copy_if_view)
+
+    def _make_data_loader(self, adata: AnnData, *args: Any, **kwargs: Any) -> Any:
+        """Batches of cells, whose counts are checked before they are read for the first time."""
+        self._check_counts(adata)
+        check_order(adata, args[0] if args else kwargs.get("indices"))
+        return super()._make_data_loader(adata, *args, **kwargs)
+
+    def _check_counts(self, adata: AnnData) -> None:
+        """Check the counts of an AnnData, once."""
+        manager = self.get_anndata_manager(adata, required=True)
+        if manager.adata_uuid in self._checked or self.module.gene_likelihood == "normal":
+            return
+        if not _is_minified(adata):
+            layer = self.registry[_SETUP_ARGS_KEY]["layer"]
+            check_counts(adata, manager.get_from_registry(REGISTRY_KEYS.X_KEY), layer)
+        self._checked.add(manager.adata_uuid)
