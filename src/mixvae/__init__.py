@@ -77,7 +77,10 @@ _ROOMS = {
     "runs": ("fit", "load", "open_run"),
     "training": ("TrainingOptions",),
 }
-_NAMESPACES = (*_ROOMS, "bounds", "config", "figures", "progress", "flows", "gradients", "networks", "sampling")
+_NAMESPACES = (
+    *_ROOMS, "bounds", "config", "figures", "progress", "flows", "gradients", "hub", "networks", "publishing",
+    "sampling",
+)  # fmt: skip
 """Modules that `import mixvae` is enough for: `mixvae.config.granting`."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         words, trusted = _trusted(words)
         with config.granting(*trusted, working_folder=True), _silence() if silent else nullcontext():
             words = _flags(_grouped(words))
+            _check_local(words)
             _run(words)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -178,6 +179,15 @@ def _grouped(words: list[str]) -> list[str]:
         hint = f"did you mean sc {near}?" if near else f"choose {' or '.join(f'sc {name}' for name in members)}"
         raise ValueError(f"unknown command {'sc ' + chosen!r}: {hint}")
     return [f"sc-{chosen}", *words[2:]]
+
+
+def _check_local(words: Sequence[str]) -> None:
+    """Refuse addresses on the hub where run directories are expected."""
+    for word in words[1:] if words[:1] not in (["pull"], ["push"]) else []:
+        if address := re.fullmatch(r"(?:--[\w.]+=)?hub://(.*)", word):
+            raise ValueError(
+                f"{address[0]} is not on this machine: `mixvae pull {address[1]}` makes it a run directory"
+            )
 
 
 def _flags(words: list[str]) -> list[str]:

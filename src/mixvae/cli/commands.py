@@ -9,6 +9,7 @@ from pathlib import Path
 from mixvae import config
 from mixvae._tables import counted
 from mixvae.cli.experiments import demo, grow, reproduce, sweep, toy
+from mixvae.cli.hub import HUB
 from mixvae.cli.output import folder, names, show, show_comparison, show_rows, target
 from mixvae.cli.queries import Split, encode_run, evaluate_runs, export, interpolate, reconstruct, sample
 from mixvae.cli.single_cell import SINGLE_CELL
@@ -187,5 +188,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "components": components,
     "toy": toy,
     "reproduce": reproduce,
+    **HUB,
     **SINGLE_CELL,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mixvae import hub
 from mixvae.datasets import Dataset
 from mixvae.model import MixtureVAE
 from mixvae.runs._run import Run
@@ -20,7 +21,8 @@ def open_run(
     """Open a run directory.
 
     Args:
-        path: the run directory.
+        path: the run directory, or the address of a run on the hub, `hub://ORG/NAME@REVISION`, which is downloaded into
+            the hub's cache; its `path` then ends with the commit.
         data: the data, or their new location if they were moved.
         model: a model of the same architecture, for a run whose own model cannot be named by import path.
         trust: packages whose classes the run may name besides those of mixvae, torch and zuko; not needed for a run
@@ -41,7 +43,7 @@ def open_run(
     """
     if isinstance(path, Run):
         return path
-    run = Run(Path(path).expanduser(), data=data, model=model, trust=trust)
+    run = Run(_place(path), data=data, model=model, trust=trust)
     run.manifest  # noqa: B018  (read now, so that anything but a run is refused now)
     return run
 
@@ -51,17 +53,22 @@ def open_runs(paths: Iterable[str | Path | Run]) -> list[Run]:
     shared: dict[str, Dataset] = {}
     opened = []
     for path in paths:
-        run = path if isinstance(path, Run) else Run(Path(path).expanduser(), shared=shared)
+        run = path if isinstance(path, Run) else Run(_place(path), shared=shared)
         run.manifest  # noqa: B018  (read now, so that anything but a run is refused now)
         opened.append(run)
     return opened
+
+
+def _place(path: str | Path) -> Path:
+    """Directory of a run; one on the hub is downloaded."""
+    return hub.fetch(path) if hub.is_address(path) else Path(path).expanduser()
 
 
 def load(run: str | Path | Run, model: MixtureVAE | None = None, *, trust: Sequence[str] = ()) -> MixtureVAE:
     """Load a trained model, with the weights of its best epoch, in evaluation mode.
 
     Args:
-        run: the run directory.
+        run: the run directory, or the address of a run on the hub, `hub://ORG/NAME@REVISION`.
         model: a model of the same architecture, for a run whose own model cannot be named by import path.
         trust: packages whose classes the run may name besides those of mixvae, torch and zuko.
 

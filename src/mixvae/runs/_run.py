@@ -209,7 +209,7 @@ class Run:
             )
         options = datasets.located(origin, self.path, datasets.relatives_in(recorded))
         for path in (options[option] for option in datasets.PATHS if options.get(option) is not None):
-            if Path(path).is_absolute() and not Path(path).exists():
+            if path not in datasets.SOURCES and not Path(path).exists():
                 raise ValueError(
                     f"the data of {self.path} are no longer at {path}: say where they are by --data.name "
                     "(open_run(path, data=…) in Python)"

@@ -204,6 +204,11 @@ class RunStore:
         if not manifest.exists():
             self.layout.metrics.unlink(missing_ok=True)
             return None
+        if "state" not in read_manifest(manifest)["files"]:
+            raise ValueError(
+                f"{self.path} came without the state that a training resumes from: `mixvae extend` and `mixvae train "
+                f"--start.run {self.path}` train on from its weights"
+            )
         content, state = read_part(manifest, "state")
         old = Recipe.from_json(content["recipe"])
         if changed := old.differences(self.recipe):
