@@ -20,7 +20,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "mixvae"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ONLY_IN_EXTRAS = ("huggingface_hub", "pytest", "beartype", "hypothesis", "tensorboard", "scvi", "scanpy", "anndata", "lightning", "ruff")
+ONLY_IN_EXTRAS = (
+    "huggingface_hub",
+    "pytest",
+    "beartype",
+    "hypothesis",
+    "tensorboard",
+    "scvi",
+    "scanpy",
+    "anndata",
+    "lightning",
+    "ruff",
+)
 IN_PYTHON = """
 import importlib.util, torch, mixvae
 from functools import partial
