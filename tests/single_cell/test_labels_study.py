@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from mixvae.reproduce.cells.labels import Settings, Source, hide, transfer, tran
 from mixvae.reproduce.findings import Changes
 from mixvae.single_cell import runs
 
+DOCS = Path(__file__).parents[2] / "docs"
 SETTINGS = Settings(epochs=2, warmup=1, label_epochs=2)
 LISTED = transfers(["few"], [0.2, 0.5], [2], [3])
 
@@ -234,3 +236,19 @@ def test_the_experiment_on_labels_is_one_command(copied, monkeypatch, capsys, un
     text = capsys.readouterr().out
     assert "holds: Hidden labels are predicted better by a mixture (accuracy). (few, 50 % hidden, S = 3" in text
     assert "does not hold: The mixture's probabilities are better (log loss)." in text
+
+
+def test_the_table_of_labels_in_the_docs_is_that_of_the_data(tmp_path, unpretrained):
+    folder = shutil.copytree(DOCS / "data" / "labels", tmp_path / "labels")
+    listed = transfers(["pbmc68k"], (0.1, 0.5), (3,), range(5))
+    rows = label_table(transfer(folder, listed))
+    page = (DOCS / "results.md").read_text()
+    printed = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| pbmc68k, ")]
+    expected = []
+    for row in rows:
+        shown = [f"{row[key]:.3f} ± {row[f'{key}_margin']:.3f}" for key in SCORES]
+        expected.append([row["setting"], str(row["cells"]), row["model"], *shown])
+        if "accuracy_change" in row:
+            shown = [f"{row[f'{key}_change']:+.3f} ± {row[f'{key}_change_margin']:.3f}" for key in SCORES]
+            expected.append([row["setting"], str(row["cells"]), "mixture − scANVI", *shown])
+    assert printed == expected
