@@ -30,7 +30,7 @@ test-slow: install  ## the checks that take longer, `make peer` among them
 	$(BIN)/pytest -m slow
 	$(MAKE) peer
 
-peer:  ## scvi-tools' own tests with MixtureSCVI in the place of SCVI, in .venv/peer; 20 minutes
+peer:  ## scvi-tools' own tests with mixtures in the places of SCVI and scANVI, in .venv/peer; 20 minutes
 	$(PYTHON) .ci/peer.py
 
 tutorials: install  ## the tutorials and the README's code, line by line, as their readers would run them
