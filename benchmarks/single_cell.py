@@ -28,7 +28,7 @@ ROUNDS, EPOCHS = 5, 3
 class Looped(MixtureModule):
     """The same model by a loop over components."""
 
-    def _terms(self, tensors, inferred, generated):
+    def _terms(self, tensors, inferred, generated, noise=None):
         qz, x = inferred["qz"], tensors["X"]
         components, cells = qz.components.batch_shape
         z = inferred["z"].unflatten(0, (components, cells))
