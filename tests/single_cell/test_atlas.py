@@ -16,8 +16,9 @@ import scipy.sparse as sp
 from mixvae import cli
 from mixvae.progress import Silent
 from mixvae.runs import open_run
-from mixvae.single_cell import MixtureSCVI, atlas, runs
-from mixvae.single_cell.atlas import FILE_KEY, names_of, read_cells
+from mixvae.single_cell import MixtureSCVI, read_cells, runs, writing
+from mixvae.single_cell.atlas import FILE_KEY
+from mixvae.single_cell.reading import names_of
 
 SETTINGS = runs.Settings(components=2, batch_key="batch", latent=3, epochs=2)
 
@@ -177,7 +178,7 @@ def test_a_10x_h5_file_is_read_as_counts(cells, tmp_path):
     with pytest.raises(ValueError, match="lies in another file"):
         read_cells([tmp_path / "counts.h5"])
     (tmp_path / "damaged.h5").write_bytes(b"no file of cells")
-    with pytest.raises(ValueError, match=r"damaged.h5 cannot be read as cells \(\.h5\)"):
+    with pytest.raises(ValueError, match=r"damaged.h5 is not an HDF5 file"):
         read_cells([tmp_path / "damaged.h5"])
 
 
@@ -252,7 +253,7 @@ def test_a_run_by_file_embeds_all_files_or_one(halves, tmp_path):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_cells_on_disk_train_and_embed_as_in_memory(cells, file, halves, tmp_path, monkeypatch, several):
-    monkeypatch.setattr(atlas, "BLOCK", 50)
+    monkeypatch.setattr(writing, "BLOCK", 50)
     files = halves if several else [file]
     if several:
         anndata.read_h5ad(halves[1])[:, ::-1].copy().write_h5ad(halves[1])
@@ -287,15 +288,14 @@ def test_rows_on_disk_are_those_in_memory(cells, halves, dense):
     assert read.X.shape == (120, 60)
 
 
-def test_a_run_on_disk_resumes_bit_for_bit_and_only_on_disk(file, tmp_path):
-    whole = runs.train(file, tmp_path / "whole", SETTINGS, backed=True)
+def test_weights_are_the_same_from_memory_and_disk(file, tmp_path):
+    """scvi-tools sorts batches that it reads from disk, which changes the last bits of every sum over a batch."""
+    memory = runs.train(file, tmp_path / "memory", SETTINGS)
     with pytest.raises(Killed):
-        runs.train(file, tmp_path / "cut", SETTINGS, Stopping(), backed=True)
-    with pytest.raises(ValueError, match="was made from something else: data.backed is"):
-        runs.train(file, tmp_path / "cut", SETTINGS)
-    cut = runs.train(file, tmp_path / "cut", SETTINGS, backed=True)
-    for name, tensor in whole.module.state_dict().items():
-        assert tensor.equal(cut.module.state_dict()[name]), name
+        runs.train(file, tmp_path / "disk", SETTINGS, Stopping(), backed=True)
+    disk = runs.train(file, tmp_path / "disk", SETTINGS)
+    for name, tensor in memory.module.state_dict().items():
+        assert tensor.equal(disk.module.state_dict()[name]), name
 
 
 def test_only_the_counts_stay_on_disk_and_nothing_else_is_read(cells, file):

@@ -16,7 +16,7 @@ from mixvae.files import checksum, read_json, weights_to_bytes, write_json
 from mixvae.files._tensors import load_weights
 from mixvae.reproduce.cells import study
 from mixvae.single_cell import MixtureSCVI, runs
-from mixvae.single_cell.data import read_h5ad
+from mixvae.single_cell.reading import read_file
 
 pytestmark = pytest.mark.usefixtures("as_users_run")
 SETTINGS = runs.Settings(components=2, batch_key="batch", latent=3, epochs=1, categorical_covariate_keys=("donor",))
@@ -94,7 +94,7 @@ def test_a_file_of_cells_that_leads_to_other_files_is_not_read(file, finished, t
     with h5py.File(file, "r+") as h:
         change(h, tmp_path)
     with pytest.raises(ValueError, match=FOREIGN[change]):
-        read_h5ad(file)
+        read_file(file)
     out = tmp_path / "out.h5ad"
     assert "cells.h5ad" in refused(capsys, "sc", "embed", finished / "run", file, "--out", out)
     assert "cells.h5ad" in refused(capsys, "sc", "train", file, "--out", tmp_path / "new", "--epochs", 1)
@@ -108,23 +108,23 @@ def test_an_external_link_is_refused_without_being_followed(file, tmp_path):
     with h5py.File(file, "r+") as h:
         h["uns"]["x"] = h5py.ExternalLink(str(tmp_path / "pipe"), "/x")
         h["uns"]["y"] = h5py.SoftLink("/uns/x/y")
-    assert "lies in another file" in one_line_of(read_h5ad, file)
+    assert "lies in another file" in one_line_of(read_file, file)
 
 
 def test_soft_links_within_a_file_are_read(file):
     with h5py.File(file, "r+") as h:
         h["obsm"]["x"] = h5py.SoftLink("/layers/counts")
-    np.testing.assert_array_equal(read_h5ad(file).obsm["x"].toarray(), read_h5ad(file).layers["counts"].toarray())
+    np.testing.assert_array_equal(read_file(file).obsm["x"].toarray(), read_file(file).layers["counts"].toarray())
 
 
 def test_links_in_a_circle_end(file):
     with h5py.File(file, "r+") as h:
         h["uns"]["loop"] = h["uns"]
-    assert "'/uns/loop' holds itself" in one_line_of(read_h5ad, file)
+    assert "'/uns/loop' holds itself" in one_line_of(read_file, file)
     with h5py.File(file, "r+") as h:
         del h["uns/loop"]
         h["uns/loop"] = h5py.SoftLink("/uns")
-    assert "'/uns/loop' holds itself" in one_line_of(read_h5ad, file)
+    assert "'/uns/loop' holds itself" in one_line_of(read_file, file)
 
 
 def test_groups_without_end_are_one_line(file):
@@ -132,14 +132,14 @@ def test_groups_without_end_are_one_line(file):
         group = h["uns"]
         for _ in range(1500):
             group = named(group.create_group("a"), "dict", "0.1.0")
-    assert "nested more than" in one_line_of(read_h5ad, file)
+    assert "nested more than" in one_line_of(read_file, file)
 
 
 def test_devices_pipes_and_folders_are_no_files_of_cells(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
-        assert "is no ordinary file" in one_line_of(read_h5ad, path)
-    assert "there is no file" in one_line_of(read_h5ad, tmp_path / "no.h5ad")
+        assert "is no ordinary file" in one_line_of(read_file, path)
+    assert "there is no file" in one_line_of(read_file, tmp_path / "no.h5ad")
 
 
 def unallocated(h):
@@ -227,7 +227,7 @@ def test_unwritable_cells_are_refused_before_loading_the_model(
 ):
     with h5py.File(file, "r+") as h:
         change(h)
-    assert read_h5ad(file).n_obs == 120, "a training needs no copy"
+    assert read_file(file).n_obs == 120, "a training needs no copy"
     monkeypatch.setattr(runs, "load", None)
     with pytest.raises(ValueError, match=told):
         runs.embed(finished / "run", file, tmp_path / "out.h5ad")

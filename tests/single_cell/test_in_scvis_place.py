@@ -274,15 +274,3 @@ def test_genes_of_the_same_name_are_warned_of(cells):
     cells.var_names = [*cells.var_names[:-1], cells.var_names[0]]
     with pytest.warns(UserWarning, match=f"several genes are named '{cells.var_names[0]}'"):
         MixtureSCVI.setup_anndata(cells)
-
-
-def test_cells_on_disk_are_not_given_in_another_order(cells, tmp_path):
-    """scvi-tools sorts the rows of each batch: latents would be those of other cells."""
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    model = make(backed, epochs=1)
-    with pytest.raises(ValueError, match="must be in increasing order: pass np.sort"):
-        model.get_latent_representation(indices=[7, 3])
-    whole = model.get_latent_representation()
-    assert np.allclose(model.get_latent_representation(indices=[3, 7]), whole[[3, 7]], atol=1e-5)
-    assert np.allclose(model.get_latent_representation(indices=np.arange(120) % 2 == 0), whole[::2], atol=1e-5)

@@ -90,6 +90,26 @@ def test_terms_are_those_of_a_loop_over_components(cells, setup, kwargs):
     torch.testing.assert_close(terms.log_q, log_q, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dispersion", ["gene", "gene-batch", "gene-label", "gene-cell"])
+@pytest.mark.parametrize("family", ["zinb", "nb"])
+def test_gradients_are_those_of_a_loop_over_components(cells, family, dispersion):
+    kwargs = {"gene_likelihood": family, "dispersion": dispersion}
+    model = make(cells, setup=SETUPS["labels"], epochs=0, **kwargs)
+    module, tensors = model.module.eval(), batch_of(model, range(20))
+    noise = torch.randn(2, 3, 20, module.n_latent)
+    outputs = module.inference(**module._get_inference_input(tensors))
+    qz = outputs[MODULE_KEYS.QZ_KEY]
+    z = qz.means.transpose(0, 1) + qz.scales.transpose(0, 1) * noise
+    values = (
+        module.terms(tensors, 2, noise=noise).log_px,
+        loop(module, tensors, z, outputs[MODULE_KEYS.LIBRARY_KEY].expand(2, 3, 20, 1))[0],
+    )
+    parameters = dict(module.named_parameters())
+    ours, theirs = (torch.autograd.grad(v.mean(), [*parameters.values()], allow_unused=True) for v in values)
+    for name, own, expected in zip(parameters, ours, theirs, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.parametrize(("setup", "kwargs"), KINDS, ids=IDS)
 def test_loss_is_minus_the_elbo_of_the_mixture(cells, setup, kwargs):
     model = make(cells, setup=SETUPS[setup], epochs=1, **kwargs)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
 
 from mixvae._tables import counted
-from mixvae.cli.output import names, quiet, show, target
+from mixvae.cli.output import folder, names, quiet, show, target
 from mixvae.progress import Terminal
 
 
@@ -33,6 +35,8 @@ def train(
     epochs: int | None = None,
     patience: int = 45,
     seed: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
     out: str | None = None,
     *,
     backed: bool = False,
@@ -52,12 +56,15 @@ def train(
         epochs: most epochs; by default chosen by the number of cells.
         patience: epochs without a better validation ELBO after which training stops.
         seed: seed of weights, split and draws.
+        accelerator: auto, cpu, cuda, … as in Lightning.
+        devices: number of devices that share every batch.
         out: run directory; runs/FILE-S… by default.
         backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
     """
     _check_installed()
     from mixvae.runs import open_run
     from mixvae.single_cell import runs
+    from mixvae.training import launch
 
     settings = runs.Settings(
         components,
@@ -73,9 +80,12 @@ def train(
         seed,
     )
     given = _listed(files)
-    run = Path(out or Path("runs") / f"{_name(given)}-S{components}")
-    with quiet(), Terminal() as progress:
-        runs.train(given, run, settings, progress, backed=backed)
+    run = folder(out or Path("runs") / f"{_name(given)}-S{components}")
+    with quiet(), redirect_stdout(io.StringIO()), Terminal() as progress:  # scvi-tools prints what it raises
+        fabric = launch(accelerator, devices)
+        runs.train(given, run, settings, progress, backed=backed, fabric=fabric)
+    if not fabric.is_global_zero:
+        return
     last = open_run(run).metrics[-1]
     show(
         f"{run}: {counted(last['epoch'], 'epoch')}; validation ELBO {last['validation']:.1f} nats per cell\n"
@@ -88,7 +98,7 @@ def embed(run: str, files: str | list[str], out: str | None = None, *, backed: b
 
     Args:
         run: the run directory.
-        files: cells with the genes of the run, as `mixvae sc train` takes them.
+        files: cells with the genes of the run, in any order and among others, as `mixvae sc train` takes them.
         out: the .h5ad file to write; FILE-embedded.h5ad by default.
         backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
     """

@@ -5,6 +5,7 @@ try:
 except ImportError as error:
     raise ImportError(f"mixvae.single_cell needs scvi-tools: pip install 'mixvae[scvi]' ({error})") from error
 
+from mixvae.single_cell.atlas import Atlas, read_cells
 from mixvae.single_cell.data import cortex, pbmc68k
 from mixvae.single_cell.diagnostics import CellDiagnosis, diagnose, distinguishing_genes, integration_scores
 from mixvae.single_cell.joint import CellJoint, joint_and_posterior
@@ -16,6 +17,7 @@ from mixvae.single_cell.scanvae import MixtureSCANVAE
 from mixvae.single_cell.scanvi import MixtureSCANVI
 
 __all__ = [
+    "Atlas",
     "CellDiagnosis",
     "CellJoint",
     "CellPosterior",
@@ -31,4 +33,5 @@ __all__ = [
     "integration_scores",
     "joint_and_posterior",
     "pbmc68k",
+    "read_cells",
 ]

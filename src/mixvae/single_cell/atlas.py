@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -14,24 +14,17 @@ import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
-from anndata.experimental import concat_on_disk
+from anndata.experimental import AnnCollection
 
-from mixvae._resources import TooLarge, check
-from mixvae.files import one_line
-from mixvae.single_cell.checked import Unfit, check_h5ad, check_texts
-from mixvae.single_cell.data import MissingKey, check_keys, read_h5ad
+from mixvae._resources import TooLarge
+from mixvae.single_cell.checked import Unfit, check_annotated, check_file, check_hdf5, check_places
+from mixvae.single_cell.data import MissingKey, check_keys, find_genes
+from mixvae.single_cell.reading import files_of, kind_of, names_of, read_file, reading
 
 FILE_KEY = "file"
 """Column of `obs` that says which of several files a cell is from."""
-MATRIX = re.compile(r"(.*)matrix\.mtx(\.gz)?")
-"""Name of a 10x matrix; what precedes it also precedes the names of its cells and genes."""
-ENTRY = 12
-"""Least bytes of an entry of a sparse matrix: a number, its row and its column."""
-BLOCK = 4096
-"""Cells that are embedded at once if they are on disk."""
 
 
 def read_cells(
@@ -56,200 +49,40 @@ def read_cells(
         copied: refuse what can be read but not written again.
 
     Raises:
-        ValueError: a file is missing, is of another kind or damaged, lacks a column, has other genes than the first, or
-            exceeds the memory.
+        ValueError: a file is missing, is of another kind or damaged, is given twice, lacks a column, has other genes
+            than the first, or exceeds the memory.
     """
     files = list(files_of(paths))
+    places = list(map(os.path.realpath, files))
+    for i, file in enumerate(files):
+        if places[i] in places[:i]:
+            raise ValueError(f"{file} is given twice, so that its cells would count twice: leave one out")
     if backed:
         return _on_disk(files, list(keys), layer)
-    return _together([_read(file, copied=copied) for file in files], files, list(keys), layer)
+    return _together([read_file(file, copied=copied) for file in files], files, list(keys), layer)
 
 
-def names_of(files: Sequence[Path]) -> list[str]:
-    """Shortest names that tell files apart: without folder and suffix if these suffice.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from mixvae.single_cell.atlas import names_of
-        >>> names_of([Path("data/a.h5ad"), Path("data/b.h5ad")]), names_of([Path("a/cells.h5ad"), Path("b/cells.h5ad")])
-        (['a', 'b'], ['a/cells.h5ad', 'b/cells.h5ad'])
-    """
-    short = [_stem(file) for file in files]
-    return short if len(set(short)) == len(files) else list(map(str, files))
-
-
-def embed_on_disk(
-    cells: AnnData,
-    paths: Sequence[str | Path],
-    out: Path,
-    computed: Mapping[str, Callable[[np.ndarray], np.ndarray]],
-) -> None:
-    """Copy cells, all in one file, and write arrays to its `obsm` as they are computed, some cells at a time.
+def with_genes(cells: AnnData, genes: Sequence[str], layer: str | None = None) -> AnnData:
+    """Cells with the genes of a model, found by name, in its order, and a copy of `obs`, for the model to set up.
 
     Args:
-        cells: what `read_cells` made of them.
-        paths: their files and folders.
-        out: the copy.
-        computed: what makes a part of each array, (cells, size), from the numbers of these cells, by key of `obsm`.
-    """
-    files = list(files_of(paths))
-    if len(files) == 1:
-        shutil.copyfile(files[0], out)
-    else:
-        named = dict(zip(names_of(files), files, strict=True))
-        separator = None if _is_distinct(map(_names, files)) else "-"
-        concat_on_disk(named, out, label=FILE_KEY, merge="same", index_unique=separator)
-    with h5py.File(out, "r+") as file:
-        if "obsm" not in file:
-            file.create_group("obsm").attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-        group: Any = file["obsm"]
-        for first in range(0, cells.n_obs, BLOCK):
-            numbers = np.arange(first, min(first + BLOCK, cells.n_obs))
-            for key, compute in computed.items():
-                values = compute(numbers)
-                if first == 0:
-                    group.pop(key, None)
-                    made = group.create_dataset(key, (cells.n_obs, *values.shape[1:]), values.dtype)
-                    made.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-                group[key][numbers[0] : numbers[-1] + 1] = values
-
-
-def _names(file: Path) -> pd.Index:
-    """Names of the cells of an .h5ad file."""
-    with h5py.File(file, "r") as content:
-        frame: Any = anndata.io.read_elem(content["obs"])
-    return frame.index
-
-
-def _is_distinct(names: Iterable[Iterable[Any]]) -> bool:
-    every = list(chain.from_iterable(names))
-    return len(set(every)) == len(every)
-
-
-def files_of(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """The files, with each folder's in order of their names.
+        cells: what `read_cells` returned.
+        genes: names of the model's genes.
+        layer: layer of the counts; `X` by default. The matrix is shared with `cells` where its genes are in order.
 
     Raises:
-        ValueError: a folder holds none, or files of several kinds.
+        MissingKey: there is no such layer.
+        ValueError: genes are missing, or several have the same name.
     """
-    for path in map(Path, paths):
-        path = path.expanduser()
-        if not path.is_dir():
-            yield path
-            continue
-        held = sorted(file for file in path.iterdir() if _kind(file) is not None)
-        kinds = sorted({str(_kind(file)) for file in held})
-        if len(kinds) != 1:
-            what = f"files of several kinds, {', '.join(kinds)}" if held else "no .h5ad, .h5, .loom or matrix.mtx file"
-            raise ValueError(f"the folder {path} holds {what}: name the files to read")
-        yield from held
-
-
-def _kind(file: Path) -> str | None:
-    """Suffix of a file of cells; None for others, and hidden ones, as files are while they are written."""
-    if file.name.startswith("."):
-        return None
-    if MATRIX.fullmatch(file.name):
-        return ".mtx"
-    return file.suffix if file.suffix in READERS else None
-
-
-def _stem(file: Path) -> str:
-    """Name of a file without its suffix; of a matrix.mtx what precedes this name, or the folder."""
-    if matrix := MATRIX.fullmatch(file.name):
-        return matrix[1].rstrip("_-.") or file.absolute().parent.name
-    return file.stem
-
-
-def _read(file: Path, *, copied: bool) -> AnnData:
-    """The cells of one file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    read = READERS.get(".mtx" if file.name.endswith(".mtx.gz") else file.suffix)
-    if read is None or (read is _read_10x and _is_h5ad(file)):
-        return read_h5ad(file, copied=copied)
-    if not file.exists():
-        raise Unfit(f"there is no file {file}")
-    try:
-        cells = read(file)
-    except (Unfit, TooLarge):
-        raise
-    except ImportError as error:
-        name = error.name or "loompy"
-        raise ValueError(f"{file} cannot be read without the package {name}: pip install {name}") from error
-    except Exception as error:  # h5py, loompy and scanpy may raise anything
-        raise ValueError(f"{file} cannot be read as cells ({file.suffix}): {one_line(error)}") from error
-    if copied:
-        check_texts(cells, file)
-    return cells
-
-
-def _is_h5ad(file: Path) -> bool:
-    """Whether a file that is named .h5 is an .h5ad one."""
-    with suppress(OSError), h5py.File(file, "r") as content:
-        return "obs" in content
-    return False
-
-
-def _read_10x(file: Path) -> AnnData:
-    import scanpy
-
-    check_h5ad(file)
-    cells = scanpy.read_10x_h5(file)
-    cells.var_names_make_unique()
-    return cells
-
-
-def _read_loom(file: Path) -> AnnData:
-    check_h5ad(file)
-    return anndata.io.read_loom(file)
-
-
-def _read_mtx(file: Path) -> AnnData:
-    """Read a matrix, genes by cells, and the tables beside it; all of them may be compressed.
-
-    Raises:
-        Unfit: a table is missing or has another length.
-        TooLarge: it does not fit.
-    """
-    name = MATRIX.fullmatch(file.name)
-    if name is None:
-        raise Unfit(f"{file} is named otherwise than 10x names it, matrix.mtx or …matrix.mtx: rename it")
-    genes, cells, entries, *_ = scipy.io.mminfo(file)
-    check(ENTRY * int(entries), f"{file}, unpacked,", "give a file of fewer cells or genes")
-    features, barcodes = _table(file, name[1], "features", "genes"), _table(file, name[1], "barcodes")
-    if (len(features), len(barcodes)) != (genes, cells):
-        raise Unfit(
-            f"{file} has {genes} genes and {cells} cells, and the tables beside it name {len(features)} and "
-            f"{len(barcodes)}: give those that belong to it"
-        )
-    var = pd.DataFrame({"gene_ids": features[0].to_numpy()}, index=features[min(1, features.columns[-1])].to_numpy())
-    obs = pd.DataFrame(index=barcodes[0].to_numpy())
-    adata = AnnData(sp.csr_matrix(scipy.io.mmread(file).T, dtype=np.float32), obs, var)
-    adata.var_names_make_unique()
-    if 2 in features:
-        adata.var["feature_types"] = features[2].to_numpy()
-        adata = adata[:, adata.var["feature_types"].to_numpy() == "Gene Expression"].copy()
-    return adata
-
-
-def _table(file: Path, prefix: str, *names: str) -> pd.DataFrame:
-    """The table of a matrix by one of these names, as text."""
-    there = [file.parent / f"{prefix}{name}.tsv{suffix}" for name in names for suffix in (".gz", "")]
-    for path in filter(Path.is_file, there):
-        return pd.read_csv(path, header=None, sep="\t", dtype=str, keep_default_na=False)
-    raise Unfit(f"{file} has no {prefix}{names[0]}.tsv or {there[0].name} beside it, which names what it holds")
-
-
-READERS: dict[str, Callable[[Path], AnnData] | None] = {
-    ".h5ad": None,
-    ".h5": _read_10x,
-    ".loom": _read_loom,
-    ".mtx": _read_mtx,
-}
-"""What reads a file, by suffix; None for `read_h5ad`, which also takes files of other names."""
+    check_keys(cells, [], layer)
+    places = find_genes(cells.var_names, genes)
+    frames = {"obs": cells.obs.copy(), "var": pd.DataFrame(index=pd.Index(genes, dtype=object))}
+    in_order = np.array_equal(places, np.arange(cells.n_vars))
+    if isinstance(cells, Atlas):
+        return Atlas(AnnData(**frames), cells.X if in_order else cells.X.taking(places))
+    counts: Any = cells.X if layer is None else cells.layers[layer]
+    counts = counts if in_order or counts is None else counts[:, places]
+    return AnnData(counts, **frames) if layer is None else AnnData(layers={layer: counts}, **frames)
 
 
 def _together(parts: list[AnnData], files: Sequence[Path], keys: Sequence[str | None], layer: str | None) -> AnnData:
@@ -271,7 +104,7 @@ def _together(parts: list[AnnData], files: Sequence[Path], keys: Sequence[str | 
         if not part.var_names.equals(genes):
             _check_shared(part.var_names, genes, file, files[0])
             parts[i] = part[:, genes].copy()
-    separator = None if _is_distinct(part.obs_names for part in parts) else "-"
+    separator = None if pd.Index(chain.from_iterable(part.obs_names for part in parts)).is_unique else "-"
     return anndata.concat(parts, label=FILE_KEY, keys=names, join="inner", merge="same", index_unique=separator)
 
 
@@ -296,18 +129,61 @@ def _check_shared(genes: pd.Index, first: pd.Index, file: Path, first_file: Path
         )
 
 
+@dataclass(frozen=True)
+class Part:
+    """Counts of one file, of which only the rows that are asked for are read.
+
+    Args:
+        counts: a sparse dataset of anndata, a dataset of h5py, or a matrix in memory; (cells, genes of the file).
+        name: the file, for error messages.
+        order: places of the genes in the file; None where all are taken in order.
+    """
+
+    counts: Any
+    name: str
+    order: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Cells and genes."""
+        return self.counts.shape[0], self.counts.shape[1] if self.order is None else len(self.order)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the counts; for those in 16 bits, of which there are no sparse matrices, in 32 bits."""
+        return np.dtype(np.float32) if self.counts.dtype == np.float16 else self.counts.dtype
+
+    def read(self, rows: np.ndarray) -> sp.csr_matrix:
+        """Read rows, in ascending order; those that follow each other are read at once, which is faster.
+
+        Raises:
+            ValueError: they cannot be read.
+        """
+        different, repeats = np.unique(rows, return_inverse=True)
+        first, last = int(different[0]), int(different[-1]) + 1
+        follow = last - first == len(different)
+        with reading(self.name):
+            block: Any = sp.csr_matrix(self.counts[slice(first, last) if follow else different], dtype=self.dtype)
+            check_places(block, "X", self.name)
+        block = block if len(different) == len(rows) else block[repeats]
+        return block if self.order is None else block[:, self.order]
+
+    def taking(self, order: np.ndarray) -> Part:
+        """The same with some of its genes only, by their places."""
+        return Part(self.counts, self.name, order if self.order is None else self.order[order])
+
+
 class Rows(sp.csr_matrix):
     """Counts of files, one below another, of which only the rows that are asked for are read.
 
     scvi-tools takes it for a sparse matrix; it can be indexed by rows, and nothing else.
 
     Args:
-        parts: what reads each file's rows, a sparse dataset of anndata or a dataset of h5py.
-        orders: places of the genes in each file; None where they are in order.
+        parts: the counts of each file.
     """
 
-    def __init__(self, parts: Sequence[Any], orders: Sequence[np.ndarray | None]):
-        self.parts, self.orders = list(parts), list(orders)
+    def __init__(self, parts: Sequence[Part]):
+        self.parts = list(parts)
         self.starts = np.cumsum([0, *(part.shape[0] for part in parts)])
         super().__init__((int(self.starts[-1]), parts[0].shape[1]), dtype=np.float32)
 
@@ -322,20 +198,14 @@ class Rows(sp.csr_matrix):
         order = np.argsort(numbers, kind="stable")
         ascending = numbers[order]
         which = np.searchsorted(self.starts, ascending, side="right") - 1
-        blocks = [self._read(i, ascending[which == i] - self.starts[i]) for i in np.unique(which).tolist()]
+        blocks = [self.parts[i].read(ascending[which == i] - self.starts[i]) for i in np.unique(which).tolist()]
         empty = [sp.csr_matrix((0, self.parts[0].shape[1]), dtype=np.float32)]
-        found = cast("Any", sp.vstack(blocks or empty, "csr"))
+        found = cast("Any", sp.vstack(blocks or empty, "csr", dtype=np.float32))
         return found if (order[1:] > order[:-1]).all() else found[np.argsort(order)]
 
-    def _read(self, part: int, rows: np.ndarray) -> sp.csr_matrix:
-        """Rows of one file, in ascending order; those that follow each other are read at once, which is faster."""
-        different, repeats = np.unique(rows, return_inverse=True)
-        first, last = int(different[0]), int(different[-1]) + 1
-        follow = last - first == len(different)
-        block: Any = sp.csr_matrix(self.parts[part][slice(first, last) if follow else different], dtype=np.float32)
-        block = block if len(different) == len(rows) else block[repeats]
-        order = self.orders[part]
-        return block if order is None else block[:, order]
+    def taking(self, order: np.ndarray) -> Rows:
+        """The same with some of the genes only, by their places."""
+        return Rows([part.taking(order) for part in self.parts])
 
 
 class Atlas(AnnData):
@@ -349,6 +219,35 @@ class Atlas(AnnData):
     def __init__(self, frames: AnnData, counts: Rows):
         super().__init__(obs=frames.obs, var=frames.var)
         self._counts = counts
+
+    @classmethod
+    def of(cls, collection: AnnCollection) -> Atlas:
+        """The cells of a collection of anndata, with the `X` of its parts, such as backed AnnData, as counts.
+
+        Args:
+            collection: the collection.
+
+        Raises:
+            ValueError: it converts values.
+
+        Example:
+            >>> import numpy as np
+            >>> from anndata import AnnData
+            >>> from anndata.experimental import AnnCollection
+            >>> from mixvae.single_cell import Atlas
+            >>> parts = [AnnData(np.ones((n, 3), np.float32)) for n in (4, 2)]  # or anndata.read_h5ad(…, backed="r")
+            >>> Atlas.of(AnnCollection(parts, index_unique="-")).X[[5, 0]].toarray()
+            array([[1., 1., 1.],
+                   [1., 1., 1.]], dtype=float32)
+        """
+        if collection.convert is not None:
+            raise ValueError("a collection that converts values cannot be read: make it without convert=…")
+        genes = collection.var_names
+        parts = [
+            Part(part.X, str(part.filename or f"part {i} of the collection"), _order(part.var_names, genes))
+            for i, part in enumerate(collection.adatas)
+        ]
+        return cls(AnnData(obs=collection.obs, var=pd.DataFrame(index=genes)), Rows(parts))
 
     @property
     def isbacked(self) -> bool:
@@ -371,24 +270,41 @@ def _on_disk(files: Sequence[Path], keys: Sequence[str | None], layer: str | Non
         raise ValueError(f"only X can stay on disk, not the layer {layer!r}: write a file whose X holds the counts")
     frames, counts = zip(*map(_opened, files), strict=True)
     cells = _together(list(frames), files, keys, None)
-    genes = cells.var_names
-    orders = [None if part.var_names.equals(genes) else part.var_names.get_indexer(genes) for part in frames]
-    return Atlas(cells, Rows(counts, orders))
+    parts = [
+        Part(part, str(file), _order(frame.var_names, cells.var_names))
+        for file, frame, part in zip(files, frames, counts, strict=True)
+    ]
+    return Atlas(cells, Rows(parts))
+
+
+def _order(names: pd.Index, genes: pd.Index) -> np.ndarray | None:
+    """Places of genes among the names of a file; None where they are all in order."""
+    return None if names.equals(genes) else names.get_indexer(genes)
 
 
 def _opened(path: Path) -> tuple[AnnData, Any]:
-    """The cells of an .h5ad file without counts, and what reads these."""
-    try:
+    """The cells of an .h5ad file without counts, and what reads these.
+
+    Raises:
+        ValueError: it is of another kind or damaged, or its counts are not rows of `X`.
+    """
+    check_file(path)
+    if kind_of(path) not in (None, ".h5ad", ".h5"):
+        raise Unfit(f"only .h5ad files can stay on disk, not {path}: read it into memory, or write it as .h5ad")
+    with reading(path):
         with suppress(TooLarge):  # counts need not fit
-            check_h5ad(path)
+            check_hdf5(path)
         file = h5py.File(path, "r")
+        check_annotated(file, path)
         counts: Any = file.get("X")
         kind = None if counts is None else str(counts.attrs.get("encoding-type"))
         if kind not in ("csr_matrix", "array"):
             raise Unfit(f"{path} must hold counts by rows to stay on disk, csr_matrix or array; X is {kind}")
-        frames: dict[str, Any] = {name: anndata.io.read_elem(file[name]) for name in ("obs", "var")}
-        return AnnData(**frames), anndata.io.sparse_dataset(counts) if kind == "csr_matrix" else counts
-    except Unfit:
-        raise
-    except Exception as error:  # h5py and anndata may raise anything
-        raise ValueError(f"{path} cannot be read as AnnData (.h5ad): {one_line(error)}") from error
+        frames = AnnData(**{name: anndata.io.read_elem(file[name]) for name in ("obs", "var")})
+        counts = anndata.io.sparse_dataset(counts) if kind == "csr_matrix" else counts
+        if counts.shape != frames.shape or counts.dtype.kind not in "biuf":
+            raise Unfit(
+                f"{path}: X must hold a number for each of its {frames.n_obs} cells and {frames.n_vars} genes; it has "
+                f"the shape {counts.shape} and the type {counts.dtype}"
+            )
+        return frames, counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import scipy.sparse as sp
 from anndata import AnnData
 from torch import Tensor
 
@@ -24,24 +26,90 @@ class Unfit(ValueError):
     """A file that cannot be read as cells."""
 
 
-def check_h5ad(path: Path, *, copied: bool = False) -> None:
-    """Check that a file holds all of its cells itself, and fits into memory when unpacked; no array is read.
-
-    Args:
-        path: the .h5ad file.
-        copied: also refuse entries that anndata reads but cannot write.
+def check_file(path: Path) -> None:
+    """Check that there is an ordinary file: a device never ends, and a pipe waits for a writer.
 
     Raises:
-        Unfit: there is no such file, or an entry refers to another file.
-        TooLarge: it does not fit.
+        Unfit: there is none, or it may not be read.
     """
     if not path.exists():
         raise Unfit(f"there is no file {path}")
     if not path.is_file():
         raise Unfit(f"{path} is no ordinary file, but a folder, device or pipe: give an .h5ad file")
+    if not os.access(path, os.R_OK):
+        raise Unfit(f"{path} may not be read by this user: change its permissions")
+
+
+def check_hdf5(path: Path, *, copied: bool = False) -> None:
+    """Check that a file holds all of its cells itself, and fits into memory when unpacked; no array is read.
+
+    Args:
+        path: the .h5ad, .h5 or .loom file.
+        copied: also refuse entries that anndata reads but cannot write.
+
+    Raises:
+        Unfit: it is of another kind, or an entry refers to another file.
+        TooLarge: it does not fit.
+    """
+    if not h5py.is_hdf5(path):
+        what = "not an HDF5 file, as .h5ad, .h5 and .loom files are" if path.stat().st_size else "empty"
+        raise Unfit(f"{path} is {what}: give a file of one of these kinds, or a matrix.mtx")
     with h5py.File(path, "r") as file:
         _check_entries(file, path, copied=copied)
         check(_size(file, "", path, {}), f"{path}, unpacked,", "give a file of fewer cells or genes")
+
+
+def check_annotated(file: h5py.File, path: Path) -> None:
+    """Check that an HDF5 file holds one AnnData.
+
+    Args:
+        file: the open file.
+        path: where it is, for the error message.
+
+    Raises:
+        Unfit: it holds something else.
+    """
+    if file.attrs.get("encoding-type") == "MuData":
+        parts = list(file.get("mod", ()))
+        raise Unfit(f"{path} holds MuData of {', '.join(parts)}: write one of them, mdata.mod[…].write_h5ad(…)")
+    missing = [name for name in ("obs", "var") if name not in file]
+    if missing:
+        raise Unfit(f"{path} holds no AnnData, as it has no {' and no '.join(missing)}: give a file by write_h5ad")
+
+
+def check_matrices(adata: AnnData, path: Path) -> None:
+    """Check the places of the values in sparse matrices, which scipy believes and writes to, wherever that is.
+
+    Args:
+        adata: cells in memory.
+        path: their file, for the error message.
+
+    Raises:
+        Unfit: a place lies outside of its matrix.
+    """
+    groups = {"layers": adata.layers, "obsm": adata.obsm, "varm": adata.varm, "obsp": adata.obsp, "varp": adata.varp}
+    held = {f"{name}[{key!r}]": part[key] for name, part in groups.items() for key in part}
+    held |= {"X": adata.X, "raw.X": None if adata.raw is None else adata.raw.X}
+    for name, matrix in held.items():
+        if sp.issparse(matrix):
+            check_places(matrix, name, path)
+
+
+def check_places(matrix: Any, name: str, path: str | Path) -> None:
+    """Check that the values of a sparse matrix by rows or columns have places within it.
+
+    Args:
+        matrix: the matrix.
+        name: its name, for the error message.
+        path: its file, for the error message.
+
+    Raises:
+        Unfit: they do not.
+    """
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise Unfit(f"{path}: the sparse matrix {name} is damaged, {error}: restore the file from a copy") from None
 
 
 def _check_entries(file: h5py.File, path: Path, *, copied: bool) -> None:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
+import pandas as pd
 import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.experimental import AnnCollection
 
-from mixvae._resources import TooLarge, short
+from mixvae._resources import short
 from mixvae.config import nearest
-from mixvae.files import one_line
-from mixvae.single_cell.checked import Unfit, check_h5ad, check_texts
 
 TOLERANCE = 1e-6
 """Largest distance from an integer at which a number still passes as a count."""
 BLOCKS, BLOCK = 16, 64
 """Blocks of cells, and cells in each, whose counts are checked if they are not in memory."""
+
+COLLECTED = "let mixvae.single_cell.Atlas.of(collection) read the X of its parts"
 
 
 class MissingKey(KeyError, ValueError):
@@ -129,12 +130,16 @@ def check_setup(adata: Any, categories: Sequence[str | None], numbers: Sequence[
 
     Raises:
         MissingKey: a column or the layer is missing.
-        ValueError: a column has no value for some cell, or another kind of values; these are no cells; the counts are
-            held in a way that scvi-tools cannot read.
+        ValueError: a column has no value for some cell, or another kind of values; these are no cells, or there are
+            none; the counts are missing, no numbers, or held in a way that scvi-tools cannot read.
     """
     if not isinstance(adata, AnnData):
-        parts = f": pass one of its parts, mdata.mod[{next(iter(adata.mod))!r}]" if getattr(adata, "mod", None) else ""
-        raise ValueError(f"cells must be an AnnData; got a {type(adata).__name__}{parts}")
+        what = f"cells must be an AnnData; got a {type(adata).__name__}"
+        if getattr(adata, "mod", None):
+            what += f": pass one of its parts, mdata.mod[{next(iter(adata.mod))!r}]"
+        raise ValueError(what + (f": {COLLECTED}" if isinstance(adata, AnnCollection) else ""))
+    if 0 in adata.shape:
+        raise ValueError(f"there must be cells and genes; got {adata.n_obs} cells with {adata.n_vars} genes")
     check_keys(adata, [*categories, *numbers], layer)
     for key in filter(None, categories):
         missing = adata.obs[key].isna().to_numpy()
@@ -148,9 +153,7 @@ def check_setup(adata: Any, categories: Sequence[str | None], numbers: Sequence[
             )
         missing = ~np.isfinite(np.asarray(column.astype(float)))
         _check_every(adata, key, missing, "no finite number", "fill it in, or leave them out")
-    if not adata.isbacked and isinstance(adata.X if layer is None else adata.layers[layer], sp.sparray):
-        where = _place(layer)
-        raise ValueError(f"{where} is a sparse array, which scvi-tools cannot read: {where} = csr_matrix({where})")
+    _check_held(adata, layer)
     if not adata.var_names.is_unique:
         gene = adata.var_names[adata.var_names.duplicated()][0]
         warnings.warn(
@@ -159,6 +162,31 @@ def check_setup(adata: Any, categories: Sequence[str | None], numbers: Sequence[
             UserWarning,
             stacklevel=3,
         )
+
+
+def _check_held(adata: AnnData, layer: str | None) -> None:
+    """Check that there are numbers where counts should be, in a form that scvi-tools can read."""
+    where = _place(layer)
+    if layer is None and not hasattr(adata, "X"):
+        raise ValueError(f"a collection has layers only: name the one with the counts, layer=…, or {COLLECTED}")
+    counts: Any = adata.X if layer is None else adata.layers[layer]
+    if counts is None:
+        raise ValueError(f"{where} is empty: {_elsewhere(adata, layer)}")
+    kind = getattr(counts, "dtype", np.dtype(float))
+    if kind.kind not in "biuf":
+        raise ValueError(f"{where} must hold numbers; got {kind}: {_elsewhere(adata, layer)}")
+    if isinstance(counts, sp.sparray):
+        raise ValueError(f"{where} is a sparse array, which scvi-tools cannot read: {where} = csr_matrix({where})")
+
+
+def _elsewhere(adata: AnnData, layer: str | None) -> str:
+    """Where raw counts may be instead."""
+    others = [str(name) for name in adata.layers.keys() if name != layer]  # a collection has no more than keys
+    named = "name the layer with the raw counts, layer=… or --layer"
+    remedy = f"{named} ({short(', '.join(others))})" if others else "give the raw counts"
+    if getattr(adata, "raw", None) is not None:
+        remedy += ", or take adata.raw.to_adata() if they are there"
+    return remedy
 
 
 def _check_every(adata: AnnData, key: str, missing: np.ndarray, what: str, remedy: str) -> None:
@@ -171,7 +199,7 @@ def _place(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def check_counts(adata: AnnData, counts: Any, layer: str | None) -> None:
+def check_counts(adata: AnnData, counts: Any, layer: str | None, *, counted: bool = True) -> None:
     """Check that every cell has counts, and that they are non-negative integers.
 
     Of counts that are not in memory, some blocks of cells are read, from the first to the last.
@@ -180,21 +208,23 @@ def check_counts(adata: AnnData, counts: Any, layer: str | None) -> None:
         adata: the cells, for their names.
         counts: the matrix to check.
         layer: the layer that it is; `X` by default.
+        counted: whether they have to be counts; otherwise any finite numbers will do.
 
     Raises:
         ValueError: a value is not a count, or a cell is empty.
     """
     where = _place(layer)
+    kind = "counts, whole numbers from 0 up" if counted else "finite numbers"
+    remedy = _elsewhere(adata, layer) + (', or use gene_likelihood="normal"' if counted else "")
     for first, block in _blocks(counts, adata.n_obs, whole=not adata.isbacked):
         values = np.asarray(block.data if sp.issparse(block) else block)
-        wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE) | ~np.isfinite(values)
+        wrong = ~np.isfinite(values)
+        if counted and not wrong.any():
+            wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE)
         if wrong.any():
-            raise ValueError(
-                f"{where} must hold counts, whole numbers from 0 up; got {values[wrong].flat[0]:.6g}: name the layer "
-                'with the raw counts by setup_anndata(adata, layer=…), or use gene_likelihood="normal"'
-            )
+            raise ValueError(f"{where} must hold {kind}; got {values[wrong].flat[0]:.6g}: {remedy}")
         empty = np.flatnonzero(np.asarray(block.sum(1)).ravel() == 0)
-        if len(empty):
+        if counted and len(empty):
             raise ValueError(
                 f"cell {adata.obs_names[first + empty[0]]!r} (and {len(empty) - 1} more) has no counts in {where}: "
                 "leave empty cells out, as scanpy.pp.filter_cells(adata, min_counts=1) does"
@@ -210,19 +240,6 @@ def _blocks(counts: Any, cells: int, *, whole: bool) -> Iterator[tuple[int, Any]
         yield first, counts[first : first + BLOCK]
 
 
-def check_order(adata: AnnData, indices: Any) -> None:
-    """Refuse cells on disk in another order than theirs: scvi-tools sorts each batch, so that rows would be others'.
-
-    Raises:
-        ValueError: they are.
-    """
-    if not getattr(adata, "isbacked", False) or indices is None:
-        return
-    numbers = np.asarray(indices)
-    if numbers.dtype != bool and (np.diff(numbers) < 0).any():
-        raise ValueError("indices of cells on disk must be in increasing order: pass np.sort(indices)")
-
-
 def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
     """Check that a query has the genes of the reference, in the same order.
 
@@ -232,6 +249,7 @@ def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
     query, reference = list(map(str, query)), list(map(str, reference))
     if query == reference:
         return
+    _check_overlap(query, reference)
     missing, extra = sorted(set(reference) - set(query)), sorted(set(query) - set(reference))
     what = "has them in another order"
     if missing or extra:
@@ -241,6 +259,76 @@ def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
         f"the model needs its {len(reference)} genes in their order; this AnnData {what}: "
         "MixtureSCVI.prepare_query_anndata(adata, model) brings them into line"
     )
+
+
+def find_genes(query: Iterable[str], reference: Iterable[str]) -> np.ndarray:
+    """Places of the genes of a model among those of a query, which may have further ones.
+
+    Args:
+        query: names of the genes of the query.
+        reference: names of the genes of the model.
+
+    Raises:
+        ValueError: the query lacks some, or has several of one name.
+
+    Example:
+        >>> from mixvae.single_cell.data import find_genes
+        >>> find_genes(["Actb", "Gapdh", "Sox2"], ["Sox2", "Actb"])
+        array([2, 0])
+    """
+    names, wanted = (pd.Index(list(map(str, genes)), dtype=object) for genes in (query, reference))
+    if names.equals(wanted):
+        return np.arange(len(names))
+    _check_overlap(list(names), list(wanted))
+    lacking = wanted.difference(names)
+    if len(lacking):
+        raise ValueError(
+            f"the model has {len(wanted)} genes, of which these cells lack {len(lacking)} (such as {lacking[0]}): give "
+            "cells in which all of them were measured, or train on the shared ones"
+        )
+    twice = names[names.duplicated()].union(wanted[wanted.duplicated()]).intersection(wanted)
+    if len(twice):
+        raise ValueError(f"several genes are named {twice[0]!r}: adata.var_names_make_unique() renames them")
+    return names.get_indexer_for(wanted)
+
+
+def _check_overlap(query: list[str], reference: list[str]) -> None:
+    """Refuse cells that have none of a model's genes."""
+    if set(query).isdisjoint(reference):
+        raise ValueError(
+            f"these cells have none of the model's {len(reference)} genes ({_examples(reference)}) but {len(query)} "
+            f"others ({_examples(query)}): are they of another organism, or named by other identifiers?"
+        )
+
+
+def _examples(names: list[str]) -> str:
+    return short(", ".join(names[:3]) + ("…" if len(names) > 3 else ""))
+
+
+def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
+    """Check that cells have no batch, label or other category that a model was not trained on.
+
+    Args:
+        adata: the cells.
+        registry: scvi-tools' setup of the cells that the model was trained on.
+
+    Raises:
+        MissingKey: a column is missing.
+        ValueError: they do.
+    """
+    states = {name: field["state_registry"] for name, field in registry["field_registries"].items()}
+    known = {registry["setup_args"].get(f"{name}_key"): states[name] for name in ("batch", "labels")}
+    columns = {key: state["categorical_mapping"] for key, state in known.items() if key is not None}
+    columns |= states.get("extra_categorical_covs", {}).get("mappings", {})
+    check_keys(adata, list(columns), None)
+    for key, categories in columns.items():
+        present = adata.obs[key].dropna()
+        new = present[~present.isin(list(categories))]
+        if len(new):
+            raise ValueError(
+                f"adata.obs[{key!r}] is {short(new.iloc[0])} for cell {new.index[0]!r} (and new for {len(new) - 1} "
+                f"more), and the model was trained on {short(', '.join(map(str, categories)))}: leave such cells out"
+            )
 
 
 def check_stored(adata: AnnData, keys: Sequence[str], latent: int, components: int) -> int:
@@ -259,26 +347,3 @@ def check_stored(adata: AnnData, keys: Sequence[str], latent: int, components: i
                 "have it computed"
             )
     return widths[np.shape(adata.obsm[keys[0]])[1]]
-
-
-def read_h5ad(path: str | Path, *, copied: bool = False) -> AnnData:
-    """Read an .h5ad file that holds all of its cells itself.
-
-    Args:
-        path: the file.
-        copied: also refuse what can be read but not written again.
-
-    Raises:
-        ValueError: there is no such file, it is not an AnnData, an entry is in another file, or it exceeds the memory.
-    """
-    path = Path(path)
-    try:
-        check_h5ad(path, copied=copied)
-        adata = anndata.read_h5ad(path)
-    except (Unfit, TooLarge):
-        raise
-    except Exception as error:  # h5py, zarr and anndata may raise anything
-        raise ValueError(f"{path} cannot be read as AnnData (.h5ad): {one_line(error)}") from error
-    if copied:
-        check_texts(adata, path)
-    return adata

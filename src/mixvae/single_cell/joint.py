@@ -105,9 +105,11 @@ class CellJoint(Joint):
         """Inverse dispersions without the repeats: one row for all cells, one per cell, or one per draw."""
         if (theta := getattr(px, "theta", None)) is None:
             return None
+        if self.module.dispersion == "gene":
+            return self.module.px_r.exp()[None, None]  # a slice of theta would have a gradient as large as theta
         if self.module.dispersion == "gene-cell":
             return theta.unflatten(0, (-1, self.size))
-        return theta[None, :1] if self.module.dispersion == "gene" else theta[None, : self.size]
+        return theta[None, : self.size]
 
     def _library_prior(self) -> Normal:
         return library_prior(self.module, self.inputs["batch_index"])

@@ -27,6 +27,7 @@ from mixvae.evaluation import (
 )
 from mixvae.proposals import refine, together
 from mixvae.single_cell.joint import Batch, CellJoint, joint_and_posterior, terms_of
+from mixvae.single_cell.loading import CellLoader
 
 BoundName = Literal["log_px", "pooled", "miselbo", "elbo"]
 DECODED = 2**24
@@ -185,7 +186,9 @@ def numbered(
         model._check_if_trained(warn=False)
         adata = model._validate_anndata(adata)
         numbers = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
-        dataloader = model._make_data_loader(adata=adata, indices=numbers, batch_size=batch_size)
+        dataloader = model._make_data_loader(
+            adata=adata, indices=numbers, batch_size=batch_size, data_loader_class=CellLoader
+        )
     model.module.eval()
     return None if numbers is None else len(numbers), _with_numbers(dataloader, numbers)
 

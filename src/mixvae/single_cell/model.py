@@ -12,11 +12,13 @@ from anndata import AnnData
 from scvi.data._constants import _FIELD_REGISTRIES_KEY
 from scvi.data._utils import _is_minified
 from scvi.model import SCVI
+from scvi.model._utils import use_distributed_sampler
 from scvi.model.base import BaseMinifiedModeModelClass
 
 from mixvae.posteriors._base import add_noise
 from mixvae.priors import StandardNormal
 from mixvae.single_cell.data import check_setup
+from mixvae.single_cell.loading import CellSplitter
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.priors import CellVampPrior
@@ -76,6 +78,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
     """
 
     _module_cls = MixtureModule
+    _data_splitter_cls = CellSplitter
     becomes_mixture = False
     """Whether it is becoming another model with all of its encoders."""
 
@@ -268,7 +271,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
         return super().train(**options)
 
     def _leaves_one_cell(self, options: dict[str, Any]) -> bool:
-        """Whether the last batch of an epoch would be one cell."""
+        """Whether the last batch of an epoch, of each process, would be one cell."""
         if options.get("datamodule") is not None:
             return False
         external = (options.get("datasplitter_kwargs") or {}).get("external_indexing")
@@ -276,6 +279,8 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
             cells = len(external[0])
         else:
             cells = int(np.ceil((options.get("train_size") or 0.9) * self.adata.n_obs))
+        if use_distributed_sampler(options.get("strategy", "auto")) and isinstance(options.get("devices"), int):
+            cells = -(-cells // options["devices"])
         return cells > 1 and cells % (options.get("batch_size") or 128) == 1
 
     def _begin_prior(self, adata: AnnData) -> None:

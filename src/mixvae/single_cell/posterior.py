@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -121,6 +122,15 @@ def moments(encoder: Any, x: Float[Tensor, "B G"], *covariates: Tensor) -> tuple
     Its forward pass would draw as well. No draw may be taken before it is needed: cells with counts and minified ones,
     which are not encoded, then have the same draws for the same seed.
     """
-    hidden = encoder.encoder(x, *covariates)
+    hidden = _hidden(encoder.encoder, x, *covariates)
     variance = encoder.var_activation(encoder.var_encoder(hidden)) + encoder.var_eps
     return encoder.mean_encoder(hidden), variance.sqrt()
+
+
+def _hidden(layers: Any, x: Tensor, *covariates: Tensor) -> Tensor:
+    """Output of scvi-tools' hidden layers, whose own forward pass copies x even where it joins no covariates to it."""
+    if layers.n_cov:
+        return layers(x, *covariates)
+    for layer in chain.from_iterable(layers.fc_layers):
+        x = x if layer is None else layer(x)
+    return x

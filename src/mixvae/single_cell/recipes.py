@@ -41,10 +41,11 @@ class Training:
         epochs: most epochs.
         patience: epochs without a better validation ELBO after which training stops; None for never.
         warmup: epochs of KL warm-up.
-        batch: cells per step.
+        batch: cells per step, over all processes together.
         seed: seed of weights, split and noise.
         split: indices of the cells to train on, to validate on and to hold out; scvi-tools' 90 % and 10 % by default.
         accelerator: the device, as in Lightning.
+        processes: how many train together, each on its share of every batch.
 
     Raises:
         ValueError: a number is out of range.
@@ -57,9 +58,12 @@ class Training:
     seed: int = 0
     split: Indices | None = None
     accelerator: str = "auto"
+    processes: int = 1
 
     def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs, patience=self.patience, batch=self.batch)
+        at_least(1, epochs=self.epochs, patience=self.patience, batch=self.batch, processes=self.processes)
+        if self.batch % self.processes:
+            raise ValueError(f"a batch of {self.batch} cells cannot be shared out to {self.processes} processes evenly")
         at_least(0, warmup=self.warmup, seed=self.seed)
 
     @property
@@ -84,6 +88,7 @@ class Training:
             "optimizer": {"class": OPTIMIZER["optimizer"], "eps": OPTIMIZER["eps"]},
             "monitor": MONITOR,
             "weights": "last epoch",
+            **({"processes": self.processes} if self.processes > 1 else {}),  # each normalises over its own share
         }
 
 
@@ -162,8 +167,7 @@ def _cells(model: SCVI) -> dict[str, Any]:
             digest.update(np.ascontiguousarray(np.asarray(values, dtype=np.float64)).tobytes())
     setup = _plain(model.registry["setup_args"])
     sizes = {"cells": model.adata.n_obs, "genes": model.adata.n_vars}
-    backed = {"backed": True} if model.adata.isbacked else {}  # batches are then sorted, and weights others
-    return {**sizes, "setup": setup, **backed, "sha256": digest.hexdigest()}
+    return {**sizes, "setup": setup, "sha256": digest.hexdigest()}
 
 
 def _hash_counts(digest: Any, counts: Any) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scvi
@@ -18,16 +19,25 @@ from mixvae._failures import at_least, plain_errors
 from mixvae._resources import guarding, short
 from mixvae.files import atomic, load_tensors, read_json, read_part, read_regular, weights_from_bytes
 from mixvae.progress import SILENT, Progress
-from mixvae.runs import Layout, Run, open_run
-from mixvae.single_cell.atlas import embed_on_disk, read_cells
+from mixvae.runs import Layout, Recipe, Run, open_run
+from mixvae.single_cell.atlas import Atlas, read_cells, with_genes
 from mixvae.single_cell.checked import MIXTURE_OPTIONS, OPTIONS, Record, check_sizes
-from mixvae.single_cell.data import check_genes
+from mixvae.single_cell.data import check_categories, check_genes
 from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
 from mixvae.single_cell.queries import OBSM_KEY
+from mixvae.single_cell.reading import files_of
 from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, recipe_of
 from mixvae.single_cell.training import fit, is_legacy, standing
+from mixvae.single_cell.writing import write_cells, write_on_disk
+from mixvae.training import launch
+from mixvae.training._processes import as_one, first_alone
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 LATENT_KEY = "X_mixvae"
+FEWEST = 10
+"""Fewest cells of which scvi-tools keeps one to validate on."""
 CLASSES: dict[str, type[SCVI]] = {"mixvae.single_cell.MixtureSCVI": MixtureSCVI, "scvi.model.SCVI": SCVI}
 """The classes of model that a run may have, by recorded name."""
 
@@ -70,8 +80,10 @@ class Settings:
         """How to train the model; by default the number of epochs is chosen by the number of cells.
 
         Raises:
-            ValueError: a number is out of range.
+            ValueError: a number is out of range, or there are too few cells.
         """
+        if cells < FEWEST:
+            raise ValueError(f"a training takes at least {FEWEST} cells, a tenth of them to validate on; got {cells}")
         epochs = get_max_epochs_heuristic(cells) if self.epochs is None else self.epochs
         return Training(epochs, self.patience, min(LONGEST_WARMUP, epochs), seed=self.seed)
 
@@ -90,6 +102,7 @@ def train(
     progress: Progress = SILENT,
     *,
     backed: bool = False,
+    fabric: Fabric | None = None,
 ) -> MixtureSCVI:
     """Train on the cells of a file, or of several; the same call again resumes a killed run.
 
@@ -99,28 +112,40 @@ def train(
         settings: what to train.
         progress: where to report progress; silent by default.
         backed: leave the counts, the X of .h5ad files, on disk, and read each batch when it is needed.
+        fabric: the device, and the processes that train together, as returned by `mixvae.training.launch`; this
+            process by default.
 
     Raises:
         ValueError: the run is finished, was begun with other settings or other cells, or is being trained by another
             process; files differ in their genes.
         FloatingPointError: the ELBO became NaN or infinite; the last good checkpoint is kept.
     """
-    out = Path(out).expanduser()
+    out, files = Path(out).expanduser(), _listed(files)
     at_least(0, seed=settings.seed)
     at_least(1, latent=settings.latent)
-    files = _listed(files)
-    adata = read_cells(files, settings.columns(), settings.layer, backed=backed)
-    training = settings.training(adata.n_obs)
-    scvi.settings.seed = settings.seed
-    MixtureSCVI.setup_anndata(adata, **settings.setup())
-    model = settings.model(adata)
-    recipe = recipe_of(model, training)
+    fabric = launch() if fabric is None else fabric
+    with as_one(fabric, lambda: "the same command resumes it", quiet=True):
+        adata = read_cells(files, settings.columns(), settings.layer, backed=backed)
+        training = replace(settings.training(adata.n_obs), accelerator=fabric.device.type, processes=fabric.world_size)
+        scvi.settings.seed = settings.seed
+        MixtureSCVI.setup_anndata(adata, **settings.setup())
+        model = settings.model(adata)
+        recipe = recipe_of(model, training)
+        first_alone(fabric, lambda: _check_unfinished(out, recipe, training))
+        source = ", ".join(str(Path(file).absolute()) for file in files)
+        fit(model, out, training, recipe, source=source, progress=progress, fabric=fabric)
+    return model
+
+
+def _check_unfinished(out: Path, recipe: Recipe, training: Training) -> None:
+    """Check that a directory has no run, or one to go on with.
+
+    Raises:
+        ValueError: the run is finished, or of something else.
+    """
     run = standing(out, recipe, training)
     if run is not None and run.why_not_recipe(recipe, training.epochs, training.patience) == "":
         raise ValueError(f"{out} is a finished run: give another --out, or `mixvae sc embed {out} FILE.h5ad`")
-    source = ", ".join(str(Path(file).absolute()) for file in files)
-    fit(model, out, training, recipe, source=source, progress=progress)
-    return model
 
 
 def _listed(files: str | Path | Sequence[str | Path]) -> list[str | Path]:
@@ -146,6 +171,7 @@ def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
     fitting = plain_errors(f"the model of {path} cannot be made for these cells")
     with fitting, guarding(f"the model of {path}", "train a smaller one"):
         registry = as_registry(record.registry)
+        check_categories(adata, registry)
         cls.setup_anndata(adata, source_registry=registry, **record.registry["setup_args"])
         model = cls(adata, **record.settings)
     load_tensors(model.module, weights, str(source))
@@ -239,44 +265,39 @@ def embed(
 
     Args:
         run: the run directory.
-        files: one or several files or folders, as `read_cells` takes them, with the genes of the run.
+        files: one or several files or folders, as `read_cells` takes them, with the genes of the run, in any order and
+            among others.
         out: the .h5ad file to write.
         backed: leave the counts, the X of .h5ad files, on disk, and write the embedding block by block.
     """
-    columns, layer = _needed(Path(run).expanduser())
-    files = _listed(files)
-    adata = read_cells(files, columns, layer, backed=backed, copied=not backed)
-    if backed:
-        model = load(run, adata)
-        computed = {LATENT_KEY: partial(_latents, model), OBSM_KEY: partial(_responsibilities, model)}
-        with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:
-            embed_on_disk(adata, files, temporary, computed)
-        return adata
-    before = set(adata.obs) | set(adata.uns)
-    model = load(run, adata)
-    adata.obsm[LATENT_KEY] = model.get_latent_representation()
-    model.get_responsibilities()
-    own = [key for key in (*adata.obs, *adata.uns) if key not in before and str(key).startswith("_scvi")]
-    adata.obs = adata.obs.drop(columns=[key for key in own if key in adata.obs])  # of no use in a file
-    for key in set(own) & set(adata.uns):
-        del adata.uns[key]
+    out, files = Path(out), list(files_of(_listed(files)))
+    if os.path.realpath(out) in map(os.path.realpath, files):
+        raise ValueError(f"{out} is one of the files that are read: name another one to write")
+    setup, genes = _needed(Path(run).expanduser())
+    layer = setup.get("layer")
+    adata = read_cells(files, _columns(setup), layer, backed=backed, copied=not backed)
+    model = load(run, with_genes(adata, genes, layer))
+    computed = {LATENT_KEY: partial(_latents, model), OBSM_KEY: partial(_responsibilities, model)}
     with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:
-        adata.write_h5ad(temporary)
+        if isinstance(adata, Atlas):
+            write_on_disk(adata, files, temporary, computed)
+        else:
+            adata.obsm.update({key: compute(None) for key, compute in computed.items()})
+            write_cells(adata, temporary)
     return adata
 
 
-def _needed(path: Path) -> tuple[list[str], str | None]:
-    """Columns of `obs`, and the layer, that cells of a finished run must have."""
+def _needed(path: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """Arguments of `setup_anndata`, and the genes, of a finished run."""
     record = (_read_legacy(path) if is_legacy(path) else _read(path))[1]
-    setup = record.registry["setup_args"]
-    return _columns(setup), setup.get("layer")
+    return record.registry["setup_args"], record.genes
 
 
-def _latents(model: MixtureSCVI, indices: np.ndarray) -> np.ndarray:
+def _latents(model: MixtureSCVI, indices: np.ndarray | None) -> np.ndarray:
     latents = model.get_latent_representation(indices=indices)
     assert isinstance(latents, np.ndarray)
     return latents
 
 
-def _responsibilities(model: MixtureSCVI, indices: np.ndarray) -> np.ndarray:
-    return model.get_responsibilities(indices=indices)
+def _responsibilities(model: MixtureSCVI, indices: np.ndarray | None) -> np.ndarray:
+    return model.get_responsibilities(indices=indices, key_added=None)

@@ -7,14 +7,16 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.model import SCVI
+from torch.utils.data import DistributedSampler
 
 from mixvae.files import state_from_bytes, weights_to_bytes
 from mixvae.progress import SILENT, Progress
@@ -24,7 +26,11 @@ from mixvae.runs._recipe import path_of
 from mixvae.runs._standing import refuse, standing_run
 from mixvae.runs._store import read_run
 from mixvae.single_cell.recipes import MONITOR, OPTIMIZER, Training, options_of, registry_of
-from mixvae.training import Epoch, is_over
+from mixvae.training import Epoch, is_over, launch
+from mixvae.training._processes import first_alone
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 STREAM = 1_000_003
 """An epoch's seed is its number plus the seed of the training times this."""
@@ -72,6 +78,7 @@ def fit(
     *,
     source: str,
     progress: Progress = SILENT,
+    fabric: Fabric | None = None,
 ) -> Run:
     """Train a model into a run directory, from the beginning or from the last committed epoch.
 
@@ -84,6 +91,7 @@ def fit(
         recipe: the recipe of model, cells and training, as returned by `recipe_of`.
         source: file or name of the cells, for the record.
         progress: where to report each epoch, once it is on disk; silent by default.
+        fabric: the processes that train together, as returned by `launch`; this process by default.
 
     Raises:
         ValueError: another process is training this run, it has another recipe, or one of its files is damaged.
@@ -96,13 +104,21 @@ def fit(
         "registry": registry_of(model),
     }
     store = RunStore(path, recipe, training.goal, _runtime(source, path, training), model=description)
-    try:
+    fabric = launch() if fabric is None else fabric
+
+    def begin() -> tuple[bytes | None, list[Epoch]]:
         state = store.begin()
-        rows = [] if state is None else read_run(path)["rows"]
+        return state, [] if state is None else read_run(path)["rows"]
+
+    try:
+        state, rows = first_alone(fabric, begin)
         if not rows or not _over(rows[-1], training):
             _train(model, training, _Epochs(store, training, rows, progress), state)
+        fabric.barrier()  # so that every process sees the last commit
     finally:
         store.close()
+        with suppress(OSError):
+            path.rmdir()  # nothing was committed
     return open_run(path)
 
 
@@ -114,6 +130,8 @@ def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None
     """Train by Lightning, from the bytes of a checkpoint if there is one."""
     with TemporaryDirectory(prefix="mixvae-") as folder:
         options: dict[str, Any] = {}
+        if training.processes > 1:  # parts of SCVI have no gradient, such as the encoder of an observed library size
+            options |= {"devices": training.processes, "strategy": "ddp_find_unused_parameters_true"}
         if state is not None:
             state_from_bytes(state, epochs.store.layout.state)  # refuses all but tensors and plain values
             options["ckpt_path"] = str(Path(folder) / "state.ckpt")
@@ -122,7 +140,7 @@ def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None
             options["datasplitter_kwargs"] = {"external_indexing": list(training.split)}
         model.train(
             max_epochs=training.epochs,
-            batch_size=training.batch,
+            batch_size=training.batch // training.processes,
             accelerator=training.accelerator,
             check_val_every_n_epoch=1,
             enable_progress_bar=False,
@@ -148,6 +166,9 @@ class _Epochs(Callback):
         """Seed the order of the epoch's cells."""
         del pl_module
         sampler = trainer.train_dataloader.sampler
+        if isinstance(sampler, DistributedSampler):
+            sampler.seed = self.training.seed * STREAM  # it adds the epoch
+            return
         while hasattr(sampler, "sampler"):  # scvi-tools wraps the random sampler in one of batches
             sampler = sampler.sampler
         sampler.generator = torch.Generator().manual_seed(self._seed(trainer))
@@ -156,7 +177,7 @@ class _Epochs(Callback):
         """Seed the noise of the epoch at its first batch: how much was drawn before that depends on resuming."""
         del pl_module, batch
         if batch_idx == 0:
-            torch.manual_seed(self._seed(trainer))
+            torch.manual_seed(self._seed(trainer) * trainer.world_size + trainer.global_rank)
 
     def _seed(self, trainer: Any) -> int:
         return self.training.seed * STREAM + trainer.current_epoch
@@ -165,11 +186,20 @@ class _Epochs(Callback):
         """Commit the epoch, with the weights if it is the last one, and report it."""
         row = self._row(trainer)
         over = _over(row, self.training)
-        with TemporaryDirectory(prefix="mixvae-") as folder:
-            trainer.save_checkpoint(Path(folder) / "state.ckpt")
-            state = (Path(folder) / "state.ckpt").read_bytes()
-        weights = weights_to_bytes(pl_module.module.state_dict()) if over else None
         self.rows.append(row)
+        with TemporaryDirectory(prefix="mixvae-") as folder:
+            path = Path(folder) / "state.ckpt"
+            try:
+                trainer.save_checkpoint(path)  # all processes together, of which the first writes it
+            except OSError as error:
+                raise OSError(f"cannot write a checkpoint to {folder}: {error.strerror or error}") from error
+            if trainer.is_global_zero:
+                self._commit(trainer, path.read_bytes(), pl_module.module.state_dict() if over else None)
+        trainer.should_stop = trainer.should_stop or over
+
+    def _commit(self, trainer: Any, state: bytes, weights: dict[str, torch.Tensor] | None) -> None:
+        """Commit the last row's epoch, and report it."""
+        row = self.rows[-1]
         progress = {
             "epoch": row["epoch"],
             "step": trainer.global_step,
@@ -178,8 +208,7 @@ class _Epochs(Callback):
             "seconds": row["seconds"],
         }
         self.store.log(row)
-        self.store.commit(state, weights, self.rows, progress)
-        trainer.should_stop = trainer.should_stop or over
+        self.store.commit(state, None if weights is None else weights_to_bytes(weights), self.rows, progress)
         words = f"epoch {row['epoch']}/{self.training.epochs}  validation {row['validation']:.1f}"
         self.progress.update(row["epoch"], self.training.epochs, words)
 
@@ -210,6 +239,7 @@ def _runtime(source: str, path: Path, training: Training) -> dict[str, Any]:
     relative = os.path.relpath(source, path.absolute()) if Path(source).is_absolute() else None
     return {
         "data": {"name": source, "origin": None, "relative": relative, "sizes": training.sizes},
+        "processes": training.processes,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {platform.platform()}",
         "versions": versions() | {name: version(name) for name in ("scvi-tools", "lightning", "anndata")},

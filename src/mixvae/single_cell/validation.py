@@ -11,13 +11,15 @@ from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY
 from scvi.data._utils import _is_minified
 from scvi.model.base import ArchesMixin, BaseMinifiedModeModelClass, RNASeqMixin, VAEMixin
 
-from mixvae.single_cell.data import check_counts, check_genes, check_order, check_setup
+from mixvae.single_cell.data import check_counts, check_genes, check_setup
+from mixvae.single_cell.loading import CellLoader
 
 
 class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelClass):
     """A model of scvi-tools that refuses wrong cells; stands before SCVI's class or scANVI's among the bases."""
 
     module: Any
+    _data_loader_cls = CellLoader
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._checked: set[str] = set()
@@ -105,15 +107,15 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
     def _make_data_loader(self, adata: AnnData, *args: Any, **kwargs: Any) -> Any:
         """Batches of cells, whose counts are checked before they are read for the first time."""
         self._check_counts(adata)
-        check_order(adata, args[0] if args else kwargs.get("indices"))
         return super()._make_data_loader(adata, *args, **kwargs)
 
     def _check_counts(self, adata: AnnData) -> None:
         """Check the counts of an AnnData, once."""
         manager = self.get_anndata_manager(adata, required=True)
-        if manager.adata_uuid in self._checked or self.module.gene_likelihood == "normal":
+        if manager.adata_uuid in self._checked:
             return
         if not _is_minified(adata):
             layer = self.registry[_SETUP_ARGS_KEY]["layer"]
-            check_counts(adata, manager.get_from_registry(REGISTRY_KEYS.X_KEY), layer)
+            counts, counted = manager.get_from_registry(REGISTRY_KEYS.X_KEY), self.module.gene_likelihood != "normal"
+            check_counts(adata, counts, layer, counted=counted)
         self._checked.add(manager.adata_uuid)
