@@ -16,7 +16,7 @@ jupytext = pytest.importorskip("jupytext")
 nbclient = pytest.importorskip("nbclient")
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-PICTURES = {"a_mixture_of_your_encoder": 5, "which_posterior_is_better": 7, "cells": 3}
+PICTURES = {"a_mixture_of_your_encoder": 5, "which_posterior_is_better": 7, "cells": 4}
 
 
 def executed(path, folder, monkeypatch):
