@@ -48,6 +48,13 @@ def test_pulled_cells_are_embedded_as_before(at, finished, cells, tmp_path, caps
     assert open_run("runs/cells").recipe.sha256 == open_run(finished).recipe.sha256
 
 
+def test_cells_are_embedded_by_a_run_on_the_hub(at, finished, cells, tmp_path):
+    main(["push", str(finished), REPO, "--license=mit"])
+    runs.embed(f"hub://{REPO}", tmp_path / "home-of-ada" / "mine.h5ad", "embedded.h5ad")
+    latents = runs.load(f"hub://{REPO}@main", cells).get_latent_representation()
+    np.testing.assert_array_equal(anndata.read_h5ad("embedded.h5ad").obsm[runs.LATENT_KEY], latents)
+
+
 def test_the_card_of_cells_has_no_paths_and_a_command(at, finished):
     main(["push", str(finished), REPO, "--license=mit"])
     files = at.repos[REPO].files

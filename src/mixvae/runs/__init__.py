@@ -16,7 +16,7 @@ from mixvae.runs._evaluating import (
 )
 from mixvae.runs._examples import NewData, SplitName
 from mixvae.runs._listing import find_runs, listing
-from mixvae.runs._opening import load, open_run, open_runs
+from mixvae.runs._opening import directory_of, load, open_run, open_runs
 from mixvae.runs._queries import (
     components,
     cooperation,
@@ -46,6 +46,7 @@ __all__ = [
     "SplitName",
     "components",
     "cooperation",
+    "directory_of",
     "encode_split",
     "check",
     "evaluate",

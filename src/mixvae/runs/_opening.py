@@ -43,7 +43,7 @@ def open_run(
     """
     if isinstance(path, Run):
         return path
-    run = Run(_place(path), data=data, model=model, trust=trust)
+    run = Run(directory_of(path), data=data, model=model, trust=trust)
     run.manifest  # noqa: B018  (read now, so that anything but a run is refused now)
     return run
 
@@ -53,13 +53,13 @@ def open_runs(paths: Iterable[str | Path | Run]) -> list[Run]:
     shared: dict[str, Dataset] = {}
     opened = []
     for path in paths:
-        run = path if isinstance(path, Run) else Run(_place(path), shared=shared)
+        run = path if isinstance(path, Run) else Run(directory_of(path), shared=shared)
         run.manifest  # noqa: B018  (read now, so that anything but a run is refused now)
         opened.append(run)
     return opened
 
 
-def _place(path: str | Path) -> Path:
+def directory_of(path: str | Path) -> Path:
     """Directory of a run; one on the hub is downloaded."""
     return hub.fetch(path) if hub.is_address(path) else Path(path).expanduser()
 

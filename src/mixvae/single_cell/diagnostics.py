@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from matplotlib.figure import Figure
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
 
 from mixvae import figures
@@ -166,7 +166,7 @@ def distinguishing_genes(
     if shares is None:
         shares = model.get_responsibilities(adata, indices, key_added=None)
     changes = []
-    for tensors in model._make_data_loader(adata=adata, indices=indices):
+    for tensors in model._make_data_loader(adata=adata, indices=indices, batch_size=settings.batch_size):
         cells = len(tensors[REGISTRY_KEYS.X_KEY])
         outputs = module.inference(
             **module._get_inference_input(tensors), n_samples=draws_per_component, stratified=True

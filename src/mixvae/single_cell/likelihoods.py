@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.model import SCANVI, SCVI
 
@@ -187,7 +187,10 @@ def numbered(
         adata = model._validate_anndata(adata)
         numbers = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
         dataloader = model._make_data_loader(
-            adata=adata, indices=numbers, batch_size=batch_size, data_loader_class=CellLoader
+            adata=adata,
+            indices=numbers,
+            batch_size=batch_size or settings.batch_size,
+            data_loader_class=CellLoader,
         )
     model.module.eval()
     return None if numbers is None else len(numbers), _with_numbers(dataloader, numbers)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from anndata import AnnData
+from scvi import settings
 from scvi.data._constants import ADATA_MINIFY_TYPE
 from scvi.module._constants import MODULE_KEYS
 
@@ -29,6 +30,9 @@ from mixvae.single_cell.posterior import CellPosterior
 from mixvae.single_cell.validation import ValidatedCells
 
 OBSM_KEY = "X_mixvae_responsibilities"
+AT_ONCE = 2**20
+"""Counts that a query encodes at once by default: larger batches than those of a training are read and encoded faster,
+and networks in evaluation mode give the same results."""
 OF_COUNTS = ("zinb", "nb")
 """Likelihoods with the parameters that scvi-tools reads by name."""
 
@@ -192,6 +196,18 @@ class MixtureQueries(ValidatedCells):
         if key_added is not None and indices is None:
             (self.adata if adata is None else adata).obsm[key_added] = np.concatenate(covered)
         return np.concatenate(covered), np.concatenate(apart)
+
+    def _make_data_loader(
+        self,
+        adata: AnnData,
+        indices: Sequence[int] | np.ndarray | None = None,
+        batch_size: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Batches of cells, as large as a query can make use of unless their size is given."""
+        if batch_size is None:
+            batch_size = max(settings.batch_size, AT_ONCE // self.module.n_input)
+        return super()._make_data_loader(adata, indices, batch_size, **kwargs)
 
     def _batches(
         self,

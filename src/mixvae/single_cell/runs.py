@@ -19,7 +19,7 @@ from mixvae._failures import at_least, plain_errors
 from mixvae._resources import guarding, short
 from mixvae.files import atomic, load_tensors, read_json, read_part, read_regular, weights_from_bytes
 from mixvae.progress import SILENT, Progress
-from mixvae.runs import Layout, Recipe, Run, open_run
+from mixvae.runs import Layout, Recipe, Run, directory_of, open_run
 from mixvae.single_cell.atlas import Atlas, read_cells, with_genes
 from mixvae.single_cell.checked import MIXTURE_OPTIONS, OPTIONS, Record, check_sizes
 from mixvae.single_cell.data import check_categories, check_genes
@@ -156,14 +156,14 @@ def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
     """Load a run for cells with the same genes; no pickle is read. An SCVI becomes a mixture of one.
 
     Args:
-        run: the run directory.
+        run: the run directory, or the address of a run on the hub, `hub://ORG/NAME@REVISION`.
         adata: the cells, whose batches and covariates must be those of the training.
 
     Raises:
         ValueError: it is not a finished run of cells, one of its files is damaged, genes differ, or a batch was not
             seen in training.
     """
-    path = Path(run).expanduser()
+    path = directory_of(run)
     cls, record, source, content = _read_legacy(path) if is_legacy(path) else _read(path)
     check_genes(adata.var_names, record.genes)
     weights = weights_from_bytes(content, source)
@@ -264,7 +264,7 @@ def embed(
     """Write a copy of the cells with latents, `X_mixvae`, and responsibilities in `obsm`.
 
     Args:
-        run: the run directory.
+        run: the run directory, or the address of a run on the hub, `hub://ORG/NAME@REVISION`.
         files: one or several files or folders, as `read_cells` takes them, with the genes of the run, in any order and
             among others.
         out: the .h5ad file to write.
@@ -273,10 +273,11 @@ def embed(
     out, files = Path(out), list(files_of(_listed(files)))
     if os.path.realpath(out) in map(os.path.realpath, files):
         raise ValueError(f"{out} is one of the files that are read: name another one to write")
-    setup, genes = _needed(Path(run).expanduser())
+    path = directory_of(run)
+    setup, genes = _needed(path)
     layer = setup.get("layer")
     adata = read_cells(files, _columns(setup), layer, backed=backed, copied=not backed)
-    model = load(run, with_genes(adata, genes, layer))
+    model = load(path, with_genes(adata, genes, layer))
     computed = {LATENT_KEY: partial(_latents, model), OBSM_KEY: partial(_responsibilities, model)}
     with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:
         if isinstance(adata, Atlas):
