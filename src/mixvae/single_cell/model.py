@@ -21,6 +21,7 @@ from mixvae.single_cell.data import check_setup
 from mixvae.single_cell.loading import CellSplitter
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.module import MixtureModule
+from mixvae.single_cell.plans import FusedTrainingPlan
 from mixvae.single_cell.priors import CellVampPrior
 
 LONGEST_WARMUP = 400
@@ -79,6 +80,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
 
     _module_cls = MixtureModule
     _data_splitter_cls = CellSplitter
+    _training_plan_cls = FusedTrainingPlan
     becomes_mixture = False
     """Whether it is becoming another model with all of its encoders."""
 

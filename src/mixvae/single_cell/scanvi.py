@@ -11,6 +11,7 @@ from mixvae.priors import StandardNormal
 from mixvae.single_cell.data import check_setup
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.model import MixtureSCVI
+from mixvae.single_cell.plans import FusedSemiSupervisedTrainingPlan
 from mixvae.single_cell.scanvae import MixtureSCANVAE
 
 
@@ -57,6 +58,7 @@ class MixtureSCANVI(Minifying, SCANVI):
     """
 
     _module_cls = MixtureSCANVAE
+    _training_plan_cls = FusedSemiSupervisedTrainingPlan
     module: MixtureSCANVAE  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
