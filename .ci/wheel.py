@@ -30,6 +30,7 @@ ONLY_IN_EXTRAS = (
     "scanpy",
     "anndata",
     "lightning",
+    "ray",
     "ruff",
 )
 IN_PYTHON = """

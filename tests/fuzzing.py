@@ -290,12 +290,12 @@ def _shorten() -> None:
     with contextlib.suppress(Exception):
         sweeps.demo.__kwdefaults__["epochs"] = 1
         sweeps.demo.__kwdefaults__["components"] = (1,)
-    sweeps._running._run_child = _run_child  # pyright: ignore
+    sweeps._runners.run_child = _run_child  # pyright: ignore
 
 
-def _run_child(command, environment, children=None):
+def _run_child(words, log, environment, children):
     """Do in a fork what a sweep does in a new process."""
-    del environment, children
+    del log, environment, children
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -306,11 +306,11 @@ def _run_child(command, environment, children=None):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             from mixvae import sweeps
 
-            sweeps.run_cell(*command[4:])
+            sweeps.run_cell(*words[2:])
             status = 0
         except SystemExit as end:
-            print(end.code, file=sys.stderr, flush=True)
-            status = 1
+            status = end.code if isinstance(end.code, int) else 1
+            print("" if status == end.code else end.code, file=sys.stderr, flush=True)
         except BaseException:
             traceback.print_exc()
             status = 1
@@ -319,7 +319,7 @@ def _run_child(command, environment, children=None):
     os.close(write)
     with open(read, encoding="utf-8", errors="backslashreplace") as said:
         lines = said.read().strip().splitlines()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), lines[-1] if lines else ""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), lines[-1:]
 
 
 def _guard(root: str) -> None:

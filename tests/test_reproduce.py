@@ -27,6 +27,7 @@ from mixvae.reproduce.trainings import Question, Trainings, Variant
 from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
 from mixvae.runs._stored import save_evaluation
+from mixvae.sweeps import LOCAL
 from mixvae.sweeps._running import _stored
 
 TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["paper"], Trainings)}
@@ -230,7 +231,7 @@ def pooled_by_loops(one, two):
 
 def test_errors_of_several_seeds_are_between_trainings(cells):
     out, base, gain = cells
-    found = plan().carry_out(out, jobs=1, progress=SILENT)
+    found = plan().carry_out(out, runner=LOCAL, progress=SILENT)
     one, two = found.table
     assert "gain" not in one
     mean, half = pooled_by_loops(base.mean(1), (base + gain).mean(1))
@@ -257,7 +258,7 @@ def test_errors_of_several_seeds_are_between_trainings(cells):
 
 def test_one_seed_decides_nothing_and_says_so(cells):
     """Claims were judged by errors over the images of a single training."""
-    found = plan(seeds=(1,)).carry_out(cells[0], jobs=1, progress=SILENT)
+    found = plan(seeds=(1,)).carry_out(cells[0], runner=LOCAL, progress=SILENT)
     assert [verdict.holds for verdict in found.verdicts] == [None] * 3
     assert all(ONE_TRAINING in verdict.evidence for verdict in found.verdicts)
     assert any(ONE_TRAINING in note for note in found.notes)
@@ -305,7 +306,7 @@ def test_errors_of_the_split_are_each_between_trainings(cells):
     """The parts are anti-correlated, so that adding their errors in squares would be twice too much."""
     out, base, gain = cells
     row = reports.compare(sorted(out.glob("m-*"))).configurations[1]
-    found = plan().carry_out(out, jobs=1, progress=SILENT).table[1]
+    found = plan().carry_out(out, runner=LOCAL, progress=SILENT).table[1]
     for part, (one, two) in zip(("elbo", "model", "posterior"), three_parts(base, gain), strict=True):
         for made in (row, found):
             shown = made[f"gain_{part}"], made[f"gain_{part}_margin"]
@@ -429,7 +430,7 @@ def test_some_models_bring_the_claims_about_them_and_no_others():
 
 def test_table_wider_than_the_terminal_is_split_and_never_cut(cells, capsys):
     out = cells[0]
-    found = plan().carry_out(out, jobs=1, progress=SILENT)
+    found = plan().carry_out(out, runner=LOCAL, progress=SILENT)
     show_rows([*found.columns, *found.columns[2:], *found.columns[2:]], found.table, "title")
     shown = capsys.readouterr().out
     assert "…" not in shown
@@ -445,7 +446,7 @@ def test_table_wider_than_the_terminal_is_split_and_never_cut(cells, capsys):
 
 def test_commands_are_those_of_the_cells(cells):
     out = cells[0].parent / "8"
-    commands = plan(total_draws=8).carry_out(out, jobs=1, progress=SILENT).commands
+    commands = plan(total_draws=8).carry_out(out, runner=LOCAL, progress=SILENT).commands
     assert len(commands) == 8
     assert (
         commands[2] == f"mixvae train digits --training.epochs=1 --model.components=2 --seed=0 --out {out}/m-S2-seed0"
@@ -522,5 +523,5 @@ def test_a_training_that_fails_is_told_and_the_rest_stays(tmp_path):
         [Variant("m", 1, "digits"), Variant("m", 2, "digits", wild)], [], small, total_draws=4, examples=10
     )
     with pytest.raises(Failed, match="m-S2-seed0: "):
-        failing.carry_out(tmp_path, jobs=1, progress=SILENT)
+        failing.carry_out(tmp_path, runner=LOCAL, progress=SILENT)
     assert runs.find_evaluation(tmp_path / "m-S1-seed0", 4, examples=10) is not None

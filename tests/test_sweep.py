@@ -18,6 +18,7 @@ from conftest import Recorded, refused
 from mixvae import runs, sweeps
 from mixvae.cli import main
 from mixvae.runs import Layout, find_evaluation, open_run
+from mixvae.sweeps._children import run_child
 
 GRID = """
 base: digits
@@ -185,11 +186,11 @@ def test_growth_is_decided_by_pooled_bounds_of_the_posterior(swept, tmp_path):
 
 PARENT = """
 import os, sys
-from mixvae.sweeps._running import _run_child
+from mixvae.sweeps._children import run_child
 print(os.getpid(), flush=True)
 script = "import os, sys, time; from mixvae.training._lives import stop_with_parent; stop_with_parent(); "
 script += "open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(120)"
-print(_run_child([sys.executable, "-c", script, sys.argv[1]], None), flush=True)
+print(run_child(["-c", script, sys.argv[1]]), flush=True)
 """
 
 
@@ -205,13 +206,13 @@ def test_a_killed_sweep_leaves_no_child_training(tmp_path, number):
     wait_until(lambda: not alive(child), 20)
 
 
-def test_a_killed_child_is_told_by_its_signal():
-    from mixvae.sweeps._running import _run_child
-
+def test_a_killed_child_is_told_by_its_signal(tmp_path):
     script = "import os, sys; print('epoch 3/9', file=sys.stderr, flush=True); os.kill(os.getpid(), 9)"
-    assert _run_child([sys.executable, "-c", script], None) == (-9, "epoch 3/9")
+    assert run_child(["-c", script], tmp_path / "log") == (-9, ["epoch 3/9"])
+    assert (tmp_path / "log").read_text() == "epoch 3/9\n"
     loud = "import sys; sys.stderr.write('x' * 10**6 + '\\nthe reason\\n'); sys.exit(3)"
-    assert _run_child([sys.executable, "-c", loud], None) == (3, "the reason")
+    status, last = run_child(["-c", loud])
+    assert (status, last[-1]) == (3, "the reason")
 
 
 def wait_until(condition, seconds=60):

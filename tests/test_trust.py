@@ -95,7 +95,7 @@ def test_a_file_that_names_a_strangers_class_imports_nothing(place, marker, caps
     [
         "os.system", "builtins.eval", "subprocess.Popen", "torch.load", "torch.hub.load", "torch.nn.functional.relu",
         "torch.nn.modules.module.torch.load", "mixvae.networks._dense.torch.load", "mixvae.runs.train", "nn", "torch",
-        "torch.optim.sgd.torch.load", "mixvae.sweeps._running.subprocess.Popen", "mixvae", "partial", "log_mean_exp",
+        "torch.optim.sgd.torch.load", "mixvae.sweeps._children.subprocess.Popen", "mixvae", "partial", "log_mean_exp",
     ],
 )  # fmt: skip
 def test_functions_and_ways_around_are_refused(path, capsys):
@@ -360,7 +360,7 @@ def test_the_description_of_a_model_built_in_python_is_checked(tmp_path):
     for spec in (
         {"class_path": "os.system", "init_args": {"command": "touch pwned"}},
         {"class_path": "mixvae.MLPDecoder", "init_args": {"activation": {"object": "os.system"}}},
-        {"class_path": "mixvae.sweeps._running.subprocess.Popen"},
+        {"class_path": "mixvae.sweeps._children.subprocess.Popen"},
         {"class_path": "mixvae.networks._dense.torch.load"},
         {"partial": {"object": "builtins.eval"}, "args": ["1"]},
         {"attribute": "system", "of": {"object": "torch.nn.Linear"}},

@@ -12,6 +12,7 @@ from mixvae.progress import SILENT
 from mixvae.reports import ONE_TRAINING
 from mixvae.reproduce import reproduce, toys
 from mixvae.single_cell import runs
+from mixvae.sweeps import LOCAL
 
 
 def test_the_command_recorded_for_cells_repeats_what_was_done(tmp_path, monkeypatch, capsys, as_users_run):
@@ -56,7 +57,7 @@ def test_toys_are_reused_only_if_settings_and_files_match(tmp_path, monkeypatch)
 
     def carry_out(steps=2):
         made.clear()
-        found = toys.Toys((1,), steps=steps, seeds=(0,)).carry_out(tmp_path, jobs=1, progress=SILENT)
+        found = toys.Toys((1,), steps=steps, seeds=(0,)).carry_out(tmp_path, runner=LOCAL, progress=SILENT)
         return list(made), str(found.table)
 
     first, table = carry_out()
@@ -85,10 +86,10 @@ def test_toys_are_judged_between_optimisations(tmp_path, monkeypatch):
         return SimpleNamespace(table=rows)
 
     monkeypatch.setattr(toys, "toy", toy)
-    single = toys.Toys((1, 2), seeds=(0,)).carry_out(tmp_path, jobs=1, progress=SILENT)
+    single = toys.Toys((1, 2), seeds=(0,)).carry_out(tmp_path, runner=LOCAL, progress=SILENT)
     assert [verdict.holds for verdict in single.verdicts] == [None, None]
     assert ONE_TRAINING in single.verdicts[0].evidence
-    both = toys.Toys((1, 2), seeds=(0, 1)).carry_out(tmp_path, jobs=1, progress=SILENT)
+    both = toys.Toys((1, 2), seeds=(0, 1)).carry_out(tmp_path, runner=LOCAL, progress=SILENT)
     assert [verdict.holds for verdict in both.verdicts] == [True, False]
     values = np.array(list(bounds.values()))
     spread = np.sqrt(values.var(0, ddof=1).mean())  # pooled over three approximations: three degrees of freedom

@@ -26,18 +26,22 @@ def demo(out: str = "runs/demo", total_draws: int = 2000, seed: int = 0) -> None
     show(f"wrote {path}")
 
 
-def sweep(grid: str, jobs: int = 1) -> None:
+def sweep(grid: str, on: str = "local", jobs: int | None = None, address: str | None = None) -> None:
     """Train and evaluate every cell of a grid, skip finished ones, resume interrupted ones, and write one report.
 
     Args:
         grid: a YAML file with a base, options to set, and axes; docs/sweeps.md has an example.
-        jobs: number of cells to run in parallel.
+        on: where to train: local, or ray, on the machines of a Ray cluster.
+        jobs: number of cells to run in parallel; 1 by default, and on Ray as many as there is room for.
+        address: HOST:PORT of the Ray cluster; $RAY_ADDRESS by default, or else Ray is started on this machine.
     """
     from mixvae import reports, sweeps
 
+    runner = sweeps.choose_runner(on, jobs=jobs, address=address)
+
     cells = sweeps.read_grid(grid)
     with Terminal() as progress:
-        result = sweeps.sweep(cells, jobs=jobs, progress=progress)
+        result = sweeps.sweep(cells, runner=runner, progress=progress)
     if result.done:
         show_comparison(reports.compare(list(result.done), list(result.done.values())))
         show(f"wrote {cells.out / 'report.html'}")
@@ -146,7 +150,9 @@ def reproduce(
     epochs: int | None = None,
     warmup: int | None = None,
     models: str | None = None,
-    jobs: int = 1,
+    on: str = "local",
+    jobs: int | None = None,
+    address: str | None = None,
     *,
     list: bool = False,
 ) -> None:
@@ -160,13 +166,16 @@ def reproduce(
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
         models: only these of its models, or kinds of them, separated by commas.
-        jobs: number of trainings to run in parallel.
+        on: where to train: local, or ray, on the machines of a Ray cluster.
+        jobs: number of trainings to run in parallel; 1 by default, and on Ray as many as there is room for.
+        address: HOST:PORT of the Ray cluster; $RAY_ADDRESS by default, or else Ray is started on this machine.
         list: list the experiments, and how long each scale takes.
     """
     from rich.table import Table
 
     from mixvae.reproduce import EXPERIMENTS, find
     from mixvae.reproduce import reproduce as carry_out
+    from mixvae.sweeps import choose_runner
 
     if list or name is None:
         table = Table("experiment", "what it is", *(f"{scale}" for scale in ("smoke", "small", "paper")))
@@ -177,13 +186,14 @@ def reproduce(
         return
     if seeds is not None and not all(seed.isdigit() for seed in names(seeds)):
         raise ValueError(f"--seeds takes numbers separated by commas, such as 0,1,2; got {seeds!r}")
+    runner = choose_runner(on, jobs=jobs, address=address)
     numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
     if out is not None:
         folder(out)
     with quiet(), Terminal() as progress:
         findings = carry_out(
             name, scale, out, seeds=numbers, epochs=epochs, warmup=warmup,
-            models=None if models is None else names(models), jobs=jobs, progress=progress,
+            models=None if models is None else names(models), runner=runner, progress=progress,
         )  # fmt: skip
     show_rows(findings.columns, findings.table, find(name).title)
     for verdict in findings.verdicts:

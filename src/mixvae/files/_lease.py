@@ -54,6 +54,10 @@ class LeaseLost(Failed):
     """Another process has taken over what this one was writing to."""
 
 
+class LeaseTaken(ValueError):
+    """Another process has the right to write to a directory."""
+
+
 class Lease:
     """The right to write to a directory. Get it by `Lease.acquire`; it lasts until `release` or the process's end.
 
@@ -75,7 +79,7 @@ class Lease:
         """Take the lease of a directory, which is made if it is missing.
 
         Raises:
-            ValueError: another process holds it.
+            LeaseTaken: another process holds it.
             OSError: the directory cannot be written to.
         """
         directory = directory.absolute()
@@ -205,7 +209,7 @@ def _lock(directory: Path) -> tuple[int, bool]:
         except BlockingIOError:
             os.close(descriptor)
             if time.monotonic() > deadline:
-                raise ValueError(_taken(directory)) from None
+                raise LeaseTaken(_taken(directory)) from None
             time.sleep(0.02)
             continue
         except OSError as error:
@@ -231,7 +235,7 @@ def _take(directory: Path, *, locked: bool) -> dict[str, Any]:
     local = locked and _is_local(directory)
     raw = _content(_record(directory))
     if raw is not None and _may_live(raw, locked=locked, local=local) and _moves(directory, raw):
-        raise ValueError(_taken(directory))
+        raise LeaseTaken(_taken(directory))
     before = _parse(raw)
     record = {
         "generation": (before["generation"] if before else 0) + 1, "owner": secrets.token_hex(8),
@@ -250,7 +254,7 @@ def _take(directory: Path, *, locked: bool) -> dict[str, Any]:
         now = _parse(_content(_record(directory)))
         if now is None or _name(now) != _name(record):  # another process took over in the same instant
             own.unlink(missing_ok=True)
-            raise ValueError(_taken(directory))
+            raise LeaseTaken(_taken(directory))
     return record
 
 

@@ -16,11 +16,12 @@ from typing import Any, Literal, cast
 import torch
 
 from mixvae import figures, reports
-from mixvae._failures import at_least
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.catalogue import EXPERIMENTS
 from mixvae.reproduce.findings import Changes, Experiment, Findings, Gap, Verdict, judge, unknown
+from mixvae.reproduce.trainings import Trainings
+from mixvae.sweeps import LOCAL, LocalRunner, Runner
 
 __all__ = ["EXPERIMENTS", "Experiment", "Findings", "Gap", "Scale", "Verdict", "find", "judge", "reproduce"]
 
@@ -52,7 +53,7 @@ def reproduce(
     epochs: int | None = None,
     warmup: int | None = None,
     models: Sequence[str] | None = None,
-    jobs: int = 1,
+    runner: Runner = LOCAL,
     progress: Progress = SILENT,
 ) -> Findings:
     """Carry out an experiment of the paper; write results.json, figures and a report page. Resumes if interrupted.
@@ -65,26 +66,27 @@ def reproduce(
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
         models: only these of its models.
-        jobs: number of trainings to run in parallel, sharing the processor's cores.
+        runner: where trainings are run, as `mixvae.sweeps.choose_runner` returns it; one after the other by default.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
-        ValueError: there is no such experiment, or a number is wrong.
+        ValueError: there is no such experiment, a number is wrong, or it cannot run there.
         Failed: a training failed; finished ones are kept.
 
     References:
         Kviman et al., Cooperation in the Latent Space (2023), https://arxiv.org/abs/2209.15514
     """
-    at_least(1, jobs=jobs)
     experiment = find(name)
     plan = experiment.scales[scale]
     changes = Changes(seeds, epochs, warmup, models)
     given = changes.named(seeds="seeds", epochs="epochs", warmup="warmup", models="models")
     if given:
         plan = plan.changed(changes)
+    if not isinstance(plan, Trainings) and not isinstance(runner, LocalRunner):
+        raise ValueError(f"{name} trains its models one after the other in this process: it runs --on local only")
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder)
-    findings = plan.carry_out(folder, jobs=jobs, progress=progress)
+    findings = plan.carry_out(folder, runner=runner, progress=progress)
     if scale == "smoke":
         undecided = [replace(verdict, holds=None) for verdict in findings.verdicts]
         notes = ["A smoke run: it shows that everything works, and says nothing about the claims.", *findings.notes]

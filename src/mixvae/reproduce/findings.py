@@ -15,6 +15,7 @@ from mixvae._failures import at_least
 from mixvae._tables import Row, Tabular
 from mixvae.progress import Progress
 from mixvae.reports import ONE_TRAINING, Column
+from mixvae.sweeps import Runner
 
 
 def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> ValueError:
@@ -163,7 +164,7 @@ class Plan(Protocol):
         """
         ...
 
-    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+    def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Do what has not been done yet in a folder, and return the findings."""
         ...
 

@@ -17,6 +17,7 @@ from mixvae.files import commit, read_part, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reports import BetweenTrainings, Column, between_trainings
 from mixvae.reproduce.findings import Changes, Findings, Gap, judge
+from mixvae.sweeps import Runner
 
 TARGETS = ("ring", "bigaussian")
 SPAN = 3.0
@@ -64,9 +65,9 @@ class Toys:
             raise ValueError("toys trains no models of data: leave out epochs, warm-up and models")
         return replace(self, **changes.named(seeds="seeds"))
 
-    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+    def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare."""
-        del jobs
+        del runner
         rows: list[Row] = []
         drawn: dict[str, Any] = {}
         gaps: list[Gap] = []

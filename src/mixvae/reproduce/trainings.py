@@ -144,14 +144,14 @@ class Trainings:
                 cells[f"{variant.name}-seed{seed}"] = config.read(variant.preset, config.flags(options))
         return sweeps.Grid(out, cells, self.total_draws, self.examples, self.draws_per_component)
 
-    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+    def carry_out(self, out: Path, *, runner: sweeps.Runner, progress: Progress) -> Findings:
         """Train and evaluate what has not been done yet, and compare.
 
         Raises:
             Failed: a training failed; finished ones are kept.
         """
         grid = self.grid(out)
-        result = sweeps.run_cells(grid, jobs=jobs, progress=progress)
+        result = sweeps.run_cells(grid, runner=runner, progress=progress)
         if result.failed:
             raise Failed("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
         if self.represent:

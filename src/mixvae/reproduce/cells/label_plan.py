@@ -14,6 +14,7 @@ from mixvae.progress import Progress
 from mixvae.reports import Column, between_trainings
 from mixvae.reproduce.cells.plan import KINDS, _study
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
+from mixvae.sweeps import Runner
 
 SCANVI = (KINDS[0], 1)
 """The model that others are compared with: it starts from SCVI."""
@@ -89,13 +90,13 @@ class Labels:
         settings = {**self.settings, **changes.named(epochs="epochs", warmup="warmup")}
         return replace(self, settings=settings, **changes.named(seeds="seeds"))
 
-    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+    def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
         Raises:
             ValueError: scvi-tools is not installed.
         """
-        del jobs
+        del runner
         _study()
         from mixvae.reproduce.cells import labels
 

@@ -13,6 +13,7 @@ from mixvae._tables import Row
 from mixvae.progress import Progress
 from mixvae.reports import Column
 from mixvae.reproduce.findings import Changes, Findings, Gap, judge, unknown
+from mixvae.sweeps import Runner
 
 KINDS = ("scvi", "mixture", "frozen", "nobatchnorm")
 """Kinds of models."""
@@ -78,13 +79,13 @@ class Cells:
         kept = {"sizes": "mixture", "frozen": "frozen", "unnormalised": "nobatchnorm"}
         return replace(plan, **{name: () for name, kind in kept.items() if kind not in changes.models})
 
-    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+    def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
         Raises:
             ValueError: scvi-tools is not installed.
         """
-        del jobs
+        del runner
         study = _study()
         from mixvae.reproduce.cells.results import table
 
@@ -155,13 +156,13 @@ class Integration:
             raise ValueError("this experiment compares SCVI and mixtures: leave out models")
         return replace(self, **changes.named(seeds="seeds", epochs="epochs", warmup="warmup"))
 
-    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+    def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
         Raises:
             ValueError: scvi-tools is not installed.
         """
-        del jobs
+        del runner
         study = _study()
         from mixvae.reproduce.cells.integration import integrate
         from mixvae.reproduce.cells.results import integration_table

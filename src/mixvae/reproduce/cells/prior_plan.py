@@ -14,6 +14,7 @@ from mixvae.progress import Progress
 from mixvae.reports import Column, between_trainings, trust
 from mixvae.reproduce.cells.plan import _study
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge, unknown
+from mixvae.sweeps import Runner
 
 STANDARD = "mixture"
 """The kind of model with a standard normal prior, with which others are compared."""
@@ -68,13 +69,13 @@ class Priors:
                 raise unknown("model", kind, tuple(PRIORS))
         return plan if changes.models is None else replace(plan, kinds=[k for k in self.kinds if k in changes.models])
 
-    def carry_out(self, out: Path, *, jobs: int, progress: Progress) -> Findings:
+    def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
         Raises:
             ValueError: scvi-tools is not installed.
         """
-        del jobs
+        del runner
         study = _study()
         listed = [study.Job(k, s, seed) for seed in self.seeds for s in self.sizes for k in (STANDARD, *self.kinds)]
         data = None if self.cells is None else study.trial(self.cells)
