@@ -215,6 +215,15 @@ def test_a_killed_child_is_told_by_its_signal(tmp_path):
     assert (status, last[-1]) == (3, "the reason")
 
 
+def test_a_cell_trains_alone_where_srun_started_its_parent(monkeypatch):
+    srun = {"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "1"}
+    script = "import sys; from mixvae.training._cluster import cluster; sys.exit(str(cluster()))"
+    for name, value in srun.items():
+        monkeypatch.setenv(name, value)
+    assert run_child(["-c", script])[1] == ["None"]
+    assert run_child(["-c", script], environment=os.environ | {"OMP_NUM_THREADS": "1"})[1] == ["None"]
+
+
 def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():

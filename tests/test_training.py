@@ -125,7 +125,7 @@ def test_ctrl_c_at_any_step_and_resuming_gives_the_same_weights(digits, tmp_path
         assert {k: v for k, v in row.items() if k != "seconds"} == {k: v for k, v in wanted.items() if k != "seconds"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_closed_terminal_stops_as_a_scheduler_does(digits, tmp_path, number):
     """Catches a training that a lost connection kills before it has saved."""
     whole, run = small(), Layout(tmp_path / "run")

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,44 @@ def test_two_processes_that_are_killed_go_on_bit_for_bit(cells, tmp_path):
     assert all(torch.equal(cut[name], whole[name]) for name in whole)
     with pytest.raises(ValueError, match="training.processes is 2"):
         runs.train(tmp_path / "cells.h5ad", tmp_path / "cut", runs.Settings(2, latent=2, epochs=30))
+
+
+@pytest.mark.slow
+def test_two_nodes_are_requeued_and_equal_one_with_two_devices(cells, tmp_path):
+    """They share no disk; Lightning would have saved and resumed a checkpoint of its own."""
+    nodes = [tmp_path / name for name in ("a", "b")]
+    for node in nodes:
+        node.mkdir()
+        cells.write_h5ad(node / "cells.h5ad")
+    words = [word for word in WORDS if not word.startswith("--devices")]
+    command = [sys.executable, "-W", "ignore", "-m", "mixvae", "sc", "train", "cells.h5ad", *words, "--out", "run"]
+
+    def srun():
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        step = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "0"}
+        step |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        each = [os.environ | step | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)} for rank in (0, 1)]
+        started = zip(nodes, each, strict=True)
+        return [subprocess.Popen(command, cwd=node, env=own, text=True, stdout=-1, stderr=-1) for node, own in started]
+
+    first = srun()
+    while epoch(nodes[0] / "run") < 3:
+        assert first[0].poll() is None, first[0].communicate()
+        time.sleep(0.02)
+    for process in first:
+        process.send_signal(signal.SIGUSR1)
+    said = [process.communicate() for process in first]
+    assert [process.returncode for process in first] == [128 + signal.SIGUSR1] * 2, said
+    assert 3 <= epoch(nodes[0] / "run") < 30
+    (out, err), (silent, _) = [process.communicate() for process in srun()]
+    assert out.startswith("run: 30 epochs; validation ELBO"), err
+    assert silent == ""
+    assert not (nodes[1] / "run").exists()
+    start(nodes[0], "whole").communicate()
+    cut, whole = (load_weights(nodes[0] / out / "model.safetensors") for out in ("run", "whole"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
 
 
 def test_processes_are_part_of_a_recipe_if_several():

@@ -70,6 +70,11 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
             type=str | None,
             help="resume this run, possibly with other epochs, patience, learning rate, weight decay or clipping",
         )
+        sub.add_argument(
+            "--auto_resume",
+            action="store_true",
+            help="resume the run in --out if there is one; else begin it: one command for a scheduler that repeats it",
+        )
         config.add_arguments(sub)
     elif function in (report, evaluate_runs):
         sub.add_argument("runs", nargs="+", help="the run directories")
@@ -150,7 +155,8 @@ def _run(words: list[str]) -> None:
     if resume and values["out"]:
         raise ValueError("give either --out for a new run or --resume for an old one, not both")
     name = f"{Path(preset).stem}-S{settings.model.components}-seed{settings.seed}"
-    train(settings, resume or values["out"] or str(Path("runs") / name), resume=bool(resume))
+    out = resume or values["out"] or str(Path("runs") / name)
+    train(settings, out, resume=bool(resume) or values["auto_resume"])
 
 
 def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
@@ -232,8 +238,16 @@ def _train_words(words: list[str]) -> tuple[list[str], str]:
 def _config_of(run: str) -> str:
     """Configuration of a run to resume, as YAML."""
     from mixvae.runs import open_run
+    from mixvae.training._cluster import cluster
 
-    return config.to_yaml(open_run(run).config)
+    try:
+        return config.to_yaml(open_run(run).config)
+    except FileNotFoundError as error:
+        if cluster() is None:
+            raise
+        raise ValueError(
+            f"{error}; if the nodes share no disk, give each the command that began it, with --auto-resume"
+        ) from None
 
 
 def _value(words: list[str], index: int) -> str | None:

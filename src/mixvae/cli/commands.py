@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,11 +29,12 @@ def presets() -> None:
 def train(settings: config.Config, out: str, *, resume: bool) -> None:
     """Train a model, and keep the weights of the epoch that is best on validation."""
     from mixvae import runs
+    from mixvae.training._cluster import is_first
 
-    before = runs.open_run(out).epoch if resume else 0
+    before = runs.open_run(out).epoch if resume and runs.Layout(Path(out)).manifest.exists() else 0
     with Terminal() as progress:
         run = runs.train(settings, out, resume=resume, progress=progress)
-    if os.environ.get("LOCAL_RANK", "0") != "0":  # another process of the same training
+    if not is_first():
         return
     rows = run.metrics
     if run.epoch == before:

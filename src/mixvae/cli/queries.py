@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mixvae._failures import at_least
+from mixvae._tables import counted
 from mixvae.cli.output import show, show_comparison, show_scores, target, write
 from mixvae.progress import Terminal
 
@@ -26,7 +30,9 @@ def evaluate_runs(
     per_example: str | None = None,
     check: int | None = None,
     data: str | None = None,
+    shard: str | None = None,
     *,
+    merge: bool = False,
     representation: bool = False,
     samples: int | None = None,
     data_name: str | None = None,
@@ -47,6 +53,8 @@ def evaluate_runs(
         per_example: also write the values of every example of one run, its NLL among them, to this .npz or .csv file.
         check: then check the NLL of the first N examples by annealed importance sampling; some minutes for a few dozen.
         data: evaluate this file or folder of new examples in place of the run's own; results are kept apart.
+        shard: evaluate only part I/N of the examples, such as 2/4, and store it for --merge.
+        merge: make the shards of all workers the evaluation, instead of evaluating; give the same settings.
         representation: first classify and cluster by the latents, fitted to training ones; RUN/evaluations.
         samples: concatenated draws in the features of the paper's rival; as many as components by default.
         data_name: new location of the run's own data, if they were moved.
@@ -65,6 +73,15 @@ def evaluate_runs(
     if representation and data is not None:
         raise ValueError("--representation scores the run's own data; leave out --data, or --representation")
     opened = [library.open_run(run, data=data_name) for run in runs] if data_name else library.open_runs(runs)
+    settings: dict[str, Any] = {
+        "total_draws": total_draws, "draws_per_component": draws_per_component, "split": split, "examples": examples,
+        "seed": seed, "proposal": proposal, "data": data,
+    }  # fmt: skip
+    if shard is not None:
+        whole = {"--merge": merge, "--representation": representation, "--check": check, "--per-example": per_example}
+        _evaluate_shard(opened, shard, [option for option, value in whole.items() if value], chunk=chunk, **settings)
+        return
+    evaluate = library.merge_shards if merge else partial(library.evaluate, chunk=chunk)
     for run in opened if representation else ():
         with Terminal() as progress:
             scores = library.representation(run, split=split, samples=samples, progress=progress)
@@ -74,12 +91,7 @@ def evaluate_runs(
         with Terminal() as progress:
             if len(opened) > 1:
                 progress.announce(f"{run.path}:")
-            evaluations.append(
-                library.evaluate(
-                    run, total_draws, draws_per_component=draws_per_component, split=split, examples=examples,
-                    chunk=chunk, seed=seed, proposal=proposal, data=data, progress=progress,
-                )
-            )  # fmt: skip
+            evaluations.append(evaluate(run, **settings, progress=progress))
     if per_example is not None:
         library.save_per_example(per_example, evaluations[0])
     for name in dict.fromkeys(evaluation["data"] for evaluation in evaluations):  # one table for each data set
@@ -94,6 +106,32 @@ def evaluate_runs(
         with Terminal() as progress:
             checked = library.check(run, check, draws, split=split, seed=seed, data=data, progress=progress)
         show(f"{run.path}: {checked!r}" if len(opened) > 1 else repr(checked))
+
+
+def _evaluate_shard(opened: Sequence[Any], shard: str, given: Sequence[str], **settings: Any) -> None:
+    """Evaluate a part of the examples of each run.
+
+    Args:
+        opened: the runs.
+        shard: which part, I/N.
+        given: options that need the whole evaluation.
+        settings: arguments of `evaluate_shard`.
+    """
+    from mixvae import runs as library
+
+    part = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, of = map(int, part.groups()) if part else (0, 0)
+    if not 1 <= number <= of:
+        raise ValueError(f"--shard takes I/N, part I of N from 1/N to N/N, such as 2/4; got {shard}")
+    if given:
+        raise ValueError(f"--shard stores a part of an evaluation: leave out {given[0]} until the shards are merged")
+    for run in opened:
+        with Terminal() as progress:
+            made = library.evaluate_shard(run, number, of, **settings, progress=progress)
+        show(
+            f"{made.path}: shard {shard}, {counted(len(made), 'example')} from number {made.first} on\n"
+            f"next, when all {of} are there: the same command with --merge in place of --shard"
+        )
 
 
 def sample(

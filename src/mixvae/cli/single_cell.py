@@ -36,7 +36,8 @@ def train(
     patience: int = 45,
     seed: int = 0,
     accelerator: str = "auto",
-    devices: int = 1,
+    devices: int | None = None,
+    nodes: int | None = None,
     out: str | None = None,
     *,
     backed: bool = False,
@@ -57,7 +58,8 @@ def train(
         patience: epochs without a better validation ELBO after which training stops.
         seed: seed of weights, split and draws.
         accelerator: auto, cpu, cuda, … as in Lightning.
-        devices: number of devices that share every batch.
+        devices: number of devices on each node, all of which share every batch; one, or as torchrun or srun started.
+        nodes: number of nodes; one, or as torchrun or srun started.
         out: run directory; runs/FILE-S… by default.
         backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
     """
@@ -82,7 +84,7 @@ def train(
     given = _listed(files)
     run = folder(out or Path("runs") / f"{_name(given)}-S{components}")
     with quiet(), redirect_stdout(io.StringIO()), Terminal() as progress:  # scvi-tools prints what it raises
-        fabric = launch(accelerator, devices)
+        fabric = launch(accelerator, devices, nodes=nodes)
         runs.train(given, run, settings, progress, backed=backed, fabric=fabric)
     if not fabric.is_global_zero:
         return

@@ -137,7 +137,8 @@ class TrainingConfig:
         ema: decay of a running average of the weights, which is then what is validated and kept.
         save_every: seconds between checkpoints.
         accelerator: auto, cpu, cuda, … as in Lightning Fabric.
-        devices: number of devices.
+        devices: number of devices on each node; by default as many as torchrun or srun started processes, else one.
+        nodes: number of nodes; by default as many as torchrun or srun started processes on, else one.
         strategy: auto or ddp.
         precision: 32-true, bf16-mixed, … as in Lightning Fabric.
         compile: none, default or reduce-overhead: whether torch.compile makes one graph of the bound and its gradient,
@@ -168,7 +169,8 @@ class TrainingConfig:
     ema: float | None = None
     save_every: float = 30.0
     accelerator: str = "auto"
-    devices: int | str = 1
+    devices: int | str | None = None
+    nodes: int | None = None
     strategy: str = "auto"
     precision: str = "32-true"
     compile: Literal["none", "default", "reduce-overhead"] = "none"

@@ -19,7 +19,15 @@ from mixvae.evaluation._evaluations import (
     paired_gain,
     split_gain,
 )
-from mixvae.evaluation._marginal import WITH_GRAPH, ProposalName, check_draws, chunks, draws_of_each, evaluate
+from mixvae.evaluation._marginal import (
+    WITH_GRAPH,
+    ProposalName,
+    check_draws,
+    chunks,
+    draws_of_each,
+    evaluate,
+    group_size,
+)
 from mixvae.evaluation._sums import Accumulator, WeightSums, unreliable_k, weigh
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "draws_of_each",
     "fingerprint",
     "evaluate",
+    "group_size",
     "is_tight",
     "mismatch",
     "paired_gain",

@@ -110,8 +110,7 @@ def evaluate(
         components = model.posterior(x[:1]).batch_shape[0]
         each = draws_of_each(components, total_draws, draws_per_component)
         _check_memory(x, joint.latent, components, each, chunk)
-        size = min(max(1, chunk // (components * min(each, DRAW_BLOCK))), LARGEST_BATCH)
-        outer = max(size, min(chunk // WITH_GRAPH, LARGEST_BATCH) // size * size)  # whose modes are sought together
+        size, outer = _at_once(components, each, chunk), group_size(components, each, chunk)
         for first in range(0, len(x), outer):
             group, numbers = joint.part(first, first + outer), keys[first : first + outer]
             refined = None
@@ -127,6 +126,23 @@ def evaluate(
     arrays = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
     made = {"components": components, "draws_per_component": each, "seed": seed, "observations": fingerprint(x)}
     return Estimate(**arrays, **made, proposal=proposal, proposal_notes=together(notes))
+
+
+def _at_once(components: int, each: int, chunk: int) -> int:
+    """Examples whose draws are decoded together."""
+    return min(max(1, chunk // (components * min(each, DRAW_BLOCK))), LARGEST_BATCH)
+
+
+def group_size(components: int, each: int, chunk: int) -> int:
+    """Examples whose modes are sought together: others in a group change an estimate by rounding.
+
+    Example:
+        >>> from mixvae.evaluation import group_size
+        >>> group_size(components=4, each=1250, chunk=1024)
+        128
+    """
+    size = _at_once(components, each, chunk)
+    return max(size, min(chunk // WITH_GRAPH, LARGEST_BATCH) // size * size)
 
 
 def _evaluate_batch(

@@ -30,6 +30,7 @@ from mixvae.runs._queries import (
 )
 from mixvae.runs._recipe import Recipe
 from mixvae.runs._run import Run, open_data
+from mixvae.runs._shards import Shard, evaluate_shard, merge_shards
 from mixvae.runs._standing import standing
 from mixvae.runs._starting import extension
 from mixvae.runs._store import Layout, RunStore
@@ -43,6 +44,7 @@ __all__ = [
     "Recipe",
     "Run",
     "RunStore",
+    "Shard",
     "SplitName",
     "components",
     "cooperation",
@@ -50,6 +52,7 @@ __all__ = [
     "encode_split",
     "check",
     "evaluate",
+    "evaluate_shard",
     "evaluation_of",
     "extension",
     "find_evaluation",
@@ -58,6 +61,7 @@ __all__ = [
     "interpolate",
     "listing",
     "load",
+    "merge_shards",
     "open_data",
     "open_run",
     "open_runs",

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from mixvae import evaluation
-from mixvae.analysis import active_units, encode
-from mixvae.evaluation import (
-    Check,
-    Evaluation,
-    Identity,
-    ProposalName,
-    check_draws,
-    draws_of_each,
-    fingerprint,
-)
-from mixvae.files import atomic, write_json, write_text
-from mixvae.model import MixtureVAE, evaluating
+from mixvae.evaluation import Check, Evaluation, Identity, ProposalName, draws_of_each
+from mixvae.files import atomic, write_text
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import _legacy as legacy
-from mixvae.runs._examples import NEW, Examples, NewData, SplitName, examples_of, prepared
+from mixvae.runs._examples import NewData, SplitName, examples_of, prepared
 from mixvae.runs._opening import open_run
+from mixvae.runs._requests import request
 from mixvae.runs._run import Run
-from mixvae.runs._stored import identity_in, read_evaluation, save_evaluation, stored_evaluation
+from mixvae.runs._stored import identity_in, read_evaluation
 
 
 def evaluate(
@@ -84,30 +69,14 @@ def evaluate(
         >>> new.identity.split, new.bounds["log_px"].shape
         ('new', (3,))
     """
-    run = open_run(run)
-    check_draws(total_draws, draws_per_component, chunk, seed)
-    of = examples_of(run, split, examples, data, progress)
-    x = prepared(run, of.part)
-    with torch.no_grad(), evaluating(run.model):
-        components = run.model.posterior(x[:1]).batch_shape[0]
-    identity = Identity(
-        of.sha256,
-        of.split,
-        len(x),
-        fingerprint(x),
-        components,
-        draws_of_each(components, total_draws, draws_per_component),
-        seed,
-        proposal,
-        weights=run.weights_sha256,
-        recipe=None if run.is_legacy else run.recipe.sha256,
-        legacy=run.is_legacy,
-    )
-    stored = None if run.is_legacy else stored_evaluation(_file(run, identity), identity)
+    asked = request(
+        run, total_draws, draws_per_component=draws_per_component, split=split, examples=examples, chunk=chunk,
+        seed=seed, proposal=proposal, data=data, progress=progress,
+    )  # fmt: skip
+    stored = asked.stored()
     if stored is None:
-        stored = _compute(run, identity, of, x, chunk, progress)
-    if of.split == "test" and len(x) == len(run.data.test) and not run.is_legacy:
-        write_json(run.layout.results, dict(stored.results))
+        return asked.finish(asked.estimate(progress))
+    asked.copy(stored)
     return stored
 
 
@@ -145,46 +114,6 @@ def check(
     return evaluation.check(
         run.model, x, total_draws, temperatures=temperatures, chunk=chunk, seed=seed, progress=progress
     )
-
-
-def _compute(run: Run, identity: Identity, of: Examples, x: Tensor, chunk: int, progress: Progress) -> Evaluation:
-    """Evaluate, and store the result."""
-    model, each = run.model, identity.draws_per_component
-    proposal = cast("ProposalName", identity.proposal)
-    estimate = evaluation.evaluate(
-        model, x, draws_per_component=each, proposal=proposal, chunk=chunk, seed=identity.seed, progress=progress
-    )
-    means, _ = encode(model, x)
-    trained = run.manifest["progress"]
-    weight = model.posterior(x[:1]).log_pi.exp()
-    results = estimate.summary() | {
-        "active_units": active_units(means, weight) if len(means) > 1 else None,
-        "bits_per_dim": _bits_per_dim(model, x, estimate.log_px),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "split": identity.split,
-        "data": of.data,
-        "data_sha256": identity.data,
-        "weights_sha256": identity.weights,
-        "recipe_sha256": identity.recipe,
-        "best_epoch": trained["best_epoch"],
-        "epochs": trained["epoch"],
-        "train_seconds": trained["seconds"],
-        "versions": versions(),
-        "git_commit": git_commit(),
-        "legacy": identity.legacy,
-    }
-    result = Evaluation(identity, estimate.arrays(), results)
-    if not run.is_legacy:
-        save_evaluation(_file(run, identity), result)
-    return result
-
-
-def _file(run: Run, identity: Identity) -> Path:
-    """Where an evaluation is stored: that of new examples in a folder of its own, where no report looks."""
-    folder = run.layout.evaluations
-    if identity.split == NEW:
-        return folder / NEW / f"{str(identity.data)[:12]}-{identity.key}.json"
-    return folder / f"{identity.key}.json"
 
 
 def evaluation_of(run: str | Path | Run) -> Evaluation:
@@ -244,27 +173,6 @@ def find_evaluation(
         except (OSError, ValueError):  # damaged: `evaluate` recomputes it
             continue
     return None
-
-
-def _bits_per_dim(model: MixtureVAE, x: Tensor, log_px: np.ndarray) -> float | None:
-    """−log₂ p(x) per value, if p(x) is a probability and not a density."""
-    with torch.no_grad(), evaluating(model):
-        support: Any = model.at_origin().support
-    return float(-log_px.mean() / math.log(2) / x[0].numel()) if support.is_discrete else None
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that results depend on."""
-    return {name: version(name) for name in ("mixvae", "torch", "numpy")}
-
-
-def git_commit() -> str | None:
-    """Commit of the checkout that mixvae runs from, if any."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def per_example(evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,12 +21,18 @@ from mixvae.runs._opening import open_run
 from mixvae.runs._run import Run
 from mixvae.training._trial import check_values
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 EXAMPLES = 10_000
 """Most training examples that a prior may choose its pseudo-inputs from."""
 
 
-def new_model(config: Config, data: Dataset, *, started: bool = False) -> tuple[MixtureVAE, Config]:
-    """Build a model from its seed or its start, and try it out on two examples, before anything is written."""
+def new_model(config: Config, data: Dataset, fabric: Fabric, *, started: bool = False) -> tuple[MixtureVAE, Config]:
+    """Build a model from its seed or its start, and try it out on two examples, before anything is written.
+
+    The first process reads the start for all of them.
+    """
     if config.model.shape is not None and tuple(config.model.shape) != tuple(data.shape):
         raise ValueError(
             f"model.shape is {config.model.shape}, but the data have shape {list(data.shape)}: leave it out"
@@ -38,8 +44,11 @@ def new_model(config: Config, data: Dataset, *, started: bool = False) -> tuple[
     with together(_copies(config)):
         model = mixvae.config.build(config.model, data.shape, examples)
     if config.start.run is not None and not started:
-        start = _extended(config)
-        load_tensors(model, start.state_dict(), f"the start {config.start.run}")
+        from mixvae.training._processes import first_alone
+
+        weights, rng = first_alone(fabric, lambda: (_extended(config).state_dict(), torch.get_rng_state()))
+        torch.set_rng_state(rng)
+        load_tensors(model, weights, f"the start {config.start.run}")
     prior = model.prior
     model.freeze(*config.training.freeze)
     if model.prior is not prior:

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from lightning_fabric import Fabric
@@ -18,9 +18,9 @@ from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
 from mixvae.model import MixtureVAE
 from mixvae.progress import SILENT, Progress
-from mixvae.runs._evaluating import git_commit, versions
 from mixvae.runs._opening import open_run
 from mixvae.runs._recipe import Recipe, describe_options, path_of, recipe_of, recipe_of_model
+from mixvae.runs._requests import git_commit, versions
 from mixvae.runs._run import Run, open_data
 from mixvae.runs._standing import refuse, standing_run
 from mixvae.runs._starting import new_model
@@ -36,7 +36,7 @@ from mixvae.training import (
     launch,
 )
 from mixvae.training._kinds import check_kinds
-from mixvae.training._processes import as_one, first_alone
+from mixvae.training._processes import as_one, check_same, first_alone, nodes_of
 from mixvae.training._trial import check_binary
 
 
@@ -69,7 +69,7 @@ def train(
     training = config.training
     if config.start.run is None and config.start != StartConfig():
         raise ValueError("start.noise and start.fresh need a training that starts from a run: give start.run too")
-    fabric = launch(training.accelerator, training.devices, training.strategy, training.precision)
+    fabric = launch(training.accelerator, training.devices, training.strategy, training.precision, training.nodes)
     keep_freed_memory()
     loaded: list[Dataset] = []
 
@@ -88,8 +88,8 @@ def train(
 
     with as_one(fabric, again, quiet=True):
         config = first_alone(fabric, begin)
-        data = loaded[0] if loaded else open_data(config.data, progress)
-        _check_same_data(fabric, data)
+        data = loaded[0] if loaded else open_data(config.data)
+        check_same(fabric, data.sha256(), "data")
         options = mixvae.config.options(training)
 
         def compare() -> tuple[Recipe, bool]:
@@ -105,7 +105,7 @@ def train(
 
         recipe, started = first_alone(fabric, compare)
         loggers = mixvae.config.loggers(training) if fabric.is_global_zero else []
-        model, config = new_model(config, data, started=started)
+        model, config = new_model(config, data, fabric, started=started)
         if config.data.binarize != "none":
             check_binary(model)
         store = RunStore(
@@ -136,19 +136,6 @@ def _run(trainer: Trainer, store: RunStore) -> History:
         store.close()
 
 
-def _check_same_data(fabric: Fabric, data: Dataset) -> None:
-    """Refuse, in every process, data that are not the same in all of them.
-
-    Raises:
-        ValueError: they differ.
-    """
-    first = fabric.broadcast(data.sha256())
-    same = fabric.all_reduce(torch.tensor(float(first == data.sha256()), device=fabric.device), reduce_op="sum")
-    differing = fabric.world_size - round(float(cast(torch.Tensor, same)))
-    if differing:
-        raise ValueError(f"{differing} of {fabric.world_size} processes have other data: copy the same files to all")
-
-
 def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str, Any]:
     """What is recorded of a training but is not part of its identity."""
     origin = None if data.origin is None else dict(data.origin)
@@ -164,6 +151,7 @@ def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str
         },
         "device": str(fabric.device),
         "processes": fabric.world_size,
+        "nodes": nodes_of(fabric),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {platform.platform()}",
         "versions": versions(),
@@ -298,6 +286,7 @@ def fit(
     }  # fmt: skip
     if run is None:
         with as_one(fabric, lambda: "give the call again", quiet=False):
+            check_same(fabric, data.sha256() if fabric.world_size > 1 else "", "data")
             return Trainer(model, data, options, store=None, **door).run()
     path = Path(run).expanduser()
     precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric exposes it nowhere else)
@@ -318,6 +307,7 @@ def fit(
         return recipe
 
     with as_one(fabric, lambda: "the same call resumes it", quiet=False):
+        check_same(fabric, data.sha256() if fabric.world_size > 1 else "", "data")
         recipe = first_alone(fabric, compare)
         goal = {"epochs": options.epochs, "patience": options.patience}
         store = RunStore(

@@ -282,7 +282,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
         else:
             cells = int(np.ceil((options.get("train_size") or 0.9) * self.adata.n_obs))
         if use_distributed_sampler(options.get("strategy", "auto")) and isinstance(options.get("devices"), int):
-            cells = -(-cells // options["devices"])
+            cells = -(-cells // (options["devices"] * options.get("num_nodes", 1)))
         return cells > 1 and cells % (options.get("batch_size") or 128) == 1
 
     def _begin_prior(self, adata: AnnData) -> None:

@@ -30,7 +30,7 @@ from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, recip
 from mixvae.single_cell.training import fit, is_legacy, standing
 from mixvae.single_cell.writing import write_cells, write_on_disk
 from mixvae.training import launch
-from mixvae.training._processes import as_one, first_alone
+from mixvae.training._processes import as_one, check_same, first_alone
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -131,6 +131,7 @@ def train(
         MixtureSCVI.setup_anndata(adata, **settings.setup())
         model = settings.model(adata)
         recipe = recipe_of(model, training)
+        check_same(fabric, recipe.sha256, "cells")
         first_alone(fabric, lambda: _check_unfinished(out, recipe, training))
         source = ", ".join(str(Path(file).absolute()) for file in files)
         fit(model, out, training, recipe, source=source, progress=progress, fabric=fabric)

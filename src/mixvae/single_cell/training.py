@@ -20,14 +20,15 @@ from torch.utils.data import DistributedSampler
 
 from mixvae.files import state_from_bytes, weights_to_bytes
 from mixvae.progress import SILENT, Progress
-from mixvae.runs import Layout, Recipe, Run, RunStore, open_run
-from mixvae.runs._evaluating import git_commit, versions
+from mixvae.runs import Layout, Recipe, Run, RunStore
 from mixvae.runs._recipe import path_of
+from mixvae.runs._requests import git_commit, versions
 from mixvae.runs._standing import refuse, standing_run
 from mixvae.runs._store import read_run
 from mixvae.single_cell.recipes import MONITOR, OPTIMIZER, Training, options_of, registry_of
 from mixvae.training import Epoch, is_over, launch
-from mixvae.training._processes import first_alone
+from mixvae.training._processes import environments, first_alone, nodes_of
+from mixvae.training._signals import requeueing
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -113,25 +114,28 @@ def fit(
     try:
         state, rows = first_alone(fabric, begin)
         if not rows or not _over(rows[-1], training):
-            _train(model, training, _Epochs(store, training, rows, progress), state)
+            with requeueing(first=fabric.is_global_zero):
+                _train(model, training, _Epochs(store, training, rows, progress), state, fabric)
         fabric.barrier()  # so that every process sees the last commit
     finally:
         store.close()
         with suppress(OSError):
             path.rmdir()  # nothing was committed
-    return open_run(path)
+    return Run(path)
 
 
 def _over(row: Mapping[str, Any], training: Training) -> bool:
     return is_over(row["epoch"], row["best_epoch"], training.epochs, 0, training.patience)
 
 
-def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None) -> None:
+def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None, fabric: Fabric) -> None:
     """Train by Lightning, from the bytes of a checkpoint if there is one."""
     with TemporaryDirectory(prefix="mixvae-") as folder:
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"plugins": environments("lightning.fabric")}
         if training.processes > 1:  # parts of SCVI have no gradient, such as the encoder of an observed library size
-            options |= {"devices": training.processes, "strategy": "ddp_find_unused_parameters_true"}
+            nodes = nodes_of(fabric)
+            options |= {"devices": training.processes // nodes, "num_nodes": nodes}
+            options |= {"strategy": "ddp_find_unused_parameters_true"}
         if state is not None:
             state_from_bytes(state, epochs.store.layout.state)  # refuses all but tensors and plain values
             options["ckpt_path"] = str(Path(folder) / "state.ckpt")

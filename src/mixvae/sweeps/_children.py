@@ -23,6 +23,8 @@ TRANSIENT = os.EX_TEMPFAIL
 """Exit status of a cell that may succeed next time: a file cannot be read or written, or another process trains it."""
 TAIL = 3
 """Last lines of a log that an error quotes."""
+STARTERS = ("SLURM_", "TORCHELASTIC_")
+"""What the variables begin with by which srun and torchrun tell processes that they train one model together."""
 VERSIONS = """
 import json
 from importlib.metadata import PackageNotFoundError, version
@@ -45,7 +47,8 @@ def run_child(
 ) -> tuple[int, list[str]]:
     """Run Python in a process that ends when this one does; return its status and the last lines that it wrote.
 
-    The child notices the end of its parent, whatever the cause, by its standard input (`training._lives`).
+    The child notices the end of its parent, whatever the cause, by its standard input (`training._lives`). It trains by
+    itself, even if srun started its parent on several machines.
 
     Args:
         words: arguments of Python.
@@ -54,12 +57,14 @@ def run_child(
         children: holds the process while it runs.
     """
     running = set() if children is None else children
+    given = os.environ if environment is None else environment
+    alone = {name: value for name, value in given.items() if not name.startswith(STARTERS)}
     last: deque[str] = deque(maxlen=TAIL)
     with (
         open(log, "a", encoding="utf-8") as file,
         subprocess.Popen(
             [sys.executable, "-P", *words], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, errors="backslashreplace", env=environment,
+            text=True, errors="backslashreplace", env=alone,
         ) as child,
     ):  # fmt: skip
         assert child.stderr is not None

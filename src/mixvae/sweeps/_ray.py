@@ -83,7 +83,7 @@ def resources(training: TrainingConfig, name: str) -> dict[str, int]:
     Raises:
         ValueError: the number of its devices is not a number.
     """
-    devices, threads = training.devices, training.threads or 1
+    devices, threads = 1 if training.devices is None else training.devices, training.threads or 1
     if not str(devices).isdigit() or not int(devices):
         raise ValueError(f"{name}: on Ray training.devices must be a number; got {devices!r}")
     on_gpu = training.accelerator in ("cuda", "gpu")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mixvae._failures import plain_errors
+from mixvae._failures import at_least, plain_errors
+from mixvae.training._cluster import cluster, settled
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -17,19 +19,25 @@ HALVED = ("16-true", "bf16-true")
 
 
 def launch(
-    accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto", precision: Any = "32-true"
+    accelerator: str = "auto",
+    devices: int | str | None = None,
+    strategy: str = "auto",
+    precision: Any = "32-true",
+    nodes: int | None = None,
 ) -> Fabric:
     """Start Lightning Fabric, with one process per device.
 
     Args:
         accelerator: `cpu`, `cuda`, … as in Fabric; `auto` is a CUDA GPU if there is one, else the CPU.
-        devices: number of devices.
+        devices: number of devices on each node; by default as many as torchrun or srun started processes, else one.
         strategy: `auto` or `ddp`.
         precision: `32-true`, `64-true`, `bf16-mixed` or `16-mixed`, as in Fabric; densities are computed in full
             precision.
+        nodes: number of nodes; by default as many as torchrun or srun started processes on, else one.
 
     Raises:
-        ValueError: mixvae is not tested with the strategy, or Fabric refuses a value.
+        ValueError: mixvae is not tested with the strategy, Fabric refuses a value, or torchrun or srun started other
+            numbers of processes.
 
     Example:
         >>> from mixvae.training import launch
@@ -49,14 +57,20 @@ def launch(
         raise ValueError(f"precision {precision} is not to be had on the CPU: use bf16-mixed")
     if strategy == "ddp":
         strategy = "ddp_find_unused_parameters_true"  # a step on some components does not touch the others' encoders
+    at_least(1, nodes=nodes)
+    devices, nodes = settled(devices, nodes)
     from lightning_fabric import Fabric
 
-    from mixvae.training._processes import meet
+    from mixvae.training._processes import environments, meet
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # every process says that it is one of several
     with plain_errors(
         f"devices {devices!r} with accelerator {accelerator!r} and precision {precision!r} cannot be used"
     ):
-        fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy, precision=precision)
+        fabric = Fabric(
+            accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy, precision=precision,
+            plugins=environments(),
+        )  # fmt: skip
     _check_processes(fabric)
     meet(fabric)
     return fabric
@@ -69,7 +83,8 @@ def _check_processes(fabric: Fabric) -> None:
         ValueError: there would be more than its cores, or more than two on a single core.
     """
     count, cores = fabric.world_size, os.cpu_count() or 1
-    if fabric.device.type == "cpu" and count > max(cores, 2) and "LOCAL_RANK" not in os.environ:
+    alone = cluster() is None and "LOCAL_RANK" not in os.environ
+    if alone and fabric.device.type == "cpu" and count > max(cores, 2):
         raise ValueError(
             f"devices {count} would start {count} processes, and this machine has {cores} cores: give fewer"
         )

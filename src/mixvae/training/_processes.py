@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.launchers import _SubprocessScriptLauncher
 
+from mixvae.training._cluster import cluster
 from mixvae.training._lives import NOTES, Ranks, StartedRanks
 
 Result = TypeVar("Result")
 _OWN: list[Ranks] = []
 """The processes of the training that this process belongs to, if any."""
+
+
+def environments(package: str = "lightning_fabric") -> list[Any]:
+    """What tells Lightning how its processes were started, where it would be wrong about a job of SLURM.
+
+    Args:
+        package: where Lightning's classes are from; `lightning` has its own ones, in `lightning.fabric`.
+    """
+    started, known = cluster(), importlib.import_module(f"{package}.plugins.environments")
+    if started is None:  # Lightning would take the tasks of the whole job for processes of this training
+        return [known.LightningEnvironment()] if "SLURM_JOB_ID" in os.environ else []
+    if started.starter == "torchrun":
+        return []
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(started.devices))  # Lightning insists on it
+    return [known.SLURMEnvironment(auto_requeue=False)]  # mixvae requeues
+
+
+def nodes_of(fabric: Fabric) -> int:
+    """Number of nodes."""
+    return getattr(fabric.strategy, "num_nodes", 1)
 
 
 def meet(fabric: Fabric) -> None:
@@ -107,3 +130,21 @@ def first_alone(fabric: Fabric, act: Callable[[], Result]) -> Result:
     if not done:
         raise SystemExit(2)
     return cast(Result, result)
+
+
+def check_same(fabric: Fabric, value: str, what: str) -> None:
+    """Refuse, in every process, something that is not the same in all of them.
+
+    Args:
+        fabric: the processes.
+        value: a checksum of it.
+        what: what it is.
+
+    Raises:
+        ValueError: it differs.
+    """
+    first = fabric.broadcast(value)
+    same = fabric.all_reduce(torch.tensor(float(first == value), device=fabric.device), reduce_op="sum")
+    differing = fabric.world_size - round(float(cast(torch.Tensor, same)))
+    if differing:
+        raise ValueError(f"{differing} of {fabric.world_size} processes have other {what}: copy the same files to all")

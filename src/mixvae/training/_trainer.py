@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from mixvae.training._options import TrainingOptions
 from mixvae.training._processes import first_alone
 from mixvae.training._schedules import check_schedules
 from mixvae.training._shown import NOBODY, Shown
-from mixvae.training._signals import StopSignal
+from mixvae.training._signals import REQUEUE, StopSignal, end
 from mixvae.training._state import Checkpoint, State, Store, is_over
 from mixvae.training._trial import check_request, check_values, fewest, joined, rehearsing, tell_coupling
 from mixvae.training._validation import BATCH, SEED, Measured, Validation
@@ -309,10 +308,7 @@ class Trainer:
             self.loggers.log(row)
             with self._saved_if_raised():
                 self.callbacks.epoch(row)
-        stopping = self.callbacks.stopping
-        if self.fabric.world_size > 1:
-            stopping = bool(self._over_all(torch.tensor(float(stopping), device=self.fabric.device)))
-        self.stopping = self.stopping or stopping
+        self.stopping = self._anywhere(self.callbacks.stopping) or self.stopping
         if self.done or self.stopping or time.monotonic() - self.last_save >= self.options.save_every:
             self._save()
         self.shown.epoch(row, over=self.done or self.stopping)
@@ -337,6 +333,11 @@ class Trainer:
     def _over_all(self, value: Tensor) -> Tensor:
         """Sum over all processes."""
         return cast(Tensor, self.fabric.all_reduce(value, reduce_op="sum"))
+
+    def _anywhere(self, count: int) -> bool:
+        """Whether a number is positive in some process."""
+        alone = self.fabric.world_size == 1
+        return count > 0 if alone else bool(self._over_all(torch.tensor(float(count), device=self.fabric.device)))
 
     def _diverged(self, what: str, step: int) -> str:
         where = f"epoch {self.state.epoch + 1}, step {step} (β = {self._beta:.2f})"
@@ -391,10 +392,8 @@ class Trainer:
 
     def _interrupt(self) -> None:
         """End after a checkpoint, for the reason that this or another process, or a callback, had."""
-        self.fabric.barrier()  # no process ends while the first one saves
+        again = self._anywhere(self.signal.number == REQUEUE)  # no process ends while the first one saves
         if not (self.signalled or self.signal.number):
             raise _Stopped
-        if self.signal.number == signal.SIGINT:
-            where = f"stopped in epoch {self.state.epoch + 1}"
-            raise KeyboardInterrupt(f"{where}, after a checkpoint: repeat the call to resume" if self.store else where)
-        raise SystemExit(128 + (self.signal.number or signal.SIGTERM))  # 0: another process received the signal
+        number, where = REQUEUE if again else self.signal.number, f"stopped in epoch {self.state.epoch + 1}"
+        end(number, where, saved=self.store is not None, first=self.fabric.is_global_zero)

@@ -1,0 +1,285 @@
+"""One evaluation by several workers: each evaluates some of the examples, and what they stored is merged.
+
+A shard holds whole groups of the examples whose proposals are sought together, and its draws are keyed by the numbers
+of the examples in the whole. So merged shards are what one worker would have computed, bit for bit on equal machines.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from mixvae._arrays import read_npz
+from mixvae._failures import at_least
+from mixvae._tables import counted
+from mixvae.evaluation import Estimate, Evaluation, Identity, ProposalName, group_size
+from mixvae.files import commit, one_line, read_manifest, read_part
+from mixvae.files._forms import conform
+from mixvae.progress import SILENT, Progress
+from mixvae.proposals import together
+from mixvae.runs._examples import NewData, SplitName
+from mixvae.runs._requests import Request, request
+from mixvae.runs._run import Run
+from mixvae.runs._stored import VERSION
+
+FORMAT = "mixvae shard of an evaluation"
+FOLDER = "shards"
+"""Folder beside the evaluation, where nothing else looks."""
+OTHER = {"weights": "weights", "recipe": "weights", "data": "data", "observations": "examples"}
+"""What a shard was made from if its identity differs there."""
+
+ARRAYS = tuple(name for name, kind in Estimate.__annotations__.items() if kind == "np.ndarray")
+"""Names of the values of every example."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Bounds of some of the examples of an evaluation; no evaluation itself, so that nothing takes it for a whole one.
+
+    Args:
+        identity: what the whole evaluation is made from.
+        number: which part it is, from 1.
+        of: number of parts.
+        first: number of its first example.
+        bounds: values of its examples by name, (n,) each.
+        notes: what happened in making their proposals.
+        path: its file.
+    """
+
+    identity: Identity
+    number: int
+    of: int
+    first: int
+    bounds: dict[str, np.ndarray] = field(repr=False)
+    notes: dict[str, Any] = field(repr=False)
+    path: Path
+
+    def __len__(self) -> int:
+        """Number of its examples."""
+        return len(self.bounds["elbo"])
+
+
+class Stored(TypedDict):
+    """The JSON file of a shard."""
+
+    created: float
+    identity: Identity
+    number: int
+    of: int
+    chunk: int
+    notes: dict[str, Any]
+
+
+def evaluate_shard(
+    run: str | Path | Run,
+    number: int,
+    of: int,
+    total_draws: int = 5000,
+    *,
+    draws_per_component: int | None = None,
+    split: SplitName = "test",
+    examples: int | None = None,
+    chunk: int = 1024,
+    seed: int = 0,
+    proposal: ProposalName = "refined",
+    data: NewData | None = None,
+    progress: Progress = SILENT,
+) -> Shard:
+    """Evaluate one of several parts of the examples, and store it in `shards/` beside the evaluation to be.
+
+    A stored shard of the same weights, data, examples, draws, seed, proposal and chunk is read instead of recomputed.
+    It is part `number`, from 1, of `of` parts; see `evaluate` for the other arguments, which must be the same for all.
+    `chunk` also decides which examples are evaluated together, and so where parts begin.
+
+    Raises:
+        FileNotFoundError: it is not a run, or has not finished an epoch.
+        ValueError: there is no such part, the examples cannot be divided into so many, or as `evaluate` says.
+
+    Example:
+        >>> from mixvae.config import read
+        >>> from mixvae.runs import evaluate_shard, merge_shards, train
+        >>> run = train(read("digits", ["--data.limit=40", "--training.epochs=1"]), "runs/sharded")
+        >>> [len(evaluate_shard(run, number, 2, 10, examples=300)) for number in (1, 2)]
+        [102, 198]
+        >>> merge_shards(run, 10, examples=300)["examples"]
+        300
+    """
+    at_least(1, shard=number, shards=of)
+    if number > of:
+        raise ValueError(f"shard must be at most the number of shards, {of}; got {number}")
+    asked = request(
+        run, total_draws, draws_per_component=draws_per_component, split=split, examples=examples, chunk=chunk,
+        seed=seed, proposal=proposal, data=data, progress=progress,
+    )  # fmt: skip
+    if asked.run.is_legacy:
+        raise ValueError(f"{asked.run.path} is a legacy run, which stores nothing: evaluate it as a whole")
+    first, last = extent(asked.identity, chunk, number, of)
+    path = _file(asked, number, of)
+    try:
+        stored = _read(path, asked, of)
+    except (OSError, ValueError):  # missing, damaged, or made from something else
+        stored = None
+    if stored is not None and stored[1] == chunk:
+        return stored[0]
+    made = asked.estimate(progress, first, last)
+    shard = Shard(asked.identity, number, of, first, made.arrays(), dict(made.proposal_notes), path)
+    _save(shard, chunk)
+    return shard
+
+
+def merge_shards(
+    run: str | Path | Run,
+    total_draws: int = 5000,
+    *,
+    draws_per_component: int | None = None,
+    split: SplitName = "test",
+    examples: int | None = None,
+    seed: int = 0,
+    proposal: ProposalName = "refined",
+    data: NewData | None = None,
+    progress: Progress = SILENT,
+) -> Evaluation:
+    """Make all shards of an evaluation the evaluation itself, stored as `evaluate` would have, and remove them.
+
+    The arguments are those of `evaluate`, as the shards got them. An evaluation that is stored already is returned.
+
+    Raises:
+        FileNotFoundError: it is not a run, or has not finished an epoch.
+        ValueError: a shard is missing or damaged, or some do not fit together or to the run.
+    """
+    asked = request(
+        run, total_draws, draws_per_component=draws_per_component, split=split, examples=examples, seed=seed,
+        proposal=proposal, data=data, progress=progress,
+    )  # fmt: skip
+    folder, stem = asked.file.parent / FOLDER, asked.file.stem
+    files = sorted(path for path in folder.glob("*.json") if path.stem.rpartition("-")[0] == stem)
+    stored = asked.stored()
+    if stored is None:
+        stored = asked.finish(_merged(asked, folder, files))
+    else:
+        asked.copy(stored)
+    for path in files:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".npz").unlink(missing_ok=True)
+    return stored
+
+
+def _merged(asked: Request, folder: Path, files: Sequence[Path]) -> Estimate:
+    """The estimate of all examples.
+
+    Raises:
+        ValueError: a shard is missing or damaged, or some do not fit together or to the run.
+    """
+    if not files:
+        others = sorted({path.stem.rpartition("-")[0] for path in folder.glob("*.json")})
+        there = f"there are some of {', '.join(others)}: give the same settings" if others else "evaluate them first"
+        raise ValueError(f"{asked.run.path} has no shards of {asked.identity.key}; {there}")
+    counts = {path.stem.rpartition("of")[2] for path in files}
+    if len(counts) > 1:
+        which = " and ".join(f"of {count} (…of{count}.json)" for count in sorted(counts))
+        raise ValueError(f"{folder} holds shards {which} of one evaluation: delete those of one")
+    of = int(counts.pop())
+    shards, chunks = zip(*(_read(path, asked, of) for path in files), strict=True)
+    if len(set(chunks)) > 1:
+        raise ValueError(f"the shards in {folder} have chunk {min(chunks)} and {max(chunks)}: give all the same chunk")
+    if missing := sorted(set(range(1, of + 1)) - {shard.number for shard in shards}):
+        names = ", ".join(f"{number}/{of}" for number in missing)
+        raise ValueError(
+            f"{folder} lacks shard{'s' * (len(missing) > 1)} {names} of {asked.identity.key}: evaluate with "
+            f"--shard {missing[0]}/{of}"
+        )
+    shards = sorted(shards, key=lambda shard: shard.number)
+    for shard in shards:
+        first, last = extent(asked.identity, chunks[0], shard.number, of)
+        if any(values.shape != (last - first,) for values in shard.bounds.values()):
+            raise ValueError(f"{shard.path} does not hold examples {first} to {last - 1}: evaluate it again")
+    whole = asked.identity
+    arrays = {name: np.concatenate([shard.bounds[name] for shard in shards]) for name in ARRAYS}
+    return Estimate(
+        **arrays, components=whole.components, draws_per_component=whole.draws_per_component, seed=whole.seed,
+        observations=whole.observations, proposal=whole.proposal,
+        proposal_notes=together([shard.notes for shard in shards]),
+    )  # fmt: skip
+
+
+def extent(identity: Identity, chunk: int, number: int, of: int) -> tuple[int, int]:
+    """First example of a shard, and the one after its last: whole groups, as equally many as possible.
+
+    Raises:
+        ValueError: there are fewer groups than shards.
+
+    Example:
+        >>> from mixvae.evaluation import Identity
+        >>> from mixvae.runs._shards import extent
+        >>> identity = Identity("3f…", "test", 300, None, components=4, draws_per_component=25, seed=0)
+        >>> extent(identity, 1024, 1, 2), extent(identity, 1024, 2, 2)
+        ((0, 128), (128, 300))
+    """
+    size = group_size(identity.components, identity.draws_per_component, chunk)
+    groups = -(-identity.examples // size)
+    if of > groups:
+        raise ValueError(
+            f"{counted(identity.examples, 'example')} can be divided into {counted(groups, 'shard')} of {size} or more "
+            f"at chunk {chunk}; got {of}: give fewer shards or a smaller chunk"
+        )
+    first, last = (groups * edge // of * size for edge in (number - 1, number))
+    return first, min(last, identity.examples)
+
+
+def _file(asked: Request, number: int, of: int) -> Path:
+    return asked.file.parent / FOLDER / f"{asked.file.stem}-{number}of{of}.json"
+
+
+def _save(shard: Shard, chunk: int) -> None:
+    """Store a shard under its identity, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **shard.bounds)  # pyright: ignore[reportArgumentType]
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "created": time.time(),
+        "identity": asdict(shard.identity),
+        "number": shard.number,
+        "of": shard.of,
+        "chunk": chunk,
+        "notes": shard.notes,
+    }
+    commit(shard.path, content, {"arrays": (f"{shard.path.stem}.npz", buffer.getvalue())})
+
+
+def _read(path: Path, asked: Request, of: int) -> tuple[Shard, int]:
+    """A stored shard, and its chunk.
+
+    Raises:
+        FileNotFoundError: it was not stored.
+        ValueError: it is damaged, or was made from something else than requested.
+    """
+    content = read_manifest(path)
+    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        raise ValueError(f"{path} was not written by this version of mixvae: evaluate this shard again")
+    try:
+        conform(content, Stored, "it")
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged: {error}; evaluate this shard again") from None
+    number, wanted = content["number"], asdict(asked.identity)
+    if path.stem != f"{asked.file.stem}-{number}of{of}" or content["of"] != of:
+        raise ValueError(f"{path} is shard {number}/{content['of']} by another name: rename it")
+    for name, value in wanted.items():
+        if content["identity"].get(name) != value:
+            raise ValueError(
+                f"{path} was made from other {OTHER.get(name, name)} than {asked.run.path} has now: evaluate shard "
+                f"{number}/{of} again"
+            )
+    first, _ = extent(asked.identity, content["chunk"], number, of)
+    try:
+        arrays = read_npz(read_part(path, "arrays")[1], f"{path.stem}.npz")
+        bounds = {name: arrays[name] for name in ARRAYS}
+    except Exception as error:  # noqa: BLE001  (whatever NumPy and its archive raise)
+        raise ValueError(f"the arrays of {path} are damaged: {one_line(error)}; evaluate this shard again") from None
+    return Shard(asked.identity, number, of, first, bounds, content["notes"], path), content["chunk"]

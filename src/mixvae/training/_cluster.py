@@ -1,0 +1,117 @@
+"""Processes that torchrun, or SLURM's srun, starts on one node or several."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mixvae._failures import Failed
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What started the processes of a training, on every node equally many.
+
+    Args:
+        starter: torchrun or srun.
+        devices: processes on each node, each with one device.
+        nodes: number of nodes.
+        rank: number of this process over all nodes.
+    """
+
+    starter: str
+    devices: int
+    nodes: int
+    rank: int
+
+
+def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
+    """What started this process together with others; None if it was started alone, or by mixvae itself.
+
+    A command in a job script of SLURM is alone, whatever the job has been given, and so is the only task of an srun.
+
+    Raises:
+        ValueError: the nodes have different numbers of processes.
+
+    Example:
+        >>> from mixvae.training._cluster import cluster
+        >>> started = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "5"}
+        >>> cluster(started)
+        Cluster(starter='torchrun', devices=4, nodes=2, rank=5)
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        each, world = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
+        nodes = int(environment.get("GROUP_WORLD_SIZE", world // each))
+        found = Cluster("torchrun", each, nodes, int(environment["RANK"]))
+        even = each * nodes == world
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        world, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment.get("SLURM_STEP_NUM_NODES", 1))
+        found = Cluster("srun", world // nodes, nodes, int(environment["SLURM_PROCID"]))
+        even = world % nodes == 0 and "," not in environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    else:
+        return None
+    if not even:
+        raise ValueError(
+            f"{found.starter} started {world} processes on {nodes} nodes, not equally many on each: start as many on "
+            "each as it has devices"
+        )
+    return found
+
+
+def is_first() -> bool:
+    """Whether this process is the first of its training, which speaks for all of them.
+
+    Example:
+        >>> from mixvae.training._cluster import is_first
+        >>> is_first()
+        True
+    """
+    started = cluster()
+    return (int(os.environ.get("LOCAL_RANK", 0)) if started is None else started.rank) == 0
+
+
+def settled(devices: int | str | None, nodes: int | None) -> tuple[int | str, int]:
+    """Devices on each node, and nodes: as given, or else as the processes were started.
+
+    Raises:
+        ValueError: the processes were started otherwise.
+    """
+    started = cluster()
+    if started is None:
+        if nodes is not None and nodes > 1:
+            raise ValueError(
+                f"nodes {nodes} needs processes on each of them: start the command by `torchrun --nnodes {nodes}` or "
+                "srun"
+            )
+        return 1 if devices is None else devices, 1
+    own = started.devices, started.nodes
+    asked = own[0] if devices is None else devices, own[1] if nodes is None else nodes
+    if tuple(map(str, asked)) != tuple(map(str, own)) and str(devices) not in ("auto", "-1"):
+        raise ValueError(
+            f"{started.starter} started {own[0]} processes on each of {own[1]} nodes, but devices is {asked[0]} and "
+            f"nodes is {asked[1]}: leave both out, or give those numbers"
+        )
+    return asked
+
+
+def requeue() -> None:
+    """Put the job of SLURM that this process belongs to back into the queue, if there is one.
+
+    Raises:
+        Failed: SLURM refuses.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        refusal = done.stderr.strip() if done.returncode else ""
+    except OSError as error:
+        refusal = str(error)
+    if refusal:
+        reason = refusal.splitlines()[0]
+        raise Failed(f"a checkpoint is saved, but job {job} could not be requeued ({reason}): submit it again")
