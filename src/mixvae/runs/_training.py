@@ -89,7 +89,7 @@ def train(
     with as_one(fabric, again, quiet=True):
         config = first_alone(fabric, begin)
         data = loaded[0] if loaded else open_data(config.data)
-        check_same(fabric, data.sha256(), "data")
+        check_same(fabric, data.sha256, "data")
         options = mixvae.config.options(training)
 
         def compare() -> tuple[Recipe, bool]:
@@ -286,7 +286,7 @@ def fit(
     }  # fmt: skip
     if run is None:
         with as_one(fabric, lambda: "give the call again", quiet=False):
-            check_same(fabric, data.sha256() if fabric.world_size > 1 else "", "data")
+            check_same(fabric, data.sha256, "data")
             return Trainer(model, data, options, store=None, **door).run()
     path = Path(run).expanduser()
     precision = str(fabric._precision.precision)  # noqa: SLF001  (Fabric exposes it nowhere else)
@@ -307,7 +307,7 @@ def fit(
         return recipe
 
     with as_one(fabric, lambda: "the same call resumes it", quiet=False):
-        check_same(fabric, data.sha256() if fabric.world_size > 1 else "", "data")
+        check_same(fabric, data.sha256, "data")
         recipe = first_alone(fabric, compare)
         goal = {"epochs": options.epochs, "patience": options.patience}
         store = RunStore(

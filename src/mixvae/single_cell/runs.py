@@ -131,7 +131,7 @@ def train(
         MixtureSCVI.setup_anndata(adata, **settings.setup())
         model = settings.model(adata)
         recipe = recipe_of(model, training)
-        check_same(fabric, recipe.sha256, "cells")
+        check_same(fabric, lambda: recipe.sha256, "cells")
         first_alone(fabric, lambda: _check_unfinished(out, recipe, training))
         source = ", ".join(str(Path(file).absolute()) for file in files)
         fit(model, out, training, recipe, source=source, progress=progress, fabric=fabric)

@@ -132,17 +132,20 @@ def first_alone(fabric: Fabric, act: Callable[[], Result]) -> Result:
     return cast(Result, result)
 
 
-def check_same(fabric: Fabric, value: str, what: str) -> None:
+def check_same(fabric: Fabric, checksum: Callable[[], str], what: str) -> None:
     """Refuse, in every process, something that is not the same in all of them.
 
     Args:
         fabric: the processes.
-        value: a checksum of it.
+        checksum: computes a checksum of it; one process alone has nothing to compare.
         what: what it is.
 
     Raises:
         ValueError: it differs.
     """
+    if fabric.world_size == 1:
+        return
+    value = checksum()
     first = fabric.broadcast(value)
     same = fabric.all_reduce(torch.tensor(float(first == value), device=fabric.device), reduce_op="sum")
     differing = fabric.world_size - round(float(cast(torch.Tensor, same)))
