@@ -274,3 +274,9 @@ def test_genes_of_the_same_name_are_warned_of(cells):
     cells.var_names = [*cells.var_names[:-1], cells.var_names[0]]
     with pytest.warns(UserWarning, match=f"several genes are named '{cells.var_names[0]}'"):
         MixtureSCVI.setup_anndata(cells)
+
+
+def test_a_training_without_validation_is_refused_as_by_scvi(cells):
+    model = make(cells, epochs=0)
+    with pytest.raises(ValueError, match="no validation set"):
+        model.train(1, train_size=1.0, early_stopping=True, **QUIET)

@@ -12,7 +12,7 @@ import torch
 from scipy.sparse import csr_matrix
 from scvi.model import SCANVI, SCVI
 
-from mixvae.single_cell import MixtureSCVI, cortex, diagnose, distinguishing_genes, integration_scores
+from mixvae.single_cell import MixtureSCVI, cortex, diagnose, distinguishing_genes, integration_scores, queries
 
 from .conftest import QUIET, batch_of, make
 from .test_module import IDS, KINDS, SETUPS
@@ -131,6 +131,15 @@ def test_last_batch_of_one_or_two_cells_keeps_the_elbo_finite(cells, cells_left)
     model = make(cells[: 30 * 2 + cells_left].copy(), epochs=0)
     model.train(2, train_size=1.0, batch_size=30, **QUIET)
     assert np.isfinite(model.history["elbo_train"].to_numpy(float)).all()
+
+
+def test_queries_read_larger_batches_and_answer_alike(trained, monkeypatch):
+    monkeypatch.setattr(queries, "AT_ONCE", 60 * 140)  # 60 genes
+    assert len(batch_of(trained)["X"]) == 120
+    loader = trained._make_data_loader(adata=trained.adata)
+    assert loader.sampler.batch_size == 140
+    few = trained.get_latent_representation(batch_size=7)
+    np.testing.assert_allclose(trained.get_latent_representation(), few, rtol=1e-4, atol=1e-5)
 
 
 def test_early_stopping_ends_the_training(cells):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scvi import dataloaders
 from scvi.data import AnnDataManager, AnnTorchDataset
-from scvi.dataloaders import AnnDataLoader, DataSplitter
 from torch.utils.data import Dataset
 
 
@@ -39,7 +39,7 @@ def _taken(values: Any, rows: np.ndarray) -> Any:
     return values.to_sparse_coo().index_select(0, torch.from_numpy(rows)).to_sparse(layout=values.layout)
 
 
-class CellLoader(AnnDataLoader):
+class CellLoader(dataloaders.AnnDataLoader):
     """`scvi.dataloaders.AnnDataLoader`, whose batches of cells on disk are in the order of the indices too.
 
     Args:
@@ -54,7 +54,10 @@ class CellLoader(AnnDataLoader):
             self.dataset.dataset = InOrder(self.dataset.dataset)
 
 
-class CellSplitter(DataSplitter):
-    """`scvi.dataloaders.DataSplitter` with such loaders, so that batches are the same in memory and on disk."""
+class DataSplitter(dataloaders.DataSplitter):
+    """`scvi.dataloaders.DataSplitter` with such loaders, so that batches are the same in memory and on disk.
+
+    By this name scvi-tools knows which splits to check before a training.
+    """
 
     data_loader_cls = CellLoader

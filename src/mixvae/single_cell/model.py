@@ -18,7 +18,7 @@ from scvi.model.base import BaseMinifiedModeModelClass
 from mixvae.posteriors._base import add_noise
 from mixvae.priors import StandardNormal
 from mixvae.single_cell.data import check_setup
-from mixvae.single_cell.loading import CellSplitter
+from mixvae.single_cell.loading import DataSplitter
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.plans import FusedTrainingPlan
@@ -79,7 +79,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
     """
 
     _module_cls = MixtureModule
-    _data_splitter_cls = CellSplitter
+    _data_splitter_cls = DataSplitter
     _training_plan_cls = FusedTrainingPlan
     becomes_mixture = False
     """Whether it is becoming another model with all of its encoders."""

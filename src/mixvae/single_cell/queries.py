@@ -206,7 +206,7 @@ class MixtureQueries(ValidatedCells):
     ) -> Any:
         """Batches of cells, as large as a query can make use of unless their size is given."""
         if batch_size is None:
-            batch_size = max(settings.batch_size, AT_ONCE // self.module.n_input)
+            batch_size = max(settings.batch_size, AT_ONCE // adata.n_vars)
         return super()._make_data_loader(adata, indices, batch_size, **kwargs)
 
     def _batches(
