@@ -6,8 +6,6 @@ of the examples in the whole. So merged shards are what one worker would have co
 
 from __future__ import annotations
 
-import io
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,14 +17,14 @@ from mixvae._arrays import read_npz
 from mixvae._failures import at_least
 from mixvae._tables import counted
 from mixvae.evaluation import Estimate, Evaluation, Identity, ProposalName, group_size
-from mixvae.files import commit, one_line, read_manifest, read_part
+from mixvae.files import one_line, read_manifest, read_part
 from mixvae.files._forms import conform
 from mixvae.progress import SILENT, Progress
 from mixvae.proposals import together
 from mixvae.runs._examples import NewData, SplitName
 from mixvae.runs._requests import Request, request
 from mixvae.runs._run import Run
-from mixvae.runs._stored import VERSION
+from mixvae.runs._stored import VERSION, save_arrays
 
 FORMAT = "mixvae shard of an evaluation"
 FOLDER = "shards"
@@ -238,19 +236,14 @@ def _file(asked: Request, number: int, of: int) -> Path:
 
 def _save(shard: Shard, chunk: int) -> None:
     """Store a shard under its identity, atomically."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **shard.bounds)  # pyright: ignore[reportArgumentType]
     content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "created": time.time(),
         "identity": asdict(shard.identity),
         "number": shard.number,
         "of": shard.of,
         "chunk": chunk,
         "notes": shard.notes,
     }
-    commit(shard.path, content, {"arrays": (f"{shard.path.stem}.npz", buffer.getvalue())})
+    save_arrays(shard.path, FORMAT, content, shard.bounds)
 
 
 def _read(path: Path, asked: Request, of: int) -> tuple[Shard, int]:

@@ -85,17 +85,16 @@ def save_evaluation(path: Path, made: Evaluation, extra: Mapping[str, Any] | Non
         made: the evaluation.
         extra: what else it was made from.
     """
+    content = {"identity": asdict(made.identity), "extra": dict(extra or {}), "results": made.results}
+    save_arrays(path, FORMAT, content, made.bounds)
+
+
+def save_arrays(path: Path, form: str, content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Store arrays, and beside them a JSON file of this form that says what they are, atomically."""
     buffer = io.BytesIO()
-    np.savez(buffer, **made.bounds)  # pyright: ignore[reportArgumentType]
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "created": time.time(),
-        "identity": asdict(made.identity),
-        "extra": dict(extra or {}),
-        "results": made.results,
-    }
-    commit(path, content, {"arrays": (f"{path.stem}.npz", buffer.getvalue())})
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    heading = {"format": form, "version": VERSION, "created": time.time()}
+    commit(path, heading | dict(content), {"arrays": (f"{path.stem}.npz", buffer.getvalue())})
 
 
 def stored_evaluation(path: Path, identity: Identity, extra: Mapping[str, Any] | None = None) -> Evaluation | None:
