@@ -240,6 +240,42 @@ def _blocks(counts: Any, cells: int, *, whole: bool) -> Iterator[tuple[int, Any]
         yield first, counts[first : first + BLOCK]
 
 
+def find_cells(indices: Any, cells: int) -> np.ndarray:
+    """Numbers of the cells that are chosen by numbers, from the end if negative, by a mask, or by a slice.
+
+    Args:
+        indices: numbers of any shape, one truth value for each cell, or a slice.
+        cells: how many there are.
+
+    Raises:
+        ValueError: there are no such cells, or these are neither numbers nor a mask.
+
+    Example:
+        >>> from mixvae.single_cell.data import find_cells
+        >>> find_cells([True, False, True], 3), find_cells([2, -3], 3)
+        (array([0, 2]), array([2, 0]))
+    """
+    if isinstance(indices, slice):
+        return np.arange(cells)[indices]
+    given = np.asarray(indices)
+    kinds = {type(value) for value in given.flat} if given.dtype == object else set()
+    if given.dtype == bool or kinds == {bool}:
+        if given.shape != (cells,):
+            raise ValueError(f"a mask must have one truth value for each of the {cells} cells; got {given.shape}")
+        return np.flatnonzero(given)
+    if given.size == 0:
+        return given.astype(int)
+    if given.dtype.kind not in "iu":
+        raise ValueError(
+            f"cells are chosen by whole numbers or by a mask; got {short(repr(given.flat[0]))}: "
+            "adata.obs_names.get_indexer([…]) finds the numbers of names"
+        )
+    outside = given[(given < -cells) | (given >= cells)]
+    if outside.size:
+        raise ValueError(f"cells are numbered from 0 to {cells - 1}; got {outside.flat[0]}: leave it out")
+    return np.where(given < 0, given + cells, given)
+
+
 def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
     """Check that a query has the genes of the reference, in the same order.
 

@@ -74,4 +74,6 @@ class Minifying(MixtureQueries):
         """Whether cells come without counts but with posteriors, under the keys by which scvi-tools tells them."""
         held = adata.obsm or {}  # None in a collection
         posteriors = (f"_{self._LATENT_QZM_KEY}", f"_{self._LATENT_QZV_KEY}")
-        return all(key in held for key in posteriors) and sp.issparse(adata.X) and adata.X.nnz == 0
+        if adata.isbacked or not all(key in held for key in posteriors):
+            return False
+        return sp.issparse(adata.X) and adata.X.nnz == 0
