@@ -385,7 +385,8 @@ def test_counts_on_disk_are_summed_as_in_memory(cells, atlas, monkeypatch):
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda a: a.X.max(), lambda a: a.X.nnz, lambda a: a.X.mean(0), lambda a: a.X.toarray(), lambda a: a.X @ np.ones(60),
+        lambda a: a.X.max(), lambda a: a.X.nnz, lambda a: a.X.mean(0), lambda a: a.X.toarray(),
+        lambda a: a.X @ np.ones(60),
         lambda a: a.X.multiply(2), lambda a: a.X != 0, lambda a: a.X.T, lambda a: list(a.X), lambda a: a.X.tocsc(),
         lambda a: -a.X, lambda a: a.X.astype(int), lambda a: a.X.getrow(3), lambda a: a.X.count_nonzero(),
         lambda a: a.X.power(2), lambda a: a.X.tocoo(), lambda a: a.X.diagonal(), lambda a: a.X.sum_duplicates(),
@@ -396,7 +397,8 @@ def test_counts_on_disk_are_summed_as_in_memory(cells, atlas, monkeypatch):
         lambda a: scanpy.pp.normalize_total(a), lambda a: np.log1p(a.X.data), lambda a: -a.X.data,
         lambda a: a.X.data.max(), lambda a: a.X.data[3], lambda a: a.X.todense(),
         lambda a: sp.csr_matrix(a.X), lambda a: sp.csr_matrix(a.X, copy=True), lambda a: a.X.argmax(0),
-        lambda a: a.X.eliminate_zeros(), lambda a: a.X.reshape(60, 120), lambda a: a.X.getcol(1), lambda a: a.X.getnnz(0),
+        lambda a: a.X.eliminate_zeros(), lambda a: a.X.reshape(60, 120), lambda a: a.X.getcol(1),
+        lambda a: a.X.getnnz(0),
     ],
 )  # fmt: skip
 def test_what_needs_all_counts_on_disk_is_refused(atlas, ask):
@@ -426,7 +428,8 @@ def test_a_model_of_cells_on_disk_answers_as_in_memory(cells, atlas, halves):
         MixtureSCVI.setup_anndata(some, batch_key="batch")
         scvi.settings.seed = 0
         models.append(MixtureSCVI(some, n_components=2, n_hidden=8, n_latent=2))
-        models[-1].is_trained = True
+        models[-1].is_trained_ = True
+        models[-1].module.eval()
     memory, disk = models
     expected = memory.get_latent_representation()
     np.testing.assert_allclose(

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from mixvae.single_cell.checked import check_places
-from mixvae.single_cell.data import find_cells
+from mixvae.single_cell.choices import find_cells
 from mixvae.single_cell.reading import reading
 
 BLOCK = 4096
@@ -91,7 +91,7 @@ class Unread(NDArrayOperatorsMixin):
 class Rows(sp.csr_matrix):
     """Counts of files, one below another, of which only the cells that are asked for are read.
 
-    scvi-tools takes it for a sparse matrix. It can be indexed and summed; what would need all values at once is refused.
+    scvi-tools takes it for a sparse matrix. It can be indexed and summed; what needs all values at once is refused.
 
     Args:
         parts: the counts of each file.
