@@ -1,5 +1,6 @@
 """What a call chooses among cells, labels and groups, and counts that change after they were checked."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -57,7 +58,8 @@ def test_an_empty_cell_beyond_the_sample_is_found(tmp_path):
         ([], "choose no cells"), (np.zeros(120, bool), "choose no cells"), (np.array(5), "must be a list"),
         (np.array(["cell3"]), "whole numbers or by a mask; got .*cell3"), ([1000], "from 0 to 119; got 1000"),
         ([-121], "from 0 to 119; got -121"), ([True] * 119, "each of the 120 cells; got .119"),
-        (np.ones(121, bool), "each of the 120 cells"), (np.array([1.5]), "whole numbers"), (np.array([[1, 2]]), "must be a list"),
+        (np.ones(121, bool), "each of the 120 cells"), (np.array([1.5]), "whole numbers"),
+        (np.array([[1, 2]]), "must be a list"),
     ],
 )  # fmt: skip
 def test_indices_that_choose_no_cells_are_refused(trained, indices, message):
@@ -137,10 +139,22 @@ def test_queries_name_new_batches_and_missing_columns(cells, trained):
     cells.obs["batch"] = "zzz"
     with pytest.raises(ValueError, match=r"adata.obs\['batch'\] is zzz for cell .* trained on a, b"):
         trained.get_latent_representation(cells)
-    cells.obs["batch"] = "a"
+    cells.obs["batch"] = ["a"] + ["b"] * 119
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*fewer than 3 cells")
+        trained.get_latent_representation(cells[:5].copy())
     del cells.obs["kind"]
     with pytest.raises(ValueError, match="has no column 'kind'"):
         trained.get_latent_representation(cells)
+
+
+def test_texts_for_a_batch_that_was_numbers_are_named(cells):
+    cells.obs["batch"] = [1, 2] * 60
+    model = make(cells, setup={"batch_key": "batch"}, epochs=1)
+    query = cells.copy()
+    query.obs["batch"] = query.obs["batch"].astype(str)
+    with pytest.raises(ValueError, match=r"\['batch'\] is '1' for cell .* trained on 1, 2: make them int, as there"):
+        model.get_latent_representation(query)
 
 
 def test_genes_that_a_query_lacks_are_warned_of(cells, trained):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from mixvae._resources import short
 from mixvae.config import nearest
-from mixvae.single_cell.data import check_keys
+from mixvae.single_cell.data import and_more, check_keys
 
 
 def find_cells(indices: Any, cells: int) -> np.ndarray:
@@ -105,6 +105,35 @@ def check_labels(labels: pd.Series, unlabeled: str) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
+    """Check that cells have no batch, label or other category that a model was not trained on.
+
+    Args:
+        adata: the cells.
+        registry: scvi-tools' setup of the cells that the model was trained on.
+
+    Raises:
+        MissingKey: a column is missing.
+        ValueError: they do.
+    """
+    states = {name: field["state_registry"] for name, field in registry["field_registries"].items()}
+    known = {registry["setup_args"].get(f"{name}_key"): states[name] for name in ("batch", "labels") if name in states}
+    columns = {key: state["categorical_mapping"] for key, state in known.items() if key is not None}
+    columns |= states.get("extra_categorical_covs", {}).get("mappings", {})
+    check_keys(adata, list(columns), None)
+    for key, categories in columns.items():
+        present = adata.obs[key].dropna()
+        new = present[~present.isin(list(categories))]
+        if len(new):
+            alike = [category for category in categories if str(category) == str(new.iloc[0])]
+            remedy = f"make them {type(alike[0]).__name__}, as there" if alike else "leave such cells out"
+            raise ValueError(
+                f"adata.obs[{key!r}] is {short(repr(new.iloc[0]) if alike else new.iloc[0])} for cell {new.index[0]!r}"
+                f"{and_more(len(new) - 1, 'new for ')}, and the model was trained on "
+                f"{short(', '.join(map(repr if alike else str, categories)))}: {remedy}"
+            )
 
 
 def check_groups(adata: AnnData, groupby: str | None, groups: Sequence[Any], chosen: Sequence[Any]) -> None:

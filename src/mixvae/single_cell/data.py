@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +193,7 @@ def _elsewhere(adata: AnnData, layer: str | None) -> str:
 def _check_every(adata: AnnData, key: str, missing: np.ndarray, what: str, remedy: str) -> None:
     if missing.any():
         cell = adata.obs_names[missing.argmax()]
-        raise ValueError(f"adata.obs[{key!r}] has {what} for cell {cell!r}{_more(missing.sum() - 1)}: {remedy}")
+        raise ValueError(f"adata.obs[{key!r}] has {what} for cell {cell!r}{and_more(int(missing.sum()) - 1)}: {remedy}")
 
 
 def check_kind(frame: pd.DataFrame, key: str) -> None:
@@ -217,7 +217,8 @@ def check_kind(frame: pd.DataFrame, key: str) -> None:
         )
 
 
-def _more(count: int, what: str = "") -> str:
+def and_more(count: int, what: str = "") -> str:
+    """How many more there are than the one that an error names; empty if there are none."""
     return f" (and {what}{count} more)" if count else ""
 
 
@@ -272,7 +273,7 @@ def check_block(counts: Any, cells: pd.Index, layer: str | None, remedy: str, *,
     empty = np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0)
     if counted and len(empty):
         raise ValueError(
-            f"cell {cells[empty[0]]!r}{_more(len(empty) - 1)} has no counts in {where}: leave empty cells out, as "
+            f"cell {cells[empty[0]]!r}{and_more(len(empty) - 1)} has no counts in {where}: leave empty cells out, as "
             "scanpy.pp.filter_cells(adata, min_counts=1) does"
         )
 
@@ -350,33 +351,6 @@ def _check_overlap(query: list[str], reference: list[str]) -> None:
 
 def _examples(names: list[str]) -> str:
     return short(", ".join(names[:3]) + ("…" if len(names) > 3 else ""))
-
-
-def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
-    """Check that cells have no batch, label or other category that a model was not trained on.
-
-    Args:
-        adata: the cells.
-        registry: scvi-tools' setup of the cells that the model was trained on.
-
-    Raises:
-        MissingKey: a column is missing.
-        ValueError: they do.
-    """
-    states = {name: field["state_registry"] for name, field in registry["field_registries"].items()}
-    known = {registry["setup_args"].get(f"{name}_key"): states[name] for name in ("batch", "labels")}
-    columns = {key: state["categorical_mapping"] for key, state in known.items() if key is not None}
-    columns |= states.get("extra_categorical_covs", {}).get("mappings", {})
-    check_keys(adata, list(columns), None)
-    for key, categories in columns.items():
-        present = adata.obs[key].dropna()
-        new = present[~present.isin(list(categories))]
-        if len(new):
-            raise ValueError(
-                f"adata.obs[{key!r}] is {short(new.iloc[0])} for cell {new.index[0]!r}"
-                f"{_more(len(new) - 1, 'new for ')}, and the model was trained on "
-                f"{short(', '.join(map(str, categories)))}: leave such cells out"
-            )
 
 
 def check_stored(adata: AnnData, keys: Sequence[str], latent: int, components: int) -> int:

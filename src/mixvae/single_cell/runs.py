@@ -22,7 +22,8 @@ from mixvae.progress import SILENT, Progress
 from mixvae.runs import Layout, Recipe, Run, directory_of, open_run
 from mixvae.single_cell.atlas import Atlas, read_cells, with_genes
 from mixvae.single_cell.checked import MIXTURE_OPTIONS, OPTIONS, Record, check_sizes
-from mixvae.single_cell.data import check_categories, check_genes, check_kind
+from mixvae.single_cell.choices import check_categories
+from mixvae.single_cell.data import check_genes, check_kind
 from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
 from mixvae.single_cell.priors import weights_to_come
 from mixvae.single_cell.queries import OBSM_KEY

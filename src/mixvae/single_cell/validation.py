@@ -12,8 +12,8 @@ from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY
 from scvi.data._utils import _is_minified
 from scvi.model.base import ArchesMixin, BaseMinifiedModeModelClass, RNASeqMixin, VAEMixin
 
-from mixvae.single_cell.choices import check_groups, chosen_cells
-from mixvae.single_cell.data import check_categories, check_counts, check_genes, check_setup
+from mixvae.single_cell.choices import check_categories, check_groups, chosen_cells
+from mixvae.single_cell.data import check_counts, check_genes, check_setup
 from mixvae.single_cell.loading import CellLoader
 from mixvae.single_cell.priors import weights_to_come
 
@@ -134,7 +134,9 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
             numbers = [setup["size_factor_key"], *(setup["continuous_covariate_keys"] or [])]
             check_setup(adata, categories, numbers, setup["layer"])
             check_categories(adata, self.registry)
-        return super()._validate_anndata(adata, copy_if_view)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*has fewer than 3 cells")  # which matters to a training only
+            return super()._validate_anndata(adata, copy_if_view)
 
     def differential_expression(
         self,
