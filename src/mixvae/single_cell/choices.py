@@ -132,7 +132,7 @@ def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"adata.obs[{key!r}] is {short(repr(new.iloc[0]) if alike else new.iloc[0])} for cell {new.index[0]!r}"
                 f"{and_more(len(new) - 1, 'new for ')}, and the model was trained on "
-                f"{short(', '.join(map(repr if alike else str, categories)))}: {remedy}"
+                f"{short(', '.join(map(str, categories)))}: {remedy}"
             )
 
 

@@ -42,7 +42,8 @@ class Minifying(MixtureQueries):
         """
         if isinstance(self.adata, Atlas):
             raise ValueError(
-                "cells whose counts stay on disk cannot be minified: load the model for adata.to_memory(), and minify that"
+                "cells whose counts stay on disk cannot be minified: load the model for adata.to_memory(), "
+                "and minify that"
             )
         if self._awaits_minifying(self.adata):
             warnings.warn(
