@@ -153,7 +153,7 @@ def test_texts_for_a_batch_that_was_numbers_are_named(cells):
     model = make(cells, setup={"batch_key": "batch"}, epochs=1)
     query = cells.copy()
     query.obs["batch"] = query.obs["batch"].astype(str)
-    with pytest.raises(ValueError, match=r"\['batch'\] is '1' for cell .* trained on 1, 2: make them int, as there"):
+    with pytest.raises(ValueError, match=r"\['batch'\] is '1' for cell .* trained on 1, 2: make them int"):
         model.get_latent_representation(query)
 
 
