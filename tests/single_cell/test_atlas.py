@@ -12,11 +12,13 @@ import pytest
 import scanpy
 import scipy.io
 import scipy.sparse as sp
+import scvi
 
 from mixvae import cli
 from mixvae.progress import Silent
 from mixvae.runs import open_run
 from mixvae.single_cell import MixtureSCVI, read_cells, runs, writing
+from mixvae.single_cell import disk as module
 from mixvae.single_cell.atlas import FILE_KEY
 from mixvae.single_cell.reading import names_of
 
@@ -326,6 +328,17 @@ def test_cells_that_cannot_stay_on_disk_are_refused(cells, halves, file, tmp_pat
     assert read_cells([file], backed=True).isbacked
 
 
+@pytest.mark.parametrize("backed", [False, True])
+def test_other_files_are_embedded_by_names_of_genes(cells, file, halves, tmp_path, backed):
+    runs.train(file, tmp_path / "run", SETTINGS)
+    in_order = runs.embed(tmp_path / "run", halves[0], tmp_path / "in_order.h5ad").obsm["X_mixvae"]
+    other = cells[:70, np.random.default_rng(0).permutation(cells.n_vars)].copy()
+    other.write_h5ad(tmp_path / "other.h5ad")
+    runs.embed(tmp_path / "run", tmp_path / "other.h5ad", tmp_path / "out.h5ad", backed=backed)
+    found = anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_mixvae"]
+    np.testing.assert_allclose(found, in_order, rtol=1e-4, atol=1e-5)
+
+
 def test_command_line_takes_folders_and_cells_on_disk(halves, file, tmp_path, monkeypatch, capsys, as_users_run):
     monkeypatch.chdir(tmp_path)
     options = ["--components=2", "--latent=2", "--epochs=1"]
@@ -349,3 +362,98 @@ def run_of(capsys, *words):
     """What a command says last."""
     cli.main(list(map(str, words)))
     return capsys.readouterr().out.strip()
+
+
+@pytest.fixture
+def atlas(halves):
+    """The cells on disk, in two files with different orders of genes."""
+    anndata.read_h5ad(halves[1])[:, ::-1].copy().write_h5ad(halves[1])
+    return read_cells(halves, backed=True)
+
+
+def values(matrix):
+    return np.asarray(matrix.todense() if sp.issparse(matrix) else matrix)
+
+
+def test_counts_on_disk_are_indexed_by_genes_as_in_memory(cells, atlas):
+    mask = np.arange(120) % 7 == 0
+    for index in (
+        (3, 2), (-1, -2), (slice(10), 3), (slice(60, 80), slice(5)), (slice(None), [3, 1]), ([3, 70], [1, 2]),
+        (mask, [4, 2, 4] * 6), (np.array([[3], [119]]), [0, 5]), (mask, slice(5, 40)), (5, slice(None)),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(values(atlas.X[index]), values(cells.X[index]), err_msg=repr(index))
+
+
+def test_counts_on_disk_are_summed_as_in_memory(cells, atlas, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 50)
+    for axis in (None, 0, 1, -1, -2):
+        ours, theirs = atlas.X.sum(axis), cells.X.sum(axis, dtype=np.float64)
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.shape(ours) == np.shape(theirs)
+    assert "120 cells" in str(atlas.X) == repr(atlas.X)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda a: a.X.max(), lambda a: a.X.nnz, lambda a: a.X.mean(0), lambda a: a.X.toarray(),
+        lambda a: a.X @ np.ones(60),
+        lambda a: a.X.multiply(2), lambda a: a.X != 0, lambda a: a.X.T, lambda a: list(a.X), lambda a: a.X.tocsc(),
+        lambda a: -a.X, lambda a: a.X.astype(int), lambda a: a.X.getrow(3), lambda a: a.X.count_nonzero(),
+        lambda a: a.X.power(2), lambda a: a.X.tocoo(), lambda a: a.X.diagonal(), lambda a: a.X.sum_duplicates(),
+        lambda a: a.X.min(1), lambda a: a.X.log1p(), lambda a: a.to_df(), lambda a: anndata.concat([a, a]),
+        lambda a: a.X.nonzero(), lambda a: a.X.__setitem__((3, 3), 1), lambda a: sp.vstack([a.X]),
+        lambda a: setattr(a, "X", None), lambda a: a.write("a.h5ad"), lambda a: a.copy("a.h5ad"), lambda a: a.X[120],
+        lambda a: a.X[-121], lambda a: a.X[[True] * 119], lambda a: a.X["c"], lambda a: scanpy.pp.log1p(a),
+        lambda a: scanpy.pp.normalize_total(a), lambda a: np.log1p(a.X.data), lambda a: -a.X.data,
+        lambda a: a.X.data.max(), lambda a: a.X.data[3], lambda a: a.X.todense(),
+        lambda a: sp.csr_matrix(a.X), lambda a: sp.csr_matrix(a.X, copy=True), lambda a: a.X.argmax(0),
+        lambda a: a.X.eliminate_zeros(), lambda a: a.X.reshape(60, 120), lambda a: a.X.getcol(1),
+        lambda a: a.X.getnnz(0),
+    ],
+)  # fmt: skip
+def test_what_needs_all_counts_on_disk_is_refused(atlas, ask):
+    with pytest.raises(ValueError, match=r"on disk|a mask must|numbered from|whole numbers") as error:
+        ask(atlas)
+    assert "\n" not in str(error.value)
+
+
+def test_cells_on_disk_are_chosen_and_reordered_as_in_memory(cells, atlas):
+    atlas.obsm["latent"] = cells.obsm["latent"] = np.arange(240.0).reshape(120, 2)
+    for index in (slice(10), [5, 110, 5], (slice(None), [3, 1]), cells.obs["batch"] == "a", cells.obs_names[80:60:-1]):
+        ours, theirs = atlas[index], cells[index]
+        assert ours.isbacked
+        for same in (ours, ours.copy(), ours[:], ours[::-1][::-1]):
+            np.testing.assert_array_equal(same.to_memory().X.toarray(), theirs.X.toarray())
+            np.testing.assert_array_equal(same.obsm["latent"], theirs.obsm["latent"])
+            assert list(same.obs_names) == list(theirs.obs_names)
+            assert list(same.var_names) == list(theirs.var_names)
+    atlas._inplace_subset_obs(np.arange(120) % 3 == 0)  # as scanpy filters cells
+    assert atlas.shape == (40, 60)
+    np.testing.assert_array_equal(atlas.X[:].toarray(), cells[atlas.obs_names].X.toarray())
+
+
+def test_a_model_of_cells_on_disk_answers_as_in_memory(cells, atlas, halves):
+    models = []
+    for some in (cells, atlas):
+        MixtureSCVI.setup_anndata(some, batch_key="batch")
+        scvi.settings.seed = 0
+        models.append(MixtureSCVI(some, n_components=2, n_hidden=8, n_latent=2))
+        models[-1].is_trained_ = True
+        models[-1].module.eval()
+    memory, disk = models
+    expected = memory.get_latent_representation()
+    np.testing.assert_allclose(
+        disk.get_latent_representation(atlas[[5, 110]]), expected[[5, 110]], rtol=1e-4, atol=1e-6
+    )
+    query = read_cells(halves[1:], backed=True)
+    MixtureSCVI.prepare_query_anndata(query, disk)
+    np.testing.assert_allclose(disk.get_latent_representation(query), expected[70:], rtol=1e-4, atol=1e-6)
+    tables = []
+    for model in models:
+        scvi.settings.seed = 0
+        tables.append(model.differential_expression(groupby="batch", group1="a", silent=True).sort_index())
+    for column in ("raw_mean1", "raw_normalized_mean1", "raw_normalized_mean2", "non_zeros_proportion2"):
+        np.testing.assert_allclose(tables[1][column], tables[0][column], rtol=1e-5, err_msg=column)
+    with pytest.raises(ValueError, match=r"on disk cannot be minified: load the model for adata.to_memory\(\)"):
+        disk.minify_adata()

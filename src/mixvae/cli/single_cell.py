@@ -82,7 +82,7 @@ def train(
         seed,
     )
     given = _listed(files)
-    run = folder(out or Path("runs") / f"{_name(given)}-S{components}")
+    run = folder(Path("runs") / f"{_name(given)}-S{components}" if out is None else _named(out))
     with quiet(), redirect_stdout(io.StringIO()), Terminal() as progress:  # scvi-tools prints what it raises
         fabric = launch(accelerator, devices, nodes=nodes)
         runs.train(given, run, settings, progress, backed=backed, fabric=fabric)
@@ -105,7 +105,11 @@ def embed(run: str, files: str | list[str], out: str | None = None, *, backed: b
         backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
     """
     given = _listed(files)
-    path = target(out or f"{_name(given)}-embedded.h5ad", ".h5ad")
+    if Path(run).is_file():
+        raise ValueError(
+            f"{run} is a file and no run: mixvae sc embed takes the run first, and then the files of cells"
+        )
+    path = target(f"{_name(given)}-embedded.h5ad" if out is None else _named(out), ".h5ad")
     _check_installed()
     from mixvae.single_cell import runs
 
@@ -116,6 +120,12 @@ def embed(run: str, files: str | list[str], out: str | None = None, *, backed: b
 
 def _listed(files: str | list[str]) -> list[str]:
     return [files] if isinstance(files, str) else files
+
+
+def _named(out: str) -> str:
+    if not out:
+        raise ValueError("--out must be the name of a folder or file; got an empty one")
+    return out
 
 
 def _name(files: Sequence[str]) -> str:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from anndata.experimental import AnnCollection
+from scvi.data._constants import _SCVI_UUID_KEY
 
 from mixvae._resources import TooLarge
-from mixvae.single_cell.checked import Unfit, check_annotated, check_file, check_hdf5, check_places
+from mixvae.single_cell.checked import Unfit, check_annotated, check_file, check_hdf5
 from mixvae.single_cell.data import MissingKey, check_keys, find_genes
+from mixvae.single_cell.disk import Part, Rows, on_disk
 from mixvae.single_cell.reading import files_of, kind_of, names_of, read_file, reading
 
 FILE_KEY = "file"
@@ -79,7 +79,7 @@ def with_genes(cells: AnnData, genes: Sequence[str], layer: str | None = None) -
     frames = {"obs": cells.obs.copy(), "var": pd.DataFrame(index=pd.Index(genes, dtype=object))}
     in_order = np.array_equal(places, np.arange(cells.n_vars))
     if isinstance(cells, Atlas):
-        return Atlas(AnnData(**frames), cells.X if in_order else cells.X.taking(places))
+        return Atlas(AnnData(**frames), cells.X if in_order else cells.X.taking(np.arange(cells.n_obs), places))
     counts: Any = cells.X if layer is None else cells.layers[layer]
     counts = counts if in_order or counts is None else counts[:, places]
     return AnnData(counts, **frames) if layer is None else AnnData(layers={layer: counts}, **frames)
@@ -129,87 +129,10 @@ def _check_shared(genes: pd.Index, first: pd.Index, file: Path, first_file: Path
         )
 
 
-@dataclass(frozen=True)
-class Part:
-    """Counts of one file, of which only the rows that are asked for are read.
-
-    Args:
-        counts: a sparse dataset of anndata, a dataset of h5py, or a matrix in memory; (cells, genes of the file).
-        name: the file, for error messages.
-        order: places of the genes in the file; None where all are taken in order.
-    """
-
-    counts: Any
-    name: str
-    order: np.ndarray | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Cells and genes."""
-        return self.counts.shape[0], self.counts.shape[1] if self.order is None else len(self.order)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the counts; for those in 16 bits, of which there are no sparse matrices, in 32 bits."""
-        return np.dtype(np.float32) if self.counts.dtype == np.float16 else self.counts.dtype
-
-    def read(self, rows: np.ndarray) -> sp.csr_matrix:
-        """Read rows, in ascending order; those that follow each other are read at once, which is faster.
-
-        Raises:
-            ValueError: they cannot be read.
-        """
-        different, repeats = np.unique(rows, return_inverse=True)
-        first, last = int(different[0]), int(different[-1]) + 1
-        follow = last - first == len(different)
-        with reading(self.name):
-            block: Any = sp.csr_matrix(self.counts[slice(first, last) if follow else different], dtype=self.dtype)
-            check_places(block, "X", self.name)
-        block = block if len(different) == len(rows) else block[repeats]
-        return block if self.order is None else block[:, self.order]
-
-    def taking(self, order: np.ndarray) -> Part:
-        """The same with some of its genes only, by their places."""
-        return Part(self.counts, self.name, order if self.order is None else self.order[order])
-
-
-class Rows(sp.csr_matrix):
-    """Counts of files, one below another, of which only the rows that are asked for are read.
-
-    scvi-tools takes it for a sparse matrix; it can be indexed by rows, and nothing else.
-
-    Args:
-        parts: the counts of each file.
-    """
-
-    def __init__(self, parts: Sequence[Part]):
-        self.parts = list(parts)
-        self.starts = np.cumsum([0, *(part.shape[0] for part in parts)])
-        super().__init__((int(self.starts[-1]), parts[0].shape[1]), dtype=np.float32)
-
-    def __getitem__(self, rows: Any) -> sp.csr_matrix:
-        """Read rows, by a slice, numbers or a mask."""
-        cells = int(self.starts[-1])
-        if isinstance(rows, slice):
-            numbers = np.arange(*rows.indices(cells))
-        else:
-            numbers = np.atleast_1d(np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows))
-        numbers = np.where(numbers < 0, numbers + cells, numbers)
-        order = np.argsort(numbers, kind="stable")
-        ascending = numbers[order]
-        which = np.searchsorted(self.starts, ascending, side="right") - 1
-        blocks = [self.parts[i].read(ascending[which == i] - self.starts[i]) for i in np.unique(which).tolist()]
-        empty = [sp.csr_matrix((0, self.parts[0].shape[1]), dtype=np.float32)]
-        found = cast("Any", sp.vstack(blocks or empty, "csr", dtype=np.float32))
-        return found if (order[1:] > order[:-1]).all() else found[np.argsort(order)]
-
-    def taking(self, order: np.ndarray) -> Rows:
-        """The same with some of the genes only, by their places."""
-        return Rows([part.taking(order) for part in self.parts])
-
-
 class Atlas(AnnData):
     """Cells whose counts stay on disk; scvi-tools takes it for a backed AnnData.
+
+    Indexing makes an atlas of the chosen cells and genes, whose counts stay on disk too; `to_memory` reads them.
 
     Args:
         frames: cells without counts.
@@ -217,8 +140,52 @@ class Atlas(AnnData):
     """
 
     def __init__(self, frames: AnnData, counts: Rows):
-        super().__init__(obs=frames.obs, var=frames.var)
-        self._counts = counts
+        super().__init__(frames)
+        self._X: Any = counts
+
+    def __getitem__(self, index: Any) -> Atlas:
+        """Some of the cells and genes."""
+        frames = (pd.DataFrame({"place": np.arange(len(names))}, names) for names in (self.obs_names, self.var_names))
+        places = AnnData(**dict(zip(("obs", "var"), frames, strict=True)))[index]
+        cells, genes = (frame["place"].to_numpy() for frame in (places.obs, places.var))
+        taken = self._frames()[index].copy()
+        taken.uns.pop(_SCVI_UUID_KEY, None)  # other cells than those that were set up
+        return Atlas(taken, self.X.taking(cells, genes))
+
+    def _frames(self) -> AnnData:
+        """Everything but the counts."""
+        frames = AnnData(self)
+        frames.X = None
+        return frames
+
+    def copy(self, filename: object = None) -> Atlas:
+        """A copy whose counts stay where they are.
+
+        Raises:
+            ValueError: a file is given.
+        """
+        if filename is not None:
+            self.write_h5ad()
+        return Atlas(self._frames().copy(), self.X)
+
+    def to_memory(self, *, copy: bool = False) -> AnnData:
+        """The cells with all of their counts in memory."""
+        cells = self._frames().copy() if copy else self._frames()
+        cells.X = self.X[:]
+        return cells
+
+    def write_h5ad(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to write.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "cells whose counts stay on disk cannot be written: adata.to_memory().write_h5ad(…) writes them, and a "
+            "model is saved without them, save_anndata=False"
+        )
+
+    write = write_h5ad
 
     @classmethod
     def of(cls, collection: AnnCollection) -> Atlas:
@@ -234,6 +201,7 @@ class Atlas(AnnData):
             >>> import numpy as np
             >>> from anndata import AnnData
             >>> from anndata.experimental import AnnCollection
+        from scvi.data._constants import _SCVI_UUID_KEY
             >>> from mixvae.single_cell import Atlas
             >>> parts = [AnnData(np.ones((n, 3), np.float32)) for n in (4, 2)]  # or anndata.read_h5ad(…, backed="r")
             >>> Atlas.of(AnnCollection(parts, index_unique="-")).X[[5, 0]].toarray()
@@ -257,7 +225,11 @@ class Atlas(AnnData):
     @property
     def X(self) -> Rows:  # noqa: N802
         """The counts."""
-        return self._counts
+        return self._X
+
+    @X.setter
+    def X(self, value: object) -> None:  # noqa: N802
+        raise on_disk()
 
 
 def _on_disk(files: Sequence[Path], keys: Sequence[str | None], layer: str | None) -> AnnData:

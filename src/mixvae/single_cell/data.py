@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,7 @@ def check_setup(adata: Any, categories: Sequence[str | None], numbers: Sequence[
     for key in filter(None, categories):
         missing = adata.obs[key].isna().to_numpy()
         _check_every(adata, key, missing, "no category", "name one for them, or leave them out")
+        check_kind(adata.obs, key)
     for key in filter(None, numbers):
         column = adata.obs[key]
         if column.dtype.kind not in "biuf":
@@ -192,14 +193,42 @@ def _elsewhere(adata: AnnData, layer: str | None) -> str:
 def _check_every(adata: AnnData, key: str, missing: np.ndarray, what: str, remedy: str) -> None:
     if missing.any():
         cell = adata.obs_names[missing.argmax()]
-        raise ValueError(f"adata.obs[{key!r}] has {what} for cell {cell!r} (and {missing.sum() - 1} more): {remedy}")
+        raise ValueError(f"adata.obs[{key!r}] has {what} for cell {cell!r}{and_more(int(missing.sum()) - 1)}: {remedy}")
+
+
+def check_kind(frame: pd.DataFrame, key: str) -> None:
+    """Check that a column of `obs` does not hold texts for some cells and numbers for others.
+
+    Files that hold one of them each make such a column when they are put together; it can neither be sorted nor be
+    written.
+
+    Raises:
+        ValueError: it does.
+    """
+    column = frame[key]
+    values = pd.Series(column.cat.categories) if hasattr(column, "cat") else column.dropna()
+    texts = [value for value in values if isinstance(value, str)] if values.dtype == object else []
+    if 0 < len(texts) < len(values):
+        text, number = texts[0], next(value for value in values if not isinstance(value, str))
+        cells = [frame.index[(column == value).to_numpy()][0] for value in (text, number)]
+        raise ValueError(
+            f"adata.obs[{key!r}] holds texts and numbers: {short(repr(text))} for cell {cells[0]!r}, and {number!r} "
+            f"for cell {cells[1]!r}; make it texts in every file, obs[{key!r}].astype(str), or leave it out"
+        )
+
+
+def and_more(count: int, what: str = "") -> str:
+    """How many more there are than the one that an error names; empty if there are none."""
+    return f" (and {what}{count} more)" if count else ""
 
 
 def _place(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def check_counts(adata: AnnData, counts: Any, layer: str | None, *, counted: bool = True) -> None:
+def check_counts(
+    adata: AnnData, counts: Any, layer: str | None, *, counted: bool = True, sampled: bool = False
+) -> None:
     """Check that every cell has counts, and that they are non-negative integers.
 
     Of counts that are not in memory, some blocks of cells are read, from the first to the last.
@@ -209,35 +238,53 @@ def check_counts(adata: AnnData, counts: Any, layer: str | None, *, counted: boo
         counts: the matrix to check.
         layer: the layer that it is; `X` by default.
         counted: whether they have to be counts; otherwise any finite numbers will do.
+        sampled: check such blocks only of counts in memory too, as they were checked before.
+
+    Raises:
+        ValueError: a value is not a count, or a cell is empty.
+    """
+    for numbers in _sample(adata.n_obs, whole=not (adata.isbacked or sampled)):
+        block = counts[numbers] if adata.isbacked or sampled else counts
+        check_block(block, adata.obs_names[numbers], layer, _elsewhere(adata, layer), counted=counted)
+
+
+def check_block(counts: Any, cells: pd.Index, layer: str | None, remedy: str, *, counted: bool) -> None:
+    """Check the counts of some cells, in memory.
+
+    Args:
+        counts: a matrix of them, or an array.
+        cells: names of the cells, for the error message.
+        layer: the layer that they are from; `X` by default.
+        remedy: where to find counts instead, for the error message.
+        counted: whether they have to be counts; otherwise any finite numbers will do.
 
     Raises:
         ValueError: a value is not a count, or a cell is empty.
     """
     where = _place(layer)
     kind = "counts, whole numbers from 0 up" if counted else "finite numbers"
-    remedy = _elsewhere(adata, layer) + (', or use gene_likelihood="normal"' if counted else "")
-    for first, block in _blocks(counts, adata.n_obs, whole=not adata.isbacked):
-        values = np.asarray(block.data if sp.issparse(block) else block)
-        wrong = ~np.isfinite(values)
-        if counted and not wrong.any():
-            wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE)
-        if wrong.any():
-            raise ValueError(f"{where} must hold {kind}; got {values[wrong].flat[0]:.6g}: {remedy}")
-        empty = np.flatnonzero(np.asarray(block.sum(1)).ravel() == 0)
-        if counted and len(empty):
-            raise ValueError(
-                f"cell {adata.obs_names[first + empty[0]]!r} (and {len(empty) - 1} more) has no counts in {where}: "
-                "leave empty cells out, as scanpy.pp.filter_cells(adata, min_counts=1) does"
-            )
+    values = np.asarray(counts.data if sp.issparse(counts) else counts)
+    wrong = ~np.isfinite(values)
+    if counted and not wrong.any():
+        wrong = (values < 0) | (np.abs(values - np.rint(values)) > TOLERANCE)
+    if wrong.any():
+        remedy += ', or use gene_likelihood="normal"' if counted else ""
+        raise ValueError(f"{where} must hold {kind}; got {values[wrong].flat[0]:.6g}: {remedy}")
+    empty = np.flatnonzero(np.asarray(counts.sum(1)).ravel() == 0)
+    if counted and len(empty):
+        raise ValueError(
+            f"cell {cells[empty[0]]!r}{and_more(len(empty) - 1)} has no counts in {where}: leave empty cells out, as "
+            "scanpy.pp.filter_cells(adata, min_counts=1) does"
+        )
 
 
-def _blocks(counts: Any, cells: int, *, whole: bool) -> Iterator[tuple[int, Any]]:
-    """Rows of counts that are checked, with the number of the first."""
+def _sample(cells: int, *, whole: bool) -> Iterator[slice]:
+    """Cells whose counts are checked: all, or some blocks from the first to the last."""
     if whole or cells <= BLOCKS * BLOCK:
-        yield 0, counts[:] if not whole else counts
+        yield slice(None)
         return
     for first in np.linspace(0, cells - BLOCK, BLOCKS).astype(int).tolist():
-        yield first, counts[first : first + BLOCK]
+        yield slice(first, first + BLOCK)
 
 
 def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
@@ -258,6 +305,7 @@ def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
     raise ValueError(
         f"the model needs its {len(reference)} genes in their order; this AnnData {what}: "
         "MixtureSCVI.prepare_query_anndata(adata, model) brings them into line"
+        + (", with counts of 0 for every gene that it lacks" if missing else "")
     )
 
 
@@ -303,32 +351,6 @@ def _check_overlap(query: list[str], reference: list[str]) -> None:
 
 def _examples(names: list[str]) -> str:
     return short(", ".join(names[:3]) + ("…" if len(names) > 3 else ""))
-
-
-def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
-    """Check that cells have no batch, label or other category that a model was not trained on.
-
-    Args:
-        adata: the cells.
-        registry: scvi-tools' setup of the cells that the model was trained on.
-
-    Raises:
-        MissingKey: a column is missing.
-        ValueError: they do.
-    """
-    states = {name: field["state_registry"] for name, field in registry["field_registries"].items()}
-    known = {registry["setup_args"].get(f"{name}_key"): states[name] for name in ("batch", "labels")}
-    columns = {key: state["categorical_mapping"] for key, state in known.items() if key is not None}
-    columns |= states.get("extra_categorical_covs", {}).get("mappings", {})
-    check_keys(adata, list(columns), None)
-    for key, categories in columns.items():
-        present = adata.obs[key].dropna()
-        new = present[~present.isin(list(categories))]
-        if len(new):
-            raise ValueError(
-                f"adata.obs[{key!r}] is {short(new.iloc[0])} for cell {new.index[0]!r} (and new for {len(new) - 1} "
-                f"more), and the model was trained on {short(', '.join(map(str, categories)))}: leave such cells out"
-            )
 
 
 def check_stored(adata: AnnData, keys: Sequence[str], latent: int, components: int) -> int:

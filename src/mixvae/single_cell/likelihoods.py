@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from mixvae.evaluation import (
     weigh,
 )
 from mixvae.proposals import refine, together
+from mixvae.single_cell.choices import check_source, chosen_cells
 from mixvae.single_cell.joint import Batch, CellJoint, joint_and_posterior, terms_of
 from mixvae.single_cell.loading import CellLoader
 
@@ -52,8 +54,9 @@ def bounds(
     pilot rounds), so that models can be compared whatever their encoders are worth; `pareto_k`, `ess` and `bias` say
     how tight it is. The other bounds take theirs from the encoders. With a latent library size all of them average over
     it too. Noise is keyed by (seed, cell, draw): the numbers do not depend on batch size or the order of cells, up to
-    rounding, which moves them by less than 10⁻³ nats. Estimates of the same counts can be paired (`paired_gain`,
-    `split_gain`); those of batches from a `dataloader` have no checksum of their counts, and cannot.
+    rounding. It moves the refined proposals, and with them `log_px` of a cell, by up to 0.012 nats in a trial with 20
+    draws. Estimates of the same counts can be paired (`paired_gain`, `split_gain`); those of batches
+    from a `dataloader` have no checksum of their counts, and cannot.
 
     Args:
         model: a trained SCVI, scANVI, or mixture of either.
@@ -181,11 +184,12 @@ def numbered(
     """
     if model.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
         raise ValueError("bounds need the counts, which minified data lack: use the full AnnData")
+    check_source(adata, indices, dataloader)
     numbers = None
     if dataloader is None:
         model._check_if_trained(warn=False)
         adata = model._validate_anndata(adata)
-        numbers = np.arange(adata.n_obs)[slice(None) if indices is None else np.asarray(indices)]
+        numbers = chosen_cells(indices, adata.n_obs)
         dataloader = model._make_data_loader(
             adata=adata,
             indices=numbers,
@@ -211,8 +215,8 @@ def draws_per_component(n_mc_samples: int, components: int) -> int:
     Raises:
         ValueError: there are none.
     """
-    if n_mc_samples < 1:
-        raise ValueError(f"n_mc_samples must be at least 1; got {n_mc_samples}")
+    if not isinstance(n_mc_samples, Integral) or isinstance(n_mc_samples, bool) or n_mc_samples < 1:
+        raise ValueError(f"n_mc_samples must be a whole number, at least 1; got {n_mc_samples}")
     return draws_of_each(components, n_mc_samples, None)
 
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scvi import dataloaders
+from scvi import REGISTRY_KEYS, dataloaders
 from scvi.data import AnnDataManager, AnnTorchDataset
 from torch.utils.data import Dataset
+
+from mixvae.single_cell.data import check_block
 
 
 class InOrder(Dataset):
@@ -18,10 +20,11 @@ class InOrder(Dataset):
 
     Args:
         cells: the data set.
+        counted: whether the cells read must have counts, or only finite numbers; None for no check.
     """
 
-    def __init__(self, cells: AnnTorchDataset):
-        self.cells = cells
+    def __init__(self, cells: AnnTorchDataset, *, counted: bool | None = None):
+        self.cells, self.counted = cells, counted
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -29,7 +32,20 @@ class InOrder(Dataset):
     def __getitem__(self, rows: Any) -> dict[str, Any]:
         """Read rows by their numbers."""
         ascending, places = np.unique(rows, return_inverse=True)
-        return {key: _taken(values, places) for key, values in self.cells[ascending].items()}
+        read = self.cells[ascending]
+        if self.counted is not None and REGISTRY_KEYS.X_KEY in read:
+            self._check(read[REGISTRY_KEYS.X_KEY], ascending)
+        return {key: _taken(values, places) for key, values in read.items()}
+
+    def _check(self, counts: Any, cells: np.ndarray) -> None:
+        """Check counts that were read, as only a sample of those on disk was checked before.
+
+        Raises:
+            ValueError: a value is not a count, or a cell is empty.
+        """
+        values = counts.to_dense().numpy() if isinstance(counts, torch.Tensor) else counts
+        names = self.cells.adata_manager.adata.obs_names[cells]
+        check_block(values, names, None, "give the raw counts", counted=bool(self.counted))
 
 
 def _taken(values: Any, rows: np.ndarray) -> Any:
@@ -45,13 +61,14 @@ class CellLoader(dataloaders.AnnDataLoader):
     Args:
         adata_manager: scvi-tools' manager of the cells.
         *args: what `AnnDataLoader` takes.
+        counted: whether cells that are read from disk must have counts, or only finite numbers; None for no check.
         **kwargs: what `AnnDataLoader` takes.
     """
 
-    def __init__(self, adata_manager: AnnDataManager, *args: Any, **kwargs: Any):
+    def __init__(self, adata_manager: AnnDataManager, *args: Any, counted: bool | None = None, **kwargs: Any):
         super().__init__(adata_manager, *args, **kwargs)
         if adata_manager.adata.isbacked:
-            self.dataset.dataset = InOrder(self.dataset.dataset)
+            self.dataset.dataset = InOrder(self.dataset.dataset, counted=counted)
 
 
 class DataSplitter(dataloaders.DataSplitter):

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scvi.data._constants import ADATA_MINIFY_TYPE
 
+from mixvae.single_cell.atlas import Atlas
 from mixvae.single_cell.data import check_stored
 from mixvae.single_cell.queries import MixtureQueries
 
@@ -37,8 +38,13 @@ class Minifying(MixtureQueries):
             use_latent_qzv_key: key of `obsm` with the variances.
 
         Raises:
-            ValueError: one key without the other, or arrays of another shape.
+            ValueError: one key without the other, arrays of another shape, or counts that stay on disk.
         """
+        if isinstance(self.adata, Atlas):
+            raise ValueError(
+                "cells whose counts stay on disk cannot be minified: load the model for adata.to_memory(), "
+                "and minify that"
+            )
         if self._awaits_minifying(self.adata):
             warnings.warn(
                 "the cells have no counts, so that their library sizes are kept as 0: ask for no expression of them",
@@ -74,4 +80,6 @@ class Minifying(MixtureQueries):
         """Whether cells come without counts but with posteriors, under the keys by which scvi-tools tells them."""
         held = adata.obsm or {}  # None in a collection
         posteriors = (f"_{self._LATENT_QZM_KEY}", f"_{self._LATENT_QZV_KEY}")
-        return all(key in held for key in posteriors) and sp.issparse(adata.X) and adata.X.nnz == 0
+        if adata.isbacked or not all(key in held for key in posteriors):
+            return False
+        return sp.issparse(adata.X) and adata.X.nnz == 0

@@ -22,7 +22,7 @@ from mixvae.single_cell.loading import DataSplitter
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.module import MixtureModule
 from mixvae.single_cell.plans import FusedTrainingPlan
-from mixvae.single_cell.priors import CellVampPrior
+from mixvae.single_cell.priors import begins_as_cells
 
 LONGEST_WARMUP = 400
 """scvi-tools' default epochs of KL warm-up."""
@@ -268,8 +268,10 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
                 stacklevel=2,
             )
         options["plan_kwargs"] = plan
-        if self._leaves_one_cell(options):
-            options["datasplitter_kwargs"] = {"drop_last": True, **(options.get("datasplitter_kwargs") or {})}
+        loading = {"drop_last": True} if self._leaves_one_cell(options) else {}
+        if options.get("datamodule") is None:
+            loading["counted"] = self._counted
+        options["datasplitter_kwargs"] = {**loading, **(options.get("datasplitter_kwargs") or {})}
         return super().train(**options)
 
     def _leaves_one_cell(self, options: dict[str, Any]) -> bool:
@@ -288,7 +290,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
     def _begin_prior(self, adata: AnnData) -> None:
         """Begin the pseudo-inputs of a VampPrior as cells chosen at random."""
         prior = getattr(getattr(self, "module", None), "prior", None)
-        if not isinstance(prior, CellVampPrior) or _is_minified(adata):
+        if not begins_as_cells(prior) or _is_minified(adata):
             return
         count = len(prior.raw_inputs)
         if count > adata.n_obs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +34,24 @@ SEEN = {
     MODULE_KEYS.CONT_COVS_KEY: REGISTRY_KEYS.CONT_COVS_KEY,
 }
 """What encoders may see of a cell besides its counts, and its keys in scvi-tools' batches."""
+
+
+_TO_COME: ContextVar[bool] = ContextVar("weights to come", default=False)
+
+
+@contextmanager
+def weights_to_come() -> Iterator[None]:
+    """Make models whose weights are loaded afterwards, so that no pseudo-inputs have to begin as cells."""
+    token = _TO_COME.set(True)
+    try:
+        yield
+    finally:
+        _TO_COME.reset(token)
+
+
+def begins_as_cells(prior: object) -> bool:
+    """Whether the pseudo-inputs of a new model's prior begin as cells."""
+    return isinstance(prior, CellVampPrior) and not _TO_COME.get()
 
 
 class CellVampPrior(VampPrior):

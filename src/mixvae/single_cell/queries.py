@@ -15,6 +15,7 @@ from scvi.module._constants import MODULE_KEYS
 from mixvae.analysis import shares
 from mixvae.bounds import jsd
 from mixvae.evaluation import Estimate, ProposalName
+from mixvae.single_cell.choices import check_source
 from mixvae.single_cell.joint import joint_and_posterior
 from mixvae.single_cell.likelihoods import (
     DECODED,
@@ -218,6 +219,7 @@ class MixtureQueries(ValidatedCells):
         **data_loader_kwargs: Any,
     ) -> Any:
         """Batches of cells: the given ones, or those of an AnnData."""
+        check_source(adata, indices, dataloader)
         if dataloader is not None:
             return dataloader
         adata = self._validate_anndata(adata)

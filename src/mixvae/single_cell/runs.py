@@ -22,8 +22,10 @@ from mixvae.progress import SILENT, Progress
 from mixvae.runs import Layout, Recipe, Run, directory_of, open_run
 from mixvae.single_cell.atlas import Atlas, read_cells, with_genes
 from mixvae.single_cell.checked import MIXTURE_OPTIONS, OPTIONS, Record, check_sizes
-from mixvae.single_cell.data import check_categories, check_genes
+from mixvae.single_cell.choices import check_categories
+from mixvae.single_cell.data import check_genes, check_kind
 from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
+from mixvae.single_cell.priors import weights_to_come
 from mixvae.single_cell.queries import OBSM_KEY
 from mixvae.single_cell.reading import files_of
 from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, recipe_of
@@ -71,6 +73,17 @@ class Settings:
     def columns(self) -> list[str]:
         """Columns of `obs` that the cells must have."""
         return _columns(self.setup())
+
+    def check_columns(self) -> None:
+        """Check that batch and covariates are different columns.
+
+        Raises:
+            ValueError: a column is named twice.
+        """
+        columns = [self.batch_key, *self.categorical_covariate_keys, *self.continuous_covariate_keys]
+        for key in columns:
+            if key is not None and columns.count(key) > 1:
+                raise ValueError(f"the column {key!r} is named twice among batch and covariates: name it once")
 
     def model(self, adata: AnnData) -> MixtureSCVI:
         """Make an untrained model for cells that have been set up."""
@@ -123,6 +136,7 @@ def train(
     out, files = Path(out).expanduser(), _listed(files)
     at_least(0, seed=settings.seed)
     at_least(1, latent=settings.latent)
+    settings.check_columns()
     fabric = launch() if fabric is None else fabric
     with as_one(fabric, lambda: "the same command resumes it", quiet=True):
         adata = read_cells(files, settings.columns(), settings.layer, backed=backed)
@@ -170,7 +184,7 @@ def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
     weights = weights_from_bytes(content, source)
     check_sizes(record.settings, weights, str(source))
     fitting = plain_errors(f"the model of {path} cannot be made for these cells")
-    with fitting, guarding(f"the model of {path}", "train a smaller one"):
+    with fitting, guarding(f"the model of {path}", "train a smaller one"), weights_to_come():
         registry = as_registry(record.registry)
         check_categories(adata, registry)
         cls.setup_anndata(adata, source_registry=registry, **record.registry["setup_args"])
@@ -278,6 +292,8 @@ def embed(
     setup, genes = _needed(path)
     layer = setup.get("layer")
     adata = read_cells(files, _columns(setup), layer, backed=backed, copied=not backed)
+    for key in adata.obs:
+        check_kind(adata.obs, key)  # or it could not be written
     model = load(path, with_genes(adata, genes, layer))
     computed = {LATENT_KEY: partial(_latents, model), OBSM_KEY: partial(_responsibilities, model)}
     with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:

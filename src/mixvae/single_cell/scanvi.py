@@ -8,6 +8,7 @@ from anndata import AnnData
 from scvi.model import SCANVI, SCVI
 
 from mixvae.priors import StandardNormal
+from mixvae.single_cell.choices import check_labels
 from mixvae.single_cell.data import check_setup
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.model import MixtureSCVI
@@ -138,6 +139,8 @@ class MixtureSCANVI(Minifying, SCANVI):
         labels = [] if kwargs.get("allow_missing_labels") else [labels_key]
         categories = [batch_key, *labels, *(categorical_covariate_keys or [])]
         check_setup(adata, categories, [size_factor_key, *(continuous_covariate_keys or [])], layer)
+        if kwargs.get("source_registry") is None:
+            check_labels(adata.obs[labels_key], unlabeled_category)
         super().setup_anndata(
             adata,
             labels_key,

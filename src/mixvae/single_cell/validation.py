@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data._constants import _FIELD_REGISTRIES_KEY, _SETUP_ARGS_KEY
 from scvi.data._utils import _is_minified
 from scvi.model.base import ArchesMixin, BaseMinifiedModeModelClass, RNASeqMixin, VAEMixin
 
+from mixvae.single_cell.choices import check_categories, check_groups, chosen_cells
 from mixvae.single_cell.data import check_counts, check_genes, check_setup
 from mixvae.single_cell.loading import CellLoader
+from mixvae.single_cell.priors import weights_to_come
 
 
 class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelClass):
@@ -55,7 +58,35 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
         if adata is not None and reference_model is not None and not inplace_subset_query_vars:
             genes = cls.prepare_query_anndata(adata, reference_model, return_reference_var_names=True)
             check_genes(adata.var_names, genes)
-        return super().load_query_data(adata, reference_model, registry, inplace_subset_query_vars, *args, **kwargs)
+        with weights_to_come():
+            return super().load_query_data(adata, reference_model, registry, inplace_subset_query_vars, *args, **kwargs)
+
+    @staticmethod
+    def prepare_query_anndata(
+        adata: AnnData, reference_model: Any, return_reference_var_names: bool = False, inplace: bool = True
+    ) -> Any:
+        """Bring the genes of new cells into line with those of a reference model, as scvi-tools does.
+
+        Genes that the cells lack get counts of 0, of which a warning says how many they are.
+
+        Args:
+            adata: the new cells.
+            reference_model: a trained model, or the folder of one.
+            return_reference_var_names: return the names of the model's genes instead.
+            inplace: change `adata`; otherwise return what it would become.
+        """
+        genes = ArchesMixin.prepare_query_anndata(adata, reference_model, return_reference_var_names=True)
+        if return_reference_var_names:
+            return genes
+        lacking = genes.difference(adata.var_names)
+        if 0 < len(lacking) < len(genes):
+            warnings.warn(
+                f"these cells lack {len(lacking)} of the model's {len(genes)} genes (such as {lacking[0]}), which get "
+                "counts of 0 as if they had been measured: results may be of little worth",
+                UserWarning,
+                stacklevel=2,
+            )
+        return ArchesMixin.prepare_query_anndata(adata, reference_model, inplace=inplace)
 
     @classmethod
     def load(cls, dir_path: str, adata: AnnData | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +106,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
                 f"the number of components is that of the model in {dir_path}: leave n_components out "
                 "(MixtureSCVI.from_scvi_model makes a mixture of any number of a trained SCVI)"
             )
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), weights_to_come():
             warnings.filterwarnings("error", message="`var_names` for the loaded")
             try:
                 return super().load(dir_path, adata, *args, **kwargs)
@@ -102,20 +133,77 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
             categories = [setup["batch_key"], *(setup["categorical_covariate_keys"] or [])]
             numbers = [setup["size_factor_key"], *(setup["continuous_covariate_keys"] or [])]
             check_setup(adata, categories, numbers, setup["layer"])
-        return super()._validate_anndata(adata, copy_if_view)
+            check_categories(adata, self.registry)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*has fewer than 3 cells")  # which matters to a training only
+            return super()._validate_anndata(adata, copy_if_view)
 
-    def _make_data_loader(self, adata: AnnData, *args: Any, **kwargs: Any) -> Any:
-        """Batches of cells, whose counts are checked before they are read for the first time."""
+    def differential_expression(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        group1: Any = None,
+        group2: Any = None,
+        idx1: Any = None,
+        idx2: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Genes that are expressed differently in groups of cells, as by scvi-tools' `differential_expression`.
+
+        Args:
+            adata: the cells; those of the model by default.
+            groupby: column of `obs` with the groups.
+            group1: the group, or groups, to compare; all by default.
+            group2: the group to compare with; all other cells by default.
+            idx1: numbers or mask of the cells to compare, or a query of `obs`, instead of groups.
+            idx2: the cells to compare with, likewise.
+            *args: what scvi-tools' `differential_expression` takes.
+            **kwargs: what scvi-tools' `differential_expression` takes.
+
+        Raises:
+            MissingKey: there is no such column.
+            ValueError: there are no such groups or cells, or counts on disk were opened by anndata.
+        """
+        adata = self._validate_anndata(adata)
+        several = [group1] if group1 is None or isinstance(group1, str) or not np.iterable(group1) else group1
+        check_groups(adata, groupby, [*several, group2], [idx1, idx2])
+        counts = self.get_anndata_manager(adata, required=True).get_from_registry(REGISTRY_KEYS.X_KEY)
+        if kwargs.get("all_stats", True) and not hasattr(counts, "sum"):
+            raise ValueError(
+                "differential expression sums counts, which cannot be done where anndata leaves them on disk: open the "
+                "file by mixvae.single_cell.read_cells([file], backed=True), or read it into memory"
+            )
+        return super().differential_expression(adata, groupby, group1, group2, idx1, idx2, *args, **kwargs)
+
+    @property
+    def _counted(self) -> bool:
+        """Whether the likelihood is of counts."""
+        return self.module.gene_likelihood != "normal"
+
+    def _make_data_loader(
+        self,
+        adata: AnnData,
+        indices: Any = None,
+        batch_size: int | None = None,
+        shuffle: bool = False,
+        data_loader_class: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Batches of cells, whose counts and indices are checked before."""
         self._check_counts(adata)
-        return super()._make_data_loader(adata, *args, **kwargs)
+        numbers = chosen_cells(indices, adata.n_obs)
+        data_loader_class = data_loader_class or self._data_loader_cls
+        if issubclass(data_loader_class, CellLoader):
+            kwargs["counted"] = self._counted
+        return super()._make_data_loader(adata, numbers, batch_size, shuffle, data_loader_class, **kwargs)
 
     def _check_counts(self, adata: AnnData) -> None:
-        """Check the counts of an AnnData, once."""
+        """Check the counts of an AnnData: all at first, and later a sample, as they may have been changed in place."""
         manager = self.get_anndata_manager(adata, required=True)
-        if manager.adata_uuid in self._checked:
+        known = manager.adata_uuid in self._checked
+        if _is_minified(adata) or (known and adata.isbacked):  # batches from disk are checked when they are read
             return
-        if not _is_minified(adata):
-            layer = self.registry[_SETUP_ARGS_KEY]["layer"]
-            counts, counted = manager.get_from_registry(REGISTRY_KEYS.X_KEY), self.module.gene_likelihood != "normal"
-            check_counts(adata, counts, layer, counted=counted)
+        layer, counts = self.registry[_SETUP_ARGS_KEY]["layer"], manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        check_counts(adata, counts, layer, counted=self._counted, sampled=known)
         self._checked.add(manager.adata_uuid)

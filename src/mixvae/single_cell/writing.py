@@ -15,10 +15,8 @@ import h5py
 import numpy as np
 from anndata import AnnData
 
-from mixvae.single_cell.atlas import Atlas, Part
-
-BLOCK = 4096
-"""Cells that are written at once if their counts stay on disk."""
+from mixvae.single_cell.atlas import Atlas
+from mixvae.single_cell.disk import BLOCK, Part
 
 
 def write_cells(cells: AnnData, out: Path) -> None:
