@@ -7,6 +7,7 @@ from scvi.model import SCANVI, SCVI
 
 from mixvae.single_cell import MixtureSCANVI, MixtureSCVI, bounds, diagnose
 from mixvae.single_cell.data import MissingKey
+from mixvae.single_cell.loading import LabelSplitter
 
 from .conftest import QUIET, make
 
@@ -19,6 +20,8 @@ def half(cells):
 
 
 SETUP = {"batch_key": "batch", "labels_key": "seen"}
+CHOSEN = [np.array([1, *range(0, 120, 2)]), np.arange(3, 120, 2), np.array([], int)]
+"""All cells without labels and one with, and the others to validate."""
 
 
 def labelled(half, epochs=20, before=40):
@@ -120,3 +123,24 @@ def test_what_scanvi_cannot_begin_with_is_refused(half):
     frozen = MixtureSCVI.from_scvi_model(plain, n_components=2, freeze_decoder=True)
     with pytest.raises(ValueError, match="freeze_decoder"):
         MixtureSCANVI.from_scvi_model(frozen, "unknown")
+
+
+@pytest.mark.parametrize(("batch", "per_label"), [(59, None), (7, None), (119, None), (5, 3)])
+def test_a_batch_of_one_cell_is_left_out(half, batch, per_label):
+    _, model = labelled(half, epochs=0, before=1)
+    model.train(2, train_size=1.0, batch_size=batch, n_samples_per_label=per_label, **QUIET)
+    labels = 60 if per_label is None else 2 * per_label
+    splitter = LabelSplitter(model.adata_manager, train_size=1.0, batch_size=batch, n_samples_per_label=per_label)
+    splitter.setup()
+    loader = splitter.train_dataloader()
+    for _ in range(2):
+        sizes = [[len(cells["X"]) for cells in part] for part in loader.dataloaders]
+        assert [sum(of_each) for of_each in sizes] == [n - (n % batch == 1) for n in (120, labels)]
+        assert min(map(min, sizes)) > 1
+        loader.resample_labels()
+
+
+def test_one_labelled_cell_is_refused(half):
+    _, model = labelled(half, epochs=0, before=1)
+    with pytest.raises(ValueError, match="one labelled cell, is left to train on"):
+        model.train(1, train_size=0.9, datasplitter_kwargs={"external_indexing": CHOSEN}, **QUIET)

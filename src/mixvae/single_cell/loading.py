@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS, dataloaders
 from scvi.data import AnnDataManager, AnnTorchDataset
-from torch.utils.data import Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mixvae.single_cell.data import check_block
 
@@ -78,3 +78,50 @@ class DataSplitter(dataloaders.DataSplitter):
     """
 
     data_loader_cls = CellLoader
+
+
+def leave_out_one(loader: DataLoader) -> None:
+    """Leave out the last batch of an epoch if it is one cell, which BatchNorm cannot be trained on.
+
+    Args:
+        loader: scvi-tools' loader of the cells of one process.
+
+    Raises:
+        ValueError: there is no other cell.
+    """
+    sampler = loader.sampler
+    cells = len(cast("Any", loader.dataset))
+    if isinstance(sampler, BatchSampler) and cells % sampler.batch_size == 1:
+        if cells == 1:
+            raise ValueError("one cell, or one labelled cell, is left to train on, and BatchNorm needs two: give more")
+        sampler.drop_last = True
+
+
+class LabelLoader(dataloaders.SemiSupervisedDataLoader):
+    """`scvi.dataloaders.SemiSupervisedDataLoader` that leaves out a batch of one cell, of all or of labelled ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for loader in self.dataloaders:
+            leave_out_one(loader)
+
+    def resample_labels(self) -> None:
+        """Choose other labelled cells for the next epoch."""
+        super().resample_labels()
+        leave_out_one(self.dataloaders[1])
+
+
+class LabelSplitter(dataloaders.SemiSupervisedDataSplitter):
+    """`scvi.dataloaders.SemiSupervisedDataSplitter` whose training leaves out a batch of one cell."""
+
+    def train_dataloader(self) -> DataLoader:
+        """The cells that are trained on."""
+        if self.data_loader_class is not dataloaders.SemiSupervisedDataLoader:
+            loader = super().train_dataloader()
+            leave_out_one(loader)
+            return loader
+        self.data_loader_class = LabelLoader
+        try:
+            return super().train_dataloader()
+        finally:
+            self.data_loader_class = dataloaders.SemiSupervisedDataLoader

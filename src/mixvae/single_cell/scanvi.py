@@ -10,6 +10,7 @@ from scvi.model import SCANVI, SCVI
 from mixvae.priors import StandardNormal
 from mixvae.single_cell.choices import check_labels
 from mixvae.single_cell.data import check_setup
+from mixvae.single_cell.loading import LabelSplitter
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.plans import FusedSemiSupervisedTrainingPlan
@@ -60,6 +61,7 @@ class MixtureSCANVI(Minifying, SCANVI):
 
     _module_cls = MixtureSCANVAE
     _training_plan_cls = FusedSemiSupervisedTrainingPlan
+    _data_splitter_cls = LabelSplitter
     module: MixtureSCANVAE  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
