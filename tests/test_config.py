@@ -171,6 +171,28 @@ def test_a_flag_without_its_group_is_suggested_with_it(tmp_path, capsys, key, to
     assert f"unknown option --{key.replace('-', '_')}{told}" in error
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--seed", "1", "--training.epochs=1", "--seed=2"], "--seed is given twice, as 1 and as 2: "),
+        (["sc", "train", "a.h5ad", "--batch-key", "a", "--batch-key=b"], "--batch_key is given twice, as a and as b: "),
+        (["sc", "train", "a.h5ad", "--epochs", "1.5"], "epochs: expected int; got 1.5\n"),
+        (["sc", "embed", "runs/S4"], "files: missing; --help shows what this command takes\n"),
+        (["evaluate"], "runs: missing; "),
+        (["interpolate", "runs/S4"], "between: missing; "),
+        (["train", "--training.devices=0"], "devices must be at least 1, or -1 for all; got 0\n"),
+    ],
+)
+def test_words_that_make_no_command_are_told_in_one_line(tmp_path, monkeypatch, capsys, words, told):
+    monkeypatch.chdir(tmp_path)
+    assert f"mixvae: error: {told}" in refused(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_and_repeated_words_are_merged():
+    config.check_once(["--config", "a", "--config=b", "--layers+=1", "--layers+=2", "--seed=1", "--seed", "1"])
+
+
 @pytest.mark.parametrize("name", ["Bernoulli", "ContinuousBernoulli"])
 def test_torchs_own_bernoulli_as_a_likelihood_is_refused(tmp_path, capsys, name):
     """It would take logits for probabilities, and raise on its second line."""

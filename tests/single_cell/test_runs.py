@@ -275,7 +275,7 @@ def test_another_setting_does_not_resume_a_run(file, tmp_path):
     for changed, what in (
         ({"components": 3}, "model.components is 2, not 3"),
         ({"likelihood": "nb"}, "model.likelihood is zinb, not nb"),
-        ({"batch_key": "donor"}, "data.setup.batch_key is batch, not donor"),
+        ({"batch_key": None}, "data.setup.batch_key is batch, not"),
         ({"epochs": 5}, "training.kl_warmup is 4, not 5"),
         ({"seed": 1}, "seed is 0, not 1"),
     ):

@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with config.granting(*trusted, working_folder=True), _silence() if silent else nullcontext():
             words = _flags(_grouped(words))
             _check_local(words)
+            config.check_once(words)
             _run(words)
     except (Exception, KeyboardInterrupt) as error:
         if debug:

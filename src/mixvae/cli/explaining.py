@@ -83,6 +83,11 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
         )
         return f"unknown command {choice[1]!r}: {hint}"
     text = re.sub(r'^Parser key "([\w.]+)": ', r"\1: ", text)
+    if missing := re.fullmatch(r"the following arguments are required: (.*)", text):
+        return f"{re.sub(r'(?<![^ ])[a-z-]+[.]', '', missing[1])}: missing; --help shows what this command takes"
+    if several := re.match(r"([\w.]+: ).*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)", text):
+        kinds = re.findall(r"<class '(?!NoneType)([\w.]+)'>", several[2])
+        return f"{several[1]}expected {' or '.join(kinds)}; got {several[3]}"
     text = re.sub(r"Literal\[(.*?)\]", lambda m: f"one of {m[1].replace(chr(39), '')}", text)
     text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing\.)", lambda m: f"expected {m[1] or ''}", text)
     return text.replace(". Got value:", "; got")

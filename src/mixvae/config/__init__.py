@@ -1,6 +1,7 @@
 """Typed configuration, read from YAML and flags, and the model that it describes. Imports no torch by itself."""
 
 from mixvae.config._building import build, construct, loggers, options, parameters, parse, resolve, split
+from mixvae.config._flags import check_once
 from mixvae.config._naming import describe, rebuild
 from mixvae.config._reading import (
     Parser,
@@ -56,6 +57,7 @@ __all__ = [
     "build",
     "changes",
     "check_file",
+    "check_once",
     "check_options",
     "check_parsed",
     "check_words",

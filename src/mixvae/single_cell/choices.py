@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -156,7 +156,7 @@ def check_groups(adata: AnnData, groupby: str | None, groups: Sequence[Any], cho
     if groupby is None and not chosen:
         raise ValueError("name what to compare: groupby=…, a column of adata.obs, or idx1=…, numbers of cells")
     check_keys(adata, [groupby], None)
-    known = [] if groupby is None else list(pd.unique(adata.obs[groupby].dropna()))
+    known = [] if groupby is None else cast("Any", adata.obs[groupby]).dropna().unique().tolist()
     for group in groups:
         if groupby is not None and group is not None and group not in known:
             near = nearest(str(group), list(map(str, known)))

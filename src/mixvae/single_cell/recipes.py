@@ -64,7 +64,8 @@ class Training:
         at_least(1, epochs=self.epochs, patience=self.patience, batch=self.batch, processes=self.processes)
         if self.batch % self.processes:
             raise ValueError(f"a batch of {self.batch} cells cannot be shared out to {self.processes} processes evenly")
-        at_least(0, warmup=self.warmup, seed=self.seed)
+        at_least(0, warmup=self.warmup)
+        check_seed(self.seed)
 
     @property
     def goal(self) -> dict[str, Any]:
@@ -90,6 +91,17 @@ class Training:
             "weights": "last epoch",
             **({"processes": self.processes} if self.processes > 1 else {}),  # each normalises over its own share
         }
+
+
+def check_seed(seed: int) -> None:
+    """Check a seed, which scvi-tools also gives to NumPy.
+
+    Raises:
+        ValueError: it is not a whole number from 0 to 2**32 − 1.
+    """
+    at_least(0, seed=seed)
+    if seed >= 2**32:
+        raise ValueError(f"seed must be below 2**32; got {seed}")
 
 
 def recipe_of(model: SCVI, training: Training, start: Mapping[str, Any] | None = None) -> Recipe:

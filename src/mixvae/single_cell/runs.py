@@ -28,7 +28,7 @@ from mixvae.single_cell.model import LONGEST_WARMUP, MixtureSCVI
 from mixvae.single_cell.priors import weights_to_come
 from mixvae.single_cell.queries import OBSM_KEY
 from mixvae.single_cell.reading import files_of
-from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, recipe_of
+from mixvae.single_cell.recipes import PLAIN_NAMES, Training, as_registry, check_seed, recipe_of
 from mixvae.single_cell.training import fit, is_legacy, standing
 from mixvae.single_cell.writing import write_cells, write_on_disk
 from mixvae.training import launch
@@ -134,7 +134,7 @@ def train(
         FloatingPointError: the ELBO became NaN or infinite; the last good checkpoint is kept.
     """
     out, files = Path(out).expanduser(), _listed(files)
-    at_least(0, seed=settings.seed)
+    check_seed(settings.seed)
     at_least(1, latent=settings.latent)
     settings.check_columns()
     fabric = launch() if fabric is None else fabric

@@ -58,6 +58,8 @@ def launch(
     if strategy == "ddp":
         strategy = "ddp_find_unused_parameters_true"  # a step on some components does not touch the others' encoders
     at_least(1, nodes=nodes)
+    if devices == 0:
+        raise ValueError("devices must be at least 1, or -1 for all; got 0")
     devices, nodes = settled(devices, nodes)
     from lightning_fabric import Fabric
 
