@@ -12,6 +12,7 @@ from mixvae._tables import Row
 from mixvae.reports import BetweenTrainings, Column
 from mixvae.reproduce.contrasts import Key
 from mixvae.reproduce.measured import Measured
+from mixvae.training import Epoch
 
 AT = "at_equal_seconds"
 """Name of the validation bound at equal seconds."""
@@ -38,7 +39,7 @@ def _quickest(measured: Measured) -> float:
     return min(cell.run.metrics[-1]["seconds"] for cells in measured.values() for cell in cells)
 
 
-def _within(metrics: Sequence[Row], seconds: float) -> list[float]:
+def _within(metrics: Sequence[Epoch], seconds: float) -> list[float]:
     """Validation bounds of the epochs that ended within some seconds."""
     return [row["validation"] for row in metrics if row["seconds"] <= seconds]
 

@@ -218,7 +218,7 @@ class Trainings:
         return [*MODEL, nll, *bits, gain, *KINDS, *split, *bounds, *COOPERATION]
 
     def _add_scores(
-        self, rows: Sequence[Row], scores: Mapping[str, Mapping[str, list[float]]], measured: Measured
+        self, rows: Sequence[Row], scores: Mapping[str, dict[str, list[float]]], measured: Measured
     ) -> list[Column]:
         """Put scores of the latents, with their errors between trainings, into the rows; returns their columns."""
         for row in rows if scores else ():
