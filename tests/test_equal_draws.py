@@ -20,6 +20,7 @@ from mixvae.reproduce.contrasts import unequal_draws
 from mixvae.reproduce.equal import EQUAL, encoder_parameters, wide
 from mixvae.reproduce.findings import Changes
 from mixvae.reproduce.measured import Cell
+from mixvae.reproduce.probing import core_hours
 
 AS_SMALL = {"digits": 160, "fair": 30, "vampprior": 13, "convergence": 6, "pixelcnn": 24, "hundreds": 15}
 
@@ -129,6 +130,15 @@ def test_smoke_scales_run_and_say_what_is_primary(tmp_path, capsys, name):
     assert "draws per step" in page
     if name == "convergence":
         assert all(row[AT] is None or row[AT] < 0 for row in results["table"])
+
+
+def test_a_probe_is_remembered_and_counts_seeds():
+    plan, told = EQUAL["hundreds"].scales["smoke"], []
+    hours = core_hours(plan)
+    assert 0 < hours < 1
+    more = core_hours(plan.changed(Changes(seeds=range(6))), told.append)
+    assert more == pytest.approx(3 * hours)
+    assert told == [], "nothing is tried twice"
 
 
 # What is kept, and by what validation

@@ -147,14 +147,14 @@ def toy(
 
 
 def _probe(experiments: Iterable[Experiment]) -> None:
-    """Show how long experiments take on this machine; those that train no grid of models have words only."""
+    """Show what experiments take on this machine; those that train no grid of models have words only."""
     from rich.table import Table
 
     from mixvae.reproduce.probing import core_hours
     from mixvae.reproduce.trainings import Trainings
 
     scales = ("smoke", "small")
-    table = Table("experiment", *scales, title="estimated hours of training and evaluating, one after the other")
+    table = Table("experiment", *scales, title="estimated core-hours of training and evaluating")
     with quiet(), Terminal() as progress:
         for experiment in experiments:
             plans = [experiment.scales[scale] for scale in scales]

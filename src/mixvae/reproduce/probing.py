@@ -1,4 +1,4 @@
-"""How long an experiment takes on this machine, from a few steps of each of its models."""
+"""What an experiment takes on this machine, from a few steps of each of its models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ SIZES = {
 """Shape, and numbers of training, validation and test examples, of data that may have to be downloaded first."""
 EVALUATED = 4
 """Examples that are evaluated."""
+PSEUDO_INPUTS = 1000
+"""Random examples that a prior may take pseudo-inputs from."""
 VALIDATING = 1 / 3
 """Cost of validating a draw, relative to a training step's: there is no gradient."""
 _known: dict[str, tuple[float, float]] = {}
 
 
 def core_hours(plan: Trainings, progress: Callable[[str], object] = lambda text: None) -> float:
-    """Estimated hours of training and evaluating all of a plan, one after the other, in as many threads as now.
+    """Estimated core-hours of training and evaluating all of a plan on the CPU, whatever else the machine does.
 
     Every model takes two steps with the batch of its training, and evaluates four examples, with random weights; on
     random images of the right size where the data may have to be downloaded. Patience is taken never to end a
@@ -81,20 +83,21 @@ def _few(cell: config.Config, batch: int) -> Dataset:
 
 
 def _measured(cell: config.Config, plan: Trainings) -> tuple[float, float]:
-    """Seconds of one whole training, and of evaluating one example."""
+    """Seconds of one core for one whole training, and for evaluating one example."""
     _, train, validation, _ = _sizes(cell)
     batch = min(cell.training.batch, train // 2)
     data, asked = _few(cell, batch), config.options(cell.training)
-    model = config.build(cell.model, data.shape, data.train.batch(slice(None)))
+    model = config.build(cell.model, data.shape, torch.rand(PSEUDO_INPUTS, *data.shape))
     options: TrainingOptions = replace(asked, epochs=2, batch=batch, patience=None, warmup=0, cycles=None)
+    ends: list[float] = []
     with torch.random.fork_rng():
-        rows = runs.fit(model, data, options)
-    step = (rows[1]["seconds"] - rows[0]["seconds"]) / 2
+        runs.fit(model, data, options, callbacks=[lambda _: ends.append(time.process_time())])
+    step = (ends[1] - ends[0]) / 2
     drawn = asked.validation_draws or asked.validation_components or cell.model.components
     validating = VALIDATING * validation * drawn / (train * cell.draws_per_step)
     training = asked.epochs * (train / batch) * step * (1 + validating)
-    began = time.monotonic()
+    began = time.process_time()
     evaluate(
         model, data.test.head(EVALUATED), plan.total_draws, draws_per_component=plan.draws_per_component
     )  # fmt: skip
-    return training, (time.monotonic() - began) / EVALUATED
+    return training, (time.process_time() - began) / EVALUATED
