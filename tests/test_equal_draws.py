@@ -20,7 +20,7 @@ from mixvae.reproduce.contrasts import unequal_draws
 from mixvae.reproduce.equal import EQUAL, encoder_parameters, wide
 from mixvae.reproduce.findings import Changes
 from mixvae.reproduce.measured import Cell
-from mixvae.reproduce.probing import core_hours
+from mixvae.reproduce.probing import _sizes, core_hours
 
 AS_SMALL = {"digits": 160, "fair": 30, "vampprior": 13, "convergence": 6, "pixelcnn": 24, "hundreds": 15}
 
@@ -41,6 +41,8 @@ def test_all_that_is_compared_has_equal_draws(tmp_path, name):
     assert len(set(draws.values())) == 1
     assert any(question.primary for question in plan.questions)
     assert {key for pair in pairs for key in pair} == set(draws)
+    for cell in grid.cells.values():
+        config.build(cell.model, _sizes(cell)[0], torch.rand(500, *_sizes(cell)[0]))
     lengths = {(cell.training.epochs, cell.training.warmup, cell.training.batch) for cell in grid.cells.values()}
     assert len(lengths) == 1
     for cell in grid.cells.values():
