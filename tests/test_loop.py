@@ -500,6 +500,7 @@ def test_an_older_configuration_gets_defaults_of_new_settings(tmp_path):
     words = ["--data.limit=40", "--training.epochs=1"]
     runs.train(config.read("digits", words), tmp_path / "run")
     later = ("beta", "cycles", "free_bits", "schedule_every", "accumulate", "loggers")
+    later += ("keep", "validation_bound", "validation_draws")
     forge(tmp_path / "run" / "run.json", lambda content: [content["config"]["training"].pop(name) for name in later])
     opened = open_run(tmp_path / "run")
     assert opened.config.training.beta == 1.0
@@ -524,6 +525,9 @@ def test_new_options_enter_a_recipe_only_when_they_are_used(digits):
     new = {"beta": 2.0, "cycles": 2, "free_bits": 1.0, "schedule_every": "step"}
     assert {name: value for name, value in used.items() if name not in before} == new
     assert identity(accumulate=2)["accumulate"] == 2
+    chosen = {"validation_bound": "pooled", "validation_draws": 8, "keep": "last"}
+    used = identity(**chosen)
+    assert {name: value for name, value in used.items() if name not in before} == chosen
 
 
 def test_beta_rises_in_cycles_to_its_final_value(digits):

@@ -21,9 +21,10 @@ from mixvae.files import commit, read_json, weights_to_bytes
 from mixvae.progress import SILENT
 from mixvae.reports import ONE_TRAINING, between_trainings, student
 from mixvae.reports._configurations import configuration_of
-from mixvae.reproduce import EXPERIMENTS, Gap, judge, trainings
+from mixvae.reproduce import EXPERIMENTS, Gap, judge, pictures, trainings
+from mixvae.reproduce.contrasts import Question
 from mixvae.reproduce.findings import Changes
-from mixvae.reproduce.trainings import Question, Trainings, Variant
+from mixvae.reproduce.trainings import Trainings, Variant
 from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
 from mixvae.runs._stored import save_evaluation
@@ -128,7 +129,8 @@ def test_variance_is_pooled_over_all_configurations():
     assert (squares, between.degrees) == (16, degrees) == (16, 3)
     assert between.sd == pytest.approx(math.sqrt(16 / 3), rel=1e-15)
     se = math.sqrt(16 / 3 * (1 / 3 + 1 / 1))
-    assert between.difference("b", "c") == pytest.approx((5.0, se, t.ppf(0.975, 3) * se), rel=1e-12)
+    p = 2 * t.sf(5 / se, 3)
+    assert between.difference("b", "c") == pytest.approx((5.0, se, t.ppf(0.975, 3) * se, 3, p), rel=1e-12)
     assert between.margin("a") == pytest.approx(t.ppf(0.975, 3) * math.sqrt(16 / 3 / 2), rel=1e-12)
     grand = sum(map(sum, values.values())) / 6
     effect = sum(len(each) * (sum(each) / len(each) - grand) ** 2 for each in values.values()) / 2
@@ -138,7 +140,9 @@ def test_variance_is_pooled_over_all_configurations():
 def test_trainings_of_one_seed_are_not_paired():
     """Every difference within a seed is 0.1 exactly, which as a pair would have no error at all."""
     between = between_trainings({"new": [0.1, 1.1, 2.1], "old": [0.0, 1.0, 2.0]})
-    assert between.difference("new", "old") == pytest.approx((0.1, math.sqrt(2 / 3), t.ppf(0.975, 4) * 0.81649658))
+    p = 2 * t.sf(0.1 / math.sqrt(2 / 3), 4)
+    found = between.difference("new", "old")
+    assert found == pytest.approx((0.1, math.sqrt(2 / 3), t.ppf(0.975, 4) * 0.81649658, 4, p))
 
 
 def test_intervals_between_trainings_cover_the_truth():
@@ -153,7 +157,8 @@ def test_one_training_of_each_has_no_error():
     between = between_trainings({"new": [0.1], "old": [0.0]})
     assert between.degrees == 0
     assert between.difference("new", "old").mean == pytest.approx(0.1)
-    assert all(map(math.isnan, [*between.difference("new", "old")[1:], between.margin("new"), between.sd]))
+    gain = between.difference("new", "old")
+    assert all(map(math.isnan, [gain.se, gain.margin, gain.p, between.margin("new"), between.sd]))
     assert math.isnan(student(0))
     with pytest.raises(ValueError, match="at least one training; old has none"):
         between_trainings({"new": [0.1], "old": []})
@@ -208,8 +213,8 @@ def cell(path, asked, log_px, score, draws):
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
     """Two seeds of S = 1 and 2 whose gains are known."""
-    monkeypatch.setattr(trainings, "latent_pictures", lambda run, say: {})
-    monkeypatch.setattr(trainings, "_represent", lambda run: dict(runs.representations(run))["test"].scores)
+    monkeypatch.setattr(pictures, "latent_pictures", lambda run, say: {})
+    monkeypatch.setattr(trainings, "scores_of", lambda run: dict(runs.representations(run))["test"].scores)
     rng = np.random.default_rng(0)
     base = rng.normal(size=(2, 400))
     gain = np.array([[1.3], [1.5]]) + rng.normal(size=(2, 400))
@@ -244,13 +249,17 @@ def test_errors_of_several_seeds_are_between_trainings(cells):
     assert {column.title.partition(" ± ")[2] for column in found.columns} == {"", "between trainings"}
     assert (two["svm"], one["svm"]) == (pytest.approx(0.625), pytest.approx(0.505))
     assert two["svm_std"] == pytest.approx(0.05 / math.sqrt(2))
-    assert two["hours"] == 0.5
+    assert (two["train_seconds"], one["draws_per_step"], two["draws_per_step"]) == (1800.0, 1, 2)
     assert [verdict.holds for verdict in found.verdicts] == [True, False, True]
     _, half = pooled_by_loops((0.50, 0.51), (0.60, 0.65))
     assert f"+0.12 ± {half:.2g}" in found.verdicts[2].evidence
     assert f"0.625 ± {half / math.sqrt(2):.3f}" in shown
     told = "m S = 1, m S = 2: not tight: estimated bias up to 0.020 nats, k̂ unreliable for up to 20% of the examples"
-    assert found.notes == [f"{told}, so that errors marked ? are not to be relied on: use more draws."]
+    assert found.notes == [
+        "Compared at unequal draws per step (S·L): m S = 2 over m S = 1 (2, 1); m S = 1 over m S = 2 (1, 2): a gain "
+        "may be that of the draws.",
+        f"{told}, so that errors marked ? are not to be relied on: use more draws.",
+    ]
     assert not any(ONE_TRAINING in note for note in found.notes)
     assert "between trainings" in found.figure.axes[0].get_xlabel()
     found.figure.canvas.draw()
@@ -459,7 +468,7 @@ def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
     words = ["reproduce", "latents", "--scale", "smoke", "--out", str(out)]
     main(words)
     shown = capsys.readouterr().out
-    assert "not decided: The likelihood rises" in shown
+    assert "exploratory, not decided: The likelihood rises" in shown
     assert "says nothing about the claims" in shown
     assert ONE_TRAINING in shown
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*-seed*/*") if path.is_file()}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from mixvae import config
 from mixvae.cli.output import fail, folder, names, quiet, show, show_comparison, show_rows
 from mixvae.progress import Terminal
+
+if TYPE_CHECKING:
+    from mixvae.reproduce import Experiment
 
 
 def demo(out: str = "runs/demo", total_draws: int = 2000, seed: int = 0) -> None:
@@ -142,6 +146,26 @@ def toy(
     show(f"wrote {place / 'toy.png'}, {place / 'toy.gif'} and {place / 'results.json'}")
 
 
+def _probe(experiments: Iterable[Experiment]) -> None:
+    """Show what experiments take on this machine; those that train no grid of models have words only."""
+    from rich.table import Table
+
+    from mixvae.reproduce.probing import core_hours
+    from mixvae.reproduce.trainings import Trainings
+
+    scales = ("smoke", "small")
+    table = Table("experiment", *scales, title="estimated core-hours of training and evaluating")
+    with quiet(), Terminal() as progress:
+        for experiment in experiments:
+            plans = [experiment.scales[scale] for scale in scales]
+            hours = [
+                f"{core_hours(plan, progress.announce):.2f}" if isinstance(plan, Trainings) else plan.cost
+                for plan in plans
+            ]
+            table.add_row(experiment.name, *hours)
+    show(table)
+
+
 def reproduce(
     name: str | None = None,
     scale: Literal["smoke", "small", "paper"] = "small",
@@ -155,6 +179,7 @@ def reproduce(
     address: str | None = None,
     *,
     list: bool = False,
+    probe: bool = False,
 ) -> None:
     """Carry out an experiment of the paper by name; the same command again resumes it.
 
@@ -170,6 +195,8 @@ def reproduce(
         jobs: number of trainings to run in parallel; 1 by default, and on Ray as many as there is room for.
         address: HOST:PORT of the Ray cluster; $RAY_ADDRESS by default, or else Ray is started on this machine.
         list: list the experiments, and how long each scale takes.
+        probe: with --list, estimate from a few steps of each model how long smoke and small take on this machine, of
+            all experiments or of the one that is named; takes minutes.
     """
     from rich.table import Table
 
@@ -177,6 +204,9 @@ def reproduce(
     from mixvae.reproduce import reproduce as carry_out
     from mixvae.sweeps import choose_runner
 
+    if probe:
+        _probe([find(name)] if name is not None else EXPERIMENTS.values())
+        return
     if list or name is None:
         table = Table("experiment", "what it is", *(f"{scale}" for scale in ("smoke", "small", "paper")))
         for experiment in EXPERIMENTS.values():
@@ -197,7 +227,7 @@ def reproduce(
         )  # fmt: skip
     show_rows(findings.columns, findings.table, find(name).title)
     for verdict in findings.verdicts:
-        show(f"{verdict.word}: {verdict.claim} ({verdict.evidence})")
+        show(f"{verdict.kind}, {verdict.word}: {verdict.claim} ({verdict.evidence})")
     for note in findings.notes:
         show(f"note: {note}")
     show(f"wrote {Path(out or f'runs/reproduce/{name}-{scale}') / 'report.html'}")

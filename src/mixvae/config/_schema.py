@@ -123,6 +123,9 @@ class TrainingConfig:
             if scored is all; pooled becomes a looser bound, of fewer draws.
         scored: components that score every draw: all (S2A) or only the active ones (S2S).
         validation_components: components to validate, as a mixture of their own; all by default.
+        validation_bound: bound by which epochs are compared, miselbo or pooled.
+        validation_draws: draws per validation example over all validated components together; one of each by default.
+        keep: which epoch's weights are kept, the best one's by the validation bound, or the last one's.
         freeze: parts of the model to hold fixed, among decoder, prior and posterior.
         optimizer: class of the optimiser.
         schedule: class of the learning-rate schedule.
@@ -131,7 +134,7 @@ class TrainingConfig:
         warmup: epochs over which β rises linearly to beta.
         cycles: divide the warm-up into this many cycles, in each of which β rises over the first half and then stays.
         free_bits: nats per example of the KL that cost nothing; 0 turns it off.
-        patience: epochs without a better validation MISELBO after which training stops.
+        patience: epochs without a better validation bound after which training stops.
         clip: largest norm of the gradient.
         accumulate: compute each batch in this many parts, one after another, with one step of the optimiser.
         ema: decay of a running average of the weights, which is then what is validated and kept.
@@ -155,6 +158,9 @@ class TrainingConfig:
     active: int | None = None
     scored: Literal["all", "active"] = "all"
     validation_components: int | None = None
+    validation_bound: Literal["miselbo", "pooled"] = "miselbo"
+    validation_draws: int | None = None
+    keep: Literal["best", "last"] = "best"
     freeze: list[str] = field(default_factory=list)
     optimizer: Spec = field(default_factory=lambda: {"class_path": "torch.optim.Adam", "lr": 5e-4, "fused": True})
     schedule: Spec | None = None
@@ -210,6 +216,11 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
     start: StartConfig = field(default_factory=StartConfig)
+
+    @property
+    def draws_per_step(self) -> int:
+        """Draws per example and step, each of which is decoded once: L times the components that are drawn from."""
+        return self.training.draws_per_component * (self.training.active or self.model.components)
 
     def __post_init__(self):
         if self.data.binarize == "auto":  # so that what is recorded is what is done

@@ -33,7 +33,7 @@ Epochs = Sequence[Mapping[str, Any]]
 
 
 def learning_curves(metrics: Mapping[str, Epochs]) -> Figure:
-    """Negative bounds over epochs, one colour per run, with the epoch marked whose weights were kept.
+    """Negative bounds over epochs, one colour per run, with the best epoch by the validation bound marked.
 
     The validation bound is solid, the training bound dashed from the end of the warm-up on: a bound under β < 1 is
     another objective. Where the first epochs are far above the rest they are cut off, and the figure says so.

@@ -1,9 +1,19 @@
 """From runs to one self-contained HTML page: tables, learning curves, and pictures of what was learnt."""
 
-from mixvae.reports._between import ONE_TRAINING, BetweenTrainings, Difference, between_trainings, student
+from mixvae.reports._between import (
+    LEVEL,
+    ONE_TRAINING,
+    BetweenTrainings,
+    Difference,
+    between_trainings,
+    holm,
+    student,
+    unequal_variances,
+)
 from mixvae.reports._columns import (
     COLUMNS,
     CONFIGURATIONS,
+    DRAWS,
     ELBO,
     GAIN,
     GAIN_BETWEEN,
@@ -11,6 +21,7 @@ from mixvae.reports._columns import (
     NLL,
     NLL_BETWEEN,
     POOLED,
+    SECONDS,
     SPLIT,
     SPLIT_BETWEEN,
     scores,
@@ -25,9 +36,11 @@ __all__ = [
     "AMORTISED",
     "COLUMNS",
     "CONFIGURATIONS",
+    "DRAWS",
     "ELBO",
     "GAIN",
     "GAIN_BETWEEN",
+    "LEVEL",
     "MISELBO",
     "NLL",
     "NLL_BETWEEN",
@@ -35,6 +48,7 @@ __all__ = [
     "ONE_TRAINING",
     "PARTS",
     "POOLED",
+    "SECONDS",
     "SPLIT",
     "SPLIT_BETWEEN",
     "BetweenTrainings",
@@ -47,6 +61,7 @@ __all__ = [
     "differing",
     "embed",
     "filled",
+    "holm",
     "legend",
     "looseness",
     "marked",
@@ -60,5 +75,6 @@ __all__ = [
     "student",
     "table",
     "trust",
+    "unequal_variances",
     "write",
 ]

@@ -10,7 +10,10 @@ from mixvae._tables import Row, counted
 from mixvae.reports._pages import Column
 
 _OVER_EXAMPLES = "standard error over the examples of one training"
-_BETWEEN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over"
+_BETWEEN = (
+    "half width of the 95 % interval between trainings, by Student's t with the variance pooled over {}, or Welch's "
+    "where a note says that variances differ"
+)
 _PARTS = (
     ("ELBO gain", "elbo", "in the ELBO, only over a training of the same bound, nats", None, False),
     ("of it model", "model", "its part in log p(x), of a better model, nats", "gain", True),
@@ -47,10 +50,10 @@ GAIN_BETWEEN = Column(
     "in mean log p(x), over the row above that has none, nats",
     signed=True,
     trust="gain",
-    error_about=f"{_BETWEEN} all configurations",
+    error_about=_BETWEEN.format("all configurations"),
 )
 SPLIT = _split("se", _OVER_EXAMPLES)
-SPLIT_BETWEEN = _split("margin", f"{_BETWEEN} the configurations trained by that bound")
+SPLIT_BETWEEN = _split("margin", _BETWEEN.format("the configurations trained by that bound"))
 NLL = Column(
     "NLL ± over examples",
     "nll",
@@ -65,7 +68,7 @@ NLL_BETWEEN = Column(
     "nll_margin",
     about="−log p(x), estimated from above, mean over trainings, nats, lower is better",
     trust="nll",
-    error_about=f"{_BETWEEN} all configurations",
+    error_about=_BETWEEN.format("all configurations"),
 )
 ELBO = Column(
     "−ELBO",
@@ -87,24 +90,28 @@ SLACK = Column(
     trust="nll",
     page_only=True,
 )
+DRAWS = Column("draws per step", "draws_per_step", digits=0, about="decoder evaluations per example and step, S·L")
+SECONDS = Column("seconds", "train_seconds", digits=0, about="training time of one model")
 _SIZE = Column("S", "components", digits=0)
 _BOUNDS = (MISELBO, POOLED, SLACK)
 _COOPERATION = (
     Column("JSD", "jsd", digits=3, page_only=True),
     Column("effective S", "effective_components", digits=2),
     Column("parameters", "parameters", digits=0, page_only=True),
-    Column("seconds", "train_seconds", digits=0, about="training time", page_only=True),
+    SECONDS,
 )
-COLUMNS = (Column("run", "run"), _SIZE, NLL, GAIN, *SPLIT, ELBO, *_BOUNDS, *_COOPERATION)
+COLUMNS = (Column("run", "run"), _SIZE, DRAWS, NLL, GAIN, *SPLIT, ELBO, *_BOUNDS, *_COOPERATION)
 """Columns of single trainings."""
 CONFIGURATIONS = (
     Column("configuration", "configuration", about="trainings that differ in their seed only"),
     _SIZE,
     Column("n", "trainings", digits=0, about="trainings with different seeds"),
+    DRAWS,
     NLL_BETWEEN,
     GAIN_BETWEEN,
     *SPLIT_BETWEEN,
-    *(replace(column, page_only=True) for column in (ELBO, *_BOUNDS, *_COOPERATION)),
+    *(replace(column, page_only=True) for column in (ELBO, *_BOUNDS, *_COOPERATION[:-1])),
+    SECONDS,
 )
 """Columns of configurations with several trainings: means over trainings."""
 

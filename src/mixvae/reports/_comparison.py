@@ -13,9 +13,18 @@ from matplotlib.figure import Figure
 from mixvae import figures, runs
 from mixvae._tables import Row, Tabular
 from mixvae.evaluation import Evaluation, mismatch, paired_gain, split_gain
-from mixvae.reports._between import ONE_TRAINING
+from mixvae.reports._between import ONE_TRAINING, unequal_variances
 from mixvae.reports._columns import COLUMNS, GAIN, SPLIT
-from mixvae.reports._configurations import PARTS, Member, by_configuration, configurations, slack, splits, trust
+from mixvae.reports._configurations import (
+    PARTS,
+    Member,
+    by_configuration,
+    configurations,
+    draws_per_step,
+    slack,
+    splits,
+    trust,
+)
 from mixvae.reports._pages import NOT_TIGHT, Column, filled
 from mixvae.runs import Run
 
@@ -127,6 +136,8 @@ class Comparison(Tabular):
                 "Gains over a training of another bound are in log p(x) only: a training of another bound does not "
                 "minimise KL(q(z|x) ‖ p(z|x)), so that its ELBO says little about its posterior."
             )
+        if self.has_several:
+            notes += unequal_variances(self.configurations)
         return [*notes, *looseness({row["run"]: row for row in rows})]
 
     @property
@@ -225,6 +236,7 @@ def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation]
     own: Row
     for run, name, evaluation in zip(opened, _names([run.path for run in opened]), evaluations, strict=True):
         own = {"run": name, "path": str(run.path), "legacy": evaluation.identity.legacy}
+        own["draws_per_step"] = draws_per_step(run, evaluation.identity.components)
         own |= {"slack": slack(run, evaluation), **trust([evaluation.results], "nll")}
         members.append((run, evaluation, {**evaluation.results, **own}))
     by_data = {row["data"]: row["run"] for _, _, row in members}

@@ -20,7 +20,7 @@ PARTS = ("elbo", "model", "posterior")
 """The gain of the ELBO and what it is made of."""
 AVERAGED = (
     "parameters", "elbo", "nll", "nll_miselbo", "nll_pooled", "kl_posterior", "slack", "jsd", "effective_components",
-    "train_seconds",
+    "train_seconds", "draws_per_step",
 )  # fmt: skip
 """Results that are averaged over trainings."""
 
@@ -63,6 +63,13 @@ def slack(run: Run, evaluation: Evaluation) -> float | None:
     if not held or trained[1] not in (None, evaluation.identity.draws_per_component):
         return None
     return float((evaluation.bounds["log_px"] - evaluation.bounds[name]).mean())
+
+
+def draws_per_step(run: Run, components: int) -> int | None:
+    """Decoder evaluations per example and step of a training of S components, S·L; None if that is not known."""
+    made = run.recipe.identity.get("training", {})
+    each = made.get("draws_per_component")
+    return None if each is None else each * (made["active"] or components)
 
 
 def splits(new: Member, old: Member) -> bool:
@@ -131,16 +138,19 @@ def configurations(grouped: Mapping[str, Mapping[int, Sequence[Member]]]) -> Ite
             **{key: _mean([row.get(key) for row in rows]) for key in AVERAGED},
             "nll_margin": between.margin(name),
             "degrees_of_freedom": between.degrees,
+            "log_px_homogeneity": between.homogeneity,
             **trust(rows, "nll"),
         }
         if name != first:
             gain = between.difference(name, first)
-            row |= {"gain": gain.mean, "gain_se": gain.se, "gain_margin": gain.margin}
+            row |= {"gain": gain.mean, "gain_se": gain.se, "gain_margin": gain.margin, "gain_p": gain.p}
+            row["degrees_of_freedom"] = gain.degrees
             row |= trust([*rows, *(row for _, _, row in trainings[first])], "gain")
         if name != first and name in alike and first in alike:
             for part, values in split.items():
                 gain = values.difference(name, first)
                 row |= {f"gain_{part}": gain.mean, f"gain_{part}_se": gain.se, f"gain_{part}_margin": gain.margin}
+                row[f"{part}_homogeneity"] = values.homogeneity
         yield row
 
 

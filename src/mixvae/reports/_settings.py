@@ -127,7 +127,8 @@ def facts(run: Run, row: Row) -> dict[str, str]:
         "" if share is None else f", unreliable for {100 * share:.0f} % of the examples"
     )
     found["active units"] = f"{row['active_units']}, latents whose posterior mean varies over the examples"
-    found["best epoch"] = f"{row['best_epoch']} of {row['epochs']}"
+    last = run.recipe.identity.get("training", {}).get("keep") == "last"
+    found["best epoch"] = f"{row['best_epoch']} of {row['epochs']}" + ("; the last one's weights are kept" * last)
     goal = run.manifest["goal"]
     if run.epoch < goal["epochs"]:
         early = f"stopped early, after {counted(goal['patience'], 'epoch')} without a better one"

@@ -19,6 +19,7 @@ from mixvae import figures, reports
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.catalogue import EXPERIMENTS
+from mixvae.reproduce.contrasts import CONTRASTS
 from mixvae.reproduce.findings import Changes, Experiment, Findings, Gap, Verdict, judge, unknown
 from mixvae.reproduce.trainings import Trainings
 from mixvae.sweeps import LOCAL, LocalRunner, Runner
@@ -87,6 +88,8 @@ def reproduce(
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder)
     findings = plan.carry_out(folder, runner=runner, progress=progress)
+    tested = [*findings.table, *({f"{row['metric']}_homogeneity": row["homogeneity"]} for row in findings.contrasts)]
+    findings = replace(findings, notes=[*reports.unequal_variances(tested), *findings.notes])
     if scale == "smoke":
         undecided = [replace(verdict, holds=None) for verdict in findings.verdicts]
         notes = ["A smoke run: it shows that everything works, and says nothing about the claims.", *findings.notes]
@@ -103,7 +106,10 @@ def reproduce(
         "experiment": name,
         "scale": scale,
         "claim": experiment.claim,
-        "verdicts": [{"claim": v.claim, "verdict": v.word, "evidence": v.evidence} for v in findings.verdicts],
+        "verdicts": [
+            {"claim": v.claim, "verdict": v.word, "kind": v.kind, "evidence": v.evidence} for v in findings.verdicts
+        ],
+        "contrasts": findings.contrasts,
         "table": findings.table,
         "notes": findings.notes,
         "command": command,
@@ -121,6 +127,8 @@ def reproduce(
         columns=findings.columns,
         rows=reports.table(findings.columns, findings.table),
         verdicts=findings.verdicts,
+        contrasts=CONTRASTS,
+        contrast_rows=reports.table(CONTRASTS, findings.contrasts),
         pictures={title: reports.embed(picture) for title, picture in pictures.items()},
     )
     return findings

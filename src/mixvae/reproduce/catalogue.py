@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixvae.reproduce.cells import Cells, Integration, Labels, Priors
+from mixvae.reproduce.contrasts import Question
+from mixvae.reproduce.equal import EQUAL, LAST, shared
 from mixvae.reproduce.findings import Experiment
 from mixvae.reproduce.toys import Toys
-from mixvae.reproduce.trainings import Question, Trainings, Variant
+from mixvae.reproduce.trainings import Trainings, Variant
 
 MODELS = ("vanilla", "vamp", "conv", "conv_vamp", "two_level", "two_level_vamp", "flow", "composite")
 """The paper's eight models, by their presets."""
@@ -109,8 +111,10 @@ def _latents(data: dict[str, Any], sizes: Sequence[int], **rest: Any) -> Trainin
     return _likelihood(("vanilla",), sizes, represent=True, options=data, **rest)
 
 
-def _ablation(presets: dict[str, Any], base: str, sizes: Sequence[int], **rest: Any) -> Trainings:
-    """All combinations of flow, levels and VampPrior, times S."""
+def _ablation(
+    presets: dict[str, Any], base: str, sizes: Sequence[int], draws: int | None = None, **rest: Any
+) -> Trainings:
+    """All combinations of flow, levels and VampPrior, times S; one draw of each component, or equal draws per step."""
     parts = {"flow": presets["flow"], "levels": presets["levels"], "vamp": presets["vamp"]}
     variants, models = [], []
     for chosen in range(8):
@@ -118,8 +122,9 @@ def _ablation(presets: dict[str, Any], base: str, sizes: Sequence[int], **rest: 
         model = " + ".join(names) or "plain"
         models.append(model)
         options = {key: value for name in names for key, value in parts[name].items()}
-        variants += [Variant(model, s, base, {"model.components": s, **options}) for s in sizes]
-    questions = [Question("The likelihood rises with every step in S, with any other parts.", _steps(models, sizes))]
+        variants += [Variant(model, s, base, {**shared(draws or s, s), **options}) for s in sizes]
+    claim = "The likelihood rises with every step in S, with any other parts."
+    questions = [Question(claim, _steps(models, sizes), primary=True)]
     best = ("flow + levels + vamp", sizes[-1])
     others = [(best, (model, sizes[-1])) for model in models if model != best[0]]
     questions.append(Question("All parts together are best.", others))
@@ -279,8 +284,9 @@ _EXPERIMENTS = (
                 _parts([16], [16], 10), "digits", (1, 2), options=_TINY, total_draws=20, examples=50, cost="two minutes"
             ),
             "small": _ablation(
-                _parts([200, 200], [64], 50), "digits", (1, 2), options={"training.epochs": 60, "training.warmup": 10},
-                seeds=(0, 1, 2), total_draws=500, cost="one hour on two cores",
+                _parts([200, 200], [64], 50), "digits", (1, 2), 2,
+                options={**LAST, "training.epochs": 60, "training.warmup": 10},
+                seeds=(0, 1, 2, 3, 4), total_draws=500, cost="two hours on two cores",
             ),
             "paper": _ablation(
                 _parts([300, 300], [320], 500), "vanilla", (1, 2, 3, 4), seeds=(0, 1, 2), draws_per_component=5000,
@@ -289,5 +295,5 @@ _EXPERIMENTS = (
         },
     ),
 )  # fmt: skip
-EXPERIMENTS = {experiment.name: experiment for experiment in _EXPERIMENTS}
-"""The paper's experiments by name."""
+EXPERIMENTS = {experiment.name: experiment for experiment in _EXPERIMENTS} | EQUAL
+"""The paper's experiments by name, and those at equal draws per step."""

@@ -14,8 +14,11 @@ from mixvae import config
 from mixvae._failures import at_least
 from mixvae._tables import Row, Tabular
 from mixvae.progress import Progress
-from mixvae.reports import ONE_TRAINING, Column
+from mixvae.reports import LEVEL, ONE_TRAINING, Column
 from mixvae.sweeps import Runner
+
+PRIMARY, EXPLORATORY = "primary", "exploratory"
+"""Kinds of claims: written into the plan beforehand and corrected for their number, or any other."""
 
 
 def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> ValueError:
@@ -67,16 +70,24 @@ class Gap:
         name: what is compared with what.
         gain: the difference.
         margin: half width of its 95 % interval between trainings; NaN if there is one training of each.
+        p: p value that decides in place of the margin, corrected for the number of claims; None to go by the margin.
     """
 
     name: str
     gain: float
     margin: float
+    p: float | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the difference is not zero, whatever its sign."""
+        return abs(self.gain) > self.margin if self.p is None else self.p < LEVEL
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.gain:+.3g}" + (
-            f" ({ONE_TRAINING})" if math.isnan(self.margin) else f" ± {self.margin:.2g}"
-        )
+        if math.isnan(self.margin):
+            return f"{self.name}: {self.gain:+.3g} ({ONE_TRAINING})"
+        corrected = "" if self.p is None else f", Holm p = {self.p:.2g}"
+        return f"{self.name}: {self.gain:+.3g} ± {self.margin:.2g}{corrected}"
 
 
 @dataclass(frozen=True)
@@ -87,39 +98,54 @@ class Verdict:
         claim: the claim.
         holds: True or False, or None if the numbers do not decide it.
         evidence: the differences that decide it.
+        primary: whether the claim was written into the plan beforehand, and is corrected for the number of these.
     """
 
     claim: str
     holds: bool | None
     evidence: str
+    primary: bool = False
 
     @property
     def word(self) -> str:
         """The verdict in words."""
         return {True: "holds", False: "does not hold", None: "not decided"}[self.holds]
 
+    @property
+    def kind(self) -> str:
+        """Primary or exploratory, in a word."""
+        return PRIMARY if self.primary else EXPLORATORY
 
-def judge(claim: str, gaps: Sequence[Gap]) -> Verdict:
+
+def judge(claim: str, gaps: Sequence[Gap], *, primary: bool = False) -> Verdict:
     """Judge a claim by the differences that should be positive according to it.
 
     It holds if every difference exceeds its margin, and does not hold if one difference is below zero by more than its
-    margin. Anything else does not decide it, such as one training of each model, which has no margin.
+    margin; where a difference has a corrected p value, that is below 5 % takes the place of exceeding the margin.
+    Anything else does not decide it, such as one training of each model, which has neither.
+
+    Args:
+        claim: the claim.
+        gaps: the differences.
+        primary: whether the claim was written into the plan beforehand.
 
     Example:
         >>> from mixvae.reproduce import Gap, judge
         >>> verdict = judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=0.1)])
-        >>> verdict.word, verdict.evidence
-        ('holds', 'S = 2 over S = 1: +0.5 ± 0.1')
+        >>> verdict.word, verdict.kind, verdict.evidence
+        ('holds', 'exploratory', 'S = 2 over S = 1: +0.5 ± 0.1')
         >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=0.6)]).word
+        'not decided'
+        >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", 0.5, 0.4, p=0.06)], primary=True).word
         'not decided'
         >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=float("nan"))]).evidence
         'S = 2 over S = 1: +0.5 (one training: says nothing about the method)'
     """
-    if any(gap.gain < -gap.margin for gap in gaps):
+    if any(gap.is_decided and gap.gain < 0 for gap in gaps):
         holds = False
     else:
-        holds = True if gaps and all(gap.gain > gap.margin for gap in gaps) else None
-    return Verdict(claim, holds, "; ".join(map(str, gaps)) or "nothing was measured")
+        holds = True if gaps and all(gap.is_decided and gap.gain > 0 for gap in gaps) else None
+    return Verdict(claim, holds, "; ".join(map(str, gaps)) or "nothing was measured", primary)
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,6 +159,7 @@ class Findings(Tabular):
         figures: pictures by name, as figures or PNG.
         commands: the commands of its single steps.
         notes: caveats on the numbers.
+        contrasts: the differences that the claims are judged by, one row each.
     """
 
     columns: Sequence[Column]
@@ -141,6 +168,7 @@ class Findings(Tabular):
     figures: dict[str, Figure | bytes] = field(default_factory=dict, repr=False)
     commands: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    contrasts: list[Row] = field(default_factory=list)
 
     @property
     def figure(self) -> Figure | bytes:

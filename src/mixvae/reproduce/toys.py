@@ -83,6 +83,7 @@ class Toys:
             between = between_trainings({name: [fit["bound"] for fit in own] for name, own in fits.items()})
             for name, own in fits.items():
                 row: Row = {"target": target, "name": name, "seeds": len(own), "bound_margin": between.margin(name)}
+                row["bound_homogeneity"] = between.homogeneity
                 rows.append(row | {key: float(np.mean([fit[key] for fit in own])) for key in MEANS})
             *mixtures, flow = fits
             gaps += [_gap(target, between, new, old) for old, new in pairwise(mixtures)]

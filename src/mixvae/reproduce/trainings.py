@@ -4,38 +4,52 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from mixvae import config, figures, reports, runs, sweeps
+from mixvae import config, reports, runs, sweeps
 from mixvae._failures import Failed
 from mixvae._tables import Row
 from mixvae.analysis import Representation
-from mixvae.evaluation import Evaluation, differences, standard_error
+from mixvae.evaluation import standard_error
 from mixvae.progress import Progress
-from mixvae.reports import ONE_TRAINING, PARTS, BetweenTrainings, Column, between_trainings, parts
-from mixvae.reproduce.findings import Changes, Findings, Gap, judge, unknown
-from mixvae.reproduce.latents import latent_pictures
+from mixvae.reports import ONE_TRAINING, PARTS, BetweenTrainings, Column, parts
+from mixvae.reproduce.clock import AT, add_clock, at_equal_seconds
+from mixvae.reproduce.contrasts import (
+    KIND,
+    Key,
+    Question,
+    contrast_rows,
+    named,
+    unequal_draws,
+    verdicts,
+)
+from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Changes, Findings, unknown
+from mixvae.reproduce.measured import ALL, Cell, Measured, between, by_example, mean, scores_of, worst
+from mixvae.reproduce.pictures import draw
 
 MODEL = (
     Column("model", "model"),
     Column("S", "size", digits=0, about="mixture components, or the size compared with them"),
     Column("seeds", "seeds", digits=0, about="trainings"),
     Column("parameters", "parameters", digits=0, page_only=True),
+    reports.DRAWS,
 )
 COOPERATION = (
     Column("JSD", "jsd", digits=3, about="nats"),
     Column("effective S", "effective_components"),
     Column("k̂ unreliable", "pareto_k_unreliable", about="largest share of test examples whose NLL is not tight"),
-    Column("hours", "hours", digits=2, about="training time of one model", page_only=True),
+    reports.SECONDS,
+)
+KINDS = (
+    Column("p", "gain_p", digits=4, about="of the gain, two-sided, uncorrected"),
+    Column("contrast", "kind", about=KIND),
 )
 BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the NLL")
-ALL = "mean and std"
 EACH = ("elbo", "nll", "nll_miselbo", "nll_pooled", "jsd")
 """Results of every training that a row holds."""
 
@@ -50,16 +64,18 @@ class Variant:
         preset: the configuration that it starts from.
         options: its changes to the preset.
         against: model and size of its baseline; the same model at the experiment's first size by default.
+        trainings: train it with only the first N seeds of the experiment; with all by default.
     """
 
     model: str
     size: int
     preset: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    against: tuple[str, int] | None = None
+    against: Key | None = None
+    trainings: int | None = None
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """Model and size."""
         return self.model, self.size
 
@@ -67,21 +83,6 @@ class Variant:
     def name(self) -> str:
         """Name for files and folders."""
         return f"{re.sub(r'[^a-zA-Z0-9_]+', '-', self.model)}-S{self.size}"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A claim about pairs of variants.
-
-    Args:
-        claim: the claim.
-        pairs: (better, worse) by model and size.
-        metric: log_px, a bound (pooled, miselbo, elbo), or a score of `mixvae.analysis` on [mean, std].
-    """
-
-    claim: str
-    pairs: Sequence[tuple[tuple[str, int], tuple[str, int]]]
-    metric: str = "log_px"
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ class Trainings:
         total_draws: total draws instead, if `draws_per_component` is None.
         examples: evaluate only the first N test examples.
         represent: also classify and cluster by the latents.
+        clock: also read the validation bound of every training at the time when the quickest one ended.
+        samples: draw so many examples from the prior of one training of each model, to look at.
         cost: how long it takes, in words.
     """
 
@@ -108,6 +111,8 @@ class Trainings:
     total_draws: int = 1000
     examples: int | None = None
     represent: bool = False
+    clock: bool = False
+    samples: int = 0
     cost: str = ""
 
     def changed(self, changes: Changes) -> Trainings:
@@ -135,13 +140,23 @@ class Trainings:
         questions = [replace(q, pairs=kept) for q, kept in zip(self.questions, pairs, strict=True) if kept]
         return replace(self, variants=variants, questions=questions)
 
+    def seeds_of(self, variant: Variant) -> Sequence[int]:
+        """Seeds with which a variant is trained."""
+        return self.seeds[: variant.trainings]
+
+    @property
+    def _each(self) -> list[tuple[str, Variant, dict[str, Any]]]:
+        """Every training: name of its folder, its variant, and its changes to the preset; all variants seed by seed."""
+        return [
+            (f"{variant.name}-seed{seed}", variant, {**self.options, **variant.options, "seed": seed})
+            for seed in self.seeds
+            for variant in self.variants
+            if seed in self.seeds_of(variant)
+        ]
+
     def grid(self, out: Path) -> sweeps.Grid:
         """Configuration of every training."""
-        cells = {}
-        for seed in self.seeds:
-            for variant in self.variants:
-                options = {**self.options, **variant.options, "seed": seed}
-                cells[f"{variant.name}-seed{seed}"] = config.read(variant.preset, config.flags(options))
+        cells = {name: config.read(variant.preset, config.flags(options)) for name, variant, options in self._each}
         return sweeps.Grid(out, cells, self.total_draws, self.examples, self.draws_per_component)
 
     def carry_out(self, out: Path, *, runner: sweeps.Runner, progress: Progress) -> Findings:
@@ -157,71 +172,94 @@ class Trainings:
         if self.represent:
             progress.announce("classifying by the latents where that is not done")
         cells = {
-            run.path: _Cell(run, result.done[run.path], _represent(run) if self.represent else {})
+            run.path: Cell(run, result.done[run.path], scores_of(run) if self.represent else {})
             for run in runs.open_runs(result.done)
         }
-        measured = {v.key: [cells[out / f"{v.name}-seed{seed}"] for seed in self.seeds] for v in self.variants}
-        likelihood = _between(measured, "log_px")
-        rows = [self._row(variant, measured, likelihood) for variant in self.variants]
-        verdicts = [judge(question.claim, self._gaps(question, measured)) for question in self.questions]
-        discrete = all(cell.data.binarize == "none" for cell in grid.cells.values())
-        scores = self._scores(measured) if self.represent else {}
-        nll, gain = (reports.NLL_BETWEEN, reports.GAIN_BETWEEN) if self.has_several else (reports.NLL, reports.GAIN)
-        split = reports.SPLIT_BETWEEN if self.has_several else reports.SPLIT
-        columns = [
-            *MODEL,
-            nll,
-            *([BITS] if discrete else []),
-            gain,
-            *split,
-            reports.ELBO,
-            reports.MISELBO,
-            reports.POOLED,
-            *COOPERATION,
+        measured = {v.key: [cells[out / f"{v.name}-seed{seed}"] for seed in self.seeds_of(v)] for v in self.variants}
+        return self._found(at_equal_seconds(measured) if self.clock else measured, grid, progress)
+
+    def _draws(self, grid: sweeps.Grid) -> dict[Key, int]:
+        """Decoder evaluations per example and step S·L of every variant."""
+        return {v.key: grid.cells[f"{v.name}-seed{self.seeds[0]}"].draws_per_step for v in self.variants}
+
+    def _found(self, measured: Measured, grid: sweeps.Grid, progress: Progress) -> Findings:
+        """Compare what was measured."""
+        draws = self._draws(grid)
+        metrics = dict.fromkeys(("log_px", *(question.metric for question in self.questions)))
+        trainings = {metric: between(measured, metric) for metric in metrics}
+        contrasts = contrast_rows(self.questions, trainings, draws)
+        rows = [
+            {**self._row(variant, measured, trainings["log_px"]), "draws_per_step": draws[variant.key]}
+            for variant in self.variants
         ]
-        for row in rows if scores else []:
-            averages = Representation({ALL: scores[f"{row['model']}, S = {row['size']}"]}).table[0]
-            row |= {key: value for key, value in averages.items() if key not in ("features", "repetitions")}
-            row |= {key: None for key in row if key.endswith("_std") and len(self.seeds) == 1}
-        for metric in next(iter(scores.values()), ()):
-            between = _between(measured, metric)
-            for row in rows:
-                row[f"{metric}_margin"] = between.margin((row["model"], row["size"]))
-            about = "on [mean, std] of all components; ± half width of its 95 % interval between trainings"
-            columns.append(Column(metric.upper(), metric, f"{metric}_margin", 3, about))
+        scores = self._scores(measured) if self.represent else {}
+        discrete = all(cell.data.binarize == "none" for cell in grid.cells.values())
+        columns = [*self._columns(discrete=discrete), *self._add_scores(rows, scores, measured)]
+        if self.clock:
+            columns += add_clock(rows, measured, trainings.get(AT) or between(measured, AT))
+        listed = [row for each in contrasts for row in each]
+        pictures = draw(measured, rows, scores, progress, several=self.has_several, samples=self.samples)
         return Findings(
             columns,
             rows,
-            verdicts,
-            self._figures(measured, rows, scores, progress),
-            self._commands(grid, out),
-            self._notes(rows, list(cells.values())),
+            verdicts(self.questions, contrasts),
+            pictures,
+            self._commands(grid.out),
+            self._notes(rows, measured, draws),
+            listed,
         )
+
+    def _columns(self, *, discrete: bool) -> list[Column]:
+        """Columns of the table, but for scores of the latents."""
+        nll, gain = (reports.NLL_BETWEEN, reports.GAIN_BETWEEN) if self.has_several else (reports.NLL, reports.GAIN)
+        split = reports.SPLIT_BETWEEN if self.has_several else reports.SPLIT
+        bits = [BITS] if discrete else []
+        bounds = (reports.ELBO, reports.MISELBO, reports.POOLED)
+        return [*MODEL, nll, *bits, gain, *KINDS, *split, *bounds, *COOPERATION]
+
+    def _add_scores(
+        self, rows: Sequence[Row], scores: Mapping[str, dict[str, list[float]]], measured: Measured
+    ) -> list[Column]:
+        """Put scores of the latents, with their errors between trainings, into the rows; returns their columns."""
+        for row in rows if scores else ():
+            averages = Representation({ALL: scores[named((row["model"], row["size"]))]}).table[0]
+            row.update({key: value for key, value in averages.items() if key not in ("features", "repetitions")})
+            row.update({key: None for key in row if key.endswith("_std") and len(self.seeds) == 1})
+        columns = []
+        for metric in next(iter(scores.values()), ()):
+            trainings = between(measured, metric)
+            for row in rows:
+                row[f"{metric}_margin"] = trainings.margin((row["model"], row["size"]))
+                row[f"{metric}_homogeneity"] = trainings.homogeneity
+            about = "on [mean, std] of all components; ± half width of its 95 % interval between trainings"
+            columns.append(Column(metric.upper(), metric, f"{metric}_margin", 3, about))
+        return columns
 
     @property
     def has_several(self) -> bool:
         """Whether every model is trained with several seeds, without which nothing is known of the method."""
         return len(self.seeds) > 1
 
-    def baseline(self, variant: Variant) -> tuple[str, int]:
+    def baseline(self, variant: Variant) -> Key:
         """Model and size of the baseline of a variant's gain."""
         return variant.against or next(v.key for v in self.variants if v.model == variant.model)
 
-    def _row(self, variant: Variant, measured: Measured, likelihood: BetweenTrainings[tuple[str, int]]) -> Row:
+    def _row(self, variant: Variant, measured: Measured, likelihood: BetweenTrainings[Key]) -> Row:
         """Means over trainings, and the gain over the baseline: its errors between trainings and over examples."""
         cells = measured[variant.key]
         results = [cell.evaluation.results for cell in cells]
         bits = [result["bits_per_dim"] for result in results]
         row: Row = {
             "model": variant.model, "size": variant.size, "seeds": len(cells),
-            "elbo": _mean(results, "elbo"), "nll_miselbo": _mean(results, "nll_miselbo"), "nll": _mean(results, "nll"),
+            "elbo": mean(results, "elbo"), "nll_miselbo": mean(results, "nll_miselbo"), "nll": mean(results, "nll"),
             "nll_se": standard_error(np.mean([cell.evaluation.bounds["log_px"] for cell in cells], 0)),
             "nll_margin": likelihood.margin(variant.key), **reports.trust(results, "nll"),
-            "nll_pooled": _mean(results, "nll_pooled"), "kl_posterior": _mean(results, "kl_posterior"),
-            "jsd": _mean(results, "jsd"), "effective_components": _mean(results, "effective_components"),
-            "parameters": results[0]["parameters"], "hours": _mean(results, "train_seconds") / 3600,
+            "nll_pooled": mean(results, "nll_pooled"), "kl_posterior": mean(results, "kl_posterior"),
+            "jsd": mean(results, "jsd"), "effective_components": mean(results, "effective_components"),
+            "parameters": results[0]["parameters"], "train_seconds": mean(results, "train_seconds"),
+            "log_px_homogeneity": likelihood.homogeneity,
             "bits_per_dim": None if None in bits else float(np.mean(bits)),
-            "pareto_k_unreliable": _worst(results, "pareto_k_unreliable"), "nll_bias": _worst(results, "nll_bias"),
+            "pareto_k_unreliable": worst(results, "pareto_k_unreliable"), "nll_bias": worst(results, "nll_bias"),
             "each": [{name: result[name] for name in EACH} for result in results],
             "proposal": min(cell.evaluation.identity.proposal for cell in cells),  # posterior, if any of them is
             "total_draws": results[0]["total_draws"],
@@ -231,14 +269,15 @@ class Trainings:
         if baseline != variant.key:
             old = measured[baseline]
             gain = likelihood.difference(variant.key, baseline)
-            row |= {"gain": gain.mean, "gain_between_se": gain.se, "gain_margin": gain.margin}
-            row |= {"gain_se": standard_error(_by_example(cells, old, lambda of: of.bounds["log_px"]))}
-            row |= {"degrees_of_freedom": likelihood.degrees, "over": f"{baseline[0]} S = {baseline[1]}"}
+            row |= {"gain": gain.mean, "gain_between_se": gain.se, "gain_margin": gain.margin, "gain_p": gain.p}
+            row |= {"kind": self._kind((variant.key, baseline))} if len(cells) > 1 or len(old) > 1 else {}
+            row |= {"gain_se": standard_error(by_example(cells, old, lambda of: of.bounds["log_px"]))}
+            row |= {"degrees_of_freedom": gain.degrees, "over": named(baseline)}
             row |= reports.trust([*results, *(cell.evaluation.results for cell in old)], "gain")
             row |= self._split(variant.key, baseline, measured)
         return row
 
-    def _split(self, new: tuple[str, int], old: tuple[str, int], measured: Measured) -> Row:
+    def _split(self, new: Key, old: Key, measured: Measured) -> Row:
         """The gain of the ELBO and its parts, if both models were trained by one bound."""
         trained = reports.objective(measured[old][0].run)
         alike = {
@@ -250,149 +289,55 @@ class Trainings:
             return {}
         row: Row = {}
         for part in PARTS:
-            gain = _between(alike, part).difference(new, old)
+            trainings = between(alike, part)
+            gain = trainings.difference(new, old)
             row |= {f"gain_{part}": gain.mean, f"gain_{part}_margin": gain.margin}
-            each = _by_example(alike[new], alike[old], lambda of, part=part: parts(of)[part])
+            row[f"{part}_homogeneity"] = trainings.homogeneity
+            each = by_example(alike[new], alike[old], lambda of, part=part: parts(of)[part])
             row |= {f"gain_{part}_se": standard_error(each)}
         return row
 
-    def _gaps(self, question: Question, measured: Measured) -> list[Gap]:
-        """The differences of a claim, with margins between trainings."""
-        between, gaps = _between(measured, question.metric), []
-        for better, worse in question.pairs:
-            gain = between.difference(better, worse)
-            name = f"{better[0]} S = {better[1]} over {worse[0]} S = {worse[1]} ({question.metric})"
-            gaps.append(Gap(name, gain.mean, gain.margin))
-        return gaps
+    def _kind(self, pair: tuple[Key, Key]) -> str:
+        """Whether the difference of two variants in log p(x) is a primary contrast."""
+        primary = {pair for question in self.questions if question.primary for pair in question.pairs}
+        return PRIMARY if pair in primary else EXPLORATORY
 
     def _scores(self, measured: Measured) -> dict[str, dict[str, list[float]]]:
         """Scores on [mean, std] of every variant, over seeds and repetitions."""
         scores: dict[str, dict[str, list[float]]] = {}
         for (model, size), cells in measured.items():
             for cell in cells:
-                for metric, values in cell.representation[ALL].items():
-                    scores.setdefault(f"{model}, S = {size}", {}).setdefault(metric, []).append(float(np.mean(values)))
+                for metric, values in cell.scores[ALL].items():
+                    scores.setdefault(named((model, size)), {}).setdefault(metric, []).append(float(np.mean(values)))
         return scores
 
-    def _figures(
-        self,
-        measured: Measured,
-        rows: list[Row],
-        scores: dict[str, dict[str, list[float]]],
-        progress: Progress,
-    ) -> dict[str, Figure | bytes]:
-        """Gains, scores, learning curves, and pictures of the latents."""
-        error = "gain_margin" if self.has_several else "gain_se"
-        named = [
-            (_label(row), row["gain"], row[error])
-            for row in rows if "gain" in row
-        ]  # fmt: skip
-        drawn: dict[str, Figure | bytes] = {}
-        if named:
-            over = f"standard error over test examples of {ONE_TRAINING}"
-            bars = "95 % intervals between trainings" if self.has_several else over
-            across = "gain in log p(x) over the baseline (nats)"
-            drawn["gains"] = figures.gains(named, across, bars, decides=self.has_several)
-            end = error.removeprefix("gain_")
-            split = {
-                _label(row): [(row[f"gain_{part}"], row[f"gain_{part}_{end}"]) for part in PARTS]
-                for row in rows if "gain_elbo" in row
-            }  # fmt: skip
-            drawn |= {"a better model or a better posterior": figures.splits(split, bars)} if split else {}
-        if scores:
-            drawn["scores"] = figures.scores(scores, "accuracy, ARI, NMI or ASW")
-        first = {f"{model}, S = {size}": cells[0].run for (model, size), cells in measured.items()}
-        drawn["learning curves"] = figures.learning_curves({name: run.metrics for name, run in first.items()})
-        if self.represent:
-            for name, run in first.items():
-                drawn |= {f"{name}: {what}": picture for what, picture in latent_pictures(run, progress).items()}
-        return drawn
-
-    def _commands(self, grid: sweeps.Grid, out: Path) -> list[str]:
+    def _commands(self, out: Path) -> list[str]:
         """Commands that train and evaluate each model on its own."""
-        lines = []
         each = self.draws_per_component
         draws = f"--total-draws {self.total_draws}" if each is None else f"--draws-per-component {each}"
         limit = f" --examples {self.examples}" if self.examples else ""
-        for seed in self.seeds:
-            for variant in self.variants:
-                path = out / f"{variant.name}-seed{seed}"
-                words = config.flags({**self.options, **variant.options, "seed": seed})
-                lines.append(f"mixvae train {variant.preset} {shlex.join(words)} --out {path}")
-                lines.append(f"mixvae evaluate {path} {draws}{limit}{' --representation' if self.represent else ''}")
+        represent = " --representation" if self.represent else ""
+        lines = []
+        for name, variant, options in self._each:
+            lines.append(f"mixvae train {variant.preset} {shlex.join(config.flags(options))} --out {out / name}")
+            lines.append(f"mixvae evaluate {out / name} {draws}{limit}{represent}")
         return lines
 
-    def _notes(self, rows: list[Row], cells: Sequence[_Cell]) -> list[str]:
+    def _notes(self, rows: list[Row], measured: Measured, draws: Mapping[Key, int]) -> list[str]:
         """Caveats on the numbers."""
         notes = []
-        if any(cell.evaluation.identity.legacy for cell in cells):
+        if any(cell.evaluation.identity.legacy for cells in measured.values() for cell in cells):
             notes.append(
                 "Legacy results, from before results recorded the weights and data that they were made from: they pair "
                 "with each other only."
             )
         if not self.has_several:
             notes.append(f"Each gain is of {ONE_TRAINING}. Its error is over test examples: give several --seeds.")
-        named = {f"{row['model']} S = {row['size']}": row for row in rows}
-        if amortised := [name for name, row in named.items() if row["proposal"] == "posterior"]:
+        models = {named((row["model"], row["size"])): row for row in rows}
+        if amortised := [name for name, row in models.items() if row["proposal"] == "posterior"]:
             notes.append(reports.AMORTISED.format(", ".join(amortised)))
         if any("gain" in row and "gain_elbo" not in row for row in rows):
             notes.append("Gains over a training of another bound are in log p(x) only.")
-        return [*notes, *reports.looseness(named)]
-
-
-Measured = dict[tuple[str, int], list["_Cell"]]
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """Measurements of one training."""
-
-    run: runs.Run
-    evaluation: Evaluation
-    representation: Mapping[str, Mapping[str, list[float]]]
-
-    def value(self, metric: str) -> float:
-        """Mean of a bound or part of the ELBO over test examples, or of a score over repetitions."""
-        bounds = {**self.evaluation.bounds, **parts(self.evaluation)}
-        return float(np.mean(bounds[metric] if metric in bounds else self.representation[ALL][metric]))
-
-
-def _represent(run: runs.Run) -> Mapping[str, Mapping[str, list[float]]]:
-    """Scores by features and metric on the test split; for a legacy run, those that it came with."""
-    if not run.is_legacy:
-        return runs.representation(run, split="test").scores
-    stored = runs.representations(run)
-    if not stored:
-        raise ValueError(f"{run.path} is legacy and has no representation.json: choose another folder")
-    return stored[0][1].scores
-
-
-def _between(measured: Measured, metric: str) -> BetweenTrainings[tuple[str, int]]:
-    """Trainings of every model by a bound, or by a score, as averages over test examples or repetitions."""
-    return between_trainings({key: [cell.value(metric) for cell in cells] for key, cells in measured.items()})
-
-
-def _by_example(new: Sequence[_Cell], old: Sequence[_Cell], values: Callable[[Evaluation], np.ndarray]) -> np.ndarray:
-    """Difference of the means of two models' trainings on every test example, (N,).
-
-    Raises:
-        ValueError: they were not evaluated on the same examples.
-    """
-    for cell in (*new, *old):
-        differences(cell.evaluation, old[0].evaluation, quiet=True)  # refuses other examples
-    means = [np.mean([values(cell.evaluation) for cell in cells], 0) for cells in (new, old)]
-    return means[0] - means[1]
-
-
-def _label(row: Row) -> str:
-    """Name of a gain in figures."""
-    return f"{row['model']} S = {row['size']} over {row['over']}" + reports.marked(row)
-
-
-def _worst(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The largest of the values that are known; None if none is."""
-    return max((result[key] for result in results if result.get(key) is not None), default=None)
-
-
-def _mean(results: Sequence[Mapping[str, Any]], key: str) -> float:
-    return float(np.mean([result[key] for result in results]))
+        pairs = [pair for question in self.questions for pair in question.pairs]
+        pairs += [(v.key, self.baseline(v)) for v in self.variants if self.baseline(v) != v.key]
+        return [*notes, *unequal_draws(pairs, draws), *reports.looseness(models)]

@@ -31,7 +31,10 @@ VERSION = 1
 AMENDABLE = ("learning_rate", "weight_decay", "clip")
 COPIED = ("batch", "draws_per_component", "active", "score_all", "validation_components", "warmup")
 """Settings of a training that enter its identity as they are."""
-SINCE = ("compile", "beta", "cycles", "free_bits", "schedule_every", "accumulate")
+SINCE = (
+    "compile", "beta", "cycles", "free_bits", "schedule_every", "accumulate", "validation_bound", "validation_draws",
+    "keep",
+)  # fmt: skip
 """Settings that earlier versions did not have: they enter the identity only where they differ from the default."""
 FILLED_IN = {
     "shape", "latent", "components", "likelihood", "posterior", "examples", "build", "weights", "learn_weights",

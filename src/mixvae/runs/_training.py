@@ -227,6 +227,8 @@ def fit(
 ) -> History:
     """Train a model by maximising a bound, and leave it with the weights of the epoch that is best on validation.
 
+    With `keep="last"` these are the last epoch's.
+
     With `run`, the training becomes a run directory, which can be evaluated, reported and loaded like one trained from
     the command line. It can be killed at any time: calling `fit` again resumes from the last checkpoint and ends with
     the same weights, bit for bit, given the same number of threads. A run of another model, other data or other

@@ -67,7 +67,7 @@ def check_steps(
     part = -(-(min(options.batch, len(data.train)) // fabric.world_size) // options.accumulate)
     for draws, own, scored, batch in (
         (options.draws_per_component, drawn, components if options.score_all else drawn, part),
-        (1, each, each, min(validated, len(data.validation))),
+        (-(-(options.validation_draws or each) // each), each, each, min(validated, len(data.validation))),
     ):
         check_step(
             fabric.device, data.shape, draws_per_component=draws, drawn=own, scored=scored, batch=batch, latent=latent,

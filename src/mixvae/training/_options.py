@@ -22,6 +22,10 @@ MakeSchedule = Callable[[torch.optim.Optimizer], LRScheduler | ReduceLROnPlateau
 """Makes a learning-rate schedule from an optimiser."""
 Compile = Literal["none", "default", "reduce-overhead"]
 """How a step is compiled: not at all, or by one of torch.compile's modes."""
+Keep = Literal["best", "last"]
+"""The epoch whose weights are kept."""
+ValidationBound = Literal["miselbo", "pooled"]
+"""The bound by which epochs are compared."""
 Every = Literal["epoch", "step"]
 """When a schedule steps."""
 DEFAULT_OPTIMIZER: MakeOptimizer = partial(torch.optim.Adam, lr=5e-4, fused=True)
@@ -46,6 +50,11 @@ class TrainingOptions:
             cheaper, and a lower bound of it).
         validation_components: components to validate, as a mixture of their own with the weights that they have
             relative to each other, the same at every epoch; all by default.
+        validation_bound: bound by which epochs are compared: `miselbo`, or `pooled`, which is tighter with several
+            draws and is of the same kind for any number of components.
+        validation_draws: draws per validation example over all validated components together, the same at every epoch;
+            one of each component by default. Give models that are compared by their best epochs equally many.
+        keep: whether the weights of the `best` epoch by the validation, or those of the `last` one, are kept.
         optimizer: makes an optimiser from parameters; Adam at a rate of 5·10⁻⁴ by default.
         schedule: makes a learning-rate schedule from an optimiser.
         schedule_every: whether the schedule steps after every `epoch` or every `step`. A OneCycleLR over all steps has
@@ -56,7 +65,7 @@ class TrainingOptions:
             of each, and stays at `beta` for the second. One rise over the whole warm-up by default.
         free_bits: λ, nats per example of the KL that cost nothing: while the mean of log q(z|x) − log p(z) over a batch
             is below λ, the gradient leaves them out, and that is then the gradient of max(λ, KL). 0 turns it off.
-        patience: stop after this many epochs without a better validation MISELBO, counted after the warm-up.
+        patience: stop after this many epochs without a better validation bound, counted after the warm-up.
         clip: largest norm of the gradient.
         accumulate: parts in which a batch is computed, one after another, before one step of the optimiser: the memory
             of one part, and the gradient of the whole batch up to rounding. Where others accumulate k batches of n,
@@ -95,6 +104,9 @@ class TrainingOptions:
     active: int | None = None
     score_all: bool = True
     validation_components: int | None = None
+    validation_bound: ValidationBound = "miselbo"
+    validation_draws: int | None = None
+    keep: Keep = "best"
     optimizer: MakeOptimizer = DEFAULT_OPTIMIZER
     schedule: MakeSchedule | None = None
     schedule_every: Every = "epoch"
@@ -123,7 +135,7 @@ class TrainingOptions:
             cycles=self.cycles,
             accumulate=self.accumulate,
         )
-        at_least(1, validation_components=self.validation_components)
+        at_least(1, validation_components=self.validation_components, validation_draws=self.validation_draws)
         at_least(0, warmup=self.warmup, save_every=self.save_every, beta=self.beta, free_bits=self.free_bits)
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie between 0 and 1, such as 0.999; got {self.ema}")

@@ -33,7 +33,7 @@ from mixvae.training._shown import NOBODY, Shown
 from mixvae.training._signals import REQUEUE, StopSignal, end
 from mixvae.training._state import Checkpoint, State, Store, is_over
 from mixvae.training._trial import check_request, check_values, fewest, joined, rehearsing, tell_coupling
-from mixvae.training._validation import BATCH, SEED, Measured, Validation
+from mixvae.training._validation import BATCH, Measured, Validation
 from mixvae.training._watch import EVERY, Watch
 
 
@@ -93,19 +93,11 @@ class Trainer:
         self._try()
         self.steps = len(self._batches(torch.Generator(), self._key))
         check_schedules(self.learner.schedule, options, self.steps, self.progress)
-        self.validate = Validation(
-            self.validation, self._validated(), (each or self.components, self.latent), fabric.device
-        )
+        on_device = self.learner.on_device
+        self.validate = Validation.of(self.validation, options, q, fabric.device, subset_on_device=on_device)
         self.shown = Shown(self.progress, options.epochs, self.steps)
         self.signal = StopSignal()
         self.last_save = time.monotonic()
-
-    def _validated(self) -> Tensor | None:
-        """The components that are validated, the same at every epoch; None if all are."""
-        count = self.options.validation_components or self.components
-        order = torch.randperm(self.components, generator=torch.Generator().manual_seed(SEED))
-        fixed = order[:count].sort().values.to(self.fabric.device if self.learner.on_device else "cpu")
-        return fixed if count < self.components else None
 
     def _try(self) -> None:
         """Let bound, gradient and compiler refuse whatever they refuse now, before anything is written.
@@ -141,7 +133,7 @@ class Trainer:
         )
 
     def run(self) -> History:
-        """Train to the end and leave the best weights in the model; returns one row per epoch."""
+        """Train to the end and leave the weights that are kept in the model; returns one row per epoch."""
         self._resume()
         self.watch = Watch(self.fabric.device, self.state.total, self.state.norms, self.state.normed)
         with self.signal.listening(), unread(self.model, self.learner.kept), self._left_finite(), self._logging():
@@ -281,7 +273,9 @@ class Trainer:
         if not math.isfinite(validation):
             raise FloatingPointError(self._diverged("the validation bound", state.step))
         if validation > state.best:
-            state.best, state.best_epoch, self.unsaved_best = validation, state.epoch + 1, True
+            state.best, state.best_epoch = validation, state.epoch + 1
+        if state.best_epoch == state.epoch + 1 or self.options.keep == "last":
+            self.unsaved_best = True
             self.best_weights = {name: t.detach().clone() for name, t in self.learner.kept.state_dict().items()}
         rate = self.learner.end_epoch(validation)
         state.seconds = before + time.monotonic() - started

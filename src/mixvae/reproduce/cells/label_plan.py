@@ -155,6 +155,7 @@ def _rows(data: str, hidden: float, models: Mapping[tuple[str, int], Mapping[int
         between = between_trainings({key: [one[metric] for one in made.values()] for key, made in models.items()})
         for row, (key, made) in zip(rows, models.items(), strict=True):
             row |= {metric: between.means[key], f"{metric}_margin": between.margin(key)}
+            row[f"{metric}_homogeneity"] = between.homogeneity
             if key == SCANVI:
                 continue
             change = between.difference(key, SCANVI)

@@ -107,6 +107,7 @@ def prior_table(results: Sequence[Evaluation]) -> list[Row]:
         between = between_trainings({key: [one[metric] for one in own] for key, own in made.items()})
         for (kind, size), row in rows.items():
             row |= {metric: between.means[kind, size], f"{metric}_margin": between.margin((kind, size))}
+            row[f"{metric}_homogeneity"] = between.homogeneity
             if kind != STANDARD:
                 change = between.difference((kind, size), (STANDARD, size))
                 row |= {f"{metric}_change": change.mean, f"{metric}_change_margin": change.margin}

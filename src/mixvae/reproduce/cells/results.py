@@ -148,6 +148,7 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
             row[metric] = float(np.mean([*own.values()]))
             if key[0] != RIVAL:
                 row[f"{metric}_margin"] = between.margin(key)
+                row[f"{metric}_homogeneity"] = between.homogeneity
                 if key != BASELINE and BASELINE in between.means:
                     gain = between.difference(key, BASELINE)
                     row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
@@ -178,6 +179,7 @@ def integration_table(results: Sequence[Mapping[str, Any]]) -> list[Row]:
         between = between_trainings({key: [one[metric] for one in own] for key, own in scored.items()})
         for key, row in rows.items():
             row |= {metric: between.means[key], f"{metric}_margin": between.margin(key)}
+            row[f"{metric}_homogeneity"] = between.homogeneity
             if key != BASELINE:
                 gain = between.difference(key, BASELINE)
                 row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}

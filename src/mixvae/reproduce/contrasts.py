@@ -1,0 +1,123 @@
+"""Claims about pairs of variants, and their contrasts: primary ones by Holm's correction, all others exploratory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mixvae._tables import Row
+from mixvae.reports import BetweenTrainings, Column, holm
+from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Gap, Verdict, judge
+
+Key = tuple[str, int]
+"""Model and size of a variant."""
+KIND = (
+    f"{PRIMARY}: written into the plan beforehand, and decided by p Holm; {EXPLORATORY}: any other, whose p is "
+    "uncorrected and decides nothing by itself"
+)
+CONTRASTS = (
+    Column("contrast", "contrast"),
+    Column("of", "metric"),
+    Column("kind", "kind", about=KIND),
+    Column(
+        "difference ± between trainings", "difference", "margin", 3, signed=True,
+        error_about="half width of the 95 % interval between trainings, uncorrected",
+    ),
+    Column("df", "degrees_of_freedom", digits=1, about="degrees of freedom of the error"),
+    Column("p", "p", digits=4, about="two-sided p value of Student's t between trainings"),
+    Column("p Holm", "p_holm", digits=4, about="the same, Holm-corrected over the experiment's primary contrasts"),
+    Column("p Welch", "p_welch", digits=4, about="uncorrected, by the variances of the two configurations alone"),
+    Column("Levene p", "homogeneity", digits=3, about="of equal variances; below 0.1 the error is Welch's"),
+    Column("draws per step", "draws_per_step", about="decoder evaluations per example and step S·L of both"),
+)  # fmt: skip
+"""Columns of the table of contrasts."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A claim about pairs of variants.
+
+    Args:
+        claim: the claim.
+        pairs: (better, worse) by model and size.
+        metric: log_px, a bound (pooled, miselbo, elbo), a score of `mixvae.analysis` on [mean, std], or what the plan
+            measures besides.
+        primary: whether it is what the experiment was made to decide, so that its contrasts are Holm-corrected; any
+            other is exploratory.
+    """
+
+    claim: str
+    pairs: Sequence[tuple[Key, Key]]
+    metric: str = "log_px"
+    primary: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Primary or exploratory, in a word."""
+        return PRIMARY if self.primary else EXPLORATORY
+
+
+def contrast_rows(
+    questions: Sequence[Question], trainings: Mapping[str, BetweenTrainings[Key]], draws: Mapping[Key, int]
+) -> list[list[Row]]:
+    """The contrasts of every claim, one row per pair.
+
+    Args:
+        questions: the claims of an experiment.
+        trainings: the trainings of all variants by the metrics of the claims.
+        draws: decoder evaluations per example and step, by variant.
+    """
+    found = [
+        [_contrast(question, new, old, trainings[question.metric], draws) for new, old in question.pairs]
+        for question in questions
+    ]
+    family = [row for rows in found for row in rows if row["kind"] == PRIMARY]
+    for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+        row["p_holm"] = corrected
+    return found
+
+
+def _contrast(question: Question, new: Key, old: Key, between: BetweenTrainings[Key], draws: Mapping[Key, int]) -> Row:
+    """One contrast, not yet corrected."""
+    gain, welch = between.difference(new, old), between.difference(new, old, pooled=False)
+    return {
+        "contrast": f"{named(new)} over {named(old)}", "metric": question.metric, "kind": question.kind,
+        "difference": gain.mean, "margin": gain.margin, "se": gain.se, "degrees_of_freedom": gain.degrees, "p": gain.p,
+        "p_welch": welch.p, "homogeneity": between.homogeneity,
+        "draws_per_step": f"{draws[new]}, {draws[old]}",
+    }  # fmt: skip
+
+
+def verdicts(questions: Sequence[Question], contrasts: Sequence[Sequence[Row]]) -> list[Verdict]:
+    """The claims, judged by their contrasts."""
+    return [
+        judge(question.claim, [_gap(row) for row in rows], primary=question.primary)
+        for question, rows in zip(questions, contrasts, strict=True)
+    ]
+
+
+def _gap(row: Row) -> Gap:
+    """A contrast as a difference that is positive according to its claim."""
+    return Gap(f"{row['contrast']} ({row['metric']})", row["difference"], row["margin"], row.get("p_holm"))
+
+
+def unequal_draws(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) -> list[str]:
+    """What to say of variants that are compared at unequal numbers of draws per step, in a note or none.
+
+    Example:
+        >>> from mixvae.reproduce.contrasts import unequal_draws
+        >>> unequal_draws([(("m", 2), ("m", 1))], {("m", 1): 1, ("m", 2): 2})
+        ['Compared at unequal draws per step (S·L): m S = 2 over m S = 1 (2, 1): a gain may be that of the draws.']
+    """
+    unequal = [
+        f"{named(new)} over {named(old)} ({draws[new]}, {draws[old]})"
+        for new, old in dict.fromkeys(pairs)
+        if draws[new] != draws[old]
+    ]
+    told = f"Compared at unequal draws per step (S·L): {'; '.join(unequal)}: a gain may be that of the draws."
+    return [told] if unequal else []
+
+
+def named(key: Key) -> str:
+    """A variant in words."""
+    return f"{key[0]} S = {key[1]}"

@@ -1,0 +1,84 @@
+"""What was measured of the trainings of an experiment, by variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mixvae import runs
+from mixvae.evaluation import Evaluation, differences
+from mixvae.reports import BetweenTrainings, between_trainings, parts
+from mixvae.reproduce.contrasts import Key
+
+ALL = "mean and std"
+"""The features whose scores are compared."""
+Scores = Mapping[str, Mapping[str, list[float]]]
+"""Scores by features and metric, over repetitions."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Measurements of one training.
+
+    Args:
+        run: the training.
+        evaluation: its evaluation.
+        scores: how well classes are found in its latents, if that was measured.
+        more: other measurements by name.
+    """
+
+    run: runs.Run
+    evaluation: Evaluation
+    scores: Scores = field(default_factory=dict)
+    more: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, metric: str) -> float:
+        """Mean of a bound or part of the ELBO over test examples, or of a score over repetitions, or what is else."""
+        if metric in self.more:
+            return self.more[metric]
+        bounds = {**self.evaluation.bounds, **parts(self.evaluation)}
+        return float(np.mean(bounds[metric] if metric in bounds else self.scores[ALL][metric]))
+
+
+Measured = Mapping[Key, Sequence[Cell]]
+"""Measurements of every training, by variant."""
+
+
+def between(measured: Measured, metric: str) -> BetweenTrainings[Key]:
+    """Trainings of every model by a bound, or by a score, as averages over test examples or repetitions."""
+    return between_trainings({key: [cell.value(metric) for cell in cells] for key, cells in measured.items()})
+
+
+def by_example(new: Sequence[Cell], old: Sequence[Cell], values: Callable[[Evaluation], np.ndarray]) -> np.ndarray:
+    """Difference of the means of two models' trainings on every test example, (N,).
+
+    Raises:
+        ValueError: they were not evaluated on the same examples.
+    """
+    for cell in (*new, *old):
+        differences(cell.evaluation, old[0].evaluation, quiet=True)  # refuses other examples
+    means = [np.mean([values(cell.evaluation) for cell in cells], 0) for cells in (new, old)]
+    return means[0] - means[1]
+
+
+def scores_of(run: runs.Run) -> Scores:
+    """Scores by features and metric on the test split; for a legacy run, those that it came with."""
+    if not run.is_legacy:
+        return runs.representation(run, split="test").scores
+    stored = runs.representations(run)
+    if not stored:
+        raise ValueError(f"{run.path} is legacy and has no representation.json: choose another folder")
+    return stored[0][1].scores
+
+
+def worst(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The largest of the values that are known; None if none is."""
+    return max((result[key] for result in results if result.get(key) is not None), default=None)
+
+
+def mean(results: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Mean of a result over trainings."""
+    return float(np.mean([result[key] for result in results]))

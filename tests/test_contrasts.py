@@ -1,0 +1,156 @@
+"""Errors between trainings: equal variances are tested, primary contrasts are corrected, and nothing is silent."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import levene, ttest_ind
+
+from mixvae.reports import between_trainings, holm, unequal_variances
+from mixvae.reproduce import Gap, judge
+from mixvae.reproduce.contrasts import Question, contrast_rows, unequal_draws, verdicts
+
+A, B, C = ("m", 1), ("m", 2), ("m", 4)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3), (5, 5, 5, 5), (3, 7, 4)])
+def test_equal_variances_are_tested_as_scipy_does(sizes):
+    rng = np.random.default_rng(sum(sizes))
+    values = [rng.normal(scale=1 + i, size=size) for i, size in enumerate(sizes)]
+    found = between_trainings(dict(enumerate([*values, [1.0, 9.0], [3.0]]))).homogeneity
+    assert found == pytest.approx(levene(*values, center="mean").pvalue, rel=1e-9)
+
+
+def test_variances_of_two_trainings_are_not_tested():
+    """Two deviate equally from their mean, so that the F test of their deviations divides by zero."""
+    between = between_trainings({"a": [0.0, 1.0], "b": [0.0, 9.0], "c": [1.0, 2.0, 5.0]})
+    assert math.isnan(between.homogeneity)
+    assert between.is_pooled
+    assert math.isnan(between_trainings({"a": [1.0] * 3, "b": [2.0] * 3}).homogeneity)
+
+
+def test_unequal_variances_give_welchs_error():
+    rng = np.random.default_rng(0)
+    new, old, rest = 1 + 9 * rng.normal(size=6), rng.normal(size=9), rng.normal(size=9)
+    between = between_trainings({"new": new, "old": old, "rest": rest})
+    assert not between.is_pooled
+    gain, exact = between.difference("new", "old"), ttest_ind(new, old, equal_var=False)
+    low, high = exact.confidence_interval(0.95)
+    assert (gain.mean - gain.margin, gain.mean + gain.margin) == pytest.approx((low, high), rel=1e-9)
+    assert (gain.p, gain.degrees) == pytest.approx((exact.pvalue, exact.df), rel=1e-9)
+    a, b = new.var(ddof=1) / 6, old.var(ddof=1) / 9
+    assert gain.se == pytest.approx(math.sqrt(a + b), rel=1e-12)
+    assert gain.degrees == pytest.approx((a + b) ** 2 / (a**2 / 5 + b**2 / 8), rel=1e-12)
+    pooled = between.difference("new", "old", pooled=True)
+    assert pooled.degrees == 5 + 8 + 8
+    told = unequal_variances([{"log_px_homogeneity": between.homogeneity, "elbo_homogeneity": 0.5}])
+    assert len(told) == 1
+    assert "log_px p = " in told[0]
+    assert "Welch" in told[0]
+    assert "elbo" not in told[0]
+
+
+def test_trainings_that_never_differ_have_no_error():
+    between = between_trainings({"a": [1.0] * 4, "b": [2.0] * 4, "c": [0.0, 5.0, 9.0, -7.0]})
+    assert not between.is_pooled
+    assert between.difference("b", "a")[:3] == (1.0, 0.0, 0.0)
+    assert between.difference("b", "a").p == 0
+    alone = between_trainings({"a": [1.0], "b": [0.0, 0.1, 0.2], "c": [80.0, -80.0, 70.0, -70.0, 90.0, -90.0]})
+    assert not alone.is_pooled
+    assert math.isnan(alone.difference("a", "b").margin), "one training has no variance of its own"
+
+
+def covers(scales, sizes, trials, rng):
+    """Share of experiments whose interval of first minus second holds the true difference of zero."""
+    hits = 0
+    for _ in range(trials):
+        values = {i: scale * rng.normal(size=size) for i, (scale, size) in enumerate(zip(scales, sizes, strict=True))}
+        gain = between_trainings(values).difference(0, 1)
+        hits += abs(gain.mean) < gain.margin
+    return hits / trials
+
+
+def test_intervals_cover_with_equal_and_unequal_variances():
+    rng, trials = np.random.default_rng(0), 2000
+    bound = 4 * math.sqrt(0.95 * 0.05 / trials)
+    assert abs(covers((1, 1, 1, 1), (5, 5, 5, 5), trials, rng) - 0.95) < bound
+    assert abs(covers((4, 1, 1, 1), (20, 20, 20, 20), trials, rng) - 0.95) < bound
+    few = covers((3, 1, 1, 1), (5, 5, 5, 5), trials, rng)
+    assert 0.86 + bound < few < 0.95, "five of each notice in two of three experiments only: 0.91, as documented"
+
+
+def by_hand(p_values):
+    """Holm's procedure in the words of textbooks: reject in ascending order while p ≤ α/(m − j); smallest such α."""
+    m, corrected = len(p_values), {}
+    order = sorted(range(m), key=lambda i: p_values[i])
+    for j, i in enumerate(order):
+        corrected[i] = max(min(1, (m - k) * p_values[order[k]]) for k in range(j + 1))
+    return [corrected[i] for i in range(m)]
+
+
+def test_holms_correction_is_the_textbooks():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 5, 9):
+        p_values = list(rng.uniform(size=m) ** 3)
+        assert holm(p_values) == pytest.approx(by_hand(p_values), rel=1e-12)
+    assert holm([]) == []
+    first, unknown = holm([0.02, math.nan])
+    assert first == pytest.approx(0.04), "a contrast without a p value is still one of the family"
+    assert math.isnan(unknown)
+
+
+def test_families_of_true_nulls_err_in_one_of_twenty():
+    """Six primary contrasts share two baselines; without the correction one in four families errs."""
+    rng, trials = np.random.default_rng(1), 1500
+    questions = [Question("rises", [(("m", s), ("m", 1)), (("n", s), ("n", 1))], primary=True) for s in (2, 4, 8)]
+    keys = [(model, s) for model in "mn" for s in (1, 2, 4, 8)]
+    draws = dict.fromkeys(keys, 8)
+    wrong = uncorrected = 0
+    for values in rng.normal(size=(trials, len(keys), 5)):
+        trainings = {"log_px": between_trainings(dict(zip(keys, values, strict=True)))}
+        rows = contrast_rows(questions, trainings, draws)
+        wrong += any(verdict.holds is not None and "p = " in verdict.evidence for verdict in verdicts(questions, rows))
+        wrong_pairs = [row["p"] < 0.05 for each in rows for row in each]
+        uncorrected += any(wrong_pairs)
+    assert wrong / trials < 0.05 + 4 * math.sqrt(0.05 * 0.95 / trials)
+    assert uncorrected / trials > 0.15
+
+
+def test_primary_claims_are_judged_by_the_corrected_test():
+    values = {A: [0.0, 0.1, -0.1, 0.2, -0.2], B: [0.34, 0.44, 0.24, 0.12, 0.02], C: [0.9, 1.0, 1.1, 0.8, 1.2]}
+    trainings = {"log_px": between_trainings(values), "elbo": between_trainings(values)}
+    questions = [
+        Question("two help", [(B, A)], primary=True),
+        Question("four help", [(C, A)], primary=True),
+        Question("two help the bound", [(B, A)], "elbo"),
+    ]
+    [[two], [four], [also]] = rows = contrast_rows(questions, trainings, {A: 4, B: 4, C: 4})
+    exact = trainings["log_px"].difference(B, A)
+    assert 0.025 < two["p"] == exact.p < 0.05
+    assert two["p_holm"] == pytest.approx(two["p"], rel=1e-12), "the larger of two is multiplied by one"
+    assert four["p_holm"] == pytest.approx(2 * four["p"], rel=1e-12)
+    assert two["p_welch"] == pytest.approx(ttest_ind(values[B], values[A], equal_var=False).pvalue, rel=1e-9)
+    assert "p_holm" not in also
+    found = verdicts(questions, rows)
+    assert [verdict.kind for verdict in found] == ["primary", "primary", "exploratory"]
+    assert [verdict.holds for verdict in found] == [True, True, True]
+    more = [*questions[:1], Question("four over two", [(C, B)], primary=True), Question("x", [(B, A)], primary=True)]
+    assert [v.holds for v in verdicts(more, contrast_rows(more, trainings, {A: 4, B: 4, C: 4}))] == [None, True, None]
+
+
+def test_a_corrected_p_value_decides_in_place_of_the_margin():
+    assert judge("x", [Gap("a", 1.0, 0.5, p=0.2)], primary=True).holds is None
+    assert judge("x", [Gap("a", -1.0, 0.5, p=0.2)], primary=True).holds is None
+    assert judge("x", [Gap("a", -1.0, 0.5, p=0.01)], primary=True).holds is False
+    assert judge("x", [Gap("a", 1.0, 0.5, p=0.01), Gap("b", 1.0, 0.5, p=0.2)], primary=True).holds is None
+    assert judge("x", [Gap("a", 1.0, math.nan, p=math.nan)], primary=True).holds is None
+    assert "Holm p = 0.01" in judge("x", [Gap("a", 1.0, 0.5, p=0.01)], primary=True).evidence
+
+
+def test_unequal_draws_are_told_of_each_pair_once():
+    draws = {A: 4, B: 8, C: 4}
+    assert unequal_draws([(C, A)], draws) == []
+    [told] = unequal_draws([(B, A), (B, A), (C, A)], draws)
+    assert told.count("m S = 2 over m S = 1 (8, 4)") == 1
+    assert "S = 4" not in told

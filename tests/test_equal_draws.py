@@ -1,0 +1,198 @@
+"""Experiments at equal draws per step: nothing is unequal that is compared, and what decides is named beforehand."""
+
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import mixvae
+from mixvae import config, fit
+from mixvae.bounds import log_weights, pooled
+from mixvae.cli import main
+from mixvae.distributions import keyed_normal
+from mixvae.files import read_json
+from mixvae.model import evaluating
+from mixvae.reproduce import EXPERIMENTS
+from mixvae.reproduce.clock import AT, at_equal_seconds
+from mixvae.reproduce.contrasts import unequal_draws
+from mixvae.reproduce.equal import EQUAL, encoder_parameters, wide
+from mixvae.reproduce.findings import Changes
+from mixvae.reproduce.measured import Cell
+from mixvae.reproduce.probing import _sizes, core_hours
+
+AS_SMALL = {"digits": 160, "fair": 30, "vampprior": 13, "convergence": 6, "pixelcnn": 24, "hundreds": 15}
+
+
+def few(plan):
+    """The plan with one seed: its configurations differ in their seeds only."""
+    return plan.changed(Changes(seeds=[0]))
+
+
+@pytest.mark.parametrize("name", [*EQUAL, "ablation"])
+def test_all_that_is_compared_has_equal_draws(tmp_path, name):
+    plan = EXPERIMENTS[name].scales["small"]
+    grid = few(plan).grid(tmp_path)
+    draws = plan._draws(grid)
+    pairs = [pair for question in plan.questions for pair in question.pairs]
+    pairs += [(v.key, plan.baseline(v)) for v in plan.variants]
+    assert unequal_draws(pairs, draws) == []
+    assert len(set(draws.values())) == 1
+    assert any(question.primary for question in plan.questions)
+    assert {key for pair in pairs for key in pair} == set(draws)
+    for cell in grid.cells.values():
+        config.build(cell.model, _sizes(cell)[0], torch.rand(500, *_sizes(cell)[0]))
+    lengths = {(cell.training.epochs, cell.training.warmup, cell.training.batch) for cell in grid.cells.values()}
+    assert len(lengths) == 1
+    for cell in grid.cells.values():
+        last = name != "convergence"
+        assert cell.training.keep == ("last" if last else "best")
+        assert (cell.training.patience is None) == last, "an epoch may be selected in no other experiment"
+
+
+def test_trainings_are_as_many_as_planned():
+    found = {name: len(EQUAL[name].scales["small"]._each) for name in AS_SMALL}
+    assert found == AS_SMALL
+    assert len(EXPERIMENTS["ablation"].scales["small"]._each) == 80
+    names = [name for name, variant, _ in EQUAL["vampprior"].scales["small"]._each if variant.trainings]
+    assert [name.rpartition("-")[2] for name in names] == ["seed0", "seed1", "seed2"]
+
+
+def test_fair_compares_four_encoders_with_one_of_their_parameters(tmp_path):
+    plan = EQUAL["fair"].scales["small"]
+    cells = few(plan).grid(tmp_path).cells
+    encoders = {
+        name: sum(p.numel() for p in config.build(cell.model, (1, 28, 28)).posterior.parameters())
+        for name, cell in cells.items()
+    }
+    for bound in ("elbo", "pooled"):
+        assert encoders[f"wide-{bound}-S1-seed0"] == pytest.approx(encoders[f"{bound}-S4-seed0"], rel=0.01)
+        for name in (f"wide-{bound}-S1-seed0", f"{bound}-S1-seed0", f"{bound}-S4-seed0"):
+            assert cells[name].training.bound == bound
+            assert cells[name].draws_per_step == 4
+    primary = [question.pairs for question in plan.questions if question.primary]
+    assert primary == [
+        [(("elbo", 4), ("elbo", 1))], [(("elbo", 4), ("wide elbo", 1))],
+        [(("pooled", 4), ("pooled", 1))], [(("pooled", 4), ("wide pooled", 1))],
+    ]  # fmt: skip
+    assert plan.represent
+
+
+@pytest.mark.parametrize(("times", "hidden"), [(2, [16]), (4, [300, 300]), (3, [64, 64, 64])])
+def test_wide_encoders_are_the_nearest_from_above(times, hidden):
+    found = wide(times, (1, 28, 28), 40, hidden)
+    target = times * encoder_parameters((1, 28, 28), 40, hidden)
+    less = encoder_parameters((1, 28, 28), 40, [width - 1 for width in found])
+    assert less < target <= encoder_parameters((1, 28, 28), 40, found)
+
+
+def test_vampprior_has_equal_components_of_the_prior(tmp_path):
+    cells = few(EQUAL["vampprior"].scales["small"]).grid(tmp_path).cells
+    sizes = {name: cell.model.components * cell.model.prior["pseudo_inputs"] for name, cell in cells.items()}
+    assert sizes == {"vamp-S1-seed0": 500, "vamp-S4-seed0": 500, "vamp-of-equal-K-S4-seed0": 2000}
+
+
+def test_convergence_validates_all_by_eight_draws(tmp_path):
+    for cell in few(EQUAL["convergence"].scales["small"]).grid(tmp_path).cells.values():
+        assert (cell.training.validation_bound, cell.training.validation_draws) == ("pooled", 8)
+        assert (cell.training.epochs, cell.training.patience) == (300, 30)
+
+
+def test_runs_are_read_at_the_time_of_the_quickest():
+    def run(*rows):
+        return Cell(SimpleNamespace(metrics=[{"seconds": s, "validation": v} for s, v in rows]), None)
+
+    measured = {
+        ("m", 1): [run((1.0, -9.0), (2.0, -7.0), (3.0, -8.0))],
+        ("m", 4): [run((2.0, -6.0), (4.0, -5.0)), run((3.5, -4.0))],
+    }
+    found = at_equal_seconds(measured)
+    assert found["m", 1][0].value(AT) == -7.0, "the best by then, not the last"
+    assert found["m", 4][0].value(AT) == -6.0
+    assert math.isnan(found["m", 4][1].value(AT))
+
+
+@pytest.mark.parametrize("name", ["convergence", "hundreds"])
+def test_smoke_scales_run_and_say_what_is_primary(tmp_path, capsys, name):
+    out = tmp_path / name
+    main(["reproduce", name, "--scale", "smoke", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "primary, not decided: " in shown
+    assert "Compared at unequal draws" not in shown
+    results = read_json(out / "results.json")
+    assert {row["draws_per_step"] for row in results["table"]} == {2}
+    assert all(row["train_seconds"] > 0 for row in results["table"])
+    kinds = [row["kind"] for row in results["contrasts"]]
+    assert "primary" in kinds
+    assert all((row["p_holm"] >= row["p"]) for row in results["contrasts"] if row["kind"] == "primary")
+    assert {verdict["kind"] for verdict in results["verdicts"]} == set(kinds)
+    page = (out / "report.html").read_text()
+    assert "p Holm" in page
+    assert "draws per step" in page
+    if name == "convergence":
+        assert all(row[AT] is None or row[AT] < 0 for row in results["table"])
+
+
+def test_a_probe_is_remembered_and_counts_seeds():
+    plan, told = EQUAL["hundreds"].scales["smoke"], []
+    hours = core_hours(plan)
+    assert 0 < hours < 1
+    more = core_hours(plan.changed(Changes(seeds=range(6))), told.append)
+    assert more == pytest.approx(3 * hours)
+    assert told == [], "nothing is tried twice"
+
+
+# What is kept, and by what validation
+
+
+ADAM = partial(torch.optim.Adam, lr=1e-2)
+WORSE = partial(torch.optim.SGD, lr=1e-3, maximize=True)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return mixvae.load_dataset("digits", limit=100)
+
+
+def small():
+    torch.manual_seed(0)
+    posterior = mixvae.SeparateEncoders(partial(mixvae.networks.GatedEncoder, (1, 8, 8), 2, (8,)), components=2)
+    return mixvae.MixtureVAE(posterior, mixvae.StandardNormal(2), mixvae.MLPDecoder(2, (1, 8, 8), (8,)))
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True))
+
+
+def test_the_last_epoch_is_kept_although_another_was_best(digits, tmp_path):
+    first, best, last, seen = small(), small(), small(), []
+    fit(first, digits, epochs=1, optimizer=WORSE)
+    rows = fit(best, digits, epochs=3, optimizer=WORSE)
+    assert rows[-1]["best_epoch"] == 1
+    assert same(best.state_dict(), first.state_dict())
+    copy = lambda row: seen.append({name: t.clone() for name, t in last.state_dict().items()})  # noqa: E731
+    options = mixvae.TrainingOptions(epochs=3, optimizer=WORSE, keep="last")
+    rows = fit(last, digits, options, callbacks=[copy], run=tmp_path / "run")
+    assert rows[-1]["best_epoch"] == 1, "which epoch was best is still told"
+    assert same(last.state_dict(), seen[-1])
+    assert not same(last.state_dict(), first.state_dict())
+    assert same(mixvae.load(tmp_path / "run").state_dict(), seen[-1])
+
+
+def test_validation_has_as_many_draws_as_asked_for(digits):
+    model = small()
+    options = {"epochs": 1, "validation_bound": "pooled", "validation_draws": 8, "optimizer": ADAM}
+    found = fit(model, digits, **options)[-1]["validation"]
+    x = digits.validation.batch(slice(None))
+    noise = keyed_normal(0, range(len(x)), 0, 4, (2, 2)).to(x)
+    with torch.no_grad(), evaluating(model):
+        terms = model(x, 4, noise=noise)
+    assert found == pytest.approx(float(pooled(log_weights(terms), terms.weight).double().mean()), rel=1e-6)
+
+
+def test_validation_draws_that_cannot_be_shared_are_refused(digits):
+    with pytest.raises(ValueError, match="must be a multiple of the number of validated components, 2; got 3"):
+        fit(small(), digits, epochs=1, validation_draws=3)
+    with pytest.raises(ValueError, match="validation_draws must be at least 1"):
+        fit(small(), digits, epochs=1, validation_draws=0)
