@@ -59,7 +59,7 @@ def test_trainings_are_as_many_as_planned():
     assert [name.rpartition("-")[2] for name in names] == ["seed0", "seed1", "seed2"]
 
 
-def test_fair_compares_four_encoders_with_one_of_their_parameters(tmp_path):
+def test_fair_compares_encoders_with_one_of_their_size(tmp_path):
     plan = EQUAL["fair"].scales["small"]
     cells = few(plan).grid(tmp_path).cells
     encoders = {
