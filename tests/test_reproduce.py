@@ -56,7 +56,7 @@ def test_every_cell_is_valid_and_every_claim_is_about_cells(tmp_path, name, scal
         assert {key for pair in question.pairs for key in pair} <= keys
     assert {plan.baseline(variant) for variant in plan.variants} <= keys
     if scale == "paper":
-        assert (grid.draws_per_component or grid.total_draws) == 5000
+        assert (grid.draws_per_component or grid.total_draws) >= 1000
         assert len(plan.seeds) >= 3
 
 
