@@ -347,6 +347,10 @@ def test_gains_over_another_bound_are_not_split(cells):
     more = retrained(two, bound="mixvae.bounds.iwelbo", draws_per_component=9)
     assert not reports.compare([other, more]).has_splits, "another number of draws is another bound"
     assert reports.compare([one, retrained(two, draws_per_component=9)]).has_splits, "but not of the ELBO"
+    for draws, alike in ((2, True), (1, False)):
+        single, mixture = (retrained(run, bound="mixvae.bounds.pooled") for run in (one, two))
+        single = retrained(single, draws_per_component=draws)
+        assert reports.compare([single, mixture]).has_splits == alike, "the pooled bound has S·L draws"
 
 
 def test_what_is_not_tight_is_marked_in_table_page_and_plot(cells, tmp_path, capsys):

@@ -14,8 +14,8 @@ from mixvae.files import canonical, checksum
 from mixvae.reports._between import between_trainings
 from mixvae.runs import Run
 
-ELBO = "mixvae.bounds.elbo"
-"""Its name in recipes."""
+ELBO, POOLED = "mixvae.bounds.elbo", "mixvae.bounds.pooled"
+"""Their names in recipes."""
 PARTS = ("elbo", "model", "posterior")
 """The gain of the ELBO and what it is made of."""
 AVERAGED = (
@@ -37,16 +37,19 @@ def configuration_of(run: Run) -> str:
     return checksum(canonical({"identity": identity, "journal": recipe.journal, "goal": goal, "ended": ended}))
 
 
-def objective(run: Run) -> tuple[Any, ...] | None:
+def objective(run: Run, evaluation: Evaluation) -> tuple[Any, ...] | None:
     """What a training maximised, so that two of them can be told apart; None if that is not known.
 
-    The number of draws is part of it, unless it is the ELBO, whose value neither draws nor random subsets change.
+    The number of draws is part of it, unless it is the ELBO, whose value neither draws nor random subsets change. For
+    the pooled bound, whose logarithm is of the mean over all draws, it is that of all components together.
     """
     made = run.recipe.identity.get("training", {})
     if (bound := made.get("bound")) is None:
         return None
     if bound == ELBO and (made["score_all"] or made["active"] is None):
         return (bound, None)
+    if bound == POOLED:
+        return bound, draws_per_step(run, evaluation.identity.components), made["score_all"]
     return bound, made["draws_per_component"], made["active"], made["score_all"]
 
 
@@ -55,12 +58,13 @@ def slack(run: Run, evaluation: Evaluation) -> float | None:
 
     Bounds with importance weights depend on the number of draws: they count only if it is that of the training.
     """
-    trained = objective(run)
+    trained = objective(run, evaluation)
     if trained is None or not isinstance(trained[0], str):
         return None
     room, _, name = trained[0].rpartition(".")
     held = room == "mixvae.bounds" and name in evaluation.bounds and "log_px" in evaluation.bounds
-    if not held or trained[1] not in (None, evaluation.identity.draws_per_component):
+    each = evaluation.identity.draws_per_component
+    if not held or trained[1] not in (None, evaluation.identity.total_draws if trained[0] == POOLED else each):
         return None
     return float((evaluation.bounds["log_px"] - evaluation.bounds[name]).mean())
 
@@ -74,7 +78,7 @@ def draws_per_step(run: Run, components: int) -> int | None:
 
 def splits(new: Member, old: Member) -> bool:
     """Whether the gain of a training over another can be split: they maximised one bound, and have what it takes."""
-    kinds = [objective(run) for run, _, _ in (new, old)]
+    kinds = [objective(run, evaluation) for run, evaluation, _ in (new, old)]
     return all(parts(evaluation) for _, evaluation, _ in (new, old)) and kinds[0] is not None and kinds[0] == kinds[1]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from mixvae import runs
 from mixvae.evaluation import Evaluation, differences
-from mixvae.reports import BetweenTrainings, between_trainings, parts
+from mixvae.reports import BetweenTrainings, between_trainings, objective, parts
 from mixvae.reproduce.contrasts import Key
 
 ALL = "mean and std"
@@ -34,6 +34,11 @@ class Cell:
     evaluation: Evaluation
     scores: Scores = field(default_factory=dict)
     more: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> tuple[Any, ...] | None:
+        """What the training maximised; None if that is not known."""
+        return objective(self.run, self.evaluation)
 
     def value(self, metric: str) -> float:
         """Mean of a bound or part of the ELBO over test examples, or of a score over repetitions, or what is else."""

@@ -279,11 +279,11 @@ class Trainings:
 
     def _split(self, new: Key, old: Key, measured: Measured) -> Row:
         """The gain of the ELBO and its parts, if both models were trained by one bound."""
-        trained = reports.objective(measured[old][0].run)
+        trained = measured[old][0].objective
         alike = {
             key: cells
             for key, cells in measured.items()
-            if all(reports.objective(cell.run) == trained and parts(cell.evaluation) for cell in cells)
+            if all(cell.objective == trained and parts(cell.evaluation) for cell in cells)
         }
         if trained is None or not {new, old} <= alike.keys():
             return {}
