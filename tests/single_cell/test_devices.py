@@ -54,6 +54,7 @@ def test_two_processes_that_are_killed_go_on_bit_for_bit(cells, tmp_path):
         assert process.returncode == 0, err
         assert said.startswith(f"{out}: 30 epochs; validation ELBO")
         assert said.count("\n") == 2, "each of them told the result"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.h5ad", "cut", "whole"]
     cut, whole = (load_weights(tmp_path / out / "model.safetensors") for out in ("cut", "whole"))
     assert all(torch.equal(cut[name], whole[name]) for name in whole)
     with pytest.raises(ValueError, match="training.processes is 2"):

@@ -136,6 +136,7 @@ def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None
             nodes = nodes_of(fabric)
             options |= {"devices": training.processes // nodes, "num_nodes": nodes}
             options |= {"strategy": "ddp_find_unused_parameters_true"}
+            options |= {"log_save_dir": folder}  # a pickle of scvi-tools, otherwise in the working folder
         if state is not None:
             state_from_bytes(state, epochs.store.layout.state)  # refuses all but tensors and plain values
             options["ckpt_path"] = str(Path(folder) / "state.ckpt")
