@@ -1,0 +1,43 @@
+"""Copy what the tables of an experiment need, without weights: `python .ci/publish.py runs/reproduce/digits-small docs/data/digits`.
+
+Of every run: run.json, config.yaml, metrics.jsonl, scores of latents, and evaluations with log p(x) and the ELBO of every
+example in float32. `mixvae reproduce NAME --out` that folder then prints the table, and trains nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from mixvae.runs._stored import read_evaluation, read_stored, save_evaluation
+
+KEPT = ("log_px", "elbo")
+COPIED = ("run.json", "config.yaml", "metrics.jsonl")
+
+
+def publish(out: Path, target: Path) -> None:
+    """Copy every finished run of a folder; the target must not exist."""
+    target.mkdir(parents=True)
+    for manifest in sorted(out.glob("*/run.json")):
+        run, copy = manifest.parent, target / manifest.parent.name
+        copy.mkdir()
+        for name in COPIED:
+            shutil.copy(run / name, copy)
+        for path in run.glob("representation*.json"):
+            shutil.copy(path, copy)
+        for path in run.glob("evaluations/*.json"):
+            if "results" not in (content := read_stored(path)):
+                shutil.copy(path, copy / path.relative_to(run))
+                continue
+            made = read_evaluation(path)
+            arrays = {name: made.bounds[name].astype(np.float32) for name in KEPT}
+            (copy / "evaluations").mkdir(exist_ok=True)
+            save_evaluation(copy / path.relative_to(run), replace(made, bounds=arrays), content["extra"])
+
+
+if __name__ == "__main__":
+    publish(*map(Path, sys.argv[1:]))
