@@ -174,7 +174,7 @@ def test_a_flag_without_its_group_is_suggested_with_it(tmp_path, capsys, key, to
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["train", "--seed", "1", "--training.epochs=1", "--seed=2"], "--seed is given twice, as 1 and as 2: "),
+        (["evaluate", "runs/S4", "--seed", "1", "--seed=2"], "--seed is given twice, as 1 and as 2: "),
         (["sc", "train", "a.h5ad", "--batch-key", "a", "--batch-key=b"], "--batch_key is given twice, as a and as b: "),
         (["sc", "train", "a.h5ad", "--epochs", "1.5"], "epochs: expected int; got 1.5\n"),
         (["sc", "embed", "runs/S4"], "files: missing; --help shows what this command takes\n"),
@@ -189,8 +189,9 @@ def test_words_that_make_no_command_are_told_in_one_line(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_files_and_repeated_words_are_merged():
-    config.check_once(["--config", "a", "--config=b", "--layers+=1", "--layers+=2", "--seed=1", "--seed", "1"])
+def test_options_of_a_training_override_earlier_ones():
+    assert config.read("digits", ["--seed=1", "--seed=2"]).seed == 2
+    config.check_once(["--seed=1", "--seed", "1"])
 
 
 @pytest.mark.parametrize("name", ["Bernoulli", "ContinuousBernoulli"])

@@ -158,7 +158,7 @@ def test_a_report_asks_for_nothing_and_says_what_is_seen(report, tmp_path):
     assert text.count("<table") == text.count("<caption>")
 
 
-@pytest.mark.parametrize(("width", "scrolls"), [(420, True), (900, False), (1400, False), (1600, False)])
+@pytest.mark.parametrize(("width", "scrolls"), [(420, True), (900, True), (1400, False), (1600, False)])
 def test_a_reports_main_table_fits_its_page(report, tmp_path, width, scrolls):
     """At 1400 pixels it was wider than the page had room for."""
     seen = browse(report[0], tmp_path, width=width)
@@ -177,7 +177,7 @@ def test_all_columns_are_shown_when_asked_for(report, tmp_path):
     page = tmp_path / "asked.html"
     page.write_text(report[0].read_text().replace("</body>", script))
     seen = browse(page, tmp_path, width=1400)
-    assert seen["faults"] == ["of it model,MISELBO NLL,pooled NLL,log p(x) − own bound,JSD,parameters,seconds", ""]
+    assert seen["faults"] == ["of it model,MISELBO NLL,pooled NLL,log p(x) − own bound,JSD,parameters", ""]
     assert not seen["wide"]
 
 

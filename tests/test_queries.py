@@ -404,7 +404,7 @@ def test_the_interpolate_command_draws_paths(two, tmp_path, capsys):
         (["--between", "3", "400"], "no example 400: the 400 examples are numbered from 0"),
         (["--between", "-1", "3"], "no example -1"),
         (["--between", "3"], "--between"),
-        ([], "arguments are required: interpolate.between"),
+        ([], "between: missing; --help shows"),
         (["--between", "3", "7", "--steps", "1"], "steps must be at least 2; got 1"),
         (["--between", "3", "7", "--steps", "51"], "at most 50 steps"),
     ):

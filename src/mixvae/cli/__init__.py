@@ -107,7 +107,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         with config.granting(*trusted, working_folder=True), _silence() if silent else nullcontext():
             words = _flags(_grouped(words))
             _check_local(words)
-            config.check_once(words)
             _run(words)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -141,6 +140,8 @@ def _run(words: list[str]) -> None:
         config.check_words(words[1:])
         typed = config.typed_names(words[1:])  # also looked for in the working folder: a typed name is trusted
         words = config.spelled(words)
+    else:
+        config.check_once(words)
     try:
         arguments = parser(words[0]).parse_args(words)
     except OverflowError as error:

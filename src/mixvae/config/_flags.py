@@ -38,14 +38,14 @@ def options_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 def check_once(words: Sequence[str]) -> None:
     """Refuse an option that is given twice with different values, of which parsers silently take the last.
 
-    Several files by `--config` are merged, and an option that is appended to, `--name+`, may stand often.
+    Not for trainings, whose files and options override each other in their order.
 
     Raises:
         ValueError: one is.
     """
     given: dict[str, str] = {}
     for name, value in options_in(words):
-        if name != "--config" and not name.endswith("+") and given.setdefault(name, value) != value:
+        if given.setdefault(name, value) != value:
             raise ValueError(f"{name} is given twice, as {given[name]} and as {value}: leave one of them out")
 
 

@@ -201,7 +201,6 @@ class Atlas(AnnData):
             >>> import numpy as np
             >>> from anndata import AnnData
             >>> from anndata.experimental import AnnCollection
-        from scvi.data._constants import _SCVI_UUID_KEY
             >>> from mixvae.single_cell import Atlas
             >>> parts = [AnnData(np.ones((n, 3), np.float32)) for n in (4, 2)]  # or anndata.read_h5ad(…, backed="r")
             >>> Atlas.of(AnnCollection(parts, index_unique="-")).X[[5, 0]].toarray()
