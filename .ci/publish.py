@@ -1,7 +1,9 @@
-"""Copy what the tables of an experiment need, without weights: `python .ci/publish.py runs/reproduce/digits-small docs/data/digits`.
+"""Copy what the tables of an experiment need, without weights.
 
-Of every run: run.json, config.yaml, metrics.jsonl, scores of latents, and evaluations with log p(x) and the ELBO of every
-example in float32. `mixvae reproduce NAME --out` that folder then prints the table, and trains nothing.
+    python .ci/publish.py runs/reproduce/digits-small docs/data/digits
+
+Of every run: run.json, config.yaml, metrics.jsonl, scores of latents, and evaluations with log p(x) and the ELBO of
+every example in float32. `mixvae reproduce NAME --out` that folder then prints the table, and trains nothing.
 """
 
 from __future__ import annotations
