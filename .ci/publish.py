@@ -3,7 +3,8 @@
     python .ci/publish.py runs/reproduce/digits-small docs/data/digits
 
 Of every run: run.json, config.yaml, metrics.jsonl, scores of latents, and evaluations with log p(x) and the ELBO of
-every example in float32. `mixvae reproduce NAME --out` that folder then prints the table, and trains nothing.
+every example in float32. The command in command.txt, given that folder as `--out`, then prints the table and trains
+nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mixvae.files import read_json
 from mixvae.runs._stored import read_evaluation, read_stored, save_evaluation
 
 KEPT = ("log_px", "elbo")
@@ -23,10 +25,12 @@ COPIED = ("run.json", "config.yaml", "metrics.jsonl")
 
 def publish(out: Path, target: Path) -> None:
     """Copy every finished run of a folder; the target must not exist."""
+    command, _, _ = read_json(out / "results.json")["command"].rpartition(" --out ")
     target.mkdir(parents=True)
+    (target / "command.txt").write_text(f"{command}\n")
     for manifest in sorted(out.glob("*/run.json")):
         run, copy = manifest.parent, target / manifest.parent.name
-        copy.mkdir()
+        (copy / "evaluations").mkdir(parents=True)
         for name in COPIED:
             shutil.copy(run / name, copy)
         for path in run.glob("representation*.json"):
@@ -37,7 +41,6 @@ def publish(out: Path, target: Path) -> None:
                 continue
             made = read_evaluation(path)
             arrays = {name: made.bounds[name].astype(np.float32) for name in KEPT}
-            (copy / "evaluations").mkdir(exist_ok=True)
             save_evaluation(copy / path.relative_to(run), replace(made, bounds=arrays), content["extra"])
 
 

@@ -1,6 +1,6 @@
 """How tight likelihoods of cells are: scvi-tools' own, the pooled bound, and refined proposals, at equal draws.
 
-    OMP_NUM_THREADS=1 python benchmarks/cells_tight.py runs
+    OMP_NUM_THREADS=2 python benchmarks/cells_tight.py runs
 
 SCVI and a mixture of three on CORTEX, seed 0, 200 epochs; training takes about ten minutes and is skipped where the
 folder holds it. The 405 held-out cells are scored at 1000 draws each, seed 0.

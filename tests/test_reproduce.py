@@ -1,6 +1,7 @@
 """Experiments of the paper by name: all are there, claims are judged rightly, and what is done is not done again."""
 
 import math
+import runpy
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ from mixvae.runs._stored import save_evaluation
 from mixvae.sweeps import LOCAL
 from mixvae.sweeps._running import _stored
 
+PUBLISH = Path(__file__).parent.parent / ".ci" / "publish.py"
 TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["paper"], Trainings)}
 
 
@@ -493,6 +495,29 @@ def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
     assert (seen["faults"], seen["requests"]) == ([], [])
     assert all(seen["decoded"])
     assert len(seen["decoded"]) >= 6
+    prints_without_weights(out, words, results, capsys)
+
+
+def prints_without_weights(out, words, results, capsys):
+    """What is published of an experiment gives the same table, and trains nothing."""
+    published = out.parent / "published"
+    runpy.run_path(str(PUBLISH))["publish"](out, published)
+    assert not list(published.rglob("*.safetensors"))
+    assert sum(path.stat().st_size for path in published.rglob("*")) < 200_000
+    command = (published / "command.txt").read_text().split()
+    assert command == ["mixvae", *words[:-2]]
+    main([*command[1:], "--out", str(published)])
+    shown = capsys.readouterr().out
+    assert "training" not in [line.partition(": ")[2] for line in shown.splitlines()]
+    assert "Without weights, and hence without pictures: vanilla-S1-seed0" in shown
+    again = read_json(published / "results.json")
+    for old, new in zip(results["table"], again["table"], strict=True):
+        assert old.keys() == new.keys()
+        for name, value in old.items():
+            if isinstance(value, float):
+                assert new[name] == pytest.approx(value, rel=1e-5, abs=1e-5, nan_ok=True), name
+            elif name != "each":
+                assert new[name] == value
 
 
 def refused(capsys, *words):

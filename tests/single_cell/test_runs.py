@@ -246,6 +246,12 @@ def test_command_line_trains_and_embeds(file, tmp_path, capsys, as_users_run, mo
     assert embedded.obsm["X_mixvae"].shape == (120, 3)
     assert embedded.obsm["X_mixvae_responsibilities"].shape == (120, 2)
     assert not [key for key in [*embedded.obs, *embedded.uns] if key.startswith("_scvi")]
+    assert "obsm['X_mixvae'] and obsm['X_mixvae_responsibilities']" in out
+    status, out, _ = run(capsys, "sc", "embed", "runs/cells-S2", file, "--responsibilities", "false", "--out", "z.h5ad")
+    assert (status, out) == (0, "wrote z.h5ad: 120 cells, obsm['X_mixvae']\n")
+    quick = anndata.read_h5ad(tmp_path / "z.h5ad")
+    assert list(quick.obsm) == ["X_mixvae"]
+    assert np.array_equal(quick.obsm["X_mixvae"], embedded.obsm["X_mixvae"])
     for words, message in (
         (["sc", "train", file, *options], "cells-S2 is a finished run: give another --out"),
         (["sc", "train", tmp_path / "no.h5ad"], "there is no file"),

@@ -95,7 +95,14 @@ def train(
     )
 
 
-def embed(run: str, files: str | list[str], out: str | None = None, *, backed: bool = False) -> None:
+def embed(
+    run: str,
+    files: str | list[str],
+    out: str | None = None,
+    *,
+    backed: bool = False,
+    responsibilities: bool = True,
+) -> None:
     """Write a copy of the cells, an .h5ad file, with latents and responsibilities in obsm.
 
     Args:
@@ -103,6 +110,8 @@ def embed(run: str, files: str | list[str], out: str | None = None, *, backed: b
         files: cells with the genes of the run, in any order and among others, as `mixvae sc train` takes them.
         out: the .h5ad file to write; FILE-embedded.h5ad by default.
         backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
+        responsibilities: write the responsibilities of the components too, which takes many times as long as the
+            latents.
     """
     given = _listed(files)
     if Path(run).is_file():
@@ -114,8 +123,9 @@ def embed(run: str, files: str | list[str], out: str | None = None, *, backed: b
     from mixvae.single_cell import runs
 
     with quiet():
-        adata = runs.embed(run, given, path, backed=backed)
-    show(f"wrote {path}: {adata.n_obs} cells, obsm[{runs.LATENT_KEY!r}] and obsm['X_mixvae_responsibilities']")
+        adata = runs.embed(run, given, path, backed=backed, responsibilities=responsibilities)
+    keys = [runs.LATENT_KEY, *[runs.OBSM_KEY] * responsibilities]
+    show(f"wrote {path}: {adata.n_obs} cells, {' and '.join(f'obsm[{key!r}]' for key in keys)}")
 
 
 def _listed(files: str | list[str]) -> list[str]:

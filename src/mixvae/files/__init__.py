@@ -12,7 +12,7 @@ from mixvae.files._atomic import (
     write_json,
     write_text,
 )
-from mixvae.files._commits import commit, is_intact, read_manifest, read_part, settle
+from mixvae.files._commits import commit, has_part, is_intact, read_manifest, read_part, settle
 from mixvae.files._ordinary import check_ordinary
 from mixvae.files._tensors import (
     load_tensors,
@@ -30,6 +30,7 @@ __all__ = [
     "check_ordinary",
     "checksum",
     "commit",
+    "has_part",
     "is_intact",
     "load_tensors",
     "load_weights",

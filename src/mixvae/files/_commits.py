@@ -133,6 +133,24 @@ def read_manifest(manifest: Path) -> dict[str, Any]:
     return content
 
 
+def has_part(manifest: Path, name: str) -> bool:
+    """Whether a commit names a file that is there; see `commit`.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from mixvae.files import commit, has_part, settle
+        >>> manifest = Path(tempfile.mkdtemp(), "run.json")
+        >>> settle(manifest, commit(manifest, {}, {"weights": ("model.bin", b"...")}))
+        >>> has_part(manifest, "weights"), has_part(manifest, "state")
+        (True, False)
+    """
+    entry = read_manifest(manifest)["files"].get(name)
+    return entry is not None and any(
+        path.exists() for path in (_staged(manifest, entry), manifest.parent / entry["path"])
+    )
+
+
 def read_part(manifest: Path, name: str) -> tuple[dict[str, Any], bytes]:
     """Read one file of a commit and the JSON file that lists it; see `commit`.
 

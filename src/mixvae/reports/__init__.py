@@ -28,7 +28,7 @@ from mixvae.reports._columns import (
 )
 from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness, marked
 from mixvae.reports._configurations import PARTS, objective, parts, trust
-from mixvae.reports._page import pictures, write
+from mixvae.reports._page import pictures, without_weights, write
 from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, filled, legend, meanings, render, table
 from mixvae.reports._settings import differing, settings
 
@@ -76,5 +76,6 @@ __all__ = [
     "table",
     "trust",
     "unequal_variances",
+    "without_weights",
     "write",
 ]

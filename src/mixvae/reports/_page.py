@@ -92,7 +92,7 @@ def write(
         trainings=_table(comparison.columns, rows),
         settings={"runs": list(held), "rows": differing(held)},
         first=rows[0],
-        warnings=comparison.warnings,
+        warnings=[*comparison.warnings, *without_weights(opened)],
         gains=pages.embed(comparison.figure) if comparison.has_gains else "",
         splits=pages.embed(comparison.splits) if comparison.has_splits else "",
         curves=pages.embed(figures.learning_curves(curves)),
@@ -103,6 +103,12 @@ def write(
         with suppress(OSError):  # the page has it
             write_bytes(path, picture)
     return target
+
+
+def without_weights(opened: Sequence[Run]) -> list[str]:
+    """What to say of runs that came without weights, in a note or none."""
+    names = ", ".join(run.path.name for run in opened if not run.has_weights)
+    return [f"Without weights, and hence without pictures: {names}."] if names else []
 
 
 def _representation(run: Run) -> dict[str, Any] | None:

@@ -36,6 +36,7 @@ def draw(
         drawn["scores"] = figures.scores(scores, "accuracy, ARI, NMI or ASW")
     first = {named(key): cells[0].run for key, cells in measured.items()}
     drawn["learning curves"] = figures.learning_curves({name: run.metrics for name, run in first.items()})
+    first = {name: run for name, run in first.items() if run.has_weights}
     for name, run in first.items() if samples else ():
         drawn[f"{name}: samples"] = figures.images(runs.sample(run, samples, progress=progress), title=name)
     for name, run in first.items() if scores else ():

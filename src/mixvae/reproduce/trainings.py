@@ -340,4 +340,5 @@ class Trainings:
             notes.append("Gains over a training of another bound are in log p(x) only.")
         pairs = [pair for question in self.questions for pair in question.pairs]
         pairs += [(v.key, self.baseline(v)) for v in self.variants if self.baseline(v) != v.key]
-        return [*notes, *unequal_draws(pairs, draws), *reports.looseness(models)]
+        drawn = [cells[0].run for cells in measured.values()] if self.represent or self.samples else []
+        return [*notes, *unequal_draws(pairs, draws), *reports.looseness(models), *reports.without_weights(drawn)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from mixvae.runs._data import open_data
 from mixvae.runs._evaluating import (
     check,
     evaluate,
@@ -29,7 +30,7 @@ from mixvae.runs._queries import (
     sample,
 )
 from mixvae.runs._recipe import Recipe
-from mixvae.runs._run import Run, open_data
+from mixvae.runs._run import Run
 from mixvae.runs._shards import Shard, evaluate_shard, merge_shards
 from mixvae.runs._standing import standing
 from mixvae.runs._starting import extension

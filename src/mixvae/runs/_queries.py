@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch.random import fork_rng
 
 from mixvae import figures
 from mixvae._failures import at_least
@@ -293,7 +294,7 @@ def representation(
         raise ValueError(f"{run.path} has data without labels ({run.data.name}): classification needs labels")
     train = run.data.split("train").to(default_device())
     at_least(1, samples=samples)
-    draws = samples or run.model.posterior(prepared(run, part.head(1))).batch_shape[0]
+    draws = samples or _components(run, part)
     identity = {
         "split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "samples": draws,
         "weights": run.weights_sha256, "data": run.data.sha256(), "labels": run.data.labels_sha256(),
@@ -319,6 +320,14 @@ def representation(
     write_bytes(run.layout.figures / "representation.png", figures.png(result.figure))  # first: scores mark the end
     commit(file, {"identity": identity, "scores": result.scores}, {})
     return result
+
+
+def _components(run: Run, part: Split) -> int:
+    """Number of components of a run's mixture, whatever its weights."""
+    with fork_rng(devices=[]), torch.no_grad():
+        model = run.blank().eval()
+        x = part.head(1).fixed(0).to(next(model.parameters()))
+        return model.posterior(x).batch_shape[0]
 
 
 def _stored(file: Path, identity: dict[str, object]) -> Representation | None:

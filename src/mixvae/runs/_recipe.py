@@ -23,6 +23,7 @@ from mixvae._failures import called, plain_errors
 from mixvae.config import Config, Spec
 from mixvae.datasets import Dataset
 from mixvae.files import canonical, checksum
+from mixvae.runs._data import data_identity
 from mixvae.training import TrainingOptions
 
 VERSION = 1
@@ -201,17 +202,6 @@ def parts_of(model: nn.Module) -> dict[str, str]:
         plain_ones = _without_later(plain_ones)
         described[name] = f"{path_of(type(part))}({part.extra_repr()}) {canonical(plain_ones)}"
     return described
-
-
-def data_identity(data: Dataset) -> dict[str, Any]:
-    """Checksums of a data set, and how its training examples are randomised at every step."""
-    return {
-        "sha256": data.sha256(),
-        "labels_sha256": data.labels_sha256(),
-        "resample": data.train.resample,
-        "flip": data.train.flip,
-        **({} if data.train.plan is None else {"order": data.train.plan.sha256}),
-    }
 
 
 def _recipe(

@@ -12,17 +12,25 @@ from torch.random import fork_rng
 
 import mixvae.config
 from mixvae import datasets
-from mixvae._failures import at_least
 from mixvae.config import Config, DataConfig, Trust
 from mixvae.datasets import Dataset
 from mixvae.evaluation import Evaluation
-from mixvae.files import canonical, check_ordinary, checksum, is_intact, load_tensors, read_part, weights_from_bytes
+from mixvae.files import (
+    canonical,
+    check_ordinary,
+    checksum,
+    has_part,
+    is_intact,
+    load_tensors,
+    read_part,
+    weights_from_bytes,
+)
 from mixvae.files._lease import holder
 from mixvae.model import MixtureVAE
-from mixvae.progress import SILENT, Progress
 from mixvae.runs import _legacy as legacy
 from mixvae.runs import _memory as memory
-from mixvae.runs._recipe import Recipe, data_identity, parts_of, recipe_of
+from mixvae.runs._data import changed_data, open_data
+from mixvae.runs._recipe import Recipe, parts_of, recipe_of
 from mixvae.runs._store import Layout, read_run
 from mixvae.training import History, default_device, is_over
 
@@ -162,7 +170,7 @@ class Run:
             ValueError: the data have changed since, or cannot be located.
         """
         data = self._data if isinstance(self._data, Dataset) else self._load_data()
-        changed = _changed_data(self.recipe.identity["data"], data)
+        changed = changed_data(self.recipe.identity["data"], data)
         if changed:
             raise ValueError(
                 f"the {changed} of {self.path} are not those that it was trained on ({data.name}): restore the old "
@@ -260,7 +268,7 @@ class Run:
     @property
     def has_weights(self) -> bool:
         """Whether the weights of the best epoch exist; results may come without them."""
-        return self.layout.weights.exists() or "weights" in self.manifest["files"]
+        return self.layout.weights.exists() or (not self.is_legacy and has_part(self.layout.manifest, "weights"))
 
     def load(self) -> MixtureVAE:
         """Load the model with the weights of its best epoch, in evaluation mode, on the CPU.
@@ -271,15 +279,19 @@ class Run:
         """
         _, weights = self._weights
         with fork_rng(devices=[]):  # random weights that are replaced are nobody's draws
-            model = self._blank()
+            model = self.blank()
         kinds = {t.dtype for t in weights.values() if t.is_floating_point()}
         if len(kinds) == 1:
             model = model.to(kinds.pop())
         load_tensors(model, weights, str(self.layout.weights))
         return model.eval()
 
-    def _blank(self) -> MixtureVAE:
-        """The model, with arbitrary weights."""
+    def blank(self) -> MixtureVAE:
+        """The model with arbitrary weights.
+
+        Raises:
+            ValueError: it cannot be named by import path and was not passed.
+        """
         recorded = self.manifest["model"] or {}
         known = self.recipe.identity["model"].get("parts")
         own: MixtureVAE | None = None
@@ -380,17 +392,3 @@ class Run:
 def _one(values: Any) -> Any:
     """A single value instead of a list of one."""
     return values[0] if isinstance(values, list) and len(values) == 1 else values
-
-
-def _changed_data(old: Mapping[str, Any], data: Dataset) -> str:
-    """What differs between a data set and that of a recipe: data, labels, or nothing."""
-    new = data_identity(data)
-    if old["sha256"] is not None and old["sha256"] != new["sha256"]:
-        return "data"
-    return "labels" if old.get("labels_sha256") not in (None, new["labels_sha256"]) else ""
-
-
-def open_data(config: DataConfig, progress: Progress = SILENT) -> Dataset:
-    """Load the data that a configuration names."""
-    at_least(0, **{"data.seed": config.seed})
-    return datasets.load_dataset(**config.arguments(), progress=progress)

@@ -18,10 +18,11 @@ from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
 from mixvae.model import MixtureVAE
 from mixvae.progress import SILENT, Progress
+from mixvae.runs._data import open_data
 from mixvae.runs._opening import open_run
 from mixvae.runs._recipe import Recipe, describe_options, path_of, recipe_of, recipe_of_model
 from mixvae.runs._requests import git_commit, versions
-from mixvae.runs._run import Run, open_data
+from mixvae.runs._run import Run
 from mixvae.runs._standing import refuse, standing_run
 from mixvae.runs._starting import new_model
 from mixvae.runs._store import Layout, RunStore

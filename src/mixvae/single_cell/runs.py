@@ -274,9 +274,14 @@ def _finish(model: SCVI) -> None:
 
 
 def embed(
-    run: str | Path, files: str | Path | Sequence[str | Path], out: str | Path, *, backed: bool = False
+    run: str | Path,
+    files: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    backed: bool = False,
+    responsibilities: bool = True,
 ) -> AnnData:
-    """Write a copy of the cells with latents, `X_mixvae`, and responsibilities in `obsm`.
+    """Write a copy of the cells with latents, `X_mixvae`, and responsibilities, `X_mixvae_responsibilities`, in `obsm`.
 
     Args:
         run: the run directory, or the address of a run on the hub, `hub://ORG/NAME@REVISION`.
@@ -284,6 +289,8 @@ def embed(
             among others.
         out: the .h5ad file to write.
         backed: leave the counts, the X of .h5ad files, on disk, and write the embedding block by block.
+        responsibilities: whether to write them too; 64 draws of every cell are decoded for them, which takes many times
+            as long as the latents.
     """
     out, files = Path(out), list(files_of(_listed(files)))
     if os.path.realpath(out) in map(os.path.realpath, files):
@@ -295,7 +302,9 @@ def embed(
     for key in adata.obs:
         check_kind(adata.obs, key)  # or it could not be written
     model = load(path, with_genes(adata, genes, layer))
-    computed = {LATENT_KEY: partial(_latents, model), OBSM_KEY: partial(_responsibilities, model)}
+    computed = {LATENT_KEY: partial(_latents, model)}
+    if responsibilities:
+        computed[OBSM_KEY] = partial(_responsibilities, model)
     with plain_errors(f"{out} cannot be written"), atomic(out) as temporary:
         if isinstance(adata, Atlas):
             write_on_disk(adata, files, temporary, computed)

@@ -1,0 +1,82 @@
+"""Write the tables of a page from the data beside it, or check them.
+
+    python .ci/tables.py docs/results.md
+    python .ci/tables.py --check docs/results.md
+
+What stands between `<!-- reproduce FOLDER -->` and `<!-- end -->` is the table of docs/data/FOLDER, with its contrasts
+and verdicts, as the command in that folder's command.txt finds them in a copy, without training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mixvae._tables import Row
+from mixvae.reports import Column, filled
+from mixvae.reproduce import Findings, reproduce
+from mixvae.reproduce.contrasts import CONTRASTS
+
+DATA = Path(__file__).resolve().parent.parent / "docs" / "data"
+BLOCK = re.compile(r"(?<=<!-- reproduce )([\w/-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+UNSHOWN = {"seeds", "draws_per_step", "kind", "gain_p", "nll_pooled", "nll_miselbo", "parameters"}
+"""Columns that the text says, or the table of contrasts."""
+
+
+def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
+    """Rows as a table in Markdown."""
+    heads = [column.title for column in columns]
+    lines = [heads, ["---" if i == 0 else "--:" for i in range(len(heads))]]
+    lines += [[column.text(row) for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def found_in(folder: Path) -> Findings:
+    """What the experiment finds in a folder of published results."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--scale")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")])
+    parser.add_argument("--models", type=lambda text: text.split(","))
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--warmup", type=int)
+    given = vars(parser.parse_args(shlex.split((folder / "command.txt").read_text())[2:]))
+    with TemporaryDirectory() as home:
+        return reproduce(**given, out=shutil.copytree(folder, Path(home) / folder.name))
+
+
+def block(folder: str) -> str:
+    """Tables and verdicts of an experiment."""
+    found = found_in(DATA / folder)
+    columns = [column for column in filled(found.columns, found.table) if column.value not in UNSHOWN]
+    told = "".join(f"- **{v.word}** ({v.kind}): {v.claim} {v.evidence}.\n" for v in found.verdicts)
+    contrasts = markdown(filled(CONTRASTS, found.contrasts), found.contrasts)
+    return f"{markdown(columns, found.table)}\n{contrasts}\n{told}"
+
+
+def written(text: str) -> str:
+    """A page with its tables made anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{match[2]}\n{block(match[1])}\n", text)
+
+
+def main() -> None:
+    """Write the pages, or tell which differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="+", type=Path)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
+    given = parser.parse_args()
+    pages = {page: page.read_text() for page in given.pages}
+    stale = [str(page) for page, text in pages.items() if written(text) != text]
+    if given.check and stale:
+        parser.exit(1, f"tables differ from docs/data: run python .ci/tables.py {' '.join(stale)}\n")
+    for page in stale:
+        Path(page).write_text(written(pages[Path(page)]))
+
+
+if __name__ == "__main__":
+    main()
