@@ -240,10 +240,12 @@ def test_the_experiment_on_labels_is_one_command(copied, monkeypatch, capsys, un
 
 def test_the_table_of_labels_in_the_docs_is_that_of_the_data(tmp_path, unpretrained):
     folder = shutil.copytree(DOCS / "data" / "labels", tmp_path / "labels")
-    listed = transfers(["pbmc68k"], (0.1, 0.5), (3,), range(5))
+    listed = transfers(["pbmc68k", "cortex"], (0.1, 0.5), (3,), range(5))
     rows = label_table(transfer(folder, listed))
     page = (DOCS / "results.md").read_text()
-    printed = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| pbmc68k, ")]
+    printed = [
+        line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(("| pbmc68k, ", "| cortex, "))
+    ]
     expected = []
     for row in rows:
         shown = [f"{row[key]:.3f} ± {row[f'{key}_margin']:.3f}" for key in SCORES]

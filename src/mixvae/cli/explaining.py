@@ -49,7 +49,8 @@ def explain(error: BaseException, commands: Sequence[str], options: Callable[[],
     frames = traceback.extract_tb(error.__traceback__)
     training = any(frame.name == "_epoch" and frame.filename.endswith("trainer.py") for frame in frames)
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-        return f"out of memory: use a smaller batch, fewer draws or a smaller --chunk ({said(error)})", FAILED
+        ways = "a smaller --chunk or fewer draws" if "chunk" in options() else "a smaller model or batch"
+        return f"out of memory: use {ways} ({said(error)})", FAILED
     own = next((frame for frame in reversed(frames) if not frame.filename.startswith((*LIBRARIES, "<"))), None)
     if own is not None:
         return f"{own.filename}, line {own.lineno}, in {own.name}: {said(error)}", FAILED if training else BAD_INPUT

@@ -135,6 +135,7 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
         if identity.weights == run.weights_sha256:
             ranked.append((identity.split == "test", identity.examples, created, path))
     if not ranked:
+        run.refuse_cells()
         raise FileNotFoundError(f"{run.path} has no evaluation of its weights: run `mixvae evaluate {run.path}` first")
     return read_evaluation(max(ranked)[-1])
 

@@ -91,6 +91,7 @@ class Run:
         """
         content = self.manifest["config"]
         if content is None:
+            self.refuse_cells()
             raise ValueError(
                 f"{self.path} was built in Python and has no configuration: in Python, fit(model, data, "
                 f"run={str(self.path)!r}) resumes it, and load({str(self.path)!r}).extended(n) adds components"
@@ -100,6 +101,11 @@ class Run:
         if not self.is_legacy and not is_intact(self.layout.manifest, self.manifest["files"]["config"]):
             self._refuse_changed(config)
         return config
+
+    def refuse_cells(self) -> None:
+        """Refuse a run of cells, whose model is one of scvi-tools: `mixvae.single_cell.runs` opens it."""
+        if "genes" in (self.manifest["model"] or {}):
+            raise ValueError(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
 
     def _check_trust(self) -> None:
         """Refuse classes that are neither allowed nor trusted, unless this user trained the run."""
@@ -208,8 +214,7 @@ class Run:
             return dict(self._data.origin)
         if self._data is not None:
             return self._options_elsewhere(str(self._data), origin)
-        if "genes" in (self.manifest["model"] or {}):
-            raise ValueError(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
+        self.refuse_cells()
         if origin is None:
             raise ValueError(
                 f"{self.path} was trained on data that were made in Python ({recorded['name']}): pass them, as "
@@ -292,6 +297,7 @@ class Run:
         Raises:
             ValueError: it cannot be named by import path and was not passed.
         """
+        self.refuse_cells()
         recorded = self.manifest["model"] or {}
         known = self.recipe.identity["model"].get("parts")
         own: MixtureVAE | None = None

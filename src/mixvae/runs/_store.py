@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,9 +115,9 @@ class Layout:
         """Whether nothing is here, or only what a process left that was killed before its first checkpoint."""
         if not self.path.exists():
             return True
-        return self.path.is_dir() and all(
-            p.name.startswith(".") and p.is_file() for p in self.path.rglob("*") if not p.is_dir()
-        )
+        shown = {p for p in self.path.rglob("*") if not p.is_dir() and not (p.name.startswith(".") and p.is_file())}
+        left: set[Path] = {self.metrics} if (self.path / ".lease").exists() else set()
+        return self.path.is_dir() and shown <= left
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -292,7 +293,10 @@ class RunStore:
             write_text(self.layout.metrics, lines)
 
     def close(self) -> None:
-        """Release the lease."""
+        """Release the lease; rows without a checkpoint, which no training could resume, are removed."""
         if self._lease is not None:
+            with suppress(OSError):
+                if not self.layout.manifest.exists():
+                    self.layout.metrics.unlink(missing_ok=True)
             self._lease.release()
             self._lease = None

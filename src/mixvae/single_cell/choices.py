@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -124,16 +124,30 @@ def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
     columns |= states.get("extra_categorical_covs", {}).get("mappings", {})
     check_keys(adata, list(columns), None)
     for key, categories in columns.items():
-        present = adata.obs[key].dropna()
-        new = present[~present.isin(list(categories))]
-        if len(new):
-            alike = [category for category in categories if str(category) == str(new.iloc[0])]
-            remedy = f"make them {type(alike[0]).__name__}, as there" if alike else "leave such cells out"
-            raise ValueError(
-                f"adata.obs[{key!r}] is {short(repr(new.iloc[0]) if alike else new.iloc[0])} for cell {new.index[0]!r}"
-                f"{and_more(len(new) - 1, 'new for ')}, and the model was trained on "
-                f"{short(', '.join(map(str, categories)))}: {remedy}"
-            )
+        check_known(adata.obs[key], categories, "leave such cells out")
+
+
+def check_known(column: pd.Series, categories: Collection[Any], otherwise: str) -> None:
+    """Check that no cell has a category that a model was not trained on.
+
+    Args:
+        column: category of each cell; missing ones are left to others.
+        categories: those that the model was trained on.
+        otherwise: what to do with cells that have another one, if that is not just of another type.
+
+    Raises:
+        ValueError: one has.
+    """
+    present = column.dropna()
+    new = present[~present.isin(list(categories))]
+    if len(new):
+        alike = [category for category in categories if str(category) == str(new.iloc[0])]
+        remedy = f"make them {type(alike[0]).__name__}, as there" if alike else otherwise
+        raise ValueError(
+            f"adata.obs[{column.name!r}] is {short(repr(new.iloc[0]) if alike else new.iloc[0])} for cell "
+            f"{new.index[0]!r}{and_more(len(new) - 1, 'new for ')}, and the model was trained on "
+            f"{short(', '.join(map(str, categories)))}: {remedy}"
+        )
 
 
 def check_groups(adata: AnnData, groupby: str | None, groups: Sequence[Any], chosen: Sequence[Any]) -> None:

@@ -159,8 +159,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
             ValueError: a column lacks the value of a cell or holds text for numbers, the counts are a sparse array, or
                 `adata` is no AnnData.
         """
-        labels = [] if kwargs.get("allow_missing_labels") else [labels_key]
-        categories = [batch_key, *labels, *(categorical_covariate_keys or [])]
+        categories = [batch_key, labels_key, *(categorical_covariate_keys or [])]
         check_setup(adata, categories, [size_factor_key, *(continuous_covariate_keys or [])], layer)
         super().setup_anndata(
             adata,

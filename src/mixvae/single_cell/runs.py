@@ -86,8 +86,16 @@ class Settings:
                 raise ValueError(f"the column {key!r} is named twice among batch and covariates: name it once")
 
     def model(self, adata: AnnData) -> MixtureSCVI:
-        """Make an untrained model for cells that have been set up."""
-        return MixtureSCVI(adata, n_components=self.components, n_latent=self.latent, gene_likelihood=self.likelihood)
+        """Make an untrained model for cells that have been set up.
+
+        Raises:
+            TooLarge: it does not fit into memory.
+        """
+        sizes = f"a model of {short(self.components)} components and latent size {short(self.latent)}"
+        with guarding(sizes, "give fewer components or a smaller latent size"):
+            return MixtureSCVI(
+                adata, n_components=self.components, n_latent=self.latent, gene_likelihood=self.likelihood
+            )
 
     def training(self, cells: int) -> Training:
         """How to train the model; by default the number of epochs is chosen by the number of cells.

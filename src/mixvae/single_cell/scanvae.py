@@ -59,25 +59,30 @@ class MixtureSCANVAE(MixtureModule, SCANVAE):
     @auto_move_data
     def classify(
         self,
-        x: Float[Tensor, "B G"],
+        x: Float[Tensor, "B G"] | None = None,
         batch_index: Tensor | None = None,
         cont_covs: Tensor | None = None,
         cat_covs: Tensor | None = None,
         use_posterior_mean: bool = True,
+        **minified: Tensor,
     ) -> Float[Tensor, "B Y"]:
         """Log-probabilities of the labels, averaged over the components.
 
         Args:
-            x: counts.
+            x: counts; None for minified cells.
             batch_index: batch of each cell.
             cont_covs: continuous covariates.
             cat_covs: categorical covariates.
             use_posterior_mean: classify the mean of every component; otherwise one draw from the mixture.
+            **minified: what minified cells have in place of counts: qzm, qzv and observed_lib_size.
 
         Returns:
             Logarithms of probabilities, or probabilities where the classifier gives these (`logits=False`).
         """
-        inferred = VAE._regular_inference(self, x, batch_index, cont_covs=cont_covs, cat_covs=cat_covs)
+        if x is None:
+            inferred = self._cached_inference(**minified)
+        else:
+            inferred = VAE._regular_inference(self, x, batch_index, cont_covs=cont_covs, cat_covs=cat_covs)
         qz: CellPosterior = inferred[MODULE_KEYS.QZ_KEY]
         z = qz.means.transpose(0, 1) if use_posterior_mean else qz.sample((1,))
         scores = self.classify_helper(z.flatten(0, 1)).unflatten(0, z.shape[:2])

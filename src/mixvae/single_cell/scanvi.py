@@ -8,7 +8,7 @@ from anndata import AnnData
 from scvi.model import SCANVI, SCVI
 
 from mixvae.priors import StandardNormal
-from mixvae.single_cell.choices import check_labels
+from mixvae.single_cell.choices import check_known, check_labels
 from mixvae.single_cell.data import check_setup
 from mixvae.single_cell.loading import LabelSplitter
 from mixvae.single_cell.minifying import Minifying
@@ -138,11 +138,16 @@ class MixtureSCANVI(Minifying, SCANVI):
             ValueError: a column lacks the value of a cell or holds text for numbers, the counts are a sparse array, or
                 `adata` is no AnnData.
         """
-        labels = [] if kwargs.get("allow_missing_labels") else [labels_key]
+        source = kwargs.get("source_registry")
+        filled_in = source is not None and labels_key not in getattr(adata, "obs", ())  # by scvi-tools, which warns
+        labels = [] if filled_in else [labels_key]
         categories = [batch_key, *labels, *(categorical_covariate_keys or [])]
         check_setup(adata, categories, [size_factor_key, *(continuous_covariate_keys or [])], layer)
-        if kwargs.get("source_registry") is None:
+        if source is None:
             check_labels(adata.obs[labels_key], unlabeled_category)
+        elif labels:
+            known = source["field_registries"]["labels"]["state_registry"]["categorical_mapping"]
+            check_known(adata.obs[labels_key], known, f"give such cells the label {unlabeled_category!r}")
         super().setup_anndata(
             adata,
             labels_key,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import platform
+import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.model import SCVI
 from torch.utils.data import DistributedSampler
 
@@ -114,7 +116,7 @@ def fit(
     try:
         state, rows = first_alone(fabric, begin)
         if not rows or not _over(rows[-1], training):
-            with requeueing(first=fabric.is_global_zero):
+            with requeueing(first=fabric.is_global_zero), _ending():
                 _train(model, training, _Epochs(store, training, rows, progress), state, fabric)
         fabric.barrier()  # so that every process sees the last commit
     finally:
@@ -122,6 +124,21 @@ def fit(
         with suppress(OSError):
             path.rmdir()  # nothing was committed
     return Run(path)
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """End after SIGTERM or Ctrl-C as other trainings do: Lightning ends with status 0 or 1, and says nothing."""
+    old = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, old)  # Lightning ignores it from now on
+        raise KeyboardInterrupt from None
 
 
 def _over(row: Mapping[str, Any], training: Training) -> bool:
