@@ -226,6 +226,37 @@ def test_processes_are_counted_as_they_were_started():
             cluster(environment)
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "2", "RANK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "x"}, "LOCAL_WORLD_SIZE must be a whole number at least 1; it is not set"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE must be a whole number at least 1; got '0'"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "two"}, "LOCAL_WORLD_SIZE must be a whole number at least 1; got 'two'"),
+        (TORCHRUN | {"RANK": "7"}, "RANK must be a whole number from 0 to 1; got '7'"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_PROCID must be a whole number from 0 to 1; it is not set"),
+        (step(0) | {"SLURM_PROCID": "-1"}, "SLURM_PROCID must be a whole number from 0 to 1; got '-1'"),
+        (step(0) | {"SLURM_STEP_NUM_NODES": "0"}, "SLURM_STEP_NUM_NODES must be a whole number at least 1; got '0'"),
+        ({"SLURM_STEP_NUM_TASKS": "abc"}, "SLURM_STEP_NUM_TASKS must be a whole number at least 1; got 'abc'"),
+        ({"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS must be a whole number at least 1; got ''"),
+        ({"SLURM_STEP_NUM_TASKS": "-3"}, "SLURM_STEP_NUM_TASKS must be a whole number at least 1; got '-3'"),
+        ({"LOCAL_RANK": "zwei"}, "LOCAL_RANK must be a whole number from 0 to 0; got 'zwei'"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK must be a whole number from 0 to 0; got '1'"),
+    ],
+)
+def test_variables_of_a_starter_that_make_no_sense_are_named(in_job, tmp_path, capsys, environment, told):
+    in_job(environment)
+    with pytest.raises(SystemExit) as end:
+        main(["train", "digits", "--data.limit=40", "--training.epochs=1", f"--out={tmp_path / 'run'}"])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"the environment variable {told}" in error
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def in_job(monkeypatch):
     """This process as one that SLURM started; returns what changes the environment."""

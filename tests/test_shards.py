@@ -122,6 +122,13 @@ def test_shards_that_do_not_fit_together_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="have chunk 48 and 64: give all the same chunk"):
         merge_shards(run, **merge)
     shards(run, which=[2])
+    with pytest.raises(ValueError, match="have chunk 64, not 32: give theirs, or leave it out"):
+        merge_shards(run, **merge, chunk=32)
+    other = second.path.with_name(second.path.stem + " (1).json")
+    shutil.copy(second.path, other)
+    with pytest.raises(ValueError, match=r"2of3 \(1\).json is not named as a shard, …-IofN.json: delete it"):
+        merge_shards(run, **merge)
+    other.unlink()
     arrays = third.path.with_suffix(".npz")
     arrays.write_bytes(arrays.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"3of3.json are damaged.*evaluate this shard again"):
@@ -156,6 +163,9 @@ def test_the_command_evaluates_shards_and_merges_them(run, capsys):
         main(["evaluate", str(run), f"--shard={part}", f"--chunk={CHUNK}", *WORDS])
     out = capsys.readouterr().out
     assert len(re.findall(r"shard ./2, \d+ examples from number \d+ on", out.replace("\n", " "))) == 2
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), "--merge", "--chunk=32", *WORDS])
+    assert "have chunk 64, not 32: give theirs, or leave it out" in capsys.readouterr().err
     main(["evaluate", str(run), "--merge", *WORDS])
     assert "20" in capsys.readouterr().out
     assert [path.suffix for path in (run / "evaluations").iterdir() if path.is_file()].count(".json") == 1

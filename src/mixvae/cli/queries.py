@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ def evaluate_runs(
     draws_per_component: int | None = None,
     split: Split = "test",
     examples: int | None = None,
-    chunk: int = 1024,
+    chunk: int | None = None,
     seed: int = 0,
     proposal: Literal["refined", "posterior"] = "refined",
     per_example: str | None = None,
@@ -47,7 +46,7 @@ def evaluate_runs(
         draws_per_component: draws of each component instead, the paper's protocol.
         split: which examples.
         examples: evaluate only the first N examples.
-        chunk: latents decoded at once; memory depends on nothing else.
+        chunk: latents decoded at once, on which alone memory depends; 1024 by default, and with --merge the shards'.
         seed: seed of the draws.
         proposal: where draws of the NLL come from: proposals refined for each example, or the posterior.
         per_example: also write the values of every example of one run, its NLL among them, to this .npz or .csv file.
@@ -75,13 +74,13 @@ def evaluate_runs(
     opened = [library.open_run(run, data=data_name) for run in runs] if data_name else library.open_runs(runs)
     settings: dict[str, Any] = {
         "total_draws": total_draws, "draws_per_component": draws_per_component, "split": split, "examples": examples,
-        "seed": seed, "proposal": proposal, "data": data,
+        "seed": seed, "proposal": proposal, "data": data, **({} if chunk is None else {"chunk": chunk}),
     }  # fmt: skip
     if shard is not None:
         whole = {"--merge": merge, "--representation": representation, "--check": check, "--per-example": per_example}
-        _evaluate_shard(opened, shard, [option for option, value in whole.items() if value], chunk=chunk, **settings)
+        _evaluate_shard(opened, shard, [option for option, value in whole.items() if value], **settings)
         return
-    evaluate = library.merge_shards if merge else partial(library.evaluate, chunk=chunk)
+    evaluate = library.merge_shards if merge else library.evaluate
     for run in opened if representation else ():
         with Terminal() as progress:
             scores = library.representation(run, split=split, samples=samples, progress=progress)

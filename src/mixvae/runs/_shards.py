@@ -6,6 +6,7 @@ of the examples in the whole. So merged shards are what one worker would have co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from mixvae.runs._stored import VERSION, save_arrays
 
 FORMAT = "mixvae shard of an evaluation"
 FOLDER = "shards"
+NAMED = re.compile(r"-\d+of\d+$")
+"""How the name of a shard ends."""
 """Folder beside the evaluation, where nothing else looks."""
 OTHER = {"weights": "weights", "recipe": "weights", "data": "data", "observations": "examples"}
 """What a shard was made from if its identity differs there."""
@@ -142,10 +145,12 @@ def merge_shards(
     proposal: ProposalName = "refined",
     data: NewData | None = None,
     progress: Progress = SILENT,
+    chunk: int | None = None,
 ) -> Evaluation:
     """Make all shards of an evaluation the evaluation itself, stored as `evaluate` would have, and remove them.
 
-    The arguments are those of `evaluate`, as the shards got them. An evaluation that is stored already is returned.
+    The arguments are those of `evaluate`, as the shards got them; without `chunk`, theirs is taken. An evaluation that is
+    stored already is returned.
 
     Raises:
         FileNotFoundError: it is not a run, or has not finished an epoch.
@@ -159,7 +164,7 @@ def merge_shards(
     files = sorted(path for path in folder.glob("*.json") if path.stem.rpartition("-")[0] == stem)
     stored = asked.stored()
     if stored is None:
-        stored = asked.finish(_merged(asked, folder, files))
+        stored = asked.finish(_merged(asked, folder, files, chunk))
     else:
         asked.copy(stored)
     for path in files:
@@ -168,7 +173,7 @@ def merge_shards(
     return stored
 
 
-def _merged(asked: Request, folder: Path, files: Sequence[Path]) -> Estimate:
+def _merged(asked: Request, folder: Path, files: Sequence[Path], chunk: int | None) -> Estimate:
     """The estimate of all examples.
 
     Raises:
@@ -178,6 +183,9 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path]) -> Estimate:
         others = sorted({path.stem.rpartition("-")[0] for path in folder.glob("*.json")})
         there = f"there are some of {', '.join(others)}: give the same settings" if others else "evaluate them first"
         raise ValueError(f"{asked.run.path} has no shards of {asked.identity.key}; {there}")
+    for path in files:
+        if not NAMED.search(path.stem):
+            raise ValueError(f"{path} is not named as a shard, …-IofN.json: delete it, or rename it if it is one")
     counts = {path.stem.rpartition("of")[2] for path in files}
     if len(counts) > 1:
         which = " and ".join(f"of {count} (…of{count}.json)" for count in sorted(counts))
@@ -186,6 +194,8 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path]) -> Estimate:
     shards, chunks = zip(*(_read(path, asked, of) for path in files), strict=True)
     if len(set(chunks)) > 1:
         raise ValueError(f"the shards in {folder} have chunk {min(chunks)} and {max(chunks)}: give all the same chunk")
+    if chunk not in (None, chunks[0]):
+        raise ValueError(f"the shards in {folder} have chunk {chunks[0]}, not {chunk}: give theirs, or leave it out")
     if missing := sorted(set(range(1, of + 1)) - {shard.number for shard in shards}):
         names = ", ".join(f"{number}/{of}" for number in missing)
         raise ValueError(

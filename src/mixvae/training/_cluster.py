@@ -33,7 +33,8 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     A command in a job script of SLURM is alone, whatever the job has been given, and so is the only task of an srun.
 
     Raises:
-        ValueError: the nodes have different numbers of processes.
+        ValueError: the nodes have different numbers of processes, or a variable that tells of them is missing, no
+            number, or out of range.
 
     Example:
         >>> from mixvae.training._cluster import cluster
@@ -42,13 +43,13 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
         Cluster(starter='torchrun', devices=4, nodes=2, rank=5)
     """
     if "TORCHELASTIC_RUN_ID" in environment:
-        each, world = int(environment["LOCAL_WORLD_SIZE"]), int(environment["WORLD_SIZE"])
-        nodes = int(environment.get("GROUP_WORLD_SIZE", world // each))
-        found = Cluster("torchrun", each, nodes, int(environment["RANK"]))
+        each, world = (_number(environment, name, 1) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        nodes = _number(environment, "GROUP_WORLD_SIZE", 1, default=world // each)
+        found = Cluster("torchrun", each, nodes, _number(environment, "RANK", 0, world))
         even = each * nodes == world
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        world, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment.get("SLURM_STEP_NUM_NODES", 1))
-        found = Cluster("srun", world // nodes, nodes, int(environment["SLURM_PROCID"]))
+    elif (world := _number(environment, "SLURM_STEP_NUM_TASKS", 1, default=1)) > 1:
+        nodes = _number(environment, "SLURM_STEP_NUM_NODES", 1, default=1)
+        found = Cluster("srun", world // nodes, nodes, _number(environment, "SLURM_PROCID", 0, world))
         even = world % nodes == 0 and "," not in environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     else:
         return None
@@ -60,6 +61,28 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     return found
 
 
+def _number(
+    environment: Mapping[str, str], name: str, least: int, end: int | None = None, *, default: int | None = None
+) -> int:
+    """A variable that tells of the processes that were started together.
+
+    Raises:
+        ValueError: it is not set and has no default, or is no whole number from `least` to below `end`.
+    """
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    number = int(text) if text is not None and text.isascii() and text.isdigit() else None
+    if number is None or number < least or (end is not None and number >= end):
+        wanted = f"at least {least}" if end is None else f"from {least} to {end - 1}"
+        raise ValueError(
+            f"the environment variable {name} must be a whole number {wanted}; "
+            f"{'it is not set' if text is None else f'got {text!r}'}: start the command by torchrun or srun, which set "
+            "it, or unset their variables"
+        )
+    return number
+
+
 def is_first() -> bool:
     """Whether this process is the first of its training, which speaks for all of them.
 
@@ -69,7 +92,17 @@ def is_first() -> bool:
         True
     """
     started = cluster()
-    return (int(os.environ.get("LOCAL_RANK", 0)) if started is None else started.rank) == 0
+    return (_own_rank() if started is None else started.rank) == 0
+
+
+def _own_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Number of a process that mixvae started, or none but this one.
+
+    Raises:
+        ValueError: it is no number below that of the processes.
+    """
+    processes = _number(environment, "WORLD_SIZE", 1, default=1)
+    return _number(environment, "LOCAL_RANK", 0, processes, default=0)
 
 
 def settled(devices: int | str | None, nodes: int | None) -> tuple[int | str, int]:
@@ -80,6 +113,7 @@ def settled(devices: int | str | None, nodes: int | None) -> tuple[int | str, in
     """
     started = cluster()
     if started is None:
+        _own_rank()
         if nodes is not None and nodes > 1:
             raise ValueError(
                 f"nodes {nodes} needs processes on each of them: start the command by `torchrun --nnodes {nodes}` or "
