@@ -246,7 +246,7 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "
         ({"LOCAL_RANK": "1"}, "LOCAL_RANK must be a whole number from 0 to 0; got '1'"),
     ],
 )
-def test_variables_of_a_starter_that_make_no_sense_are_named(in_job, tmp_path, capsys, environment, told):
+def test_senseless_variables_of_a_starter_are_named(in_job, tmp_path, capsys, environment, told):
     in_job(environment)
     with pytest.raises(SystemExit) as end:
         main(["train", "digits", "--data.limit=40", "--training.epochs=1", f"--out={tmp_path / 'run'}"])

@@ -22,7 +22,7 @@ def cells(tmp_path):
     return path
 
 
-def test_a_training_that_fails_in_its_first_commit_can_be_repeated(cells, tmp_path, monkeypatch):
+def test_what_fails_in_its_first_commit_can_be_repeated(cells, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError("No space left on device")
 
@@ -34,7 +34,7 @@ def test_a_training_that_fails_in_its_first_commit_can_be_repeated(cells, tmp_pa
     runs.train(cells, tmp_path / "run", SETTINGS)
 
 
-def test_a_training_that_is_killed_in_its_first_commit_begins_anew(cells, tmp_path):
+def test_what_is_killed_in_its_first_commit_begins_anew(cells, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     for name in ("metrics.jsonl", ".lease", ".lease.json"):  # what is there before run.json
@@ -44,7 +44,7 @@ def test_a_training_that_is_killed_in_its_first_commit_begins_anew(cells, tmp_pa
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_rows_of_something_else_are_not_taken_for_those_of_a_run(cells, tmp_path):
+def test_rows_of_something_else_are_left_alone(cells, tmp_path):
     mine = tmp_path / "run" / "metrics.jsonl"
     mine.parent.mkdir()
     mine.write_text("mine")
@@ -54,7 +54,7 @@ def test_rows_of_something_else_are_not_taken_for_those_of_a_run(cells, tmp_path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_training_of_cells_as_any_other(cells, tmp_path, monkeypatch, number):
+def test_a_signal_ends_it_as_any_other_training(cells, tmp_path, monkeypatch, number):
     before = signal.getsignal(signal.SIGINT)
     commit = trainings._Epochs._commit
 

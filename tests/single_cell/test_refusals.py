@@ -37,7 +37,7 @@ def labelled():
         (["B", "NK", "T"] * 4, r"is NK for cell 'c1'.* trained on .*B, T.*: give such cells the label 'unknown'"),
     ],
 )
-def test_labels_of_a_query_that_scanvi_does_not_know_are_refused(labelled, labels, told):
+def test_unknown_labels_of_a_query_are_refused(labelled, labels, told):
     with pytest.raises(ValueError, match=told):
         MixtureSCANVI.load_query_data(cells_of(labels), labelled)
 
@@ -52,7 +52,7 @@ def test_a_query_with_some_labels_or_without_is_taken(labelled):
     assert set(mapped.predict()) <= {"B", "T"}
 
 
-def test_a_query_of_scvi_without_the_column_of_labels_is_refused():
+def test_a_query_of_scvi_needs_the_column_of_labels():
     adata = cells_of(["B", "T"] * 10)
     MixtureSCVI.setup_anndata(adata, labels_key="type")
     model = MixtureSCVI(adata, n_components=2, n_hidden=8, n_latent=2)
@@ -103,7 +103,7 @@ def test_commands_for_images_point_to_those_for_cells(run, tmp_path, capsys, wor
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_that_does_not_fit_is_refused_before_it_is_built(run):
+def test_a_model_that_does_not_fit_is_not_built(run):
     with pytest.raises(TooLarge, match="latent size 1000000000 needs at least .* give fewer components or a smaller"):
         runs.train(run.parent / "cells.h5ad", run.parent / "large", Settings(components=2, latent=10**9))
     assert not (run.parent / "large").exists()

@@ -149,8 +149,8 @@ def merge_shards(
 ) -> Evaluation:
     """Make all shards of an evaluation the evaluation itself, stored as `evaluate` would have, and remove them.
 
-    The arguments are those of `evaluate`, as the shards got them; without `chunk`, theirs is taken. An evaluation that is
-    stored already is returned.
+    The arguments are those of `evaluate`, as the shards got them; without `chunk`, theirs is taken. An evaluation
+    that is stored already is returned.
 
     Raises:
         FileNotFoundError: it is not a run, or has not finished an epoch.
