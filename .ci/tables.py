@@ -54,9 +54,9 @@ def block(folder: str) -> str:
     """Tables and verdicts of an experiment."""
     found = found_in(DATA / folder)
     columns = [column for column in filled(found.columns, found.table) if column.value not in UNSHOWN]
-    told = "".join(f"- **{v.word}** ({v.kind}): {v.claim} {v.evidence}.\n" for v in found.verdicts)
+    verdicts = "".join(f"- **{v.word}** ({v.kind}): {v.claim} {v.evidence}.\n" for v in found.verdicts)
     contrasts = markdown(filled(CONTRASTS, found.contrasts), found.contrasts)
-    return f"{markdown(columns, found.table)}\n{contrasts}\n{told}"
+    return f"{markdown(columns, found.table)}\n{contrasts}\n{verdicts}"
 
 
 def written(text: str) -> str:
@@ -70,12 +70,12 @@ def main() -> None:
     parser.add_argument("pages", nargs="+", type=Path)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a table differs")
     given = parser.parse_args()
-    pages = {page: page.read_text() for page in given.pages}
-    stale = [str(page) for page, text in pages.items() if written(text) != text]
+    old = {page: page.read_text() for page in given.pages}
+    stale = {page: new for page, text in old.items() if (new := written(text)) != text}
     if given.check and stale:
-        parser.exit(1, f"tables differ from docs/data: run python .ci/tables.py {' '.join(stale)}\n")
-    for page in stale:
-        Path(page).write_text(written(pages[Path(page)]))
+        parser.exit(1, f"tables differ from docs/data: run python .ci/tables.py {' '.join(map(str, stale))}\n")
+    for page, text in stale.items():
+        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -206,9 +206,7 @@ def score(path, run):
 
 def embedded(path, run, **options):
     """Write a copy of the cells with their embedding."""
-    out = Path(path).with_name("embedded.h5ad")
-    out.unlink(missing_ok=True)
-    embed(run, path, out, backed=True, **options)
+    embed(run, path, Path(path).with_name("embedded.h5ad"), backed=True, **options)
 
 
 ALONE = {

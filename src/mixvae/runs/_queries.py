@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.random import fork_rng
 
 from mixvae import figures
 from mixvae._failures import at_least
@@ -324,7 +323,7 @@ def representation(
 
 def _components(run: Run, part: Split) -> int:
     """Number of components of a run's mixture, whatever its weights."""
-    with fork_rng(devices=[]), torch.no_grad():
+    with torch.no_grad():
         model = run.blank().eval()
         x = part.head(1).fixed(0).to(next(model.parameters()))
         return model.posterior(x).batch_shape[0]

@@ -283,16 +283,16 @@ class Run:
             ValueError: a file is damaged, or the model cannot be named by import path and was not passed.
         """
         _, weights = self._weights
-        with fork_rng(devices=[]):  # random weights that are replaced are nobody's draws
-            model = self.blank()
+        model = self.blank()
         kinds = {t.dtype for t in weights.values() if t.is_floating_point()}
         if len(kinds) == 1:
             model = model.to(kinds.pop())
         load_tensors(model, weights, str(self.layout.weights))
         return model.eval()
 
+    @fork_rng(devices=[])  # random weights that are replaced are nobody's draws
     def blank(self) -> MixtureVAE:
-        """The model with arbitrary weights.
+        """The model with arbitrary weights, for which no random numbers of the caller's are drawn.
 
         Raises:
             ValueError: it cannot be named by import path and was not passed.

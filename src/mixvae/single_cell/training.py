@@ -30,7 +30,7 @@ from mixvae.runs._store import read_run
 from mixvae.single_cell.recipes import MONITOR, OPTIMIZER, Training, options_of, registry_of
 from mixvae.training import Epoch, is_over, launch
 from mixvae.training._processes import environments, first_alone, nodes_of
-from mixvae.training._signals import requeueing
+from mixvae.training._signals import end, requeueing
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -133,7 +133,7 @@ def _ending() -> Iterator[None]:
     try:
         yield
     except SIGTERMException:
-        raise SystemExit(128 + signal.SIGTERM) from None
+        end(signal.SIGTERM, saved=True, first=False)
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise

@@ -95,14 +95,14 @@ def is_first() -> bool:
     return (_own_rank() if started is None else started.rank) == 0
 
 
-def _own_rank(environment: Mapping[str, str] = os.environ) -> int:
+def _own_rank() -> int:
     """Number of a process that mixvae started, or none but this one.
 
     Raises:
         ValueError: it is no number below that of the processes.
     """
-    processes = _number(environment, "WORLD_SIZE", 1, default=1)
-    return _number(environment, "LOCAL_RANK", 0, processes, default=0)
+    processes = _number(os.environ, "WORLD_SIZE", 1, default=1)
+    return _number(os.environ, "LOCAL_RANK", 0, processes, default=0)
 
 
 def settled(devices: int | str | None, nodes: int | None) -> tuple[int | str, int]:
