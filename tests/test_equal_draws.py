@@ -124,8 +124,11 @@ def test_smoke_scales_run_and_say_what_is_primary(tmp_path, capsys, name):
     assert {row["draws_per_step"] for row in results["table"]} == {2}
     assert all(row["train_seconds"] > 0 for row in results["table"])
     kinds = [row["kind"] for row in results["contrasts"]]
-    assert "primary" in kinds
-    assert all((row["p_holm"] >= row["p"]) for row in results["contrasts"] if row["kind"] == "primary")
+    primary = [row for row in results["contrasts"] if row["kind"] == "primary"]
+    assert primary
+    for row in primary:  # a run slower than every epoch of the quickest has no value at equal seconds, and no p
+        assert (row["p_holm"] is None) == (row["p"] is None)
+        assert row["p"] is None or row["p_holm"] >= row["p"]
     assert {verdict["kind"] for verdict in results["verdicts"]} == set(kinds)
     page = (out / "report.html").read_text()
     assert "p Holm" in page
