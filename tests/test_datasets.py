@@ -125,6 +125,28 @@ def test_splits_of_digits_are_disjoint_and_complete():
     assert sorted(rows) == sorted(tuple(row) for row in load_digits().data.astype(int).tolist())
 
 
+def test_rotated_and_occluded_digits_are_digits_changed():
+    names = ("digits", "rotated_digits", "occluded_digits")
+    whole = {}
+    for name in names:
+        data = datasets.load_dataset(name, binarize="none")
+        parts = (data.train, data.validation, data.test)
+        whole[name] = torch.cat([part.x for part in parts])[:, 0].numpy(), torch.cat([part.y for part in parts])
+    plain, rotated, occluded = (whole[name][0] for name in names)
+    assert all(torch.equal(whole[name][1], whole["digits"][1]) for name in names)
+    turns, halves = [], []
+    for x, turned, half in zip(plain, rotated, occluded, strict=True):
+        turns.append([np.array_equal(np.rot90(x, k), turned) for k in range(4)])
+        kept = [np.rot90(x, k).copy() for k in range(4)]
+        for image in kept:
+            image[:4] = 0
+        halves.append([np.array_equal(np.rot90(image, -k), half) for k, image in enumerate(kept)])
+    for which in (turns, halves):
+        assert all(map(any, which))
+        counts = np.bincount(np.argmax(which, axis=1), minlength=4)
+        assert np.abs(counts - 1797 / 4).max() < 4 * np.sqrt(1797 * 3 / 16)
+
+
 def test_checksum_tells_data_apart():
     data = datasets.load_dataset("digits")
     assert data.sha256() == datasets.load_dataset("digits").sha256()

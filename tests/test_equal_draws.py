@@ -1,6 +1,7 @@
 """Experiments at equal draws per step: nothing is unequal that is compared, and what decides is named beforehand."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,20 +10,27 @@ import torch
 
 import mixvae
 from mixvae import config, fit
+from mixvae._failures import Failed
 from mixvae.bounds import log_weights, pooled
 from mixvae.cli import main
 from mixvae.distributions import keyed_normal
 from mixvae.files import read_json
 from mixvae.model import evaluating
+from mixvae.progress import SILENT
 from mixvae.reproduce import EXPERIMENTS
 from mixvae.reproduce.clock import AT, at_equal_seconds
 from mixvae.reproduce.contrasts import unequal_draws
 from mixvae.reproduce.equal import EQUAL, encoder_parameters, wide
 from mixvae.reproduce.findings import Changes
+from mixvae.reproduce.means import MEANS
 from mixvae.reproduce.measured import Cell
 from mixvae.reproduce.probing import _sizes, core_hours
+from mixvae.sweeps import LOCAL
 
-AS_SMALL = {"digits": 160, "fair": 30, "vampprior": 13, "convergence": 6, "pixelcnn": 24, "hundreds": 15}
+AS_SMALL = {
+    "digits": 160, "fair": 30, "vampprior": 13, "convergence": 6, "pixelcnn": 24, "hundreds": 15,
+    "ways": 60, "places": 90,
+}  # fmt: skip
 
 
 def few(plan):
@@ -30,7 +38,7 @@ def few(plan):
     return plan.changed(Changes(seeds=[0]))
 
 
-@pytest.mark.parametrize("name", [*EQUAL, "ablation"])
+@pytest.mark.parametrize("name", [*EQUAL, *MEANS, "ablation"])
 def test_all_that_is_compared_has_equal_draws(tmp_path, name):
     plan = EXPERIMENTS[name].scales["small"]
     grid = few(plan).grid(tmp_path)
@@ -43,20 +51,48 @@ def test_all_that_is_compared_has_equal_draws(tmp_path, name):
     assert {key for pair in pairs for key in pair} == set(draws)
     for cell in grid.cells.values():
         config.build(cell.model, _sizes(cell)[0], torch.rand(500, *_sizes(cell)[0]))
-    lengths = {(cell.training.epochs, cell.training.warmup, cell.training.batch) for cell in grid.cells.values()}
-    assert len(lengths) == 1
+    whole = [cell for variant, cell in zip(plan.variants, grid.cells.values(), strict=True) if variant.share == 1]
+    lengths = {(cell.training.epochs, cell.training.warmup, cell.training.batch) for cell in whole}
+    assert len(lengths) == (3 if name == "places" else 1)
     for cell in grid.cells.values():
         last = name != "convergence"
         assert cell.training.keep == ("last" if last else "best")
         assert (cell.training.patience is None) == last, "an epoch may be selected in no other experiment"
 
 
-def test_trainings_are_as_many_as_planned():
-    found = {name: len(EQUAL[name].scales["small"]._each) for name in AS_SMALL}
-    assert found == AS_SMALL
-    assert len(EXPERIMENTS["ablation"].scales["small"]._each) == 80
-    names = [name for name, variant, _ in EQUAL["vampprior"].scales["small"]._each if variant.trainings]
+def test_trainings_are_as_many_as_planned(tmp_path):
+    each = {name: EXPERIMENTS[name].scales["small"]._each(tmp_path) for name in [*AS_SMALL, "ablation"]}
+    assert {name: len(trainings) for name, trainings in each.items()} == AS_SMALL | {"ablation": 80}
+    names = [name for name, variant, _ in each["vampprior"] if variant.trainings]
     assert [name.rpartition("-")[2] for name in names] == ["seed0", "seed1", "seed2"]
+
+
+def test_a_warm_start_follows_half_of_the_training_of_its_seed(tmp_path, monkeypatch):
+    plan = replace(EXPERIMENTS["ways"].scales["small"], seeds=(0, 3))
+    cells = plan.grid(tmp_path).cells
+    for seed in plan.seeds:
+        half, warm = cells[f"half-S1-seed{seed}"], cells[f"warm-start-S4-seed{seed}"]
+        assert warm.start.run == str(tmp_path / f"half-S1-seed{seed}")
+        assert [(c.training.epochs, c.training.warmup) for c in (half, warm)] == [(30, 10), (30, 0)]
+        assert cells[f"in-proportion-S4-seed{seed}"].model.weights == [0.5, 0.25, 0.125, 0.125]
+    ran = []
+
+    def run_cells(grid, **_):
+        ran.append(list(grid.cells))
+        return SimpleNamespace(failed={"warm-start-S4-seed0": "stopped here"} if len(ran) == 2 else {}, done={})
+
+    monkeypatch.setattr("mixvae.sweeps.run_cells", run_cells)
+    with pytest.raises(Failed, match="stopped here"):
+        plan.carry_out(tmp_path, runner=LOCAL, progress=SILENT)
+    assert ran == [[name for name in cells if "warm" not in name], ["warm-start-S4-seed0", "warm-start-S4-seed3"]]
+    with pytest.raises(ValueError, match="warm start starts from half: name both"):
+        plan.changed(Changes(models=["elbo", "warm start"]))
+
+
+def test_few_examples_are_passed_as_often_as_many(tmp_path):
+    cells = few(EXPERIMENTS["places"].scales["small"]).grid(tmp_path).cells.values()
+    steps = {math.ceil((cell.data.limit or 1197) / cell.training.batch) * cell.training.epochs for cell in cells}
+    assert steps == {720}
 
 
 def test_fair_compares_encoders_with_one_of_their_size(tmp_path):

@@ -21,8 +21,9 @@ class DataConfig:
     """Which data.
 
     Args:
-        name: digits, mnist, fashion_mnist, cifar10, static_mnist, omniglot, caltech101_silhouettes, or the path of your
-            own file or folder of images; "files" where train and test name one each.
+        name: digits, rotated_digits, occluded_digits, mnist, fashion_mnist, cifar10, static_mnist, omniglot,
+            caltech101_silhouettes, or the path of your own file or folder of images; "files" where train and test name
+            one each.
         train: file or folder of the training examples, in place of a name.
         validation: that of the validation examples; else a tenth of the training ones, chosen by the seed.
         test: that of the test examples.

@@ -58,9 +58,9 @@ def load_dataset(
     `.csv`, `.tsv`, `.txt`, `.amat` (also gzipped) or `.parquet`, or folders of images.
 
     Args:
-        name: `digits`, `mnist`, `fashion_mnist`, `cifar10`, `static_mnist`, `omniglot`, `caltech101_silhouettes`, or
-            the path of your own file or folder. A `.npz` of `x_train` and `x_test`, and a folder of `train` and `test`,
-            keep their split; anything else is split 80 : 10 : 10.
+        name: `digits`, `rotated_digits`, `occluded_digits`, `mnist`, `fashion_mnist`, `cifar10`, `static_mnist`,
+            `omniglot`, `caltech101_silhouettes`, or the path of your own file or folder. A `.npz` of `x_train` and
+            `x_test`, and a folder of `train` and `test`, keep their split; anything else is split 80 : 10 : 10.
         train: file or folder of the training examples, in place of a name.
         validation: that of the validation examples; else a tenth of the training ones, chosen by the seed.
         test: that of the test examples, needed with `train`.

@@ -16,16 +16,45 @@ from mixvae.datasets._formats import read_cifar, read_idx
 from mixvae.datasets._splits import Split, as_split
 from mixvae.progress import Progress
 
+Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""Something done to one image (H, W) by chance."""
 
-def _digits(root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
-    """scikit-learn's 1797 handwritten digits, 8 × 8 pixels of 17 grey levels: 1197/200/400."""
-    del root
-    from sklearn.datasets import load_digits
 
-    x, y = load_digits(return_X_y=True)
-    images = torch.from_numpy(x.reshape(-1, 1, 8, 8).astype(np.uint8))
-    whole = Split(images, torch.from_numpy(y.astype(np.int64)), levels=16)
-    return whole.divided((200, 400), seed)
+@dataclass(frozen=True)
+class Digits:
+    """scikit-learn's 1797 handwritten digits, 8 × 8 pixels of 17 grey levels: 1197/200/400.
+
+    Args:
+        change: what is done to every image, always the same for one image; nothing by default.
+    """
+
+    change: Change | None = None
+
+    def __call__(self, root: str | Path | None, seed: int, progress: Progress) -> tuple[Split, Split, Split]:
+        """Read the images that scikit-learn ships."""
+        del root, progress
+        from sklearn.datasets import load_digits
+
+        x, y = load_digits(return_X_y=True)
+        images = x.reshape(-1, 8, 8).astype(np.uint8)
+        if self.change is not None:
+            random = np.random.default_rng(0)
+            images = np.stack([self.change(image, random) for image in images])
+        whole = Split(torch.from_numpy(images)[:, None], torch.from_numpy(y.astype(np.int64)), levels=16)
+        return whole.divided((200, 400), seed)
+
+
+def _rotated(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """An image turned by 0, 1, 2 or 3 right angles."""
+    return np.rot90(image, int(random.integers(4)))
+
+
+def _occluded(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """An image whose upper, lower, left or right half is black."""
+    turns = int(random.integers(4))
+    turned = np.rot90(image, turns).copy()
+    turned[: len(turned) // 2] = 0
+    return np.rot90(turned, -turns)
 
 
 WHOLE = 60_000
@@ -130,7 +159,9 @@ class CifarSource:
 
 
 SOURCES: dict[str, Callable[[str | Path | None, int, Progress], tuple[Split, Split, Split]]] = {
-    "digits": _digits,
+    "digits": Digits(),
+    "rotated_digits": Digits(_rotated),
+    "occluded_digits": Digits(_occluded),
     "mnist": IdxSource(
         "mnist",
         "https://ossci-datasets.s3.amazonaws.com/mnist/",

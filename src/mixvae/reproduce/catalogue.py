@@ -9,6 +9,7 @@ from mixvae.reproduce.cells import Cells, Integration, Labels, Priors
 from mixvae.reproduce.contrasts import Question
 from mixvae.reproduce.equal import EQUAL, LAST, shared
 from mixvae.reproduce.findings import Experiment
+from mixvae.reproduce.means import MEANS
 from mixvae.reproduce.toys import Toys
 from mixvae.reproduce.trainings import Trainings, Variant
 
@@ -295,5 +296,5 @@ _EXPERIMENTS = (
         },
     ),
 )  # fmt: skip
-EXPERIMENTS = {experiment.name: experiment for experiment in _EXPERIMENTS} | EQUAL
+EXPERIMENTS = {experiment.name: experiment for experiment in _EXPERIMENTS} | EQUAL | MEANS
 """The paper's experiments by name, and those at equal draws per step."""

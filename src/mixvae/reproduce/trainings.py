@@ -15,7 +15,7 @@ from mixvae import config, reports, runs, sweeps
 from mixvae._failures import Failed
 from mixvae._tables import Row
 from mixvae.analysis import Representation
-from mixvae.evaluation import standard_error
+from mixvae.evaluation import Evaluation, standard_error
 from mixvae.progress import Progress
 from mixvae.reports import ONE_TRAINING, PARTS, BetweenTrainings, Column, parts
 from mixvae.reproduce.clock import AT, add_clock, at_equal_seconds
@@ -65,6 +65,8 @@ class Variant:
         options: its changes to the preset.
         against: model and size of its baseline; the same model at the experiment's first size by default.
         trainings: train it with only the first N seeds of the experiment; with all by default.
+        start: model and size whose training of the same seed it starts from; random weights by default.
+        share: share of the experiment's epochs that it trains for.
     """
 
     model: str
@@ -73,6 +75,8 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     against: Key | None = None
     trainings: int | None = None
+    start: Key | None = None
+    share: float = 1.0
 
     @property
     def key(self) -> Key:
@@ -136,6 +140,8 @@ class Trainings:
         for variant in variants:
             if (baseline := self.baseline(variant)) not in keys:
                 raise ValueError(f"{variant.model} is compared with {baseline[0]}: name both")
+            if variant.start is not None and variant.start not in keys:
+                raise ValueError(f"{variant.model} starts from {variant.start[0]}: name both")
         pairs = [[pair for pair in question.pairs if keys.issuperset(pair)] for question in self.questions]
         questions = [replace(q, pairs=kept) for q, kept in zip(self.questions, pairs, strict=True) if kept]
         return replace(self, variants=variants, questions=questions)
@@ -144,19 +150,26 @@ class Trainings:
         """Seeds with which a variant is trained."""
         return self.seeds[: variant.trainings]
 
-    @property
-    def _each(self) -> list[tuple[str, Variant, dict[str, Any]]]:
+    def _each(self, out: Path) -> list[tuple[str, Variant, dict[str, Any]]]:
         """Every training: name of its folder, its variant, and its changes to the preset; all variants seed by seed."""
-        return [
-            (f"{variant.name}-seed{seed}", variant, {**self.options, **variant.options, "seed": seed})
-            for seed in self.seeds
-            for variant in self.variants
-            if seed in self.seeds_of(variant)
-        ]
+        names = {variant.key: variant.name for variant in self.variants}
+        each = []
+        for seed in self.seeds:
+            for variant in self.variants:
+                if seed not in self.seeds_of(variant):
+                    continue
+                options = {**self.options, **variant.options, "seed": seed}
+                if variant.share != 1:
+                    options["training.epochs"] = round(variant.share * options["training.epochs"])
+                if variant.start is not None:
+                    options["start.run"] = str(out / f"{names[variant.start]}-seed{seed}")
+                each.append((f"{variant.name}-seed{seed}", variant, options))
+        return each
 
     def grid(self, out: Path) -> sweeps.Grid:
         """Configuration of every training."""
-        cells = {name: config.read(variant.preset, config.flags(options)) for name, variant, options in self._each}
+        each = self._each(out)
+        cells = {name: config.read(variant.preset, config.flags(options)) for name, variant, options in each}
         return sweeps.Grid(out, cells, self.total_draws, self.examples, self.draws_per_component)
 
     def carry_out(self, out: Path, *, runner: sweeps.Runner, progress: Progress) -> Findings:
@@ -165,15 +178,18 @@ class Trainings:
         Raises:
             Failed: a training failed; finished ones are kept.
         """
-        grid = self.grid(out)
-        result = sweeps.run_cells(grid, runner=runner, progress=progress)
-        if result.failed:
-            raise Failed("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
+        grid, done = self.grid(out), dict[Path, Evaluation]()
+        for starts in (False, True):  # what another training starts from comes first
+            cells = {name: cell for name, cell in grid.cells.items() if (cell.start.run is not None) is starts}
+            result = sweeps.run_cells(replace(grid, cells=cells), runner=runner, progress=progress)
+            if result.failed:
+                raise Failed("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
+            done |= result.done
         if self.represent:
             progress.announce("classifying by the latents where that is not done")
         cells = {
-            run.path: Cell(run, result.done[run.path], scores_of(run) if self.represent else {})
-            for run in runs.open_runs(result.done)
+            run.path: Cell(run, done[run.path], scores_of(run) if self.represent else {})
+            for run in runs.open_runs(done)
         }
         measured = {v.key: [cells[out / f"{v.name}-seed{seed}"] for seed in self.seeds_of(v)] for v in self.variants}
         return self._found(at_equal_seconds(measured) if self.clock else measured, grid, progress)
@@ -318,7 +334,7 @@ class Trainings:
         limit = f" --examples {self.examples}" if self.examples else ""
         represent = " --representation" if self.represent else ""
         lines = []
-        for name, variant, options in self._each:
+        for name, variant, options in self._each(out):
             lines.append(f"mixvae train {variant.preset} {shlex.join(config.flags(options))} --out {out / name}")
             lines.append(f"mixvae evaluate {out / name} {draws}{limit}{represent}")
         return lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from mixvae import datasets
 from mixvae._failures import at_least
-from mixvae.datasets import SOURCES, Dataset, Split
+from mixvae.datasets import SOURCES, CifarSource, Dataset, IdxSource, Split
 from mixvae.datasets._finished import check_split, finished
 from mixvae.datasets._given import Given
 from mixvae.datasets._python import in_memory
@@ -217,7 +216,7 @@ def _found(run: Run) -> Given | None:
         None if they are gone, or would have to be downloaded.
     """
     name = (run.manifest["runtime"]["data"]["origin"] or {}).get("name")
-    if name in SOURCES and not inspect.isfunction(SOURCES[name]):
+    if name in SOURCES and isinstance(SOURCES[name], IdxSource | CifarSource):
         return None
     try:
         return Given.of(run.data.train)
