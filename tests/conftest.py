@@ -1,6 +1,7 @@
 """Shapes and types of every call are checked while the tests run."""
 
 import os
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
@@ -78,6 +79,29 @@ def as_users_run():
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def cells_here(monkeypatch):
+    """Cells of grids are trained in this process, without the seconds that another one takes to start."""
+    from contextlib import redirect_stderr
+    from io import StringIO
+
+    from mixvae import sweeps
+
+    def run_child(words, log, environment=None, children=None):
+        assert words[0] == "-c"
+        said, status = StringIO(), 0
+        with redirect_stderr(said):
+            try:
+                sweeps.run_cell(*words[2:])
+            except SystemExit as end:
+                status = end.code
+        Path(log).write_text(said.getvalue())
+        return status, said.getvalue().splitlines()[-3:]
+
+    monkeypatch.setattr("mixvae.sweeps._runners.run_child", run_child)
+    monkeypatch.setattr("mixvae.training._lives.stop_with_parent", lambda: None)
 
 
 class Recorded:

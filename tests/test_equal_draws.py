@@ -149,10 +149,13 @@ def test_runs_are_read_at_the_time_of_the_quickest():
     assert math.isnan(found["m", 4][1].value(AT))
 
 
-@pytest.mark.parametrize("name", ["convergence", "hundreds"])
-def test_smoke_scales_run_and_say_what_is_primary(tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "words"), [("convergence", []), ("hundreds", []), ("ways", ["--models", "elbo,half,warm start"])]
+)
+@pytest.mark.usefixtures("cells_here")
+def test_smoke_scales_run_and_say_what_is_primary(tmp_path, capsys, name, words):
     out = tmp_path / name
-    main(["reproduce", name, "--scale", "smoke", "--out", str(out)])
+    main(["reproduce", name, "--scale", "smoke", *words, "--out", str(out)])
     shown = capsys.readouterr().out
     assert "primary, not decided: " in shown
     assert "Compared at unequal draws" not in shown

@@ -470,6 +470,7 @@ def test_commands_are_those_of_the_cells(cells):
     assert commands[3] == f"mixvae evaluate {out}/m-S2-seed0 --total-draws 8 --representation"
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
     out = tmp_path / "latents"
     words = ["reproduce", "latents", "--scale", "smoke", "--out", str(out)]
