@@ -55,7 +55,7 @@ def test_a_grid_is_every_combination_of_its_axes(grid):
     assert cells["S1-ok"].model.encoder["hidden"] == [6]
 
 
-def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys):
+def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys, request):
     text = grid.read_text()
     axes = "axes: {rate: {ok: {}, wild: {training.optimizer.lr: 1.0e+20}, other: {seed: 1}}}"
     grid.write_text(text[: text.index("axes:")] + axes)
@@ -77,6 +77,7 @@ def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, caps
     shutil.rmtree(run.path)
     cell = sweeps.read_grid(grid).cells["ok"]
     runs.train(replace(cell, training=replace(cell.training, epochs=1)), run.path)
+    request.getfixturevalue("cells_here")
     with pytest.raises(SystemExit):
         main(["sweep", str(grid)])
     out, err = capsys.readouterr()
@@ -143,6 +144,7 @@ def test_growth_says_what_its_errors_are_over():
     assert "standard error over examples of one training" in grown.figure.axes[0].get_ylabel()
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_grid_with_other_draws_is_reevaluated_not_retrained(copied):
     folder, first = copied
     state = (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns
@@ -159,6 +161,7 @@ def test_grid_with_other_draws_is_reevaluated_not_retrained(copied):
     assert (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns == state
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_grid_with_another_proposal_is_evaluated_with_it(copied):
     folder, first = copied
     assert first["proposal"] == "refined"
