@@ -26,6 +26,7 @@ from mixvae.reproduce import EXPERIMENTS, Gap, judge, pictures, trainings
 from mixvae.reproduce.contrasts import Question
 from mixvae.reproduce.equal import EQUAL
 from mixvae.reproduce.findings import Changes
+from mixvae.reproduce.means import MEANS
 from mixvae.reproduce.trainings import Trainings, Variant
 from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
@@ -40,7 +41,7 @@ TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["pa
 def test_every_row_of_the_paper_is_there_at_three_scales():
     assert set(EXPERIMENTS) == {
         "toys", "mnist", "fashion_mnist", "cifar10", "big_iwae", "single_cell", "integration", "labels", "cell_priors",
-        "latents", "ablation", *EQUAL,
+        "latents", "ablation", *EQUAL, *MEANS,
     }  # fmt: skip
     assert all(list(e.scales) == ["smoke", "small", "paper"] for e in EXPERIMENTS.values())
     assert all(plan.cost for e in EXPERIMENTS.values() for plan in e.scales.values())

@@ -189,8 +189,8 @@ _COMPOSITE14 = {
     "model.encoder": {"class_path": "TwoLevelConv", "layers": _LAYERS14},
     "model.flow": {"class_path": "InverseAutoregressiveFlow", "transforms": 2, "hidden": [64]},
 }
-_LONG = {**FASHION, "training.epochs": 1000, "training.warmup": 100}
-_PAPER: dict[str, Any] = {"seeds": FIVE, "total_draws": 5000}
+LONG = {**FASHION, "training.epochs": 1000, "training.warmup": 100}
+PAPER: dict[str, Any] = {"seeds": FIVE, "total_draws": 5000}
 
 _EXPERIMENTS = (
     Experiment(
@@ -224,7 +224,7 @@ _EXPERIMENTS = (
                 total_draws=500, cost="28 hours of one core",
             ),
             "paper": _fair(
-                (1, 28, 28), 40, [300, 300], 4, {**_LONG, **LAST}, represent=True, cost="days on one GPU", **_PAPER
+                (1, 28, 28), 40, [300, 300], 4, {**LONG, **LAST}, represent=True, cost="days on one GPU", **PAPER
             ),
         },
     ),
@@ -237,7 +237,7 @@ _EXPERIMENTS = (
             "small": _vampprior(
                 500, 4, 3, {**FASHION, **LAST, **FIFTY}, seeds=FIVE, total_draws=500, cost="26 hours of one core"
             ),
-            "paper": _vampprior(500, 4, 3, {**_LONG, **LAST}, cost="days on one GPU", **_PAPER),
+            "paper": _vampprior(500, 4, 3, {**LONG, **LAST}, cost="days on one GPU", **PAPER),
         },
     ),
     Experiment(
@@ -253,7 +253,7 @@ _EXPERIMENTS = (
             ),
             "paper": _convergence(
                 4, 8, {**FASHION, "training.epochs": 4000, "training.warmup": 100, "training.patience": 100},
-                cost="days on one GPU", **_PAPER,
+                cost="days on one GPU", **PAPER,
             ),
         },
     ),
@@ -268,7 +268,7 @@ _EXPERIMENTS = (
                 (1, 2, 4), 100, _CONV14, _COMPOSITE14,
                 seeds=(0, 1, 2), total_draws=200, examples=1000, cost="20 hours of one core",
             ),
-            "paper": _pixelcnn((1, 2, 4), 500, {**_LONG, **LAST}, {}, cost="weeks on one GPU", **_PAPER),
+            "paper": _pixelcnn((1, 2, 4), 500, {**LONG, **LAST}, {}, cost="weeks on one GPU", **PAPER),
         },
     ),
     Experiment(
@@ -285,7 +285,7 @@ _EXPERIMENTS = (
                 (4, 40), {**FASHION, **LAST, "training.epochs": 20, "training.warmup": 4},
                 seeds=(0, 1, 2), total_draws=500, examples=2000, cost="four hours of one core",
             ),
-            "paper": _hundreds((4, 40, 400), {**_LONG, **LAST}, cost="days on one GPU", **_PAPER),
+            "paper": _hundreds((4, 40, 400), {**LONG, **LAST}, cost="days on one GPU", **PAPER),
         },
     ),
 )  # fmt: skip

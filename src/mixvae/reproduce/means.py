@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixvae.reproduce.contrasts import Question
-from mixvae.reproduce.equal import FASHION, FIFTY, FIVE, LAST, SMOKE, TINY_ENCODER, shared
+from mixvae.reproduce.equal import FASHION, FIFTY, FIVE, LAST, LONG, PAPER, SMOKE, TINY_ENCODER, shared
 from mixvae.reproduce.findings import Experiment
 from mixvae.reproduce.trainings import Trainings, Variant
 
@@ -90,9 +90,21 @@ _EXPERIMENTS = (
             "smoke": _ways(2, 2, "digits", options={**TINY_ENCODER, **LAST}, cost="a minute", **SMOKE),
             "small": _ways(4, 8, "digits", options=_SIXTY, seeds=FIVE, total_draws=500, cost="an hour of one core"),
             "paper": _ways(
-                4, 4, "vanilla", options={**FASHION, **LAST, **FIFTY}, seeds=FIVE, total_draws=500,
-                cost="two days of one core",
+                4, 8, "digits", options=_SIXTY, seeds=tuple(range(20)), total_draws=5000, cost="half a day of one core"
             ),
+        },
+    ),
+    Experiment(
+        "fashion_ways",
+        "Ways to train a mixture at equal draws per step: FashionMNIST",
+        "What helps on the digits (`ways`) helps on FashionMNIST.",
+        {
+            "smoke": _ways(2, 2, "digits", options={**TINY_ENCODER, **LAST}, cost="a minute", **SMOKE),
+            "small": _ways(
+                4, 4, "vanilla", options={**FASHION, **LAST, **FIFTY}, seeds=FIVE, total_draws=500,
+                cost="two days of one core; with --models of two ways about 14 hours",
+            ),
+            "paper": _ways(4, 4, "vanilla", options={**LONG, **LAST}, cost="weeks on one GPU", **PAPER),
         },
     ),
     Experiment(

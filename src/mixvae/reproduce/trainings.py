@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -167,9 +168,15 @@ class Trainings:
         return each
 
     def grid(self, out: Path) -> sweeps.Grid:
-        """Configuration of every training."""
-        each = self._each(out)
-        cells = {name: config.read(variant.preset, config.flags(options)) for name, variant, options in each}
+        """Configuration of every training; what does not depend on the seed is read once."""
+        read: dict[Key, config.Config] = {}
+        cells = {}
+        for name, variant, options in self._each(out):
+            if variant.key not in read:
+                read[variant.key] = config.read(variant.preset, config.flags(options))
+            cell = copy.deepcopy(read[variant.key])
+            cell.seed, cell.start.run = options["seed"], options.get("start.run")
+            cells[name] = cell
         return sweeps.Grid(out, cells, self.total_draws, self.examples, self.draws_per_component)
 
     def carry_out(self, out: Path, *, runner: sweeps.Runner, progress: Progress) -> Findings:
