@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENDURANCE := runs/endurance
 
-.PHONY: help install demo test test-slow peer tutorials notebooks fuzz smoke lint format types bench gpu docs clean endurance kills flat disks downloads test-lowest wheel
+.PHONY: help install demo test test-slow peer tutorials notebooks fuzz smoke lint format types bench gpu docs results tables clean endurance kills flat disks downloads test-lowest wheel
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -54,6 +54,13 @@ smoke: install  ## every experiment of the paper at its smallest scale, into run
 	rm -rf runs/smoke
 	@set -e; for name in $$($(BIN)/python -c 'from mixvae.reproduce import EXPERIMENTS; print(*EXPERIMENTS)'); do \
 		$(BIN)/mixvae reproduce $$name --scale smoke --out runs/smoke/$$name; done
+
+results: install  ## every published experiment anew, as its command in docs/data says, into runs/results; days
+	@set -e; for given in docs/data/*/command.txt; do \
+		OMP_NUM_THREADS=1 $(BIN)/$$(cat $$given) --out runs/results/$$(basename $$(dirname $$given)); done
+
+tables: install  ## the tables of docs/, from docs/data without training
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/tables.py docs/*.md README.md
 
 lint: install  ## style of the code
 	$(BIN)/ruff check

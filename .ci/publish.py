@@ -2,9 +2,9 @@
 
     python .ci/publish.py runs/reproduce/digits-small docs/data/digits
 
-Of every run: run.json, config.yaml, metrics.jsonl, scores of latents, and evaluations with log p(x) and the ELBO of
-every example in float32. The command in command.txt, given that folder as `--out`, then prints the table and trains
-nothing.
+Of every run: run.json, which has the learning curve too, config.yaml, scores of latents, and evaluations with
+log p(x) and the ELBO of every example in float32. The command in command.txt, given that folder as `--out`, then prints
+the table and trains nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixvae.files import read_json
 from mixvae.runs._stored import read_evaluation, read_stored, save_evaluation
 
 KEPT = ("log_px", "elbo")
-COPIED = ("run.json", "config.yaml", "metrics.jsonl")
+COPIED = ("run.json", "config.yaml")
 
 
 def publish(out: Path, target: Path) -> None:

@@ -181,7 +181,7 @@ _LAYERS14 = [[16, 5, 1], [32, 3, 2], [32, 3, 1], [6, 3, 1]]
 """Convolutions for 14×14 pixels, which the paper's strides do not divide."""
 _CONV14 = {
     **FASHION, **LAST, "data.resize": 14, "data.limit": 10000, "data.limit_validation": 1000,
-    "training.epochs": 40, "training.warmup": 10,
+    "training.epochs": 16, "training.warmup": 4,
     "model.encoder": {"class_path": "GatedConvEncoder", "layers": _LAYERS14},
     "model.decoder": {"class_path": "PixelCNNDecoder", "layers": 5, "width": 32},
 }  # fmt: skip
@@ -235,7 +235,8 @@ _EXPERIMENTS = (
         {
             "smoke": _vampprior(8, 2, 1, {**TINY_ENCODER, **LAST}, cost="half a minute", **SMOKE),
             "small": _vampprior(
-                500, 4, 3, {**FASHION, **LAST, **FIFTY}, seeds=FIVE, total_draws=500, cost="26 hours of one core"
+                500, 4, 3, {**FASHION, **LAST, "training.epochs": 20, "training.warmup": 5},
+                seeds=FIVE, total_draws=500, examples=2000, cost="six hours of one core",
             ),
             "paper": _vampprior(500, 4, 3, {**LONG, **LAST}, cost="days on one GPU", **PAPER),
         },
@@ -266,7 +267,7 @@ _EXPERIMENTS = (
             "smoke": _pixelcnn((1, 2), 10, _TINY_PIXELCNN, _SMALL_COMPOSITE, cost="two minutes", **SMOKE),
             "small": _pixelcnn(
                 (1, 2, 4), 100, _CONV14, _COMPOSITE14,
-                seeds=(0, 1, 2), total_draws=200, examples=1000, cost="20 hours of one core",
+                seeds=(0, 1, 2), total_draws=200, examples=1000, cost="nine hours of one core",
             ),
             "paper": _pixelcnn((1, 2, 4), 500, {**LONG, **LAST}, {}, cost="weeks on one GPU", **PAPER),
         },
