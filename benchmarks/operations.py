@@ -2,8 +2,8 @@
 
     python benchmarks/operations.py
 
-Nothing is computed: tensors have shapes and no values. Counted are products and convolutions of the forward and backward
-pass of a batch of 100 at four draws per step, a multiplication and an addition as two operations.
+Nothing is computed: tensors have shapes and no values. Counted are products and convolutions of the forward and
+backward pass of a batch of 100 at four draws per step, a multiplication and an addition as two operations.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main() -> None:
     for variant, small, large in zip(plans["paper"].variants, cells["small"], cells["paper"], strict=True):
         little, much = operations(small, SHAPES["small"]), operations(large, SHAPES["paper"])
         epoch = much * EXAMPLES / BATCH / 1e6
-        print(f"| {variant.model} | {variant.size} | {large.draws_per_step} | {little:.0f} | {much:.0f} | {epoch:.2f} |")
+        row = [variant.model, variant.size, large.draws_per_step, f"{little:.0f}", f"{much:.0f}", f"{epoch:.2f}"]
+        print(f"| {' | '.join(map(str, row))} |")
 
 
 if __name__ == "__main__":
