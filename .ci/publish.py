@@ -32,7 +32,8 @@ def publish(out: Path, target: Path) -> None:
         run, copy = manifest.parent, target / manifest.parent.name
         (copy / "evaluations").mkdir(parents=True)
         for name in COPIED:
-            shutil.copy(run / name, copy)
+            if (run / name).exists():  # runs of cells have no config.yaml
+                shutil.copy(run / name, copy)
         for path in run.glob("representation*.json"):
             shutil.copy(path, copy)
         for path in run.glob("evaluations/*.json"):

@@ -174,6 +174,19 @@ def test_damaged_evaluation_is_redone_damaged_run_is_refused(copied, studied, ty
         study.run(copied, JOBS[:1], **SETTINGS, data=typed.copy())
 
 
+def test_results_are_read_without_weights_that_no_start_lacks(copied, studied, typed, untrainable):
+    for path in copied.glob("*/model.safetensors"):
+        path.unlink()
+    again = study.run(copied, JOBS, **SETTINGS, data=typed.copy())
+    assert [one.results for one in again] == [one.results for one in studied[1]]
+    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
+        study.run(copied, JOBS, **{**SETTINGS, "total_draws": 30}, data=typed.copy())
+    frozen = next(job for job in JOBS if job.kind == "frozen")
+    shutil.rmtree(copied / frozen.name)
+    with pytest.raises(FileNotFoundError, match="scvi-S1-seed0/model.safetensors is missing"):
+        study.run(copied, [frozen], **SETTINGS, data=typed.copy())
+
+
 def test_a_killed_model_of_a_study_goes_on_bit_for_bit(studied, typed, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

@@ -255,12 +255,12 @@ def take_weights(model: SCVI, run: Run) -> None:
     _finish(model)
 
 
-def trained(path: Path, model: SCVI, training: Training, source: str, start: Mapping[str, Any] | None = None) -> Run:
-    """The finished run of a model in a directory, trained first if necessary; the model gets its weights.
+def finished(path: Path, model: SCVI, training: Training, source: str, start: Mapping[str, Any] | None = None) -> Run:
+    """The finished run of a model in a directory, trained first if necessary.
 
     Args:
         path: the run directory.
-        model: the untrained model.
+        model: the untrained model; `take_weights` gives it the run's.
         training: how to train it; a run with another goal is refused.
         source: file or name of the cells, for the record.
         start: the weights that the model starts from, if they are not random: their sha256 and the noise on them.
@@ -272,7 +272,6 @@ def trained(path: Path, model: SCVI, training: Training, source: str, start: Map
     run = standing(path, recipe, training, same_goal=True)
     if run is None or not run.is_done:
         run = fit(model, path, training, recipe, source=source)
-    take_weights(model, run)
     return run
 
 

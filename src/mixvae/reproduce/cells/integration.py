@@ -21,7 +21,7 @@ from mixvae.single_cell.data import cortex
 from mixvae.single_cell.diagnostics import integration_scores
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.recipes import Training
-from mixvae.single_cell.runs import trained
+from mixvae.single_cell.runs import finished, take_weights
 
 SCORES = "scib-metrics"
 
@@ -84,7 +84,7 @@ def _integrated(path: Path, job: Job, training: Training, adata: AnnData) -> dic
     cls, options = (SCVI, {}) if job.kind == SCVI_NAME else (MixtureSCVI, {"n_components": job.components})
     cls.setup_anndata(adata, batch_key="batch")
     model = cls(adata, **options)
-    run = trained(path, model, training, f"{adata.n_obs} cells in two batches, one of them simulated", None)
+    run = finished(path, model, training, f"{adata.n_obs} cells in two batches, one of them simulated", None)
     identity = Identity(
         run.recipe.identity["data"]["sha256"],
         "all",
@@ -100,6 +100,8 @@ def _integrated(path: Path, job: Job, training: Training, adata: AnnData) -> dic
     extra = {"labels_sha256": labels_sha256(adata, ["cell_type"])}
     file = run.layout.evaluations / "integration.json"
     evaluation = stored_evaluation(file, identity, extra)
+    if run.has_weights or evaluation is None:
+        take_weights(model, run)
     if evaluation is None:
         adata.obsm[job.name] = model.get_latent_representation()
         scores = integration_scores(adata, [job.name], batch_key="batch", label_key="cell_type")

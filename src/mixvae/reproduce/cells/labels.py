@@ -31,7 +31,7 @@ from mixvae.single_cell.data import check_keys, cortex, pbmc68k
 from mixvae.single_cell.loading import LabelSplitter
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.recipes import OPTIMIZER, Training
-from mixvae.single_cell.runs import trained
+from mixvae.single_cell.runs import finished, take_weights
 from mixvae.single_cell.scanvi import MixtureSCANVI
 
 SHOWN, HIDDEN = "shown_label", "hidden"
@@ -253,7 +253,9 @@ class _Labelled:
         cls.setup_anndata(cells)
         model = cls(cells, **options)
         training = Training(settings.epochs, None, settings.warmup, settings.batch, seed=job.seed, accelerator="cpu")
-        return trained(self.folder / one.pretrained, model, training, self.name), model
+        run = finished(self.folder / one.pretrained, model, training, self.name)
+        take_weights(model, run)
+        return run, model
 
     def transferred(self, one: Transfer) -> Evaluation:
         """Train scANVI from a pretrained model with some labels, and score its predictions of the others."""

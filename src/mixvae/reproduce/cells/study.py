@@ -34,12 +34,12 @@ from mixvae.reproduce.cells.results import (
     legacy,
     legacy_evaluation,
 )
-from mixvae.runs import Run
+from mixvae.runs import Layout, Run
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
 from mixvae.single_cell.model import MixtureSCVI
 from mixvae.single_cell.recipes import Training
-from mixvae.single_cell.runs import trained
+from mixvae.single_cell.runs import finished, take_weights
 
 SIZES = (2400, 200, 405)
 """Cells of CORTEX for training and validation, and held out."""
@@ -196,7 +196,7 @@ class _Study:
         return map(self.evaluate, listed)
 
     def train(self, job: Job) -> tuple[Run, Any]:
-        """The finished run of a job, trained first if necessary, and its model with the run's weights.
+        """The finished run of a job, trained first if necessary, and its model with the run's weights, if it has any.
 
         Raises:
             ValueError: the run directory is from other cells or other settings.
@@ -204,7 +204,10 @@ class _Study:
         plan = self.plan
         model, start = self._new(job)
         training = Training(plan.epochs, plan.patience, plan.warmup, plan.batch, job.seed, self.split, "cpu")
-        return trained(self.out / job.name, model, training, self.source, start), model
+        run = finished(self.out / job.name, model, training, self.source, start)
+        if run.has_weights:  # results may come without
+            take_weights(model, run)
+        return run, model
 
     def _new(self, job: Job) -> tuple[Any, dict[str, Any] | None]:
         """The untrained model of a job, and what it starts from: a frozen decoder is SCVI's with the same seed."""
@@ -212,6 +215,10 @@ class _Study:
         if job.kind == FROZEN:
             before, trained = self.train(Job(SCVI_NAME, 1, job.seed))
             start = {"sha256": before.weights_sha256, "noise": NOISE}
+            if self._is_done(job):
+                trained.is_trained_ = True  # with weights or without: nothing but the recipe is made from it
+            else:
+                take_weights(trained, before)
         scvi.settings.seed = job.seed
         if trained is not None:
             return MixtureSCVI.from_scvi_model(trained, job.components, noise=NOISE, freeze_decoder=True), start
@@ -220,6 +227,11 @@ class _Study:
             return SCVI(self.adata), None
         MixtureSCVI.setup_anndata(self.adata)
         return MixtureSCVI(self.adata, n_components=job.components, **OPTIONS[job.kind]), None
+
+    def _is_done(self, job: Job) -> bool:
+        """Whether a job's run is finished, so that nothing is trained from its start."""
+        path = self.out / job.name
+        return Layout(path).manifest.exists() and Run(path).is_done
 
     def evaluate(self, job: Job) -> Evaluation:
         """Likelihood of held-out cells under a job's model, and how well its latents predict cell types."""
@@ -243,6 +255,7 @@ class _Study:
         path = run.layout.evaluations / f"{identity.key}.json"
         evaluation = stored_evaluation(path, identity, extra)
         if evaluation is None:
+            take_weights(model, run)
             evaluation = self._measure(job, run, model, identity)
             save_evaluation(path, evaluation, extra)
         return evaluation
