@@ -55,8 +55,8 @@ def block(folder: str) -> str:
     found = found_in(DATA / folder)
     columns = [column for column in filled(found.columns, found.table) if column.value not in UNSHOWN]
     verdicts = "".join(f"- **{v.word}** ({v.kind}): {v.claim} {v.evidence}.\n" for v in found.verdicts)
-    contrasts = markdown(filled(CONTRASTS, found.contrasts), found.contrasts)
-    return f"{markdown(columns, found.table)}\n{contrasts}\n{verdicts}"
+    contrasts = f"{markdown(filled(CONTRASTS, found.contrasts), found.contrasts)}\n" if found.contrasts else ""
+    return f"{markdown(columns, found.table)}\n{contrasts}{verdicts}"
 
 
 def written(text: str) -> str:

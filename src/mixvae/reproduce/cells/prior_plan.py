@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mixvae import figures
 from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, mismatch
@@ -53,7 +55,7 @@ class Priors:
                  f"over the standard normal prior and as many components, nats; {MARGIN}", signed=True,
                  trust=f"{k}_change") for k, t in BOUNDS.items()),
         Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
-        Column("seconds", "seconds", digits=0, about="of one training"),
+        Column("seconds", "seconds", digits=0, about="of one training, median"),
     )  # fmt: skip
 
     def changed(self, changes: Changes) -> Priors:
@@ -124,7 +126,7 @@ def _row(kind: str, size: int, own: Sequence[Mapping[str, Any]], standard: Seque
     """What a row tells besides its bounds."""
     both = [*own, *standard]
     row: Row = {"prior": PRIORS[kind], "kind": kind, "size": size, "seeds": len(own)}
-    row["seconds"] = sum(one["seconds"] for one in own) / len(own)
+    row["seconds"] = float(np.median([one["seconds"] for one in own]))
     known = [one["pareto_k_unreliable"] for one in own if one["pareto_k_unreliable"] is not None]
     if known:  # as it is not of few draws
         row["unreliable"] = sum(known) / len(known)
