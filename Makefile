@@ -59,8 +59,8 @@ results: install  ## every published experiment anew, as its command in docs/dat
 	@set -e; for given in docs/data/*/command.txt; do \
 		OMP_NUM_THREADS=1 $(BIN)/$$(cat $$given) --out runs/results/$$(basename $$(dirname $$given)); done
 
-tables: install  ## the tables of docs/, from docs/data without training
-	OMP_NUM_THREADS=1 $(BIN)/python .ci/tables.py docs/*.md README.md
+tables: install  ## the tables of docs/, from docs/data without training; with CHECK=--check it only compares them
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/tables.py $(CHECK) docs/*.md README.md
 
 lint: install  ## style of the code
 	$(BIN)/ruff check
