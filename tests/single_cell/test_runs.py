@@ -15,7 +15,7 @@ from mixvae import cli
 from mixvae.files import load_weights, write_json
 from mixvae.files._lease import Lease
 from mixvae.progress import Silent
-from mixvae.runs import open_run
+from mixvae.runs import listing, open_run
 from mixvae.single_cell import MixtureSCVI, runs
 from mixvae.single_cell.recipes import Training, recipe_of
 
@@ -96,6 +96,8 @@ def test_run_stopped_early_by_patience_counts_as_done(file, tmp_path):
 
 
 def test_a_run_of_cells_opens_as_any_other_run(finished):
+    [listed] = (row for row in listing(finished).table if row["run"] == "run")
+    assert (listed["state"], listed["epochs"], listed["components"]) == ("done", 4, 2)
     run = open_run(finished / "run")
     assert (run.state, run.epoch, run.is_done, len(run.metrics)) == ("done", 4, True, 4)
     assert [row["epoch"] for row in run.metrics] == [1, 2, 3, 4]

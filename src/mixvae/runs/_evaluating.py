@@ -120,7 +120,7 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
     """The evaluation of a run's current weights to show: by preference on the test split, on most examples, newest.
 
     Raises:
-        FileNotFoundError: the run was not evaluated, or not since it was last trained.
+        FileNotFoundError: the run was not evaluated, or not since it was last trained, or is one of cells.
         ValueError: a stored evaluation is damaged.
     """
     run = open_run(run)
@@ -135,7 +135,10 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
         if identity.weights == run.weights_sha256:
             ranked.append((identity.split == "test", identity.examples, created, path))
     if not ranked:
-        run.refuse_cells()
+        try:
+            run.refuse_cells()
+        except ValueError as error:  # its latents are queried in another way: nothing is damaged
+            raise FileNotFoundError(str(error)) from None
         raise FileNotFoundError(f"{run.path} has no evaluation of its weights: run `mixvae evaluate {run.path}` first")
     return read_evaluation(max(ranked)[-1])
 
