@@ -129,7 +129,7 @@ def test_the_card_says_what_the_report_says(at, trained, pushed):
 
 def test_the_cards_own_snippet_loads_the_run(at, trained, pushed):
     text = at.repos[REPO].files["README.md"].decode()
-    tag = re.search(r'mixvae.load\("(hub://ada/S2@(weights-\w{12}))"\)', text)
+    tag = re.search(r'mixvae.load\("(hub://ada/S2@(weights-\w{12}-\w{8}))"\)', text)
     assert at.repos[REPO].tags == {tag[2]: pushed.address.revision}
     at.push(REPO, {"README.md": b"something else"})
     model = mixvae.load(tag[1])
@@ -202,6 +202,50 @@ def test_the_same_push_again_changes_nothing(at, trained, pushed):
     again = publishing.push(trained[2], REPO, license="mit", baseline=trained[1])
     assert again == pushed
     assert len(at.repos[REPO].commits) == 2
+
+
+def named_by(card):
+    """The tag that a model card says to pull."""
+    return re.search(rf"^mixvae pull {REPO}@(\S+)$", card.decode(), re.MULTILINE)[1]
+
+
+def card_at(at, revision):
+    return at.repos[REPO].find(revision)[1]["README.md"]
+
+
+def test_a_card_names_a_tag_of_what_it_describes(at, copy, trained):
+    """After a further evaluation, the card named a tag that stayed at the commit before."""
+    first = publishing.push(copy, REPO, license="mit").address.revision
+    runs.evaluate(copy, 24, examples=20)
+    second = publishing.push(copy, REPO, license="mit").address.revision
+    third = publishing.push(copy, REPO, license="mit", baseline=trained[1]).address.revision
+    fourth = publishing.push(copy, REPO, license="cc-by-4.0").address.revision
+    for revision in (first, second, third, fourth):
+        tag = named_by(card_at(at, revision))
+        assert tag.startswith(f"weights-{runs.open_run(copy).weights_sha256[:12]}-")
+        assert at.repos[REPO].tags[tag] == revision
+    pulled = runs.open_run(hub.pull(f"{REPO}@{named_by(card_at(at, 'main'))}", "pulled"))
+    assert runs.evaluation_of(pulled)["examples"] == 20
+    assert (pulled.path / "README.md").read_bytes() == card_at(at, "main")
+
+
+def test_the_next_push_makes_the_tag_that_is_missing(at, copy, capsys):
+    """The commit counts before its tag is made: where the push breaks off between the two, the same one ends it."""
+    publishing.push(copy, REPO, license="mit")
+    runs.evaluate(copy, 24, examples=20)
+    at.refused = "POST .*/tag/"
+    assert "the hub answers 503" in refused(capsys, "--quiet", "push", copy, REPO, "--license=mit")
+    at.refused, commits = None, list(at.repos[REPO].commits)
+    main(["push", str(copy), REPO, "--license=mit"])
+    assert at.repos[REPO].commits == commits
+    assert at.repos[REPO].tags[named_by(card_at(at, "main"))] == commits[-1][0]
+
+
+def test_a_return_to_an_earlier_push_finds_its_tag(at, copy):
+    first, _, third = (publishing.push(copy, REPO, license=one).address.revision for one in ("mit", "cc0-1.0", "mit"))
+    tag = named_by(card_at(at, third))
+    assert len(at.repos[REPO].tags) == 2
+    assert at.repos[REPO].find(tag)[1] == at.repos[REPO].find(third)[1] == at.repos[REPO].find(first)[1]
 
 
 def test_evaluations_of_older_weights_go(at, copy):

@@ -45,7 +45,8 @@ def upload(
         repo: ORG/NAME, which is made if there is none.
         files: what to upload, by path in the repository.
         message: what the commit says.
-        tag: a name for the commit; if there is one of that name, it stays where it is.
+        tag: a name for the commit, which no other content of these files may have: where there is a tag of that name,
+            it stays.
         private: make a repository that only its owners see.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 

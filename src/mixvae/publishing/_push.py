@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixvae.files import write_text
+from mixvae.files import checksum, write_text
 from mixvae.hub import CARD, Address, Commit, upload
 from mixvae.progress import SILENT, Progress
 from mixvae.publishing._card import card, is_of_cells
@@ -28,7 +28,8 @@ def push(
     """Push a run to the hub, with its evaluations and a model card made from them.
 
     What `pack` leaves out stays here: state, pictures, logs, data, and paths of this machine. All files count at once,
-    in one commit, under a tag that names the weights; an interrupted push is completed by the same call.
+    in one commit, under a tag of its own that begins with the weights' checksum; an interrupted push is completed by
+    the same call.
 
     Args:
         run: a run that was evaluated; one of cells needs no evaluation.
@@ -58,12 +59,25 @@ def push(
     with TemporaryDirectory(prefix="mixvae-") as folder:
         packed = pack(run, Path(folder) / address.name)
         beside = next((_packed_beside(other, packed) for other in others), None)
-        tag = f"weights-{str(packed.weights_sha256)[:12]}"
+        tag = _tag(packed, card(packed, Address(address.repo), license, beside))
         write_text(packed.path / CARD, card(packed, Address(address.repo, tag), license, beside))
         paths = [path for path in sorted(packed.path.rglob("*")) if path.is_file()]
         files = {path.relative_to(packed.path).as_posix(): path for path in paths}
         message = f"Run of recipe {packed.recipe.sha256[:12]}, {packed.epoch} epochs"
         return upload(repo, files, message=message, tag=tag, private=private, progress=progress)
+
+
+def _tag(packed: Run, card: str) -> str:
+    """A name for the commit that holds a packed run under a card: another one whenever either differs.
+
+    So a tag is made once and never moved, whoever else pushes meanwhile and wherever a push breaks off.
+
+    Args:
+        packed: the run, whose manifest lists all of its files.
+        card: its card, as it is without the tag.
+    """
+    content = checksum(packed.manifest["checksum"] + card)
+    return f"weights-{str(packed.weights_sha256)[:12]}-{content[:8]}"
 
 
 def _packed_beside(baseline: Run, packed: Run) -> Run:
