@@ -127,6 +127,54 @@ def test_the_card_says_what_the_report_says(at, trained, pushed):
     assert "one training: says nothing about the method" in text
 
 
+def section(text, title):
+    """One section of a card."""
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+
+
+def test_the_card_says_how_the_baseline_was_made(at, trained, pushed):
+    """It showed a gain over something that it did not describe."""
+    text, base = at.repos[REPO].files["README.md"].decode(), trained[1]
+    about, evaluation = section(text, "The baseline, S1"), runs.evaluation_of(base)
+    runtime = base.manifest["runtime"]
+    for one in (base.recipe.sha256, base.weights_sha256, runtime["git_commit"], evaluation.identity.observations):
+        assert str(one) in about
+    assert re.search("mixvae train --data.limit=60 .*--out S1$", about, re.MULTILINE)
+    assert re.search("mixvae evaluate S1 --draws-per-component 12 ", about)
+    assert "| model.components | 1 | 2 |" in about
+    assert "model.latent" not in about.partition("| setting |")[2]
+    assert "The baseline" not in publishing.card(publishing.pack(base, "packed"), hub.Address(REPO), "mit")
+
+
+def test_a_baseline_of_the_same_name_is_told_apart(at, trained, copy, tmp_path):
+    other = shutil.copytree(trained[1].path, tmp_path / "other" / "S2")
+    publishing.push(copy, REPO, license="mit", baseline=other)
+    about = section(card_at(at, "main").decode(), r"The baseline, S2 \(baseline\)")
+    assert re.search(r"mixvae train .* --out 'S2 \(baseline\)'$", about, re.MULTILINE)
+    assert str(tmp_path) not in about
+
+
+def test_what_a_baseline_does_not_record_is_said(at, copy, trained, tmp_path):
+    other = Path(shutil.copytree(trained[1].path, tmp_path / "base"))
+    forge(other / "run.json", lambda record: record["runtime"].update(git_commit=None, machine=None))
+    publishing.push(copy, REPO, license="mit", baseline=other)
+    about = section(card_at(at, "main").decode(), "The baseline, base")
+    assert re.search(r"^\| trained with \| mixvae .*, commit not recorded \|$", about, re.MULTILINE)
+    assert "| machine | not recorded |" in about
+
+
+def test_a_baseline_built_in_python_is_described(at, copy, tmp_path):
+    data = mixvae.load_dataset("digits", limit=60)
+    posterior = mixvae.SeparateEncoders(lambda: mixvae.networks.GatedEncoder(data.shape, 2, (4,)), 1)
+    model = mixvae.MixtureVAE(posterior, mixvae.StandardNormal(2), mixvae.MLPDecoder(2, data.shape, (4,)))
+    mixvae.fit(model, data, epochs=1, run=tmp_path / "base", label="mine")
+    runs.evaluate(runs.open_run(tmp_path / "base", model=model), 12, examples=15)
+    publishing.push(copy, REPO, license="mit", baseline=tmp_path / "base")
+    about = section(card_at(at, "main").decode(), "The baseline, base")
+    assert "Built in Python, so no command trains it again" in about
+    assert "mixvae train" not in about
+
+
 def test_the_cards_own_snippet_loads_the_run(at, trained, pushed):
     text = at.repos[REPO].files["README.md"].decode()
     tag = re.search(r'mixvae.load\("(hub://ada/S2@(weights-\w{12}-\w{8}))"\)', text)
@@ -157,7 +205,9 @@ def private_run(tmp_path, monkeypatch):
 
 
 def test_nothing_of_the_machine_is_pushed(at, private_run, tmp_path):
-    publishing.push(private_run, REPO, license="mit")
+    base = private_run.path.with_name("first")
+    runs.evaluate(base, 12, examples=10)
+    publishing.push(private_run, REPO, license="mit", baseline=base)
     whole = b"".join(at.repos[REPO].files.values()) + "".join(at.repos[REPO].files).encode()
     for word in (tmp_path.name, "home-of-ada", "secret", str(Path.home()), f"/{getpass.getuser()}/"):
         assert word.encode() not in whole, word

@@ -16,7 +16,7 @@ from mixvae._tables import counted, plain
 from mixvae.datasets import SOURCES
 from mixvae.hub import Address
 from mixvae.publishing._portable import SEPARATOR
-from mixvae.reports._settings import facts, reproduction
+from mixvae.reports._settings import UNRECORDED, facts, reproduction
 from mixvae.runs import Run
 from mixvae.runs._memory import names_of_others
 
@@ -33,7 +33,8 @@ def card(run: Run, address: Address, license: str, baseline: Run | None = None) 
     """The model card of a run as Markdown.
 
     Its numbers are those of `mixvae report`: the tight NLL with its errors over examples and by Monte Carlo, the share
-    of the examples whose k̂ is unreliable, and, beside a baseline, the gain and its split into model and posterior.
+    of the examples whose k̂ is unreliable, and, beside a baseline, the gain and its split into model and posterior, and
+    how the baseline was made.
 
     Args:
         run: the run, packed by `pack`. It must have been evaluated, unless it is of cells.
@@ -101,7 +102,6 @@ def _images(run: Run, address: Address, baseline: Run | None) -> dict[str, Any]:
     comparison = reports.compare([*([] if baseline is None else [baseline]), run])
     rows = comparison.table
     of = next(i for i, row in enumerate(rows) if row["path"] == str(run.path))
-    made = reproduction(run, comparison.evaluations[of], rows[of])
     data, examples = run.manifest["runtime"]["data"], comparison.evaluations[of].identity
     size = data.get("sizes", {}).get("train")
     trained = escaped(data["name"]) + ("" if size is None else f" ({counted(size, 'example')})")
@@ -114,9 +114,35 @@ def _images(run: Run, address: Address, baseline: Run | None) -> dict[str, Any]:
         "title": f"Likelihood of {counted(examples.examples, f'{examples.split} example')}",
         "results": f"{_measures(comparison)}\n\n{_facts(facts(run, rows[of]))}",
         "notes": [*reports.legend(comparison.columns, rows), *comparison.warnings],
+        "baseline": None if baseline is None else _baseline(baseline, run, comparison, 1 - of),
+        **_made(run, comparison, of),
+    }
+
+
+def _made(run: Run, comparison: reports.Comparison, number: int) -> dict[str, Any]:
+    """How a run of a comparison was made.
+
+    Args:
+        run: the run.
+        comparison: what it is part of.
+        number: which of its runs it is.
+    """
+    made = reproduction(run, comparison.evaluations[number], comparison.table[number])
+    return {
         "commands": [command.replace(f"{run.path.parent}/", "") for command in made["commands"]],
         "remark": made["note"],
         "provenance": _facts(made["facts"]),
+    }
+
+
+def _baseline(baseline: Run, run: Run, comparison: reports.Comparison, number: int) -> dict[str, Any]:
+    """What the card says of the run that it compares with; the arguments are those of `_made`, and the card's run."""
+    differing = reports.differing({"baseline": reports.settings(baseline), "run": reports.settings(run)})
+    return {
+        "name": baseline.name,
+        "results": _facts(facts(baseline, comparison.table[number])),
+        "differing": "\n".join(_row(*cells) for cells in differing),
+        **_made(baseline, comparison, number),
     }
 
 
@@ -147,12 +173,13 @@ def _cells(run: Run, address: Address) -> dict[str, Any]:
             "run.json holds the names of all genes, and of all batches, labels and covariates of the training.",
             "scvi.hub does not open it: it knows the classes of scvi-tools only.",
         ],
+        "baseline": None,
         "commands": [_sc_train(run)],
         "remark": "The command has those settings that it takes; all are below.",
         "provenance": _facts(
             {
                 "trained with": ", ".join(f"{name} {version}" for name, version in runtime["versions"].items()),
-                "commit": str(runtime["git_commit"]),
+                "commit": runtime["git_commit"] or UNRECORDED,
                 "machine": runtime["machine"],
                 "recipe SHA-256": run.recipe.sha256,
                 "data SHA-256": data["sha256"],

@@ -20,6 +20,8 @@ FOLLOWING = "model.tensors."
 """Settings that follow from others: shown in full, but never as a difference."""
 WRAPPERS = ("init_args", "object", "partial", "tuple")
 """Keys by which a model's description says of what kind a value is."""
+UNRECORDED = "not recorded"
+"""What stands for a fact that a run or an evaluation does not know of itself."""
 TIGHT = {True: "tight", False: "not tight", None: "tightness unknown: too few draws, or not recorded"}
 
 
@@ -102,7 +104,7 @@ def reproduction(run: Run, evaluation: Evaluation, row: Row) -> dict[str, Any]:
         "weights SHA-256": of.weights,
         "observations SHA-256": of.observations,
     }
-    return {"commands": commands, "note": note, "facts": {name: text or MISSING for name, text in facts.items()}}
+    return {"commands": commands, "note": note, "facts": {name: text or UNRECORDED for name, text in facts.items()}}
 
 
 def facts(run: Run, row: Row) -> dict[str, str]:
@@ -176,4 +178,4 @@ def _text(value: Any) -> str:
 def _versions(versions: Mapping[str, str], commit: str | None) -> str:
     """Versions of packages, and the commit."""
     named = [f"{name} {version}" for name, version in versions.items()]
-    return ", ".join(named + ([f"commit {commit}"] if commit else []))
+    return ", ".join([*(named or [f"versions {UNRECORDED}"]), f"commit {commit or UNRECORDED}"])
