@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import stat
 import time
 from pathlib import Path
@@ -19,6 +20,8 @@ from mixvae.files import _commits as commits
 from mixvae.files import (
     atomic,
     canonical,
+    check_file,
+    check_folder,
     checksum,
     commit,
     is_intact,
@@ -51,6 +54,41 @@ def names(folder):
 
 
 # Single files.
+
+
+def test_places_that_cannot_be_written_are_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder").mkdir()
+    long = tmp_path / ("x" * 300)
+    for path, told in (
+        (Path("/proc/x/y"), "--out it cannot be written: no file can be made in /proc (No such file or directory); "),
+        (tmp_path / "file" / "x" / "y", f"--out it cannot be made: {tmp_path}/file is a file; remove it, or"),
+        (tmp_path / "dangling" / "y", f"--out it cannot be made: {tmp_path}/dangling is a broken link; remove it"),
+        (long / "y", "--out it has a name of more than 200 bytes: give a shorter one"),
+    ):
+        for check in (check_file, check_folder):
+            with pytest.raises(ValueError, match=re.escape(told)):
+                check(path, "--out it")
+    with pytest.raises(ValueError, match="folder is a directory: give the name of a file, or remove it"):
+        check_file(tmp_path / "folder")
+    with pytest.raises(ValueError, match="more than 200 bytes"):
+        check_file(long)
+    for check in (check_file, check_folder):
+        check(tmp_path / "new" / "er")
+    check_folder(tmp_path / "folder")
+    check_file(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file", "folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to the administrator")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(ValueError, match=r"no file can be made in .* \(Permission denied\)"):
+            check_file(tmp_path / "x")
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):

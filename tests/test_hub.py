@@ -476,6 +476,36 @@ def test_a_pull_overwrites_nothing(at, pushed, copy, capsys):
     assert runs.open_run("empty").state == "done"
 
 
+def test_places_no_run_can_be_pulled_to_are_named(at, pushed, copy, capsys):
+    """It was all downloaded first; then the system's own words said which temporary folder could not be made."""
+    Path("file").touch()
+    (copy.parent / "empty").mkdir()
+    (copy.parent / "link").symlink_to("empty")
+    at.requests.clear()
+    for out, told in (
+        ("/proc/x/y", "/proc/x/y cannot be written: no file can be made in /proc ("),
+        ("file/x", "file/x cannot be made: file is a file; remove it, or name another place"),
+        ("x" * 300, "has a name of more than 200 bytes: give a shorter one"),
+        ("file", "file already exists and is something else: choose another --out"),
+        (copy, "copy already exists and is something else: choose another --out"),
+        (copy.parent / "link", "link already exists and is something else: choose another --out"),
+    ):
+        assert told in refused(capsys, "--quiet", "pull", REPO, "--out", out)
+    assert at.requests == []
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("cache", ["/proc/x", "file", "file/x"])
+def test_a_cache_that_cannot_be_written_is_named(at, pushed, capsys, monkeypatch, cache):
+    Path("file").touch()
+    place = str(Path(cache).absolute())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", place)
+    error = refused(capsys, "--quiet", "pull", REPO)
+    assert f"the hub's cache cannot be used: {place}" in error
+    assert "HF_HOME names another place for it" in error
+    assert [path.name for path in Path().iterdir()] == ["file"]
+
+
 def test_a_pull_that_cannot_be_written_leaves_nothing(at, pushed, capsys, monkeypatch):
     from mixvae.hub import _download
 

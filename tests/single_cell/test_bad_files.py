@@ -335,6 +335,8 @@ def test_outputs_are_checked_before_cells_are_read(tmp_path, capsys, monkeypatch
         (("train", "c.h5ad", "--out", tmp_path / "file" / "run"), "is a file"),
         (("embed", "run", "c.h5ad", "--out", tmp_path / "folder.h5ad"), "is a directory: give the name of a file"),
         (("embed", "run", "c.h5ad", "--out", tmp_path / "file" / "x.h5ad"), "is a file"),
+        (("embed", "run", "c.h5ad", "--out", "/proc/x/y.h5ad"), "--out /proc/x/y.h5ad cannot be written: no file can"),
+        (("train", "c.h5ad", "--out", "/proc/x/y"), "--out /proc/x/y cannot be written: no file can be made in /proc"),
     ):
         assert message in refused(capsys, "sc", *words)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -64,15 +63,12 @@ def target(path: str | Path, *suffixes: str, option: str = "--out") -> Path:
     Raises:
         ValueError: it has another suffix, is a directory, or its folder cannot be made or written to.
     """
-    from mixvae.files._ordinary import check_replaceable
+    from mixvae.files import check_file
 
     path = Path(path)
     if suffixes and path.suffix not in suffixes:
         raise ValueError(f"{option} must end in {' or '.join(suffixes)}; got {path}")
-    if path.is_dir():
-        raise ValueError(f"{option} {path} is a directory: give the name of a file")
-    check_replaceable(path)
-    folder(path.parent, option=option)
+    check_file(path, f"{option} {path}")
     return path
 
 
@@ -82,12 +78,10 @@ def folder(path: str | Path, option: str = "--out") -> Path:
     Raises:
         ValueError: something of that name is not a folder, or the folder is not writable.
     """
+    from mixvae.files import check_folder
+
     path = Path(path)
-    there = next(place for place in (path, *path.parents) if place.exists() or place == place.parent)
-    if not there.is_dir():
-        raise ValueError(f"{option} {path} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{option} {path} cannot be written: {there} is read-only")
+    check_folder(path, f"{option} {path}")
     return path
 
 

@@ -13,7 +13,7 @@ from mixvae.files._atomic import (
     write_text,
 )
 from mixvae.files._commits import commit, has_part, is_intact, read_manifest, read_part, settle
-from mixvae.files._ordinary import check_ordinary
+from mixvae.files._ordinary import check_file, check_folder, check_ordinary
 from mixvae.files._tensors import (
     load_tensors,
     load_weights,
@@ -27,6 +27,8 @@ from mixvae.files._tensors import (
 __all__ = [
     "atomic",
     "canonical",
+    "check_file",
+    "check_folder",
     "check_ordinary",
     "checksum",
     "commit",

@@ -88,7 +88,9 @@ class Lease:
             check_ordinary(directory)
             descriptor, locked = _lock(directory)
         except OSError as error:
-            raise OSError(f"cannot write to {directory}: {error.strerror or error}") from error
+            raise OSError(
+                f"cannot write to {directory}: {error.strerror or error}; name another folder, or make it writable"
+            ) from error
         try:
             record = _take(directory, locked=locked)
         except BaseException:

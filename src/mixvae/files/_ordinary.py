@@ -1,10 +1,14 @@
-"""Whether a folder holds ordinary files and folders of its own, as every run does."""
+"""Whether a folder holds ordinary files and folders of its own, as every run does, and whether one can be written."""
 
 from __future__ import annotations
 
 import os
 import stat
 from pathlib import Path
+from tempfile import TemporaryFile
+
+LONGEST_NAME = 200
+"""Most bytes of a new name: temporary ones beside it are longer, and file systems take 255."""
 
 
 def check_ordinary(folder: Path, below: tuple[str, ...] = ()) -> None:
@@ -62,3 +66,65 @@ def check_replaceable(path: Path) -> None:
         return
     if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind) or stat.S_ISDIR(kind)):
         raise ValueError(f"{path} is a pipe, a device or a socket, which a file would replace: name another path")
+
+
+def check_file(path: Path, name: str = "") -> None:
+    """Refuse a file that could not be written, before the work begins whose result it is to hold.
+
+    Args:
+        path: the file, which need not exist, and whose folder need not either.
+        name: what the error calls it, such as `--out x.png`; its path by default.
+
+    Raises:
+        ValueError: it is a folder, a pipe or a device, or no file can be made in its folder.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from mixvae.files import check_file
+        >>> check_file(Path("/proc/x/y.png"), "--out /proc/x/y.png")
+        Traceback (most recent call last):
+        ValueError: --out /proc/x/y.png cannot be written: no file can be made in /proc (...); name another place...
+    """
+    name = name or str(path)
+    if os.path.isdir(path):  # which says no to whatever cannot be looked up; `Path` raises an error
+        raise ValueError(f"{name} is a directory: give the name of a file, or remove it")
+    check_replaceable(path)
+    check_folder(path.parent, name)
+    if not os.path.exists(path):
+        _check_name(path, name)
+
+
+def check_folder(path: Path, name: str = "") -> None:
+    """Refuse a folder in which no file could be made, before the work begins whose results it is to hold.
+
+    A file without a name is made there, or where the folder would be made, and is gone at once: permissions alone do
+    not tell, for example of the administrator, or of `/proc`.
+
+    Args:
+        path: the folder, which need not exist.
+        name: what the error calls it; its path by default.
+
+    Raises:
+        ValueError: something on the path is no folder, or nothing can be written there.
+    """
+    name = name or str(path)
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place) or place == place.parent)
+    if not os.path.isdir(there):
+        what = "a file" if os.path.exists(there) else "a broken link"
+        raise ValueError(f"{name} cannot be made: {there} is {what}; remove it, or name another place")
+    for part in path.relative_to(there).parts:
+        _check_name(Path(part), name)
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{name} cannot be written: no file can be made in {there} ({error.strerror or error}); name another "
+            "place, or make that one writable"
+        ) from None
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Refuse a name that is too long for a file system."""
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise ValueError(f"{name} has a name of more than {LONGEST_NAME} bytes: give a shorter one")

@@ -37,6 +37,7 @@ def plain_answers(address: Address) -> Iterator[None]:
     Raises:
         Unreachable: the hub does not answer, or not as a hub does.
         ValueError: it refuses.
+        OSError: its cache on this machine cannot be read or written.
     """
     from huggingface_hub import errors
 
@@ -50,6 +51,12 @@ def plain_answers(address: Address) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, RuntimeError) as error:  # around one of the above
         cause = error.__cause__ or error
         raise _refusal(cause, address) if isinstance(cause, errors.HfHubHTTPError) else _unreachable(cause) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise OSError(
+            f"the hub's cache cannot be used: {error.filename}: {error.strerror}; HF_HOME names another place for it"
+        ) from None
 
 
 def _unreachable(error: BaseException) -> Unreachable:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
-from mixvae.files import commit, read_manifest, read_regular, write_bytes
+from mixvae.files import check_folder, commit, read_manifest, read_regular, write_bytes
 from mixvae.files._atomic import LARGEST_JSON, sync_folder
 from mixvae.hub._address import Address
 from mixvae.hub._client import Unreachable, bar, library, plain_answers
@@ -71,18 +72,22 @@ def pull(address: str | Address, out: str | Path | None = None, progress: Progre
         The run directory.
 
     Raises:
-        ValueError: something else is at `out`, or as in `fetch`.
+        ValueError: something else is at `out`, or nothing can be written there, which is found out before anything is
+            downloaded; or as in `fetch`.
         Unreachable: the hub cannot be reached, and the cache does not have the run.
         OSError: the directory cannot be written.
     """
     address = Address.parse(address) if isinstance(address, str) else address
     target = Path(out or Path("runs") / address.name).expanduser()
+    if _pulled_from(target) is None:
+        for place in (target, target.parent):  # it is made beside where it comes to lie
+            check_folder(place, str(target))
     folder = fetch(address, progress)
     origin = {"repo": address.repo, "commit": folder.name}
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        if is_manifest(target / MANIFEST) and read_manifest(target / MANIFEST).get("hub") == origin:
+    if (there := _pulled_from(target)) is not None:
+        if there == origin:
             return target
-        raise ValueError(f"{target} already exists and is something else: choose another --out")
+        raise _occupied(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{token_hex(4)}.partial")
     try:
         temporary.mkdir(parents=True)
@@ -93,6 +98,25 @@ def pull(address: str | Address, out: str | Path | None = None, progress: Progre
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
+
+
+def _pulled_from(target: Path) -> Mapping[str, Any] | None:
+    """Repository and commit of the run that is there already; None if nothing is.
+
+    Raises:
+        ValueError: something else is there.
+    """
+    if not os.path.lexists(target):
+        return None
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return None
+    if is_manifest(target / MANIFEST) and (origin := read_manifest(target / MANIFEST).get("hub")):
+        return origin
+    raise _occupied(target)
+
+
+def _occupied(target: Path) -> ValueError:
+    return ValueError(f"{target} already exists and is something else: choose another --out")
 
 
 def _copy(folder: Path, out: Path, origin: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from scvi.model._utils import get_max_epochs_heuristic
 
 from mixvae._failures import at_least, plain_errors
 from mixvae._resources import guarding, short
-from mixvae.files import atomic, load_tensors, read_json, read_part, read_regular, weights_from_bytes
+from mixvae.files import atomic, check_file, load_tensors, read_json, read_part, read_regular, weights_from_bytes
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import Layout, Recipe, Run, directory_of, open_run
 from mixvae.single_cell.atlas import Atlas, read_cells, with_genes
@@ -302,6 +302,7 @@ def embed(
     out, files = Path(out), list(files_of(_listed(files)))
     if os.path.realpath(out) in map(os.path.realpath, files):
         raise ValueError(f"{out} is one of the files that are read: name another one to write")
+    check_file(out)
     path = directory_of(run)
     setup, genes = _needed(path)
     layer = setup.get("layer")
