@@ -1,18 +1,22 @@
 """One evaluation by several workers: merged shards are what one worker would have stored, or are refused."""
 
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import forge, refused
 from mixvae import runs
 from mixvae.cli import main
 from mixvae.config import read
 from mixvae.evaluation import paired_gain
+from mixvae.files import commit
 from mixvae.runs import evaluate, evaluate_shard, find_evaluation, merge_shards, open_run, train
 
 DRAWS = 12
@@ -37,6 +41,20 @@ def run(trained, tmp_path):
 def shards(run, of=3, which=None, **settings):
     settings = {"total_draws": DRAWS, "examples": 20, "chunk": CHUNK} | settings
     return [evaluate_shard(run, number, of, **settings) for number in which or range(1, of + 1)]
+
+
+@pytest.fixture(scope="module")
+def halved(trained, tmp_path_factory):
+    """The run with two shards; not to be changed."""
+    path = shutil.copytree(trained, tmp_path_factory.mktemp("halved") / "run")
+    shards(path, 2)
+    return path
+
+
+@pytest.fixture
+def halves(halved, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(halved, tmp_path / "halves"))
 
 
 def stored(run):
@@ -116,7 +134,9 @@ def test_shards_that_do_not_fit_together_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="is shard 1/3 by another name"):
         merge_shards(run, **merge)
     second.path.unlink()
-    with pytest.raises(ValueError, match="lacks shard 2/3 of test-20-draws12-seed0-refined: evaluate with --shard 2/3"):
+    with pytest.raises(
+        ValueError, match="lacks shard 2/3 of test-20-draws12-seed0-refined: .*again: `mixvae .*--shard 2/3`"
+    ):
         merge_shards(run, **merge)
     shards(run, which=[2], chunk=48)
     with pytest.raises(ValueError, match="have chunk 48 and 64: give all the same chunk"):
@@ -137,11 +157,188 @@ def test_shards_that_do_not_fit_together_are_refused(run, tmp_path):
     assert merge_shards(run, **merge)["examples"] == 20
 
 
+def garbled(content):
+    return content[: len(content) // 2] + b"\xff" + content[len(content) // 2 + 1 :]
+
+
+def without(name):
+    def change(path):
+        arrays = dict(np.load(path.with_suffix(".npz")))
+        del arrays[name]
+        rewrite(path, arrays)
+
+    return change
+
+
+def with_arrays(**changed):
+    def change(path):
+        arrays = dict(np.load(path.with_suffix(".npz")))
+        rewrite(path, arrays | {name: make(arrays[name]) for name, make in changed.items()})
+
+    return change
+
+
+def rewrite(path, arrays):
+    """Store other arrays under right checksums, as another program might."""
+    content = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("files", "checksum")}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    commit(path, content, {"arrays": (path.with_suffix(".npz").name, buffer.getvalue())})
+
+
+def record(**changed):
+    return lambda path: forge(path, lambda content: content.update(changed))
+
+
+def notes(**changed):
+    return lambda path: forge(path, lambda content: content["notes"].update(changed))
+
+
+def to_file(suffix, change):
+    return lambda path: path.with_suffix(suffix).write_bytes(change(path.with_suffix(suffix).read_bytes()))
+
+
+DAMAGED = {
+    "empty": to_file(".json", lambda content: b""),
+    "truncated": to_file(".json", lambda content: content[: len(content) // 2]),
+    "garbled": to_file(".json", garbled),
+    "a list": to_file(".json", lambda content: b"[1, 2]"),
+    "a text": to_file(".json", lambda content: b'"shard"'),
+    "no object": to_file(".json", lambda content: b"NaN"),
+    "nested": to_file(".json", lambda content: b"[" * 100_000),
+    "unchecked": to_file(".json", lambda content: content.replace(b'"number": 1', b'"number": 1.0')),
+    "another version": record(version=1),
+    "another form": record(format="mixvae evaluation"),
+    "number a text": record(number="1"),
+    "number a boolean": record(number=True),
+    "number NaN": to_file(".json", lambda content: content.replace(b'"number": 1', b'"number": NaN')),
+    "chunk a text": record(chunk="64"),
+    "chunk zero": record(chunk=0),
+    "chunk negative": record(chunk=-64),
+    "chunk huge": record(chunk=10**400),
+    "chunk large": record(chunk=2**40),
+    "identity a list": record(identity=[1]),
+    "identity empty": record(identity={}),
+    "notes a list": record(notes=[]),
+    "notes of text": notes(unconverged="none"),
+    "notes missing": record(notes={}),
+    "files missing": record(files={}),
+    "files a list": record(files=[]),
+    "arrays empty": to_file(".npz", lambda content: b""),
+    "arrays truncated": to_file(".npz", lambda content: content[:100]),
+    "arrays garbled": to_file(".npz", garbled),
+    "arrays gone": lambda path: path.with_suffix(".npz").unlink(),
+    "no elbo": without("elbo"),
+    "another length": with_arrays(elbo=lambda values: values[1:]),
+    "another shape": with_arrays(pooled=lambda values: values[:, None]),
+    "a single number": with_arrays(ess=lambda values: np.float64(1.0)),
+    "texts": with_arrays(log_px=lambda values: values.astype(str)),
+    "whole numbers": with_arrays(log_px=lambda values: values.astype(int)),
+    "NaN": with_arrays(log_px=lambda values: values * np.nan),
+    "infinite": with_arrays(elbo=lambda values: values * np.inf),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a dangling link": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_shard_is_named_with_its_remedy(halves, how, capsys):
+    """Some were raw errors of JSON or NumPy; some were taken for done where they were to be evaluated again."""
+    path = halves / "evaluations" / "shards" / "test-20-draws12-seed0-refined-1of2.json"
+    DAMAGED[how](path)
+    before = stored(halves)
+    error = refused(capsys, "evaluate", halves, "--merge", *WORDS)
+    assert path.stem in error
+    assert f"evaluate this shard again: `mixvae evaluate {halves} --shard 1/2`" in error
+    assert stored(halves) == before
+    again = ["evaluate", str(halves), "--shard=1/2", f"--chunk={CHUNK}", *WORDS]
+    if how == "a folder":
+        assert f"{path} is a directory: " in refused(capsys, *again)
+        path.rmdir()
+    main(again)
+    assert merge_shards(halves, DRAWS, examples=20)["examples"] == 20
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_shard_out_of_range_is_refused(halves, number, capsys):
+    first, _ = shards(halves, 2)
+    content = json.loads(first.path.read_text())
+    arrays = first.path.with_suffix(".npz").read_bytes()
+    other = first.path.with_name(first.path.name.replace("-1of2", f"-{number}of2"))
+    commit(other, content | {"number": number, "files": {}}, {"arrays": (f"{other.stem}.npz", arrays)})
+    error = refused(capsys, "evaluate", halves, "--merge", *WORDS)
+    assert f"{other} is not named as a shard, …-IofN.json: delete it, or rename it" in error
+
+
+def test_a_shard_of_a_whole_evaluation_is_not_made_again(halves, capsys, monkeypatch):
+    """It was computed once more, and stayed beside the evaluation that it is a part of."""
+    _, second = shards(halves, 2)
+    whole = merge_shards(halves, DRAWS, examples=20)
+    before = stored(halves)
+    monkeypatch.setattr(runs._requests.Request, "estimate", None)
+    part = evaluate_shard(halves, 2, 2, DRAWS, examples=20, chunk=CHUNK)
+    assert part.is_merged
+    assert not second.is_merged
+    assert (part.first, len(part)) == (second.first, len(second))
+    np.testing.assert_array_equal(part.bounds["elbo"], second.bounds["elbo"])
+    main(["evaluate", str(halves), "--shard=1/2", f"--chunk={CHUNK}", *WORDS])
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{halves}/evaluations/{whole.identity.key}.json is the whole evaluation already" in out
+    assert "--merge in place of" not in out
+    assert stored(halves) == before
+
+
+def test_a_shard_that_is_late_for_the_merging_leaves_nothing(run, monkeypatch):
+    """A worker whose shard another one made too, as after requeuing a job."""
+    shards(run, 2, which=[1])
+    kept = runs._requests.Request.estimate
+
+    def meanwhile(*args):
+        monkeypatch.setattr(runs._requests.Request, "estimate", kept)
+        shards(run, 2, which=[2])
+        merge_shards(run, DRAWS, examples=20)
+        return kept(*args)
+
+    monkeypatch.setattr(runs._requests.Request, "estimate", meanwhile)
+    assert shards(run, 2, which=[2])[0].is_merged
+    assert [Path(name).suffix for name in stored(run)] == [".json", ".npz"]
+
+
+def test_a_bound_that_is_not_finite_is_named(run, monkeypatch):
+    """JSON's own words came after the evaluation; a shard of it was stored."""
+    kept = runs._requests.evaluation.evaluate
+
+    def broken(*args, **kwargs):
+        made = kept(*args, **kwargs)
+        made.elbo[3] = -np.inf
+        return made
+
+    monkeypatch.setattr(runs._requests.evaluation, "evaluate", broken)
+    with pytest.raises(ValueError, match="the elbo of digits's test example 3 is -inf, so that there is no result"):
+        evaluate(run, DRAWS, examples=20, chunk=CHUNK)
+    with pytest.raises(ValueError, match="the elbo of digits's test example 13 is -inf"):
+        shards(run, 2, which=[2])
+    assert stored(run) == []
+
+
+@pytest.mark.parametrize("place", ["evaluations", "evaluations/shards"])
+def test_a_file_in_the_place_of_a_folder_is_named(run, place, capsys, monkeypatch):
+    """The system's own words came after everything had been computed."""
+    (run / place).parent.mkdir(exist_ok=True)
+    (run / place).write_text("mine")
+    monkeypatch.setattr(runs._requests.Request, "estimate", None)
+    commands = [["--shard=1/2", f"--chunk={CHUNK}"], *([[]] if place == "evaluations" else []), ["--merge"]]
+    for words in commands:
+        error = refused(capsys, "evaluate", run, *words, *WORDS)
+        assert f"{run / place} is a file; remove it, or name another place" in error
+    assert (run / place).read_text() == "mine"
+
+
 def test_shards_of_other_weights_are_refused(run, tmp_path):
     """A run that was trained further keeps its folder, and its examples."""
     part = shards(run)[0]
     train(read("digits", [*FLAGS, "--training.epochs=2"]), run, resume=True)
-    told = f"{part.path} was made from other weights than {run} has now: evaluate shard 1/3 again"
+    told = f"{part.path} was made from other weights than {run} has now; evaluate this shard again: `mixvae"
     with pytest.raises(ValueError, match=re.escape(told)):
         merge_shards(run, DRAWS, examples=20)
 

@@ -127,6 +127,9 @@ def _evaluate_shard(opened: Sequence[Any], shard: str, given: Sequence[str], **s
     for run in opened:
         with Terminal() as progress:
             made = library.evaluate_shard(run, number, of, **settings, progress=progress)
+        if made.is_merged:
+            show(f"{made.path} is the whole evaluation already: there is no shard {shard} to evaluate or to merge")
+            continue
         show(
             f"{made.path}: shard {shard}, {counted(len(made), 'example')} from number {made.first} on\n"
             f"next, when all {of} are there: the same command with --merge in place of --shard"

@@ -204,7 +204,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON file: {one_line(error)}") from None
+        raise ValueError(f"{path} is not a JSON file: {one_line(error)}; restore the file from a copy") from None
 
 
 def read_regular(path: Path, most: int | None = None) -> bytes:

@@ -43,6 +43,8 @@ PILOTS = 2
 """Most pilot rounds; together they take half as many draws as are weighed afterwards, at most."""
 SETTINGS = ("degrees", "pilot_draws")
 """Notes that are the same for all examples."""
+COUNTS = ("examples", "unconverged", "floored", "fallbacks", "second_modes", "adapted")
+"""Notes that count examples: all, and those in which something happened."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,16 @@ class Refined:
 
     def notes(self) -> dict[str, int]:
         """Settings, and in how many examples something happened."""
-        return {
-            "degrees": DEGREES,
-            "pilot_draws": self.pilot,
-            "examples": len(self.adapted),
-            "unconverged": int((~self.peaks.converged[0]).sum()),
-            "floored": int((self.peaks.floored[0] > 0).sum()),
-            "fallbacks": int(self.peaks.fallback[0].sum()),
-            "second_modes": int(self.second.sum()),
-            "adapted": int(self.adapted.sum()),
-        }
+        settings = (DEGREES, self.pilot)
+        counts = (
+            len(self.adapted),
+            int((~self.peaks.converged[0]).sum()),
+            int((self.peaks.floored[0] > 0).sum()),
+            int(self.peaks.fallback[0].sum()),
+            int(self.second.sum()),
+            int(self.adapted.sum()),
+        )
+        return dict(zip((*SETTINGS, *COUNTS), (*settings, *counts), strict=True))
 
 
 def together(notes: Sequence[Mapping[str, int]]) -> dict[str, int]:

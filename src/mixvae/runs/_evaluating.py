@@ -8,7 +8,7 @@ import numpy as np
 
 from mixvae import evaluation
 from mixvae.evaluation import Check, Evaluation, Identity, ProposalName, draws_of_each
-from mixvae.files import atomic, write_text
+from mixvae.files import atomic, check_file, write_text
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import _legacy as legacy
 from mixvae.runs._examples import NewData, SplitName, examples_of, prepared
@@ -75,6 +75,8 @@ def evaluate(
     )  # fmt: skip
     stored = asked.stored()
     if stored is None:
+        if not asked.run.is_legacy:
+            check_file(asked.file)
         return asked.finish(asked.estimate(progress))
     asked.copy(stored)
     return stored

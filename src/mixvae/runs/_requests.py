@@ -32,6 +32,9 @@ from mixvae.runs._opening import open_run
 from mixvae.runs._run import Run
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 
+FINITE = ("elbo", "miselbo", "pooled", "log_px")
+"""Values of every example without which there is no result."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -64,9 +67,13 @@ class Request:
         return None if self.run.is_legacy else stored_evaluation(self.file, self.identity)
 
     def estimate(self, progress: Progress, first: int = 0, last: int | None = None) -> Estimate:
-        """Evaluate the examples, or those from `first` to before `last`, whose numbers key their draws."""
+        """Evaluate the examples, or those from `first` to before `last`, whose numbers key their draws.
+
+        Raises:
+            ValueError: the bound of one is not finite.
+        """
         x = self.x[first:last]
-        return evaluation.evaluate(
+        made = evaluation.evaluate(
             self.run.model,
             x,
             draws_per_component=self.identity.draws_per_component,
@@ -76,6 +83,13 @@ class Request:
             examples=np.arange(first, first + len(x)),
             progress=progress,
         )
+        for name in FINITE:
+            if len(broken := np.flatnonzero(~np.isfinite(values := getattr(made, name)))):
+                raise ValueError(
+                    f"the {name} of {self.of.data}'s {self.identity.split} example {first + broken[0]} is "
+                    f"{values[broken[0]]}, so that there is no result: {self.run.path} gives it no density"
+                )
+        return made
 
     def finish(self, estimate: Estimate) -> Evaluation:
         """Store the estimate of all examples, with what else `results.json` holds."""

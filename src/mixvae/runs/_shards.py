@@ -7,7 +7,8 @@ of the examples in the whole. So merged shards are what one worker would have co
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,23 +19,25 @@ from mixvae._arrays import read_npz
 from mixvae._failures import at_least
 from mixvae._tables import counted
 from mixvae.evaluation import Estimate, Evaluation, Identity, ProposalName, group_size
-from mixvae.files import one_line, read_manifest, read_part
+from mixvae.files import check_file, check_folder, one_line, read_manifest, read_part
 from mixvae.files._forms import conform
 from mixvae.progress import SILENT, Progress
 from mixvae.proposals import together
+from mixvae.proposals._refine import COUNTS, SETTINGS
 from mixvae.runs._examples import NewData, SplitName
-from mixvae.runs._requests import Request, request
+from mixvae.runs._requests import FINITE, Request, request
 from mixvae.runs._run import Run
 from mixvae.runs._stored import VERSION, save_arrays
 
 FORMAT = "mixvae shard of an evaluation"
 FOLDER = "shards"
-NAMED = re.compile(r"-\d+of\d+$")
-"""How the name of a shard ends."""
 """Folder beside the evaluation, where nothing else looks."""
+NAMED = re.compile(r"-(\d+)of(\d+)$", re.ASCII)
+"""How the name of a shard ends."""
 OTHER = {"weights": "weights", "recipe": "weights", "data": "data", "observations": "examples"}
 """What a shard was made from if its identity differs there."""
-
+NOTES = {"refined": (*SETTINGS, *COUNTS), "posterior": ()}
+"""Names of the notes on the proposals, by their kind."""
 ARRAYS = tuple(name for name, kind in Estimate.__annotations__.items() if kind == "np.ndarray")
 """Names of the values of every example."""
 
@@ -50,7 +53,7 @@ class Shard:
         first: number of its first example.
         bounds: values of its examples by name, (n,) each.
         notes: what happened in making their proposals.
-        path: its file.
+        path: its file, or that of the whole evaluation if there is one already.
     """
 
     identity: Identity
@@ -65,6 +68,11 @@ class Shard:
         """Number of its examples."""
         return len(self.bounds["elbo"])
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether the whole evaluation was there already, so that nothing was computed or stored."""
+        return self.path.parent.name != FOLDER
+
 
 class Stored(TypedDict):
     """The JSON file of a shard."""
@@ -74,7 +82,7 @@ class Stored(TypedDict):
     number: int
     of: int
     chunk: int
-    notes: dict[str, Any]
+    notes: dict[str, int]
 
 
 def evaluate_shard(
@@ -96,11 +104,13 @@ def evaluate_shard(
 
     A stored shard of the same weights, data, examples, draws, seed, proposal and chunk is read instead of recomputed.
     It is part `number`, from 1, of `of` parts; see `evaluate` for the other arguments, which must be the same for all.
-    `chunk` also decides which examples are evaluated together, and so where parts begin.
+    `chunk` also decides which examples are evaluated together, and so where parts begin. Where the whole evaluation is
+    stored, its part is returned, with `is_merged`, and no shard is made.
 
     Raises:
         FileNotFoundError: it is not a run, or has not finished an epoch.
-        ValueError: there is no such part, the examples cannot be divided into so many, or as `evaluate` says.
+        ValueError: there is no such part, the examples cannot be divided into so many, nothing can be stored there, or
+            as `evaluate` says.
 
     Example:
         >>> from mixvae.config import read
@@ -121,17 +131,28 @@ def evaluate_shard(
     if asked.run.is_legacy:
         raise ValueError(f"{asked.run.path} is a legacy run, which stores nothing: evaluate it as a whole")
     first, last = extent(asked.identity, chunk, number, of)
+    if (whole := asked.stored()) is not None:
+        return _part(whole, asked, number, of, first, last)
     path = _file(asked, number, of)
+    check_file(path)
     try:
-        stored = _read(path, asked, of)
-    except (OSError, ValueError):  # missing, damaged, or made from something else
+        stored = _read(path, asked)
+    except ValueError:  # missing, damaged, or made from something else
         stored = None
     if stored is not None and stored[1] == chunk:
         return stored[0]
     made = asked.estimate(progress, first, last)
+    if (whole := asked.stored()) is not None:  # another worker was as far, and all were merged meanwhile
+        return _part(whole, asked, number, of, first, last)
     shard = Shard(asked.identity, number, of, first, made.arrays(), dict(made.proposal_notes), path)
     _save(shard, chunk)
     return shard
+
+
+def _part(whole: Evaluation, asked: Request, number: int, of: int, first: int, last: int) -> Shard:
+    """A part of an evaluation that is whole already; what happened in making it is known of the whole only."""
+    bounds = {name: values[first:last] for name, values in whole.bounds.items()}
+    return Shard(whole.identity, number, of, first, bounds, {}, asked.file)
 
 
 def merge_shards(
@@ -164,6 +185,8 @@ def merge_shards(
     files = sorted(path for path in folder.glob("*.json") if path.stem.rpartition("-")[0] == stem)
     stored = asked.stored()
     if stored is None:
+        check_file(asked.file)
+        check_folder(folder)
         stored = asked.finish(_merged(asked, folder, files, chunk))
     else:
         asked.copy(stored)
@@ -184,29 +207,24 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path], chunk: int | No
         there = f"there are some of {', '.join(others)}: give the same settings" if others else "evaluate them first"
         raise ValueError(f"{asked.run.path} has no shards of {asked.identity.key}; {there}")
     for path in files:
-        if not NAMED.search(path.stem):
+        found = NAMED.search(path.stem)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
             raise ValueError(f"{path} is not named as a shard, …-IofN.json: delete it, or rename it if it is one")
     counts = {path.stem.rpartition("of")[2] for path in files}
     if len(counts) > 1:
         which = " and ".join(f"of {count} (…of{count}.json)" for count in sorted(counts))
         raise ValueError(f"{folder} holds shards {which} of one evaluation: delete those of one")
     of = int(counts.pop())
-    shards, chunks = zip(*(_read(path, asked, of) for path in files), strict=True)
+    shards, chunks = zip(*(_read(path, asked) for path in files), strict=True)
     if len(set(chunks)) > 1:
         raise ValueError(f"the shards in {folder} have chunk {min(chunks)} and {max(chunks)}: give all the same chunk")
     if chunk not in (None, chunks[0]):
         raise ValueError(f"the shards in {folder} have chunk {chunks[0]}, not {chunk}: give theirs, or leave it out")
     if missing := sorted(set(range(1, of + 1)) - {shard.number for shard in shards}):
         names = ", ".join(f"{number}/{of}" for number in missing)
-        raise ValueError(
-            f"{folder} lacks shard{'s' * (len(missing) > 1)} {names} of {asked.identity.key}: evaluate with "
-            f"--shard {missing[0]}/{of}"
-        )
+        which = f"shard{'s' * (len(missing) > 1)} {names} of {asked.identity.key}"
+        raise ValueError(f"{folder} lacks {which}: {_how(asked, missing[0], of)}")
     shards = sorted(shards, key=lambda shard: shard.number)
-    for shard in shards:
-        first, last = extent(asked.identity, chunks[0], shard.number, of)
-        if any(values.shape != (last - first,) for values in shard.bounds.values()):
-            raise ValueError(f"{shard.path} does not hold examples {first} to {last - 1}: evaluate it again")
     whole = asked.identity
     arrays = {name: np.concatenate([shard.bounds[name] for shard in shards]) for name in ARRAYS}
     return Estimate(
@@ -256,33 +274,68 @@ def _save(shard: Shard, chunk: int) -> None:
     save_arrays(shard.path, FORMAT, content, shard.bounds)
 
 
-def _read(path: Path, asked: Request, of: int) -> tuple[Shard, int]:
+def _how(asked: Request, number: int, of: int) -> str:
+    """What to do about a shard that is not there, or not as it should be."""
+    command = shlex.join(["mixvae", "evaluate", str(asked.run.path), "--shard", f"{number}/{of}"])
+    return f"evaluate this shard again: `{command}`, with these settings"
+
+
+def _read(path: Path, asked: Request) -> tuple[Shard, int]:
     """A stored shard, and its chunk.
 
     Raises:
-        FileNotFoundError: it was not stored.
-        ValueError: it is damaged, or was made from something else than requested.
+        ValueError: it is missing or damaged, or was made from something else than requested; the message says how to
+            make it again.
     """
-    content = read_manifest(path)
+    found = NAMED.search(path.stem)
+    assert found is not None
+    number, of = map(int, found.groups())
+    again = _how(asked, number, of)
+    try:
+        content = read_manifest(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); {again}") from None
+    except ValueError as error:
+        raise ValueError(f"{error}, or {again}") from None
     if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        raise ValueError(f"{path} was not written by this version of mixvae: evaluate this shard again")
+        raise ValueError(f"{path} was not written by this version of mixvae; {again}")
     try:
         conform(content, Stored, "it")
     except TypeError as error:
-        raise ValueError(f"{path} is damaged: {error}; evaluate this shard again") from None
-    number, wanted = content["number"], asdict(asked.identity)
-    if path.stem != f"{asked.file.stem}-{number}of{of}" or content["of"] != of:
-        raise ValueError(f"{path} is shard {number}/{content['of']} by another name: rename it")
-    for name, value in wanted.items():
+        raise ValueError(f"{path} is damaged: {error}; {again}") from None
+    if missing := [name for name in NOTES[asked.identity.proposal] if name not in content["notes"]]:
+        raise ValueError(f"{path} is damaged: it.notes has no {missing[0]}; {again}")
+    if path.stem != f"{asked.file.stem}-{content['number']}of{content['of']}":
+        raise ValueError(f"{path} is shard {content['number']}/{content['of']} by another name: rename it")
+    for name, value in asdict(asked.identity).items():
         if content["identity"].get(name) != value:
-            raise ValueError(
-                f"{path} was made from other {OTHER.get(name, name)} than {asked.run.path} has now: evaluate shard "
-                f"{number}/{of} again"
-            )
-    first, _ = extent(asked.identity, content["chunk"], number, of)
+            what = OTHER.get(name, name)
+            raise ValueError(f"{path} was made from other {what} than {asked.run.path} has now; {again}")
+    chunk = content["chunk"]
+    try:
+        at_least(1, chunk=chunk)
+        first, last = extent(asked.identity, chunk, number, of)
+    except ValueError:
+        raise ValueError(f"{path} is damaged: with chunk {chunk} there is no shard {number}/{of}; {again}") from None
     try:
         arrays = read_npz(read_part(path, "arrays")[1], f"{path.stem}.npz")
-        bounds = {name: arrays[name] for name in ARRAYS}
+        bounds = {name: _checked(name, arrays, last - first) for name in ARRAYS}
     except Exception as error:  # noqa: BLE001  (whatever NumPy and its archive raise)
-        raise ValueError(f"the arrays of {path} are damaged: {one_line(error)}; evaluate this shard again") from None
-    return Shard(asked.identity, number, of, first, bounds, content["notes"], path), content["chunk"]
+        raise ValueError(f"the arrays of {path} are damaged: {one_line(error)}; {again}") from None
+    return Shard(asked.identity, number, of, first, bounds, content["notes"], path), chunk
+
+
+def _checked(name: str, arrays: Mapping[str, np.ndarray], examples: int) -> np.ndarray:
+    """The values of some examples.
+
+    Raises:
+        ValueError: they are missing, of another number or type, or not finite where they always are.
+    """
+    values = arrays.get(name)
+    if values is None:
+        raise ValueError(f"there is no {name}")
+    if values.shape != (examples,) or values.dtype.kind != "f":
+        raise ValueError(f"{name} is of shape {values.shape} and type {values.dtype}, not ({examples},) and float64")
+    if name in FINITE and not np.isfinite(values).all():
+        raise ValueError(f"{name} is not finite")
+    return values
