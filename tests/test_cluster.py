@@ -223,9 +223,25 @@ def test_an_unreachable_cluster_is_told_in_seconds(tmp_path, capsys, monkeypatch
         address = f"127.0.0.1:{free.getsockname()[1]}"
     start = time.monotonic()
     assert f"no Ray cluster answers at {address}" in refused(capsys, "sweep", grid, "--on", "ray", "--address", address)
-    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    assert "must be HOST:PORT" in refused(capsys, "sweep", grid, "--on", "ray")
+    assert "--address must be HOST:PORT" in refused(capsys, "sweep", grid, "--on", "ray", "--address=")
     assert time.monotonic() - start < 30
+    assert not (tmp_path / "cells").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs the extra cluster")
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:99999", "127.0.0.1:65536", "127.0.0.1:0", "127.0.0.1:-1", "127.0.0.1:", "127.0.0.1", ":6379", "auto",
+     "head:six", "head:6379 ", "head:٦٣٧٩", "head:1e3", "ray://head:10001", "a head:6379", "a..b:6379",
+     f"{'a' * 64}:6379"],
+)  # fmt: skip
+def test_senseless_addresses_are_refused_at_once(tmp_path, capsys, monkeypatch, address):
+    """A port that is none was an OverflowError, "please report it"; a name that is none an error of a codec."""
+    grid = grid_at(tmp_path, 1)
+    told = f"must be HOST:PORT of the cluster's head, such as node-1:6379, with a port from 1 to 65535; got {address!r}"
+    assert f"--address {told}" in refused(capsys, "sweep", grid, "--on", "ray", f"--address={address}")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert f"RAY_ADDRESS {told}" in refused(capsys, "sweep", grid, "--on", "ray")
     assert not (tmp_path / "cells").exists()
 
 

@@ -23,6 +23,9 @@ from mixvae.sweeps import _children as children
 from mixvae.sweeps._attempts import Ended, Started, run_all
 from mixvae.sweeps._tasks import Task
 
+_ADDRESS = re.compile(r"(\[[\da-f:.]+\]|[\w-]{1,63}(?:\.[\w-]{1,63})*\.?):(\d{1,5})", re.ASCII | re.IGNORECASE)
+"""Host, which may be an IPv6 address in brackets, and port."""
+LAST_PORT = 65535
 CONNECT_SECONDS = 5.0
 """How long to try to reach the head of a cluster."""
 ANSWER_SECONDS = 30.0
@@ -71,7 +74,7 @@ class RayRunner:
                 machines does not see the folder or has other versions.
         """
         needs = {task.name: resources(task.config.training, task.name) for task in tasks}
-        with _connected(self.address or os.environ.get("RAY_ADDRESS") or None) as ray, _marked(tasks[0].folder) as mark:
+        with _connected(_head(self.address)) as ray, _marked(tasks[0].folder) as mark:
             cluster = _RayCluster(ray, needs, str(mark))
             cluster.check()
             yield from run_all(cluster, tasks, self.jobs, progress)
@@ -183,17 +186,33 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _head(given: str | None) -> str | None:
+    """Address of a cluster's head: the given one, or $RAY_ADDRESS; None if there is neither.
+
+    Raises:
+        ValueError: it is not HOST:PORT.
+    """
+    source, address = ("--address", given) if given is not None else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
+    if given is None and not address:
+        return None
+    found = _ADDRESS.fullmatch(address or "")
+    if found is None or not 1 <= int(found[2]) <= LAST_PORT:
+        raise ValueError(
+            f"{source} must be HOST:PORT of the cluster's head, such as node-1:6379, with a port from 1 to {LAST_PORT}"
+            f"; got {address!r}"
+        )
+    return address
+
+
 def _check_reachable(address: str) -> None:
     """Refuse an address at which no cluster answers that this machine belongs to.
 
     Raises:
-        ValueError: it is not HOST:PORT, nothing listens there, or what listens is no such cluster.
+        ValueError: nothing listens there, or what listens is no such cluster.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in address:
-        raise ValueError(f"--address must be HOST:PORT of the cluster's head, such as node-1:6379; got {address!r}")
     try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise ValueError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
     command = [sys.executable, "-P", "-c", "import sys, ray; ray.init(sys.argv[1], logging_level='ERROR')", address]
