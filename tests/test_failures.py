@@ -1,7 +1,9 @@
 """Whatever a user gets wrong is told in one line, with the exit status that says whose fault it was."""
 
+import errno
 import inspect
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ import pytest
 from conftest import refused
 from mixvae import config
 from mixvae._failures import at_least, called, plain_errors
-from mixvae.cli import main
+from mixvae.cli import COMMANDS, main
 from mixvae.sweeps import Sweep
 
 TINY = ("--training.epochs=1", "--data.limit=20", "--data.limit_validation=20")
@@ -66,8 +68,18 @@ def folder(tmp_path, monkeypatch, as_users_run):
         (["--training.save_every=.nan"], "save_every must be at least 0"),
         (["--training.threads=100000"], "threads must be at most"),
         (["--training.devices=3000000"], "would start 3000000 processes"),
-        (["--training.devices=nan"], "cannot be used"),
-        (["--training.accelerator=tpu"], "accelerator 'tpu'"),
+        (
+            ["--training.devices=nan"],
+            "devices must be a number from 1, auto, -1 for all GPUs, or numbers of GPUs such as",
+        ),
+        (["--training.devices=-3"], "devices must be a number from 1, auto, -1 for all GPUs"),
+        (["--training.devices=0,x"], "devices must be a number from 1, auto, -1 for all GPUs"),
+        (["--training.accelerator=foo"], "accelerator 'foo' is unknown: choose auto, cpu, cuda, gpu, mps or tpu"),
+        (["--training.accelerator="], "accelerator '' is unknown: choose auto, cpu, cuda, gpu, mps or tpu"),
+        (["--training.accelerator=CPU"], "accelerator 'CPU' is unknown: choose auto, cpu, cuda, gpu, mps or tpu"),
+        (["--training.accelerator=tpu"], "accelerator 'tpu' is not to be had on this machine: choose auto"),
+        (["--training.precision=foo"], "precision 'foo' is unknown: choose 32-true, 64-true, bf16-mixed or 16-mixed"),
+        (["--training.precision=33"], "precision '33' is unknown: choose 32-true, 64-true, bf16-mixed or 16-mixed"),
         (["--training.freeze=[decoder,prior,posterior]"], "nothing to train"),
         (["--seed=9223372036854775808"], "seed must be below 2**63"),
         (["--data.seed=-1"], "data.seed must be at least 0"),
@@ -106,6 +118,57 @@ def test_a_wrong_yaml_is_one_line(folder, capsys, text, part):
     (folder / "file.yaml").write_text(text)
     assert part in refused(capsys, "train", "file.yaml", "--out=run", *TINY)
     assert not (folder / "run").exists()
+
+
+def system(number, *names):
+    return OSError(number, os.strerror(number), *names)
+
+
+ERRORS = [
+    (system(errno.EISDIR, "run/x"), "run/x: Is a directory; remove it, or name another place"),
+    (system(errno.EACCES, "x"), "x: Permission denied; change its permissions, or name another place"),
+    (system(errno.ENOENT, "a", None, "b"), "a → b: No such file or directory; check the name"),
+    (system(errno.ENOSPC), "No space left on device; free some space"),
+    (system(errno.EMFILE, "x"), "x: Too many open files; raise `ulimit -n`"),
+    (system(errno.EIO, "x"), "x: Input/output error"),
+    (OSError("cannot write x: it is full"), "cannot write x: it is full"),
+    (FileNotFoundError("x is not a run"), "x is not a run"),
+]
+
+
+@pytest.mark.parametrize(("error", "told"), ERRORS)
+def test_what_the_system_refuses_is_told_with_a_remedy(capsys, monkeypatch, error, told):
+    """Such lines began with [Errno 21], and said no more than the system does."""
+
+    def fail() -> None:
+        """Fail."""
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "presets", fail)
+    line = refused(capsys, "presets")
+    assert line.startswith(f"mixvae: error: {told}")
+    assert "Errno" not in line
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "results.json", "config.yaml", "model.safetensors", "last/state.pt"])
+def test_a_folder_in_the_place_of_a_file_is_named(folder, capsys, name):
+    """A training went on until it met the folder."""
+    main(["train", "digits", "--out=run", *TINY])
+    (folder / "run" / name).unlink(missing_ok=True)
+    (folder / "run" / name).mkdir()
+    before = (folder / "run" / "run.json").read_bytes()
+    told = refused(capsys, "--quiet", "train", "--resume=run", "--training.epochs=3")
+    assert re.search(
+        rf"run/{name} is (a directory, but a run has a file of that name: remove it|no ordinary file)", told
+    )
+    assert (folder / "run" / "run.json").read_bytes() == before
+
+
+def test_a_new_run_is_refused_where_a_folder_has_its_file(folder, capsys):
+    (folder / "run" / "metrics.jsonl").mkdir(parents=True)
+    told = refused(capsys, "--quiet", "train", "digits", "--out=run", *TINY)
+    assert "run/metrics.jsonl is a directory, but a run has a file of that name: remove it" in told
+    assert [path.name for path in (folder / "run").iterdir()] == ["metrics.jsonl"]
 
 
 @pytest.mark.parametrize("axes", ["{}", "{a: {}}", "{a: {x: {}}, b: {}}"])

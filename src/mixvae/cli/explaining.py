@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import site
 import sysconfig
@@ -25,6 +27,23 @@ LIBRARIES = tuple(
 """Folders of code that is not the user's."""
 
 
+REMEDIES = {
+    errno.ENOENT: "check the name",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.EROFS: "name another place",
+    errno.EEXIST: "remove it, or name another place",
+    errno.EISDIR: "remove it, or name another place",
+    errno.ENOTDIR: "remove what is no folder, or name another place",
+    errno.ENOTEMPTY: "empty it, or name another place",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EMFILE: "raise `ulimit -n`",
+}
+"""What helps against what the system refuses."""
+
+
 def explain(error: BaseException, commands: Sequence[str], options: Callable[[], list[str]]) -> tuple[str, int]:
     """Explain an error in one line, with the exit status of the process.
 
@@ -44,6 +63,8 @@ def explain(error: BaseException, commands: Sequence[str], options: Callable[[],
             )
         case FloatingPointError() | Failed():
             return _joined(error), FAILED
+        case OSError(errno=int(), strerror=str()):
+            return _refused(error), BAD_INPUT
         case jsonargparse.ArgumentError() | ValueError() | OSError():
             return _bad_input(error, commands, options), BAD_INPUT
     frames = traceback.extract_tb(error.__traceback__)
@@ -57,6 +78,14 @@ def explain(error: BaseException, commands: Sequence[str], options: Callable[[],
     if training:
         return f"the training failed: {said(error)}; --debug shows where", FAILED
     return f"unexpected {said(error)}; --debug shows where: please report it", FAILED
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, and what helps."""
+    files = " → ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
+    told = f"{files}: {error.strerror}" if files else str(error.strerror)
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{told}; {remedy}" if remedy else told
 
 
 def _joined(error: BaseException) -> str:

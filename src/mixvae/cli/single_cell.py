@@ -57,7 +57,7 @@ def train(
         epochs: most epochs; by default chosen by the number of cells.
         patience: epochs without a better validation ELBO after which training stops.
         seed: seed of weights, split and draws.
-        accelerator: auto, cpu, cuda, … as in Lightning.
+        accelerator: auto, cpu, cuda, gpu, mps or tpu, as in Lightning.
         devices: number of devices on each node, all of which share every batch; one, or as torchrun or srun started.
         nodes: number of nodes; one, or as torchrun or srun started.
         out: run directory; runs/FILE-S… by default.

@@ -140,11 +140,11 @@ class TrainingConfig:
         accumulate: compute each batch in this many parts, one after another, with one step of the optimiser.
         ema: decay of a running average of the weights, which is then what is validated and kept.
         save_every: seconds between checkpoints.
-        accelerator: auto, cpu, cuda, … as in Lightning Fabric.
+        accelerator: auto, cpu, cuda, gpu, mps or tpu, as in Lightning Fabric.
         devices: number of devices on each node; by default as many as torchrun or srun started processes, else one.
         nodes: number of nodes; by default as many as torchrun or srun started processes on, else one.
         strategy: auto or ddp.
-        precision: 32-true, bf16-mixed, … as in Lightning Fabric.
+        precision: 32-true, 64-true, bf16-mixed or 16-mixed, as in Lightning Fabric.
         compile: none, default or reduce-overhead: whether torch.compile makes one graph of the bound and its gradient,
             with CUDA graphs if they reduce overhead. Compiling takes about a minute before the first step.
         threads: CPU threads; torch's own choice by default.

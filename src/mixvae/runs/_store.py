@@ -196,8 +196,12 @@ class RunStore:
         """Take the lease, and read the state of the last checkpoint if there is one.
 
         Raises:
-            ValueError: another process trains this run, a file is damaged, or the run is of another recipe.
+            ValueError: another process trains this run, a file is damaged or a folder, or the run is of another recipe.
         """
+        of = self.layout
+        for path in (of.manifest, of.state, of.weights, of.config, of.metrics, of.results):
+            if path.is_dir():
+                raise ValueError(f"{path} is a directory, but a run has a file of that name: remove it")
         self._lease = Lease.acquire(self.path)
         for folder in (self.path, self.layout.state.parent):  # what a killed process left of its commits
             remove_orphans(folder, 0.0, of=WRITTEN)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 TESTED_STRATEGIES = ("auto", "ddp")
 HALVED = ("16-true", "bf16-true")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+ALIASES = ("32", "64", "bf16", "16", "transformer-engine", "transformer-engine-float16")
+"""Other names of them, and precisions of a library of its own, which Fabric takes too."""
+DEVICES = re.compile(r"auto|-1|\d+(,\d+)*,?", re.ASCII)
 
 
 def launch(
@@ -28,7 +34,8 @@ def launch(
     """Start Lightning Fabric, with one process per device.
 
     Args:
-        accelerator: `cpu`, `cuda`, … as in Fabric; `auto` is a CUDA GPU if there is one, else the CPU.
+        accelerator: `cpu`, `cuda`, `gpu`, `mps` or `tpu`, as in Fabric; `auto` is a CUDA GPU if there is one, else the
+            CPU.
         devices: number of devices on each node; by default as many as torchrun or srun started processes, else one.
         strategy: `auto` or `ddp`.
         precision: `32-true`, `64-true`, `bf16-mixed` or `16-mixed`, as in Fabric; densities are computed in full
@@ -36,8 +43,8 @@ def launch(
         nodes: number of nodes; by default as many as torchrun or srun started processes on, else one.
 
     Raises:
-        ValueError: mixvae is not tested with the strategy, Fabric refuses a value, or torchrun or srun started other
-            numbers of processes.
+        ValueError: mixvae is not tested with the strategy, a value is unknown, this machine does not have the
+            accelerator, Fabric refuses a value, or torchrun or srun started other numbers of processes.
 
     Example:
         >>> from mixvae.training import launch
@@ -51,6 +58,8 @@ def launch(
             f"precision {precision} keeps weights and densities in 16 bits, which is too coarse for a likelihood: use "
             f"{str(precision).removesuffix('-true')}-mixed, which computes only products in them"
         )
+    if str(precision) not in (*PRECISIONS, *ALIASES):
+        raise ValueError(f"precision {precision!r} is unknown: choose {_either(PRECISIONS)}")
     if accelerator == "auto":
         accelerator = default_device()
     if accelerator == "cpu" and str(precision).startswith("16"):  # Fabric would compute in bf16-mixed instead
@@ -60,9 +69,14 @@ def launch(
     at_least(1, nodes=nodes)
     if devices == 0:
         raise ValueError("devices must be at least 1, or -1 for all; got 0")
+    if not DEVICES.fullmatch("auto" if devices is None else str(devices)):
+        raise ValueError(
+            f"devices must be a number from 1, auto, -1 for all GPUs, or numbers of GPUs such as 0,1; got {devices!r}"
+        )
     devices, nodes = settled(devices, nodes)
     from lightning_fabric import Fabric
 
+    _check_accelerator(accelerator)
     from mixvae.training._processes import environments, meet
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # every process says that it is one of several
@@ -76,6 +90,28 @@ def launch(
     _check_processes(fabric)
     meet(fabric)
     return fabric
+
+
+def _check_accelerator(name: str) -> None:
+    """Refuse an accelerator that Fabric does not know, or that this machine does not have.
+
+    Raises:
+        ValueError: it is unknown, or not there.
+    """
+    from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
+
+    kinds = {kind: one["accelerator"].is_available() for kind, one in sorted(ACCELERATOR_REGISTRY.items())}
+    kinds["gpu"] = kinds.get("cuda") or kinds.get("mps")
+    if name not in kinds:
+        raise ValueError(f"accelerator {name!r} is unknown: choose {_either(['auto', *sorted(kinds)])}")
+    if not kinds[name]:
+        there = _either(["auto", *(kind for kind, is_there in sorted(kinds.items()) if is_there)])
+        raise ValueError(f"accelerator {name!r} is not to be had on this machine: choose {there}")
+
+
+def _either(names: Sequence[str]) -> str:
+    """Names to choose from."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _check_processes(fabric: Fabric) -> None:
