@@ -1,6 +1,7 @@
 """One training over nodes that share no disk: torchrun and SLURM on loopback, each node with a folder of its own."""
 
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -10,11 +11,12 @@ import time
 import pytest
 import torch
 
+from conftest import refused
 from mixvae._failures import Failed
 from mixvae.cli import main
 from mixvae.files import load_weights
 from mixvae.runs import open_run
-from mixvae.training import launch
+from mixvae.training import _meeting, launch
 from mixvae.training._cluster import Cluster, cluster, requeue
 from mixvae.training._processes import environments
 
@@ -145,6 +147,78 @@ def test_a_node_without_the_run_resumes_from_the_first_one(nodes, monkeypatch):
     assert open_run(nodes[0] / "alone").recipe.sha256 == open_run(nodes[0] / "run").recipe.sha256
 
 
+def test_the_first_node_says_what_is_resumed(nodes, monkeypatch):
+    """A node without the run ended in an error, and the others waited for it; one with another run of that name too."""
+    monkeypatch.chdir(nodes[1])
+    main([*TRAIN, "--training.epochs=1", "--model.components=1"])
+    theirs = (nodes[1] / "run" / "run.json").read_bytes()
+    monkeypatch.chdir(nodes[0])
+    main([*TRAIN, "--training.epochs=2"])
+    words = ["train", "--resume=run", "--training.epochs=4"]
+    (zero, out, err), (one, *silent) = ended(by_slurm(nodes, words))
+    assert (zero, one) == (0, 0), (err, silent)
+    assert out.startswith("run: 4 epochs")
+    assert silent == ["", ""]
+    assert (nodes[1] / "run" / "run.json").read_bytes() == theirs
+    main([*TRAIN, "--out=alone"])
+    assert_close(nodes[0] / "alone", nodes[0] / "run")
+
+
+@pytest.mark.slow
+def test_nodes_of_torchrun_resume_and_extend_what_the_first_has(nodes, monkeypatch):
+    monkeypatch.chdir(nodes[0])
+    main([*TRAIN, "--training.epochs=1"])
+    for words, begins in (
+        (["train", "--resume=run", "--training.epochs=2"], "run: 2 epochs"),
+        (["extend", "run", "--epochs=1", "--out=more"], "more: 1 epoch"),
+    ):
+        (zero, out, err), (one, *silent) = ended(by_torchrun(nodes, words))
+        assert (zero, one) == (0, 0), (err, silent)
+        assert out.startswith(begins)
+        assert silent[0] == ""
+    assert list(nodes[1].iterdir()) == []
+    assert open_run(nodes[0] / "more").load().posterior.components == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [by_slurm, by_torchrun])
+def test_a_run_that_the_first_node_lacks_is_told_by_all(nodes, monkeypatch, start):
+    monkeypatch.chdir(nodes[1])
+    main([*TRAIN, "--training.epochs=1"])
+    begun = time.monotonic()
+    for words in (["train", "--resume=run"], ["extend", "run"]):
+        for status, out, said in ended(start(nodes, words)):
+            assert status == (2 if start is by_slurm else 1)  # torchrun has its own
+            assert out == ""
+            [line] = errors(said)
+            assert line == (
+                f"mixvae: error: run is not a run: it has no run.json; {platform.node()}, the first of 2 nodes, is to "
+                "have it: copy it there, or let a node that has it be the first"
+            )
+    assert time.monotonic() - begun < 240
+    assert list(nodes[0].iterdir()) == []
+
+
+def test_a_place_to_meet_that_is_missing_is_told(in_job, tmp_path, capsys):
+    in_job(TORCHRUN)
+    assert (
+        "the environment variables MASTER_ADDR and MASTER_PORT say where the processes meet, and are not set"
+        in refused(capsys, "train", f"--resume={tmp_path / 'run'}")
+    )
+
+
+def test_a_first_process_that_says_nothing_is_told(in_job, monkeypatch, tmp_path, capsys):
+    """The others waited for half an hour."""
+    in_job(step(1, free_port()))
+    monkeypatch.setattr(_meeting, "WAIT_SECONDS", 1.0)
+    with pytest.raises(SystemExit) as end:
+        main(["train", f"--resume={tmp_path / 'run'}"])
+    assert end.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "the first of 2 processes says nothing at 127.0.0.1:" in line
+    assert "see whether it has ended, and why" in line
+
+
 @pytest.mark.slow
 def test_nodes_without_a_shared_disk_are_requeued_and_resume(nodes, tmp_path, monkeypatch):
     """The second node has neither the run, nor the one that it starts from; only it receives the signal."""
@@ -238,6 +312,8 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "1", "WORLD_SIZE": "
         (TORCHRUN | {"RANK": "7"}, "RANK must be a whole number from 0 to 1; got '7'"),
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_PROCID must be a whole number from 0 to 1; it is not set"),
         (step(0) | {"SLURM_PROCID": "-1"}, "SLURM_PROCID must be a whole number from 0 to 1; got '-1'"),
+        (step(0) | {"MASTER_PORT": "port"}, "MASTER_PORT must be a whole number from 1 to 65535; got 'port'"),
+        (TORCHRUN | {"MASTER_PORT": "65536"}, "MASTER_PORT must be a whole number from 1 to 65535; got '65536'"),
         (step(0) | {"SLURM_STEP_NUM_NODES": "0"}, "SLURM_STEP_NUM_NODES must be a whole number at least 1; got '0'"),
         ({"SLURM_STEP_NUM_TASKS": "abc"}, "SLURM_STEP_NUM_TASKS must be a whole number at least 1; got 'abc'"),
         ({"SLURM_STEP_NUM_TASKS": ""}, "SLURM_STEP_NUM_TASKS must be a whole number at least 1; got ''"),
@@ -284,15 +360,6 @@ def test_numbers_that_contradict_the_starter_are_refused(in_job, started, asked,
     with pytest.raises(ValueError, match=told) as error:
         launch("cpu", **asked)
     assert "\n" not in str(error.value)
-
-
-def test_a_run_to_resume_that_one_node_lacks_is_explained(in_job, tmp_path, capsys):
-    in_job(step(1))
-    with pytest.raises(SystemExit) as end:
-        main(["train", f"--resume={tmp_path / 'run'}"])
-    assert end.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert line.endswith("if the nodes share no disk, give each the command that began it, with --auto-resume")
 
 
 def test_a_job_script_without_srun_is_one_process(in_job):

@@ -239,17 +239,10 @@ def _train_words(words: list[str]) -> tuple[list[str], str]:
 
 def _config_of(run: str) -> str:
     """Configuration of a run to resume, as YAML."""
+    from mixvae.cli.commands import of_first
     from mixvae.runs import open_run
-    from mixvae.training._cluster import cluster
 
-    try:
-        return config.to_yaml(open_run(run).config)
-    except FileNotFoundError as error:
-        if cluster() is None:
-            raise
-        raise ValueError(
-            f"{error}; if the nodes share no disk, give each the command that began it, with --auto-resume"
-        ) from None
+    return of_first(lambda: config.to_yaml(open_run(run).config))
 
 
 def _value(words: list[str], index: int) -> str | None:

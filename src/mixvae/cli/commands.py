@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from mixvae import config
 from mixvae._tables import counted
@@ -26,12 +29,42 @@ def presets() -> None:
     show(table)
 
 
+def of_first(act: Callable[[], Any]) -> Any:
+    """What a function makes of a run: in the first process of several nodes, which alone is to have the run.
+
+    Args:
+        act: reads the run, and returns a value of JSON.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: the first node has none.
+    """
+    from mixvae.training._cluster import cluster
+    from mixvae.training._meeting import told_by_first
+
+    started = cluster()
+
+    def acted() -> Any:
+        try:
+            return act()
+        except FileNotFoundError as error:
+            if started is None or started.nodes == 1:
+                raise
+            raise ValueError(
+                f"{error}; {platform.node()}, the first of {started.nodes} nodes, is to have it: copy it there, or let "
+                "a node that has it be the first"
+            ) from None
+
+    return told_by_first(acted)
+
+
 def train(settings: config.Config, out: str, *, resume: bool) -> None:
     """Train a model, and keep the weights of the epoch that is best on validation."""
     from mixvae import runs
     from mixvae.training._cluster import is_first
 
-    before = runs.open_run(out).epoch if resume and runs.Layout(Path(out)).manifest.exists() else 0
+    resumed = resume and is_first() and runs.Layout(Path(out)).manifest.exists()
+    before = runs.open_run(out).epoch if resumed else 0
     with Terminal() as progress:
         run = runs.train(settings, out, resume=resume, progress=progress)
     if not is_first():
@@ -126,8 +159,9 @@ def extend(
     """
     from mixvae import runs
 
-    opened = runs.open_run(run, data=data_name)
-    settings = runs.extension(opened, components, freeze=names(freeze), epochs=epochs, noise=noise, fresh=fresh)
+    added: dict[str, Any] = {"freeze": names(freeze), "epochs": epochs, "noise": noise, "fresh": fresh}
+    extended = of_first(lambda: asdict(runs.extension(runs.open_run(run, data=data_name), components, **added)))
+    settings = config.from_dict(extended)
     train(settings, out or f"{Path(run)}-S{settings.model.components}", resume=False)
 
 

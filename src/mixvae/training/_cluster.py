@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from mixvae._failures import Failed
 
+LAST_PORT = 65535
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -25,6 +27,11 @@ class Cluster:
     devices: int
     nodes: int
     rank: int
+
+    @property
+    def world(self) -> int:
+        """Processes on all nodes."""
+        return self.devices * self.nodes
 
 
 def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
@@ -53,6 +60,8 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
         even = world % nodes == 0 and "," not in environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     else:
         return None
+    if "MASTER_PORT" in environment:
+        _number(environment, "MASTER_PORT", 1, LAST_PORT + 1)
     if not even:
         raise ValueError(
             f"{found.starter} started {world} processes on {nodes} nodes, not equally many on each: start as many on "

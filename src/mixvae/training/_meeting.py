@@ -1,0 +1,139 @@
+"""What the processes that torchrun or srun started tell each other before they are connected for a training.
+
+How they are connected is a setting of the run, which only the first of them is sure to have. So it is told by the
+server at MASTER_ADDR and MASTER_PORT that connects them afterwards: torchrun's, or one in the first process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from torch import distributed
+
+from mixvae._failures import Failed, said
+from mixvae.training._cluster import Cluster, cluster
+from mixvae.training._processes import environments
+
+WAIT_SECONDS = 600.0
+"""How long to wait for the first process, which may be reading a run on a slow disk."""
+READ_SECONDS = 30.0
+"""How long the first process, if it fails, waits until all others know why."""
+POLL_SECONDS = 0.05
+_STORES: list[Any] = []
+"""The server or its client, kept: the processes will be connected by the same one."""
+_NUMBERS = itertools.count()
+
+
+def told_by_first(act: Callable[[], Any]) -> Any:
+    """What a function returns in the first process, a value of JSON, which all others get.
+
+    A process that was started alone, or by mixvae itself, calls the function.
+
+    Raises:
+        ValueError: the function raised one, or an `OSError`, in the first process: with the same message in all; or the
+            first process cannot be reached.
+        Failed: the first process says nothing.
+    """
+    started = cluster()
+    if started is None:
+        return act()
+    store = _store(started)
+    key = f"mixvae/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_NUMBERS)}"
+    if started.rank > 0:
+        return _listen(store, key, started)
+    try:
+        value = act()
+    except (ValueError, OSError) as error:
+        store.set(key, json.dumps({"error": str(error)}))
+        _wait(lambda: store.add(f"{key}/read", 0) >= started.world - 1, READ_SECONDS)
+        raise
+    store.set(key, json.dumps({"value": value}))
+    return value
+
+
+def _listen(store: Any, key: str, started: Cluster) -> Any:
+    """What the first process tells.
+
+    Raises:
+        ValueError: the first process failed.
+        Failed: it says nothing.
+    """
+    try:
+        if not _wait(lambda: store.check([key]), WAIT_SECONDS):
+            raise _silent(started)
+        told = json.loads(store.get(key))
+        store.add(f"{key}/read", 1)
+    except distributed.DistError:  # the server ended with the process or torchrun that it is part of
+        raise _silent(started) from None
+    if "error" in told:
+        raise ValueError(told["error"])
+    return told["value"]
+
+
+def _silent(started: Cluster) -> Failed:
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return Failed(
+        f"the first of {started.world} processes says nothing at {where}: see whether it has ended, and why, or "
+        "whether it can be reached there"
+    )
+
+
+def _wait(happened: Callable[[], bool], seconds: float) -> bool:
+    """Wait until something happens, so that a signal is heard meanwhile; returns whether it does."""
+    until = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > until:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _store(started: Cluster) -> Any:
+    """The server that connects the processes; the first process begins it unless torchrun has.
+
+    Raises:
+        ValueError: it cannot be begun there.
+        Failed: it cannot be reached.
+    """
+    if not _STORES:
+        for environment in environments():  # SLURM's says where the processes meet
+            os.environ |= {"MASTER_ADDR": environment.main_address, "MASTER_PORT": str(environment.main_port)}
+        address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        if not address or not port:
+            raise ValueError(
+                "the environment variables MASTER_ADDR and MASTER_PORT say where the processes meet, and are not set: "
+                f"start the command by {started.starter}, which sets them, or unset its variables"
+            )
+        begins = started.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        if not begins and not _wait(lambda: _answers(address, int(port)), WAIT_SECONDS):
+            raise _silent(started)
+        try:
+            store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+                address, int(port), is_master=begins, timeout=timedelta(seconds=WAIT_SECONDS), wait_for_workers=False,
+                multi_tenant=True,
+            )  # fmt: skip
+        except distributed.DistError as error:
+            if not begins:
+                raise _silent(started) from None
+            raise ValueError(
+                f"the {started.world} processes cannot meet at {address}:{port} ({said(error)}): give another "
+                "MASTER_PORT"
+            ) from None
+        _STORES.append(store)
+    return _STORES[0]
+
+
+def _answers(address: str, port: int) -> bool:
+    """Whether something listens there; torch itself would say in many lines that nothing does yet."""
+    try:
+        socket.create_connection((address, port), 1.0).close()
+    except OSError:
+        return False
+    return True
