@@ -86,7 +86,7 @@ def worker(**more):
 def nodes_alive():
     script = f"import ray; ray.init('{HEAD}:{PORT}', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    return int(done.stdout or 0)
+    return next((int(line) for line in done.stdout.splitlines() if line.isdigit()), 0)  # Ray may tell of lost nodes too
 
 
 def epoch(folder, name):
