@@ -223,7 +223,7 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path], chunk: int | No
     if missing := sorted(set(range(1, of + 1)) - {shard.number for shard in shards}):
         names = ", ".join(f"{number}/{of}" for number in missing)
         which = f"shard{'s' * (len(missing) > 1)} {names} of {asked.identity.key}"
-        raise ValueError(f"{folder} lacks {which}: {_how(asked, missing[0], of)}")
+        raise ValueError(f"{folder} lacks {which}; evaluate it by {_command(asked, missing[0], of)}")
     shards = sorted(shards, key=lambda shard: shard.number)
     whole = asked.identity
     arrays = {name: np.concatenate([shard.bounds[name] for shard in shards]) for name in ARRAYS}
@@ -274,10 +274,10 @@ def _save(shard: Shard, chunk: int) -> None:
     save_arrays(shard.path, FORMAT, content, shard.bounds)
 
 
-def _how(asked: Request, number: int, of: int) -> str:
-    """What to do about a shard that is not there, or not as it should be."""
+def _command(asked: Request, number: int, of: int) -> str:
+    """How a shard is evaluated, in words."""
     command = shlex.join(["mixvae", "evaluate", str(asked.run.path), "--shard", f"{number}/{of}"])
-    return f"evaluate this shard again: `{command}`, with these settings"
+    return f"`{command}`, with these settings"
 
 
 def _read(path: Path, asked: Request) -> tuple[Shard, int]:
@@ -290,7 +290,7 @@ def _read(path: Path, asked: Request) -> tuple[Shard, int]:
     found = NAMED.search(path.stem)
     assert found is not None
     number, of = map(int, found.groups())
-    again = _how(asked, number, of)
+    again = f"evaluate this shard again: {_command(asked, number, of)}"
     try:
         content = read_manifest(path)
     except OSError as error:
