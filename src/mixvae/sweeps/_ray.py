@@ -22,10 +22,10 @@ from mixvae.progress import Progress
 from mixvae.sweeps import _children as children
 from mixvae.sweeps._attempts import Ended, Started, run_all
 from mixvae.sweeps._tasks import Task
+from mixvae.training._cluster import LAST_PORT
 
 _ADDRESS = re.compile(r"(\[[\da-f:.]+\]|[\w-]{1,63}(?:\.[\w-]{1,63})*\.?):(\d{1,5})", re.ASCII | re.IGNORECASE)
 """Host, which may be an IPv6 address in brackets, and port."""
-LAST_PORT = 65535
 CONNECT_SECONDS = 5.0
 """How long to try to reach the head of a cluster."""
 ANSWER_SECONDS = 30.0
