@@ -23,7 +23,7 @@ from mixvae.reproduce.cells.results import MIXTURE, SCVI_NAME, Job
 from mixvae.reproduce.cells.study import Plan, split
 from mixvae.single_cell import MixtureSCVI, bounds, cortex
 from mixvae.single_cell.recipes import Training
-from mixvae.single_cell.runs import trained
+from mixvae.single_cell.runs import finished, take_weights
 
 JOBS = (Job(SCVI_NAME, 1, 0), Job(MIXTURE, 3, 0))
 DRAWS, EPOCHS = 1000, 200
@@ -37,7 +37,7 @@ def model_of(out, job, cells, parts):
     cls.setup_anndata(cells)
     model = cls(cells, **options)
     training = Training(EPOCHS, SETTINGS.patience, SETTINGS.warmup, SETTINGS.batch, job.seed, parts, "cpu")
-    trained(out / job.name, model, training, "CORTEX")
+    take_weights(model, finished(out / job.name, model, training, "CORTEX"))
     return model
 
 
