@@ -1,4 +1,4 @@
-"""The fused optimisers make the steps that scvi-tools' make."""
+"""The fused optimisers make the steps that scvi-tools' make; several draws per step are drawn and averaged."""
 
 import pytest
 import scvi
@@ -35,3 +35,19 @@ def test_a_fused_optimiser_makes_scvis_steps(cells, case, optimizer, monkeypatch
     assert (fused.defaults["fused"], plain.defaults["fused"]) == (True, None)
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_several_draws_per_step_are_decoded_and_averaged(cells, monkeypatch):
+    model = make(cells, n_components=2, epochs=0)
+    decoded, inner = [], model.module.generative
+
+    def generative(z, *args, **kwargs):
+        decoded.append(len(z))
+        return inner(z, *args, **kwargs)
+
+    monkeypatch.setattr(model.module, "generative", generative)
+    plan = {"draws_per_component": 3}
+    model.train(1, train_size=0.5, batch_size=30, plan_kwargs=plan, **QUIET)
+    assert set(decoded) == {30 * 2 * 3}, "cells, components, draws"
+    with pytest.raises(ValueError, match="draws_per_component must be at least 1; got 0"):
+        make(cells, epochs=0).train(1, plan_kwargs={"draws_per_component": 0}, **QUIET)

@@ -2,18 +2,21 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mixvae import cli
+from mixvae.evaluation import Gain
 from mixvae.files import read_json, write_json
 from mixvae.progress import Silent
 from mixvae.reports import between_trainings, student
 from mixvae.reproduce import EXPERIMENTS
 from mixvae.reproduce.cells import integration, study
-from mixvae.reproduce.cells.results import integration_table, table
+from mixvae.reproduce.cells.plan import still
+from mixvae.reproduce.cells.results import integration_table, table, unchanged
 from mixvae.reproduce.findings import Changes
 from mixvae.runs import evaluation_of, open_run
 from mixvae.single_cell import runs
@@ -99,6 +102,40 @@ def test_study_compares_models_between_trainings_and_resumes(studied, typed, unt
     again = study.run(folder, JOBS, **SETTINGS, data=typed.copy())
     assert [made.results for made in again] == [made.results for made in results]
     assert files(folder) == before
+
+
+def test_a_frozen_decoder_is_held_against_its_own_seeds_scvi(studied):
+    by_job = dict(zip(JOBS, studied[1], strict=True))
+    frozen, before = by_job[study.Job("frozen", 2, 0)], by_job[study.Job("scvi", 1, 0)]
+    each = frozen.bounds["log_px"] - before.bounds["log_px"]
+    ((size, change),) = unchanged(studied[1])
+    assert size == 2
+    assert change == pytest.approx((each.mean(), each.std(ddof=1) / np.sqrt(len(each))))
+    assert [v.holds for v in still([(2, Gain(0.02, 0.01)), (3, Gain(-0.022, 0.01))])] == [True]
+    assert [v.holds for v in still([(2, Gain(0.0, 0.01)), (3, Gain(-0.023, 0.01))])] == [False]
+    assert still([]) == []
+
+
+def test_models_of_equal_draws_are_trained_apart_and_contrasted(tmp_path, monkeypatch, typed):
+    monkeypatch.setattr(study, "trial", lambda cells: typed.copy())
+    plan = replace(EXPERIMENTS["cortex"].scales["smoke"], frozen=(), sizes=(3,), unnormalised=())
+    plan = replace(plan, drawn={"mixture": (3,)}, settings={**plan.settings, "epochs": 1})
+    found = plan.carry_out(tmp_path, runner=None, progress=Silent())
+    recipes = [open_run(tmp_path / f"mixture-S1-L3-seed{seed}").recipe.identity for seed in (0, 1)]
+    assert [recipe["training"]["draws_per_component"] for recipe in recipes] == [3, 3]
+    assert "draws_per_component" not in open_run(tmp_path / "mixture-S3-seed0").recipe.identity["training"]
+    rows = {row["model"]: row for row in found.table if row["model"] != "samples"}
+    assert {name: row["draws_per_step"] for name, row in rows.items()} == {
+        "scvi": 1, "mixture": 3, "mixture, 3 draws": 3
+    }  # fmt: skip
+    assert rows["mixture"]["posterior_gain"] == pytest.approx(
+        rows["mixture"]["elbo_gain"] - rows["mixture"]["log_px_gain"]
+    )
+    assert rows["scvi"]["marginal_ll"] == pytest.approx(rows["scvi"]["pooled"], abs=10), "by other draws"
+    first = found.contrasts[0]
+    assert (first["kind"], first["contrast"]) == ("primary", "mixture S = 3 over mixture, 3 draws S = 1")
+    assert first["difference"] == pytest.approx(rows["mixture"]["log_px"] - rows["mixture, 3 draws"]["log_px"])
+    assert any("unequal draws" in note for note in found.notes), "SCVI takes one"
 
 
 def test_every_study_model_is_a_run_with_its_own_evaluation(studied):

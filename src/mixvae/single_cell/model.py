@@ -21,7 +21,7 @@ from mixvae.single_cell.data import check_setup
 from mixvae.single_cell.loading import DataSplitter
 from mixvae.single_cell.minifying import Minifying
 from mixvae.single_cell.module import MixtureModule
-from mixvae.single_cell.plans import FusedTrainingPlan
+from mixvae.single_cell.plans import MixtureTrainingPlan
 from mixvae.single_cell.priors import begins_as_cells
 
 LONGEST_WARMUP = 400
@@ -80,7 +80,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
 
     _module_cls = MixtureModule
     _data_splitter_cls = DataSplitter
-    _training_plan_cls = FusedTrainingPlan
+    _training_plan_cls = MixtureTrainingPlan
     becomes_mixture = False
     """Whether it is becoming another model with all of its encoders."""
 

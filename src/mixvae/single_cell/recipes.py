@@ -46,6 +46,7 @@ class Training:
         split: indices of the cells to train on, to validate on and to hold out; scvi-tools' 90 % and 10 % by default.
         accelerator: the device, as in Lightning.
         processes: how many train together, each on its share of every batch.
+        draws_per_component: draws from each encoder per cell and step, which only mixtures take.
 
     Raises:
         ValueError: a number is out of range.
@@ -59,12 +60,14 @@ class Training:
     split: Indices | None = None
     accelerator: str = "auto"
     processes: int = 1
+    draws_per_component: int = 1
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, patience=self.patience, batch=self.batch, processes=self.processes)
         if self.batch % self.processes:
             raise ValueError(f"a batch of {self.batch} cells cannot be shared out to {self.processes} processes evenly")
         at_least(0, warmup=self.warmup)
+        at_least(1, draws_per_component=self.draws_per_component)
         check_seed(self.seed)
 
     @property
@@ -90,6 +93,7 @@ class Training:
             "monitor": MONITOR,
             "weights": "last epoch",
             **({"processes": self.processes} if self.processes > 1 else {}),  # each normalises over its own share
+            **({"draws_per_component": self.draws_per_component} if self.draws_per_component > 1 else {}),
         }
 
 

@@ -151,6 +151,9 @@ def _over(row: Mapping[str, Any], training: Training) -> bool:
 def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None, fabric: Fabric) -> None:
     """Train by Lightning, from the bytes of a checkpoint if there is one."""
     with TemporaryDirectory(prefix="mixvae-") as folder:
+        plan: dict[str, Any] = {**OPTIMIZER, "n_epochs_kl_warmup": training.warmup}
+        if training.draws_per_component > 1:
+            plan["draws_per_component"] = training.draws_per_component
         options: dict[str, Any] = {"plugins": environments("lightning.fabric")}
         if training.processes > 1:  # parts of SCVI have no gradient, such as the encoder of an observed library size
             nodes = nodes_of(fabric)
@@ -170,7 +173,7 @@ def _train(model: SCVI, training: Training, epochs: _Epochs, state: bytes | None
             check_val_every_n_epoch=1,
             enable_progress_bar=False,
             enable_model_summary=False,
-            plan_kwargs={**OPTIMIZER, "n_epochs_kl_warmup": training.warmup},
+            plan_kwargs=plan,
             callbacks=[epochs],
             **options,
         )

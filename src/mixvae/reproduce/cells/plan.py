@@ -6,20 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from mixvae import figures
 from mixvae._tables import Row
+from mixvae.evaluation import Gain
 from mixvae.progress import Progress
-from mixvae.reports import Column
-from mixvae.reproduce.findings import Changes, Findings, Gap, judge, unknown
+from mixvae.reports import LEVEL, Column
+from mixvae.reproduce.contrasts import Question, contrast_rows, unequal_draws, verdicts
+from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge, unknown
 from mixvae.sweeps import Runner
 
 KINDS = ("scvi", "mixture", "frozen", "nobatchnorm")
 """Kinds of models."""
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
 """The scores of scib-metrics that are shown first; the higher the better."""
-MARGIN = "± half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
+MARGIN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Cells:
         unnormalised: numbers of components of mixtures without BatchNorm.
         seeds: seeds of every model.
         more_seeds: further seeds of SCVI and of mixtures of one and three.
+        drawn: numbers of draws per step of one encoder, by kind of model, for mixtures of as many components.
+        questions: claims that are decided by contrasts; those of the paper by default.
         settings: settings of training and evaluation, the arguments of `mixvae.reproduce.cells.study.Plan`.
         cells: use this many PBMC cells instead of CORTEX, for a trial.
         cost: how long it takes, in words.
@@ -42,6 +47,8 @@ class Cells:
     unnormalised: Sequence[int] = ()
     seeds: Sequence[int] = (0, 1, 2)
     more_seeds: Sequence[int] = ()
+    drawn: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    questions: Sequence[Question] = ()
     settings: Mapping[str, int] = field(default_factory=dict)
     cells: int | None = None
     cost: str = ""
@@ -52,14 +59,21 @@ class Cells:
         Column("model", "model"),
         Column("S", "size", digits=0),
         Column("seeds", "seeds", digits=0),
-        *(Column(t, k, f"{k}_margin", 1, f"nats per held-out cell; {MARGIN}", trust=k) for k, t in likelihoods.items()),
-        *(Column(f"gain of {t}", f"{k}_gain", f"{k}_gain_margin", 1, f"over SCVI, nats; {MARGIN}", signed=True,
+        Column("draws per step", "draws_per_step", digits=0, about="decoder evaluations per cell and step S·L"),
+        *(Column(t, k, f"{k}_margin", 1, "nats per held-out cell", error_about=MARGIN, trust=k)
+          for k, t in likelihoods.items()),
+        Column("marginal_ll", "marginal_ll", "marginal_ll_margin", 1,
+               "of scvi-tools' own method, by as many draws, nats per held-out cell", error_about=MARGIN),
+        *(Column(f"gain of {t}", f"{k}_gain", f"{k}_gain_margin", 1, "over SCVI, nats", error_about=MARGIN, signed=True,
                  trust=f"{k}_gain") for k, t in likelihoods.items()),
+        Column("of it posterior", "posterior_gain", "posterior_gain_margin", 1,
+               "gain of the ELBO less that of log p(x), −ΔKL(q(z|x) ‖ p(z|x)), nats", error_about=MARGIN, signed=True),
         Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
         Column("effective S", "effective"),
-        *(Column(title, key, f"{key}_margin", 3, MARGIN) for key, title in scores.items()),
-        Column("gain, finer types", "svm_precise_gain", "svm_precise_gain_margin", 3, f"of the SVM over SCVI; {MARGIN}",
-               signed=True),
+        *(Column(title, key, f"{key}_margin", 3, error_about=MARGIN) for key, title in scores.items()),
+        Column("gain, finer types", "svm_precise_gain", "svm_precise_gain_margin", 3, "of the SVM over SCVI",
+               error_about=MARGIN, signed=True),
+        Column("seconds", "seconds", digits=0, about="of one training, median"),
     )  # fmt: skip
 
     def changed(self, changes: Changes) -> Cells:
@@ -77,7 +91,8 @@ class Cells:
             if model not in KINDS:
                 raise unknown("model", model, KINDS)
         kept = {"sizes": "mixture", "frozen": "frozen", "unnormalised": "nobatchnorm"}
-        return replace(plan, **{name: () for name, kind in kept.items() if kind not in changes.models})
+        plan = replace(plan, **{name: () for name, kind in kept.items() if kind not in changes.models})
+        return replace(plan, drawn={kind: n for kind, n in self.drawn.items() if kind in changes.models})
 
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
@@ -87,14 +102,15 @@ class Cells:
         """
         del runner
         study = _study()
-        from mixvae.reproduce.cells.results import table
+        from mixvae.reproduce.cells.results import compared, table, unchanged
 
         plan = asdict(study.Plan(**self.settings))
         data = None if self.cells is None else study.trial(self.cells)
-        listed = study.jobs(
-            self.seeds, self.more_seeds, sizes=self.sizes, frozen=self.frozen, unnormalised=self.unnormalised
-        )
-        results = study.run(out, listed, **plan, data=data, progress=progress)
+        jobs = study.jobs(
+            self.seeds, self.more_seeds, sizes=self.sizes, frozen=self.frozen, unnormalised=self.unnormalised,
+            drawn=self.drawn,
+        )  # fmt: skip
+        results = study.run(out, jobs, **plan, data=data, progress=progress)
         rows = table(results)
         shown, what = ("log_px", "log p(x)") if any("log_px_gain" in row for row in rows) else ("elbo", "the ELBO")
         named = [
@@ -108,7 +124,16 @@ class Cells:
         notes = []
         if results[0].identity.legacy:
             notes.append(f"The results in {out} are legacy: there is no record of the data they were made from.")
-        return Findings(self.columns, rows, self._verdicts(rows), drawn, notes=notes)
+        if not self.questions:
+            return Findings(self.columns, rows, self._verdicts(rows), drawn, notes=notes)
+        draws = {(row["model"], row["size"]): row["draws_per_step"] for row in rows if "draws_per_step" in row}
+        pairs = [[pair for pair in question.pairs if draws.keys() >= set(pair)] for question in self.questions]
+        asked = [replace(q, pairs=kept) for q, kept in zip(self.questions, pairs, strict=True) if kept]
+        contrasts = contrast_rows(asked, compared(results), draws)
+        judged = [*verdicts(asked, contrasts), *still(unchanged(results))]
+        notes += unequal_draws([pair for question in asked for pair in question.pairs], draws)
+        listed = [row for each in contrasts for row in each]
+        return Findings(self.columns, rows, judged, drawn, notes=notes, contrasts=listed)
 
     def _verdicts(self, rows: Sequence[Row]) -> list[Any]:
         """The claims about mixtures of several components, if there are any."""
@@ -180,9 +205,9 @@ class Integration:
             Column("model", "model"),
             Column("S", "size", digits=0),
             Column("seeds", "seeds", digits=0),
-            *(Column(name, name, f"{name}_margin", 3, f"of scib-metrics, the higher the better; {MARGIN}")
+            *(Column(name, name, f"{name}_margin", 3, "of scib-metrics, the higher the better", error_about=MARGIN)
               for name in scores),
-            Column("gain of Total", "Total_gain", "Total_gain_margin", 3, f"over SCVI; {MARGIN}", signed=True),
+            Column("gain of Total", "Total_gain", "Total_gain_margin", 3, "over SCVI", error_about=MARGIN, signed=True),
         )  # fmt: skip
         gaps = [_gain(row, "Total") for row in rows if "Total_gain" in row]
         claim = "Mixtures integrate two batches better than SCVI (Total of scib-metrics)."
@@ -201,6 +226,23 @@ def _study() -> Any:
     except ImportError:
         raise ValueError("single cells need the extra scvi: pip install 'mixvae[scvi]'") from None
     return study
+
+
+def still(changes: Sequence[tuple[int, Gain]]) -> list[Verdict]:
+    """The null test: a frozen decoder leaves log p(x) as it is, whatever the encoders, so that a change is an error.
+
+    It fails where a change exceeds the Monte-Carlo error by Bonferroni's 5 %.
+
+    Args:
+        changes: changes of log p(x) by S, with their Monte-Carlo standard errors.
+    """
+    if not changes:
+        return []
+    margin = NormalDist().inv_cdf(1 - LEVEL / (2 * len(changes)))
+    listed = "; ".join(f"S = {size}: {change.mean:+.3f} ± {margin * change.se:.3f}" for size, change in changes)
+    holds = all(abs(change.mean) <= margin * change.se for _, change in changes)
+    claim = "A frozen decoder leaves log p(x) as it is, within Monte-Carlo errors: all gains are the posterior's."
+    return [Verdict(claim, holds, listed)]
 
 
 def _gain(row: Row, metric: str) -> Gap:

@@ -23,7 +23,7 @@ STANDARD = "mixture"
 PRIORS = {STANDARD: "standard normal", "gaussian_mixture": "Gaussian mixture", "vamp": "VampPrior"}
 """Names of the priors by the kind of model."""
 BOUNDS = {"log_px": "log p(x)", "elbo": "ELBO"}
-MARGIN = "± half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
+MARGIN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class Priors:
         Column("prior", "prior"),
         Column("S", "size", digits=0),
         Column("seeds", "seeds", digits=0),
-        *(Column(t, k, f"{k}_margin", 2, f"nats per held-out cell; {MARGIN}", trust=k) for k, t in BOUNDS.items()),
+        *(Column(t, k, f"{k}_margin", 2, "nats per held-out cell", error_about=MARGIN, trust=k)
+          for k, t in BOUNDS.items()),
         *(Column(f"Δ {t}", f"{k}_change", f"{k}_change_margin", 2,
-                 f"over the standard normal prior and as many components, nats; {MARGIN}", signed=True,
+                 "over the standard normal prior and as many components, nats", error_about=MARGIN, signed=True,
                  trust=f"{k}_change") for k, t in BOUNDS.items()),
         Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
         Column("seconds", "seconds", digits=0, about="of one training, median"),

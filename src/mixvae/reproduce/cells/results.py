@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 from anndata import AnnData
 
 from mixvae._tables import Row
-from mixvae.evaluation import Evaluation, Identity, mismatch
+from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
-from mixvae.reports import between_trainings, student, trust
+from mixvae.reports import BetweenTrainings, between_trainings, student, trust
 
 SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
 Key = tuple[str, int]
@@ -26,16 +26,34 @@ LEGACY_BATCH = 128
 
 @dataclass(frozen=True)
 class Job:
-    """One model to train: a kind, a number of components, a seed."""
+    """One model to train: a kind, a number of components, a seed, and draws from each component per step."""
 
     kind: str
     components: int
     seed: int
+    draws: int = 1
 
     @property
     def name(self) -> str:
         """Name of its run directory."""
-        return f"{self.kind}-S{self.components}-seed{self.seed}"
+        drawn = "" if self.draws == 1 else f"-L{self.draws}"
+        return f"{self.kind}-S{self.components}{drawn}-seed{self.seed}"
+
+    @property
+    def key(self) -> Key:
+        """What it is in tables: its kind, with its draws if they are several, and its number of components."""
+        return named_by_draws(self.kind, self.draws), self.components
+
+
+def named_by_draws(kind: str, draws: int) -> str:
+    """A kind of model whose training takes so many draws from each component.
+
+    Example:
+        >>> from mixvae.reproduce.cells.results import named_by_draws
+        >>> named_by_draws("mixture", 1), named_by_draws("mixture", 3)
+        ('mixture', 'mixture, 3 draws')
+    """
+    return kind if draws == 1 else f"{kind}, {draws} draws"
 
 
 def labels_sha256(adata: AnnData, keys: Sequence[str]) -> str:
@@ -74,7 +92,7 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
         content = read_json(path)
         try:
             check(path, content)
-            if {name: content[name] for name in asdict(job)} != asdict(job):
+            if Job(**{name: content[name] for name in ("kind", "components", "seed")}) != job:
                 raise ValueError(f"{path} is not of the model that its name says")
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no result of this experiment: {error!r}; restore it from a copy") from None
@@ -115,57 +133,122 @@ def legacy_evaluation(content: Mapping[str, Any]) -> Evaluation:
 def table(results: Sequence[Evaluation]) -> list[Row]:
     """One row per model and S: means over trainings, and gains over SCVI, each with the margin of its 95 % interval.
 
-    Models are compared by `between_trainings`. Samples of SCVI's encoder side by side are of SCVI's own trainings, so
-    that their gains over it are paired, and their scores don't count as further trainings.
+    Models are compared by `compared`. Samples of SCVI's encoder side by side are of SCVI's own trainings, so that their
+    gains over it are paired, and their scores don't count as further trainings.
+
+    Raises:
+        ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
+    """
+    scored = _scored(results)
+    made: dict[Key, list[Mapping[str, Any]]] = {key: [] for key in scored}
+    for result in results:
+        made[_job(result).key].append(result.results)
+    rows: dict[Key, Row] = {}
+    for key in sorted(scored):
+        rows[key] = {"model": key[0], "size": key[1], "seeds": len(scored[key])}
+        if own := made[key]:
+            rows[key]["seconds"] = float(np.median([one["seconds"] for one in own]))
+            rows[key]["draws_per_step"] = Job(**own[0]["job"]).draws * key[1]
+        rows[key] |= trust(made[key], "log_px") | trust(made[key] + made[BASELINE], "log_px_gain")
+    between = _compared(scored)
+    for metric in _metrics(scored):
+        for key, own in _having(metric, scored).items():
+            row = rows[key]
+            row[metric] = float(np.mean([*own.values()]))
+            if key[0] != RIVAL:
+                row[f"{metric}_margin"] = between[metric].margin(key)
+                row[f"{metric}_homogeneity"] = between[metric].homogeneity
+                if key != BASELINE and BASELINE in between[metric].means:
+                    gain = between[metric].difference(key, BASELINE)
+                    row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
+            else:
+                row[f"{metric}_margin"] = _mean([*own.values()])[1]
+                paired = [value - scored[BASELINE][seed][metric] for seed, value in own.items()]
+                row[f"{metric}_gain"], row[f"{metric}_gain_margin"] = _mean(paired)
+    return list(rows.values())
+
+
+def compared(results: Sequence[Evaluation]) -> dict[str, BetweenTrainings[Key]]:
+    """Trainings of all models, by bound or score; all but samples side by side, which have no trainings of their own.
+
+    Raises:
+        ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
+    """
+    return _compared(_scored(results))
+
+
+def unchanged(results: Sequence[Evaluation]) -> list[tuple[int, Gain]]:
+    """How far log p(x) under a frozen decoder differs from that under SCVI's own training of it, by S.
+
+    The decoder is the same, and so is log p(x) of every cell: differences are errors of the estimates, and the standard
+    error over cells is their Monte-Carlo error. Means over seeds.
+    """
+    before = {_job(one).seed: one for one in results if _job(one).key == BASELINE}
+    each: dict[int, list[Gain]] = {}
+    for result in results:
+        if (job := _job(result)).kind == FROZEN and "log_px" in result.bounds:
+            each.setdefault(job.components, []).append(paired_gain(result, before[job.seed]))
+    return [
+        (size, Gain(float(np.mean([g.mean for g in gains])), math.hypot(*(g.se for g in gains)) / len(gains)))
+        for size, gains in sorted(each.items())
+    ]
+
+
+def _job(result: Evaluation) -> Job:
+    return Job(**result["job"])
+
+
+Scored = Mapping[Key, Mapping[int, Mapping[str, float]]]
+"""Bounds and scores by model and seed."""
+
+
+def _scored(results: Sequence[Evaluation]) -> Scored:
+    """What was measured of every training, and of samples of SCVI's encoder.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
     """
     scored: dict[Key, dict[int, dict[str, float]]] = {}
-    made: dict[Key, list[Mapping[str, Any]]] = {}
     for result in results:
         if reason := mismatch(result.identity, results[0].identity):
             raise ValueError(f"one table needs the same cells; these results are of {reason}")
-        job = result["job"]
+        job = _job(result)
         for name, scores in result["representation"].items():
             samples = name.startswith(RIVAL)
-            key = (RIVAL, int(name[-1])) if samples else (name, job["components"])
-            scored.setdefault(key, {})[job["seed"]] = scores | ({} if samples else _bounds(result))
-            made.setdefault(key, []).append(result.results)
+            key = (RIVAL, int(name[-1])) if samples else job.key
+            scored.setdefault(key, {})[job.seed] = scores | ({} if samples else _bounds(result))
     if BASELINE not in scored:
         raise ValueError(f"gains are over SCVI, which is missing: add {Job(SCVI_NAME, 1, 0).name}")
-    rows: dict[Key, Row] = {}
-    for key in sorted(scored):
-        rows[key] = {"model": key[0], "size": key[1], "seeds": len(scored[key])}
-        rows[key] |= trust(made[key], "log_px") | trust(made[key] + made[BASELINE], "log_px_gain")
-    for metric in dict.fromkeys(name for by_seed in scored.values() for one in by_seed.values() for name in one):
-        has = {key: {seed: one[metric] for seed, one in scored[key].items() if metric in one} for key in scored}
-        between = between_trainings({k: [*own.values()] for k, own in has.items() if own and k[0] != RIVAL})
-        for key, own in has.items():
-            if not own:
-                continue
-            row = rows[key]
-            row[metric] = float(np.mean([*own.values()]))
-            if key[0] != RIVAL:
-                row[f"{metric}_margin"] = between.margin(key)
-                row[f"{metric}_homogeneity"] = between.homogeneity
-                if key != BASELINE and BASELINE in between.means:
-                    gain = between.difference(key, BASELINE)
-                    row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
-            else:
-                row[f"{metric}_margin"] = _mean([*own.values()])[1]
-                paired = [value - has[BASELINE][seed] for seed, value in own.items()]
-                row[f"{metric}_gain"], row[f"{metric}_gain_margin"] = _mean(paired)
-    return list(rows.values())
+    return scored
+
+
+def _metrics(scored: Scored) -> list[str]:
+    """Names of all bounds and scores."""
+    return list(dict.fromkeys(name for by_seed in scored.values() for one in by_seed.values() for name in one))
+
+
+def _having(metric: str, scored: Scored) -> dict[Key, dict[int, float]]:
+    """Values of a metric by model and seed, of the models that have it."""
+    has = {key: {seed: one[metric] for seed, one in own.items() if metric in one} for key, own in scored.items()}
+    return {key: own for key, own in has.items() if own}
+
+
+def _compared(scored: Scored) -> dict[str, BetweenTrainings[Key]]:
+    return {
+        metric: between_trainings({k: [*own.values()] for k, own in _having(metric, scored).items() if k[0] != RIVAL})
+        for metric in _metrics(scored)
+    }
 
 
 def _bounds(result: Evaluation) -> dict[str, float]:
     """What is compared of a model's likelihood; legacy results have no refined one."""
     values = {"elbo": result["elbo"], "miselbo": -result["nll_miselbo"], "pooled": -result["nll_pooled"]}
     if "log_px" in result.bounds:
-        values |= {"log_px": -result["nll"]}
+        values |= {"log_px": -result["nll"], "posterior": result["elbo"] + result["nll"]}
         if result["pareto_k_unreliable"] is not None:  # as it is of few draws
             values |= {"unreliable": result["pareto_k_unreliable"]}
+    if "marginal_ll" in result.results:
+        values |= {"marginal_ll": result["marginal_ll"]}
     return values | {"effective": result["effective_components"], "epochs": float(result["epochs"])}
 
 

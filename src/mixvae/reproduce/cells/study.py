@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,7 @@ def jobs(
     sizes: Sequence[int] = (1, 2, 3, 4, 5),
     frozen: Sequence[int] = (2, 3, 4, 5),
     unnormalised: Sequence[int] = (1, 3),
+    drawn: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> list[Job]:
     """Models of the experiment, including SCVI with every seed.
 
@@ -101,6 +103,7 @@ def jobs(
         sizes: numbers of components S of mixtures.
         frozen: numbers of components of mixtures with SCVI's decoder, frozen.
         unnormalised: numbers of components of mixtures without BatchNorm.
+        drawn: for these kinds, numbers of draws per step of one encoder.
     """
     listed = []
     for seed in (*seeds, *more_seeds):
@@ -108,7 +111,8 @@ def jobs(
         listed += [Job(SCVI_NAME, 1, seed)]
         listed += [Job(MIXTURE, s, seed) for s in sizes if every or s in COMPARED]
         listed += [Job(FROZEN, s, seed) for s in frozen if every]
-    return listed + [Job(UNNORMALISED, s, seed) for seed in seeds for s in unnormalised]
+    listed += [Job(UNNORMALISED, s, seed) for seed in seeds for s in unnormalised]
+    return listed + [Job(kind, 1, seed, n) for seed in seeds for kind, numbers in drawn.items() for n in numbers]
 
 
 def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,7 +207,10 @@ class _Study:
         """
         plan = self.plan
         model, start = self._new(job)
-        training = Training(plan.epochs, plan.patience, plan.warmup, plan.batch, job.seed, self.split, "cpu")
+        each = job.draws
+        training = Training(
+            plan.epochs, plan.patience, plan.warmup, plan.batch, job.seed, self.split, "cpu", draws_per_component=each
+        )
         run = finished(self.out / job.name, model, training, self.source, start)
         if run.has_weights:  # results may come without
             take_weights(model, run)
@@ -270,21 +277,31 @@ class _Study:
             samples = [mixture.get_latent_representation(give_mean=False) for _ in range(5)]
             features |= {f"{RIVAL}{n}": np.concatenate(samples[:n], -1) for n in (1, 2, 3, 4, 5)}
         train, _, test = self.split
-        results = estimate.summary() | {
-            "job": asdict(job),
-            "settings": asdict(self.plan),
-            "representation": {name: _scores(values, self.adata, train, test) for name, values in features.items()},
-            "data": self.source,
-            "split": identity.split,
-            "data_sha256": identity.data,
-            "weights_sha256": identity.weights,
-            "recipe_sha256": identity.recipe,
-            "proposal": identity.proposal,
-            "epochs": run.epoch,
-            "best_epoch": run.manifest["progress"]["best_epoch"],
-            "seconds": run.manifest["progress"]["seconds"],
-            "legacy": False,
-        }
+        own: dict[str, Any] = {}
+        if job.kind == SCVI_NAME:  # in the words and by the draws of scvi-tools
+            values = model.get_marginal_ll(
+                indices=self.split[2], n_mc_samples=self.plan.total_draws, batch_size=128, return_mean=False
+            )
+            own["marginal_ll"] = float(np.mean(np.asarray(values, dtype=float)))
+        results = (
+            estimate.summary()
+            | own
+            | {
+                "job": asdict(job),
+                "settings": asdict(self.plan),
+                "representation": {name: _scores(values, self.adata, train, test) for name, values in features.items()},
+                "data": self.source,
+                "split": identity.split,
+                "data_sha256": identity.data,
+                "weights_sha256": identity.weights,
+                "recipe_sha256": identity.recipe,
+                "proposal": identity.proposal,
+                "epochs": run.epoch,
+                "best_epoch": run.manifest["progress"]["best_epoch"],
+                "seconds": run.manifest["progress"]["seconds"],
+                "legacy": False,
+            }
+        )
         return Evaluation(identity, estimate.arrays(), results)
 
 

@@ -1,0 +1,29 @@
+"""Cells at equal draws per step: what is trained, and the claims that decide whether a mixture helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mixvae.reproduce.cells.plan import Cells
+from mixvae.reproduce.contrasts import Question
+
+
+def cortex(sizes: Sequence[int], unnormalised: int, **rest: Any) -> Cells:
+    """Mixtures of cells against one encoder with as many draws per step, and against scvi-tools' SCVI with one."""
+    plain, without = "mixture", "nobatchnorm"
+    equal = [((plain, s), (f"{plain}, {s} draws", 1)) for s in sizes if s > 1 and s % 2]
+    free = [((without, unnormalised), (f"{without}, {unnormalised} draws", 1))]
+    over_scvi = [((plain, s), ("scvi", 1)) for s in sizes if s > 1]
+    questions = [
+        *(Question(f"{many[1]} encoders are better than one with as many draws.", [(many, one)], primary=True)
+          for many, one in equal),
+        Question(f"Without BatchNorm {unnormalised} encoders are better than one with as many draws.", free,
+                 primary=True),
+        Question("Mixtures are better than scvi-tools' SCVI, which has one draw per step.", over_scvi),
+        Question("Mixtures have a better ELBO than scvi-tools' SCVI.", over_scvi, "elbo"),
+        Question("Clusters agree better with the types (ARI).", equal, "ari"),
+        Question("Finer types are classified better.", equal, "svm_precise"),
+    ]  # fmt: skip
+    drawn = {plain: [s for (_, s), _ in equal], without: [unnormalised]}
+    return Cells(sizes, unnormalised=(unnormalised,), drawn=drawn, questions=questions, **rest)
