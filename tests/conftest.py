@@ -67,8 +67,12 @@ class MyEncoder(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _as_if_alone():
+    """The same seed and number of threads for every test: numba, which scanpy uses, changes those of torch."""
+    threads = torch.get_num_threads()
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
