@@ -20,6 +20,8 @@ def cortex(sizes: Sequence[int], unnormalised: int, **rest: Any) -> Cells:
           for many, one in equal),
         Question(f"Without BatchNorm {unnormalised} encoders are better than one with as many draws.", free,
                  primary=True),
+        Question("Several encoders have a better ELBO than one with as many draws.", [*equal, *free], "elbo"),
+        Question("Their posterior is nearer to the true one, in −KL(q(z|x) ‖ p(z|x)).", [*equal, *free], "posterior"),
         Question("Mixtures are better than scvi-tools' SCVI, which has one draw per step.", over_scvi),
         Question("Mixtures have a better ELBO than scvi-tools' SCVI.", over_scvi, "elbo"),
         Question("Clusters agree better with the types (ARI).", equal, "ari"),
