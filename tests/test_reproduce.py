@@ -41,7 +41,7 @@ TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["pa
 def test_every_row_of_the_paper_is_there_at_three_scales():
     assert set(EXPERIMENTS) == {
         "toys", "mnist", "fashion_mnist", "cifar10", "big_iwae", "single_cell", "cortex", "integration", "labels",
-        "cell_priors", "latents", "ablation", *EQUAL, *MEANS,
+        "cell_priors", "latents", "ablation", "draws", *EQUAL, *MEANS,
     }  # fmt: skip
     assert all(list(e.scales) == ["smoke", "small", "paper"] for e in EXPERIMENTS.values())
     assert all(plan.cost for e in EXPERIMENTS.values() for plan in e.scales.values())

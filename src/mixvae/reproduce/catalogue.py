@@ -7,7 +7,7 @@ from typing import Any
 
 from mixvae.reproduce.cells import Cells, Integration, Labels, Priors, cortex
 from mixvae.reproduce.contrasts import Question
-from mixvae.reproduce.equal import EQUAL, FIVE, LAST, shared
+from mixvae.reproduce.equal import EQUAL, FIVE, LAST, SMOKE, shared
 from mixvae.reproduce.findings import Experiment
 from mixvae.reproduce.means import MEANS
 from mixvae.reproduce.toys import Toys
@@ -143,6 +143,32 @@ def _parts(hidden: Sequence[int], flow: Sequence[int], pseudo_inputs: int) -> di
         },
         "vamp": {"model.prior": {"class_path": "VampPrior", "pseudo_inputs": pseudo_inputs}},
     }
+
+
+def _draws(size: int, more: int, preset: str, **rest: Any) -> Trainings:
+    """One encoder with a few draws per step, the paper's mixture with one draw of each, and both bounds."""
+
+    def named(bound: str, draws: int) -> str:
+        return f"{bound}, {draws} {'draw' if draws == 1 else 'draws'} of each"
+
+    few, some, many = (named("elbo", draws) for draws in (1, size, more))
+    one = (few, 1)
+    variants = [Variant(few, s, preset, shared(s, s), one) for s in (1, size)]
+    variants += [Variant(name, 1, preset, shared(n, 1), one) for name, n in ((some, size), (many, more))]
+    iwae = {draws: named("iwae", draws) for draws in (size, more)}
+    variants += [
+        Variant(name, 1, preset, shared(n, 1, **{"training.bound": "pooled"}), one) for n, name in iwae.items()
+    ]
+    questions = [
+        Question(f"S = {size} with a draw of each is better than one encoder with one draw, as in the paper.",
+                 [((few, size), one)], primary=True),
+        Question(f"So is one encoder with {size} draws.", [((some, 1), one)], primary=True),
+        Question(f"{more} draws are better than {size} (ELBO).", [((many, 1), (some, 1))], primary=True),
+        Question(f"{more} draws are better than {size} (IWAE).", [((iwae[more], 1), (iwae[size], 1))], primary=True),
+        Question("At equal draws the bound of the IWAE is better than the ELBO.",
+                 [((iwae[n], 1), (named("elbo", n), 1)) for n in (size, more)], primary=True),
+    ]  # fmt: skip
+    return Trainings(variants, questions, **rest)
 
 
 _TINY = {**DIGITS, "model.encoder": _GATED, "model.decoder": _MLP}
@@ -313,6 +339,22 @@ _EXPERIMENTS = (
             "paper": _ablation(
                 _parts([300, 300], [320], 500), "vanilla", (1, 2, 3, 4), seeds=(0, 1, 2), draws_per_component=5000,
                 cost="days on one GPU",
+            ),
+        },
+    ),
+    Experiment(
+        "draws",
+        "Draws per step, encoders and bounds",
+        "A gain of the paper's mixture over one encoder with one draw per step is the gain of its draws.",
+        {
+            "smoke": _draws(2, 4, "digits", options={**_TINY, **LAST}, cost="a minute", **SMOKE),
+            "small": _draws(
+                4, 16, "digits", options={**LAST, "training.epochs": 60, "training.warmup": 10}, seeds=FIVE,
+                total_draws=500, cost="half an hour of one core",
+            ),
+            "paper": _draws(
+                4, 16, "vanilla", options={**FASHION, **LAST, "training.epochs": 1000, "training.warmup": 100},
+                seeds=FIVE, total_draws=5000, cost="days on one GPU",
             ),
         },
     ),
