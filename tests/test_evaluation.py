@@ -92,7 +92,7 @@ def test_the_seed_changes_the_draws_and_nothing_else_does():
 
 
 def test_monte_carlo_errors_are_those_of_repeated_evaluations():
-    model, x, repeats = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(2), 300
+    model, x, repeats = tiny_model(3, weights=[3.0, 2.0, 1.0]), binary(2), 100
     runs = [evaluate(model, x, 120, seed=s, proposal="posterior") for s in range(repeats)]
     for name in ("elbo", "miselbo", "pooled"):
         spread = np.stack([getattr(run, name) for run in runs]).std(0, ddof=1)

@@ -147,6 +147,7 @@ def test_a_node_without_the_run_resumes_from_the_first_one(nodes, monkeypatch):
     assert open_run(nodes[0] / "alone").recipe.sha256 == open_run(nodes[0] / "run").recipe.sha256
 
 
+@pytest.mark.slow
 def test_the_first_node_says_what_is_resumed(nodes, monkeypatch):
     """A node without the run ended in an error, and the others waited for it; one with another run of that name too."""
     monkeypatch.chdir(nodes[1])

@@ -557,6 +557,7 @@ def test_all_are_listed(capsys):
     assert all(name in shown for name in EXPERIMENTS)
 
 
+@pytest.mark.usefixtures("cells_here")
 def test_a_training_that_fails_is_told_and_the_rest_stays(tmp_path):
     wild = {"model.components": 2, "training.optimizer.lr": 1e20}
     small = {"data.limit": 100, "training.epochs": 2, "model.latent": 2}

@@ -55,12 +55,15 @@ def test_a_grid_is_every_combination_of_its_axes(grid):
     assert cells["S1-ok"].model.encoder["hidden"] == [6]
 
 
-def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys, request):
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, capsys, request, jobs):
     text = grid.read_text()
     axes = "axes: {rate: {ok: {}, wild: {training.optimizer.lr: 1.0e+20}, other: {seed: 1}}}"
     grid.write_text(text[: text.index("axes:")] + axes)
+    if jobs == 1:
+        request.getfixturevalue("cells_here")
     with pytest.raises(SystemExit) as end:
-        main(["sweep", str(grid), "--jobs", "2"])
+        main(["sweep", str(grid), "--jobs", str(jobs)])
     assert end.value.code == 1
     out, err = capsys.readouterr()
     assert "1 of 3 cells failed: wild: " in err

@@ -364,7 +364,18 @@ def test_component_at_the_posterior_takes_all_responsibility(cells):
     assert (estimate.jsd > 0).all()
 
 
-def test_diagnosis_names_shifted_genes_and_draws_a_map(cells):
+def first_latents(cells):
+    """Two latents in the place of a UMAP."""
+    cells.obsm["X_umap"] = cells.X[:, :2]
+
+
+@pytest.mark.parametrize(
+    "embed", ["latents", pytest.param("umap", marks=pytest.mark.slow)]
+)  # which numba compiles first
+def test_diagnosis_names_shifted_genes_and_draws_a_map(cells, monkeypatch, embed):
+    if embed == "latents":
+        monkeypatch.setattr("scanpy.pp.neighbors", lambda *args, **kwargs: None)
+        monkeypatch.setattr("scanpy.tl.umap", first_latents)
     model = make(cells, epochs=10)
     found = diagnose(model, n_mc_samples=12, n_genes=4)
     assert list(found.table.columns) == ["share", "share_se", "dominated_cells", "genes"]

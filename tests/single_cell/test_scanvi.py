@@ -43,7 +43,7 @@ def test_a_trained_mixture_begins_with_all_its_encoders(half):
 
 
 def test_labels_that_were_hidden_are_predicted(half):
-    _, model = labelled(half, 60, 100)
+    _, model = labelled(half, 40, 60)
     hidden = (half.obs["seen"] == "unknown").to_numpy()
     accuracy = (model.predict() == half.obs["kind"].to_numpy())[hidden].mean()
     assert accuracy > 0.75  # the larger class is 63 %
