@@ -212,7 +212,7 @@ def _stored(folder: Path, one: Transfer, settings: Settings) -> Evaluation | Non
 
 
 def _requested(one: Transfer) -> dict[str, Any]:
-    return {"data": one.data, "hidden": one.hidden, "job": asdict(one.job), "bins": BINS}
+    return {"data": one.data, "hidden": one.hidden, "job": one.job.described, "bins": BINS}
 
 
 class _Labelled:

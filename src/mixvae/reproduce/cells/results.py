@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ class Job:
         """Name of its run directory."""
         drawn = "" if self.draws == 1 else f"-L{self.draws}"
         return f"{self.kind}-S{self.components}{drawn}-seed{self.seed}"
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The job as JSON, as before there were several draws if there is one."""
+        return asdict(self) if self.draws > 1 else {k: v for k, v in asdict(self).items() if k != "draws"}
 
     @property
     def key(self) -> Key:
@@ -92,7 +97,7 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
         content = read_json(path)
         try:
             check(path, content)
-            if Job(**{name: content[name] for name in ("kind", "components", "seed")}) != job:
+            if {name: content[name] for name in job.described} != job.described:
                 raise ValueError(f"{path} is not of the model that its name says")
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no result of this experiment: {error!r}; restore it from a copy") from None

@@ -287,7 +287,7 @@ class _Study:
             estimate.summary()
             | own
             | {
-                "job": asdict(job),
+                "job": job.described,
                 "settings": asdict(self.plan),
                 "representation": {name: _scores(values, self.adata, train, test) for name, values in features.items()},
                 "data": self.source,
