@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +104,7 @@ def _integrated(path: Path, job: Job, training: Training, adata: AnnData) -> dic
     if evaluation is None:
         adata.obsm[job.name] = model.get_latent_representation()
         scores = integration_scores(adata, [job.name], batch_key="batch", label_key="cell_type")
-        results = {**asdict(job), "epochs": run.epoch, "scores": scores.loc[job.name].to_dict()}
+        results = {**job.described, "epochs": run.epoch, "scores": scores.loc[job.name].to_dict()}
         evaluation = Evaluation(identity, {"latent": adata.obsm.pop(job.name)}, results)
         save_evaluation(file, evaluation, extra)
     return dict(evaluation.results)
