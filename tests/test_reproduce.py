@@ -293,6 +293,7 @@ def test_a_report_groups_trainings_that_differ_in_seed(cells, capsys):
     assert one["nll"] == pytest.approx(-base.mean())
     assert "gain" not in one
     assert not any(ONE_TRAINING in note for note in comparison.warnings)
+    assert any("unequal draws per step (S·L): S = 2 (2, 1)" in note for note in comparison.warnings)
     assert "between trainings" in comparison.figure.axes[0].get_xlabel()
     show_comparison(comparison)
     shown = capsys.readouterr().out

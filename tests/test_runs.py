@@ -331,6 +331,9 @@ def test_the_demo_is_done_once(tmp_path, capsys):
     first = (tmp_path / "S2" / "metrics.jsonl").read_text()
     assert page.exists()
     assert [row["components"] for row in comparison.table] == [1, 2]
+    told = "Compared at unequal draws per step (S·L): S = 2 (2, 1): a gain may be that of the draws."
+    assert told in comparison.warnings
+    assert told in page.read_text()
     demo(tmp_path, components=(1, 2), total_draws=4, epochs=1)
     assert (tmp_path / "S2" / "metrics.jsonl").read_text() == first
 

@@ -27,7 +27,7 @@ from mixvae.reports._columns import (
     scores,
 )
 from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness, marked
-from mixvae.reports._configurations import PARTS, objective, parts, trust
+from mixvae.reports._configurations import PARTS, objective, parts, trust, unequal_draws
 from mixvae.reports._page import pictures, without_weights, write
 from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, filled, legend, meanings, render, table
 from mixvae.reports._settings import differing, settings
@@ -75,6 +75,7 @@ __all__ = [
     "student",
     "table",
     "trust",
+    "unequal_draws",
     "unequal_variances",
     "without_weights",
     "write",

@@ -24,6 +24,7 @@ from mixvae.reports._configurations import (
     slack,
     splits,
     trust,
+    unequal_draws,
 )
 from mixvae.reports._pages import NOT_TIGHT, Column, filled
 from mixvae.runs import Run
@@ -136,6 +137,8 @@ class Comparison(Tabular):
                 "Gains over a training of another bound are in log p(x) only: a training of another bound does not "
                 "minimise KL(q(z|x) ‖ p(z|x)), so that its ELBO says little about its posterior."
             )
+        drawn = {self._named(row): (row.get("draws_per_step"), row.get("draws_of_baseline")) for row in self._gains}
+        notes += unequal_draws(drawn)
         if self.has_several:
             notes += unequal_variances(self.configurations)
         return [*notes, *looseness({row["run"]: row for row in rows})]
@@ -171,8 +174,11 @@ class Comparison(Tabular):
 
     def _label(self, row: Row) -> str:
         """Label of a gain in figures."""
-        named = (self.configurations, "configuration") if self.has_several else (self.table, "run")
-        return label(row, *named) + marked(row)
+        return self._named(row) + marked(row)
+
+    def _named(self, row: Row) -> str:
+        """Shortest name of a run, or of a configuration."""
+        return label(row, *((self.configurations, "configuration") if self.has_several else (self.table, "run")))
 
 
 def marked(row: Row) -> str:
@@ -270,6 +276,7 @@ def _add_gain(new: Member, old: Member) -> None:
     """Put the gain of a training over another into its row, and the split if both maximised one bound."""
     row = new[2]
     row["gain"], row["gain_se"] = paired_gain(new[1], old[1], quiet=True)
+    row["draws_of_baseline"] = old[2]["draws_per_step"]
     row |= trust([new[2], old[2]], "gain")
     if splits(new, old):
         parts = split_gain(new[1], old[1], quiet=True)

@@ -76,6 +76,26 @@ def draws_per_step(run: Run, components: int) -> int | None:
     return None if each is None else each * (made["active"] or components)
 
 
+def unequal_draws(draws: Mapping[str, tuple[float | None, float | None]]) -> list[str]:
+    """What to say of gains at unequal draws per step, in a note or none.
+
+    Args:
+        draws: draws per step of both, by what is compared; None if that is not known.
+
+    Example:
+        >>> from mixvae.reports import unequal_draws
+        >>> unequal_draws({"S = 2 over S = 1": (2, 1), "S = 1 with two draws over S = 1": (2, 2)})
+        ['Compared at unequal draws per step (S·L): S = 2 over S = 1 (2, 1): a gain may be that of the draws.']
+    """
+    unequal = [
+        f"{name} ({new:g}, {old:g})"
+        for name, (new, old) in draws.items()
+        if new is not None and old is not None and new != old
+    ]
+    told = f"Compared at unequal draws per step (S·L): {'; '.join(unequal)}: a gain may be that of the draws."
+    return [told] if unequal else []
+
+
 def splits(new: Member, old: Member) -> bool:
     """Whether the gain of a training over another can be split: they maximised one bound, and have what it takes."""
     kinds = [objective(run, evaluation) for run, evaluation, _ in (new, old)]
@@ -149,6 +169,7 @@ def configurations(grouped: Mapping[str, Mapping[int, Sequence[Member]]]) -> Ite
             gain = between.difference(name, first)
             row |= {"gain": gain.mean, "gain_se": gain.se, "gain_margin": gain.margin, "gain_p": gain.p}
             row["degrees_of_freedom"] = gain.degrees
+            row["draws_of_baseline"] = trainings[first][0][2].get("draws_per_step")
             row |= trust([*rows, *(row for _, _, row in trainings[first])], "gain")
         if name != first and name in alike and first in alike:
             for part, values in split.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mixvae import reports
 from mixvae._tables import Row
 from mixvae.reports import BetweenTrainings, Column, holm
 from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Gap, Verdict, judge
@@ -109,13 +110,7 @@ def unequal_draws(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) ->
         >>> unequal_draws([(("m", 2), ("m", 1))], {("m", 1): 1, ("m", 2): 2})
         ['Compared at unequal draws per step (S·L): m S = 2 over m S = 1 (2, 1): a gain may be that of the draws.']
     """
-    unequal = [
-        f"{named(new)} over {named(old)} ({draws[new]}, {draws[old]})"
-        for new, old in dict.fromkeys(pairs)
-        if draws[new] != draws[old]
-    ]
-    told = f"Compared at unequal draws per step (S·L): {'; '.join(unequal)}: a gain may be that of the draws."
-    return [told] if unequal else []
+    return reports.unequal_draws({f"{named(new)} over {named(old)}": (draws[new], draws[old]) for new, old in pairs})
 
 
 def named(key: Key) -> str:
