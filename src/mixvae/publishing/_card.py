@@ -46,7 +46,7 @@ def card(run: Run, address: Address, license: str, baseline: Run | None = None) 
         FileNotFoundError: the run or the baseline has no evaluation.
         ValueError: they are of different data, or a class that the run names is malformed.
     """
-    sections = _cells(run, address) if is_of_cells(run) else _images(run, address, baseline)
+    sections = _cells(run, address) if run.is_of_cells else _images(run, address, baseline)
     environment = Environment(
         loader=FileSystemLoader(str(files("mixvae") / "templates")),
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined,
@@ -57,11 +57,6 @@ def card(run: Run, address: Address, license: str, baseline: Run | None = None) 
         strangers=sorted(set(names_of_others(run.manifest, str(run.path), config.EVERYBODY))),
         settings=_rows(reports.settings(run)), **sections,
     )  # fmt: skip
-
-
-def is_of_cells(run: Run) -> bool:
-    """Whether a run is of cells, and not of images or tables."""
-    return "genes" in (run.manifest["model"] or {})
 
 
 def escaped(text: str) -> str:
@@ -92,7 +87,7 @@ def _facts(values: Mapping[str, str]) -> str:
 def _front(run: Run, license: str) -> str:
     """What the hub reads, as YAML."""
     name = run.manifest["runtime"]["data"]["name"]
-    tags = [*TAGS, *(["single-cell"] if is_of_cells(run) else [])]
+    tags = [*TAGS, *(["single-cell"] if run.is_of_cells else [])]
     front = {"library_name": "mixvae", "license": license, "tags": tags}
     return yaml.safe_dump({**front, **({"datasets": [name]} if name in SOURCES else {})}, sort_keys=False)
 

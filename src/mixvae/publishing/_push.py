@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from mixvae.files import checksum, write_text
 from mixvae.hub import CARD, Address, Commit, upload
 from mixvae.progress import SILENT, Progress
-from mixvae.publishing._card import card, is_of_cells
+from mixvae.publishing._card import card
 from mixvae.publishing._packing import pack
 from mixvae.runs import Run, evaluation_of, open_run
 
@@ -52,9 +52,9 @@ def push(
         raise ValueError(f"{license!r} is no licence as the hub abbreviates them: mit, apache-2.0, cc-by-4.0, other …")
     run = open_run(run)
     others = [] if baseline is None else [open_run(baseline)]
-    if others and is_of_cells(run):
+    if others and run.is_of_cells:
         raise ValueError("a baseline is compared by evaluations, which runs of cells do not have: leave it out")
-    for one in [] if is_of_cells(run) else [run, *others]:
+    for one in [] if run.is_of_cells else [run, *others]:
         evaluation_of(one)  # which says what to do where there is none
     with TemporaryDirectory(prefix="mixvae-") as folder:
         packed = pack(run, Path(folder) / address.name)

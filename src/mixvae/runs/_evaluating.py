@@ -137,10 +137,7 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
         if identity.weights == run.weights_sha256:
             ranked.append((identity.split == "test", identity.examples, created, path))
     if not ranked:
-        try:
-            run.refuse_cells()
-        except ValueError as error:  # its latents are queried in another way: nothing is damaged
-            raise FileNotFoundError(str(error)) from None
+        run.refuse_cells(FileNotFoundError)  # its latents are queried in another way: nothing is damaged
         raise FileNotFoundError(f"{run.path} has no evaluation of its weights: run `mixvae evaluate {run.path}` first")
     return read_evaluation(max(ranked)[-1])
 

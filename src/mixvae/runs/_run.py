@@ -102,10 +102,15 @@ class Run:
             self._refuse_changed(config)
         return config
 
-    def refuse_cells(self) -> None:
-        """Refuse a run of cells, whose model is one of scvi-tools: `mixvae.single_cell.runs` opens it."""
-        if "genes" in (self.manifest["model"] or {}):
-            raise ValueError(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
+    @property
+    def is_of_cells(self) -> bool:
+        """Whether its model is one of scvi-tools: `mixvae.single_cell.runs` opens it."""
+        return "genes" in (self.manifest["model"] or {})
+
+    def refuse_cells(self, error: type[Exception] = ValueError) -> None:
+        """Refuse a run of cells, by an error of this class."""
+        if self.is_of_cells:
+            raise error(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
 
     def _check_trust(self) -> None:
         """Refuse classes that are neither allowed nor trusted, unless this user trained the run."""
@@ -299,28 +304,24 @@ class Run:
         """
         self.refuse_cells()
         recorded = self.manifest["model"] or {}
+        if self._model is None:
+            if self.manifest["config"] is not None:
+                return mixvae.config.build(self.config.model)
+            if "spec" in recorded:
+                self._check_trust()
+                return cast(MixtureVAE, mixvae.config.rebuild(recorded["spec"]))
+            unnamed = recorded.get("unnamed", "?")
+            raise ValueError(f"the model of {self.path} was built in Python and cannot be built again: {unnamed}")
+        if self.manifest["config"] is not None or "spec" in recorded:
+            raise ValueError(f"{self.path} knows its own model: leave out the one that you pass")
         known = self.recipe.identity["model"].get("parts")
-        own: MixtureVAE | None = None
-        if self.manifest["config"] is not None and self._model is None:
-            own = mixvae.config.build(self.config.model)
-        elif "spec" in recorded and self._model is None:
-            self._check_trust()
-            own = cast(MixtureVAE, mixvae.config.rebuild(recorded["spec"]))
-        if self._model is not None:
-            if self.manifest["config"] is not None or "spec" in recorded:
-                raise ValueError(f"{self.path} knows its own model: leave out the one that you pass")
-            if known is not None and known != (parts := parts_of(self._model)):
-                other = next(name for name in {**known, **parts} if known.get(name) != parts.get(name))
-                raise ValueError(
-                    f"the model that you pass is of another architecture than {self.path}: its {other or 'whole'} is "
-                    f"{parts.get(other)}, not {known.get(other)}"
-                )
-            return self._model
-        if own is not None:
-            return own
-        raise ValueError(
-            f"the model of {self.path} was built in Python and cannot be built again: {recorded.get('unnamed', '?')}"
-        )
+        if known is not None and known != (parts := parts_of(self._model)):
+            other = next(name for name in {**known, **parts} if known.get(name) != parts.get(name))
+            raise ValueError(
+                f"the model that you pass is of another architecture than {self.path}: its {other or 'whole'} is "
+                f"{parts.get(other)}, not {known.get(other)}"
+            )
+        return self._model
 
     @cached_property
     def model(self) -> MixtureVAE:
@@ -384,14 +385,12 @@ class Run:
         for entry in self.recipe.journal[-1:] if amend else self.recipe.journal:
             for name, value in asked.amendable.items():
                 if entry[name] != value and not (amend and end is None):
-                    held = (
-                        f"training.{name} is {_one(entry[name])} from epoch {entry['epoch'] + 1} on, not {_one(value)}"
-                    )
                     if amend:
                         asks = f"{name.replace('_', ' ')} {_one(value)}"
                         over = f"its training of {self.epoch} epochs is over"
                         return f"{over}; to continue under {asks} ask for more epochs"
-                    return held
+                    begun = entry["epoch"] + 1
+                    return f"training.{name} is {_one(entry[name])} from epoch {begun} on, not {_one(value)}"
         return "unfinished" if end is None else ""
 
 
