@@ -16,6 +16,8 @@ from mixvae.reproduce.trainings import Trainings, Variant
 LAST: dict[str, Any] = {"training.keep": "last", "training.patience": None}
 """No epoch is selected."""
 FASHION: dict[str, Any] = {"data.name": "fashion_mnist"}
+FIFTH: dict[str, Any] = {"data.limit": 10000, "data.limit_validation": 2000}
+"""A fifth of the training images."""
 FIFTY: dict[str, Any] = {"training.epochs": 50, "training.warmup": 12}
 TINY: dict[str, Any] = {
     "data.name": "digits", "data.limit": 200, "model.latent": 4, "training.epochs": 2, "training.warmup": 1,
@@ -221,7 +223,7 @@ _EXPERIMENTS = (
             ),
             "small": _fair(
                 (1, 28, 28), 40, [300, 300], 4, {**FASHION, **LAST, **FIFTY}, represent=True, seeds=FIVE,
-                total_draws=500, cost="28 hours of one core",
+                total_draws=500, cost="a day of one core",
             ),
             "paper": _fair(
                 (1, 28, 28), 40, [300, 300], 4, {**LONG, **LAST}, represent=True, cost="days on one GPU", **PAPER
@@ -235,8 +237,8 @@ _EXPERIMENTS = (
         {
             "smoke": _vampprior(8, 2, 1, {**TINY_ENCODER, **LAST}, cost="half a minute", **SMOKE),
             "small": _vampprior(
-                500, 4, 3, {**FASHION, **LAST, "training.epochs": 20, "training.warmup": 5},
-                seeds=FIVE, total_draws=500, examples=2000, cost="six hours of one core",
+                500, 4, 3, {**FASHION, **FIFTH, **LAST, **FIFTY},
+                seeds=FIVE, total_draws=500, examples=2000, cost="five hours of one core",
             ),
             "paper": _vampprior(500, 4, 3, {**LONG, **LAST}, cost="days on one GPU", **PAPER),
         },
@@ -249,8 +251,8 @@ _EXPERIMENTS = (
         {
             "smoke": _convergence(2, 4, {**TINY_ENCODER, "training.patience": 1}, cost="half a minute", **SMOKE),
             "small": _convergence(
-                4, 8, {**FASHION, "training.epochs": 300, "training.warmup": 12, "training.patience": 30},
-                seeds=(0, 1, 2), total_draws=500, cost="a day of one core",
+                4, 8, {**FASHION, **FIFTH, "training.epochs": 300, "training.warmup": 12, "training.patience": 30},
+                seeds=(0, 1, 2), total_draws=500, examples=2000, cost="six hours of one core",
             ),
             "paper": _convergence(
                 4, 8, {**FASHION, "training.epochs": 4000, "training.warmup": 100, "training.patience": 100},
@@ -267,7 +269,7 @@ _EXPERIMENTS = (
             "smoke": _pixelcnn((1, 2), 10, _TINY_PIXELCNN, _SMALL_COMPOSITE, cost="two minutes", **SMOKE),
             "small": _pixelcnn(
                 (1, 2, 4), 100, _CONV14, _COMPOSITE14,
-                seeds=(0, 1, 2), total_draws=200, examples=1000, cost="nine hours of one core",
+                seeds=(0, 1, 2), total_draws=200, examples=1000, cost="half a day of one core",
             ),
             "paper": _pixelcnn((1, 2, 4), 500, {**LONG, **LAST}, {}, cost="weeks on one GPU", **PAPER),
         },
