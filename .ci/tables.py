@@ -14,18 +14,19 @@ import re
 import shlex
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixvae._tables import Row
 from mixvae.reports import Column, filled
-from mixvae.reproduce import Findings, reproduce
+from mixvae.reproduce import Findings, Verdict, reproduce
 from mixvae.reproduce.contrasts import CONTRASTS
 
 DATA = Path(__file__).resolve().parent.parent / "docs" / "data"
 BLOCK = re.compile(r"(?<=<!-- reproduce )([\w/-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
-UNSHOWN = {"seeds", "draws_per_step", "kind", "gain_p", "nll_pooled", "nll_miselbo", "parameters"}
-"""Columns that the text says, or the table of contrasts."""
+UNSHOWN = {"seeds", "draws_per_step", "kind", "gain_p", "gain_model", "nll_pooled", "nll_miselbo", "parameters"}
+"""Columns that the text says, or another column, or the table of contrasts."""
 
 
 def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
@@ -54,9 +55,14 @@ def block(folder: str) -> str:
     """Tables and verdicts of an experiment."""
     found = found_in(DATA / folder)
     columns = [column for column in filled(found.columns, found.table) if column.value not in UNSHOWN]
-    verdicts = "".join(f"- **{v.word}** ({v.kind}): {v.claim} {v.evidence}.\n" for v in found.verdicts)
     contrasts = f"{markdown(filled(CONTRASTS, found.contrasts), found.contrasts)}\n" if found.contrasts else ""
-    return f"{markdown(columns, found.table)}\n{contrasts}{verdicts}"
+    return f"{markdown(columns, found.table)}\n{contrasts}{''.join(map(partial(verdict, found), found.verdicts))}"
+
+
+def verdict(found: Findings, judged: Verdict) -> str:
+    """A verdict, with its evidence unless that is in the table of contrasts."""
+    tabled = any(str(row["contrast"]) in judged.evidence for row in found.contrasts)
+    return f"- **{judged.word}** ({judged.kind}): {judged.claim}{'' if tabled else f' {judged.evidence}.'}\n"
 
 
 def written(text: str) -> str:

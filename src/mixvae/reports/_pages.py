@@ -47,6 +47,7 @@ class Column:
         trust: beginning of the keys NAME_tight and NAME_reliable, which are False in rows whose value is not tight, and
             whose error is not to be relied on.
         page_only: whether it is left out in a terminal, and shown on a page only when asked for.
+        positive: whether a value that rounds to zero is shown as below the last decimal, as a p value is.
 
     Example:
         >>> from mixvae.reports import Column
@@ -55,6 +56,8 @@ class Column:
         >>> loose = {"nll": 93.456, "nll_se": 0.1, "nll_tight": False, "nll_reliable": False}
         >>> Column("NLL", "nll", "nll_se", trust="nll").text(loose)
         '93.46 ± 0.10? *'
+        >>> Column("p", "p", digits=4, positive=True).text({"p": 1e-9})
+        '<0.0001'
     """
 
     title: str
@@ -67,6 +70,7 @@ class Column:
     trust: str | None = None
     page_only: bool = False
     error_about: str = ""
+    positive: bool = False
 
     @property
     def name(self) -> str:
@@ -99,6 +103,8 @@ class Column:
             return MISSING
         if isinstance(value, str):
             return value
+        if self.positive and value < 0.5 * 10**-self.digits:
+            return f"<{10**-self.digits:.{self.digits}f}"
         text = f"{value:{'+' if self.signed else ''},.{self.digits}f}".replace("-", "−")
         error = row.get(self.error) if self.error else None
         if error is None or math.isnan(error):

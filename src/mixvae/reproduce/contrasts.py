@@ -25,10 +25,13 @@ CONTRASTS = (
         error_about="half width of the 95 % interval between trainings, uncorrected",
     ),
     Column("df", "degrees_of_freedom", digits=1, about="degrees of freedom of the error"),
-    Column("p", "p", digits=4, about="two-sided p value of Student's t between trainings"),
-    Column("p Holm", "p_holm", digits=4, about="the same, Holm-corrected over the experiment's primary contrasts"),
-    Column("p Welch", "p_welch", digits=4, about="uncorrected, by the variances of the two configurations alone"),
-    Column("Levene p", "homogeneity", digits=3, about="of equal variances; below 0.1 the error is Welch's"),
+    Column("p", "p", digits=4, positive=True, about="two-sided p value of Student's t between trainings"),
+    Column("p Holm", "p_holm", digits=4, positive=True,
+           about="the same, Holm-corrected over the experiment's primary contrasts"),
+    Column("p Welch", "p_welch", digits=4, positive=True,
+           about="uncorrected, by the variances of the two configurations alone"),
+    Column("Levene p", "homogeneity", digits=3, positive=True,
+           about="of equal variances; below 0.1 the error is Welch's"),
     Column("draws per step", "draws_per_step", about="decoder evaluations per example and step S·L of both"),
 )  # fmt: skip
 """Columns of the table of contrasts."""

@@ -44,6 +44,10 @@ def _ways(size: int, draws: int, preset: str, **rest: Any) -> Trainings:
         )
         for way in (*alike, "learned weights", "in proportion", "warm start")
     ]
+    questions += [
+        Question(f"{way[0].upper()}{way[1:]} is better than the ELBO.", [((way, s), ("elbo", s)) for s in (1, size)])
+        for way in alike if way != "elbo"
+    ]  # fmt: skip
     return Trainings(variants, questions, **rest)
 
 

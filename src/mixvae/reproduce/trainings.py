@@ -47,7 +47,7 @@ COOPERATION = (
     replace(reports.SECONDS, about="training time of one model, median over trainings"),
 )
 KINDS = (
-    Column("p", "gain_p", digits=4, about="of the gain, two-sided, uncorrected"),
+    Column("p", "gain_p", digits=4, positive=True, about="of the gain, two-sided, uncorrected"),
     Column("contrast", "kind", about=KIND),
 )
 BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the NLL")
