@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ENDURANCE := runs/endurance
 
-.PHONY: help install demo test test-slow peer tutorials notebooks fuzz smoke lint format types bench gpu docs results tables clean endurance kills flat disks downloads test-lowest wheel
+.PHONY: help install demo test test-slow peer tutorials notebooks fuzz smoke lint format types bench gpu docs results tables figures clean endurance kills flat disks downloads test-lowest wheel
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ results: install  ## every published experiment anew, as its command in docs/dat
 
 tables: install  ## the tables of docs/, from docs/data without training; with CHECK=--check it only compares them
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/tables.py $(CHECK) docs/*.md README.md
+
+figures: install  ## the figure of docs/when.md, from docs/data without training
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/figures.py
 
 lint: install  ## style of the code
 	$(BIN)/ruff check

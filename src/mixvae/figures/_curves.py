@@ -206,12 +206,13 @@ def gains(
     return figure
 
 
-def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str) -> Figure:
+def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str, across: str = "gain over the first") -> Figure:
     r"""Gains of the ELBO, each with what it is made of: that of the model and that of the posterior.
 
     Args:
         rows: Δ ELBO, Δ log p(x) and −Δ KL by name, each with the half length of its bar, NaN if it has none, in nats.
         bars: what the bars are, such as "standard error over examples".
+        across: what the gains are over.
 
     Example:
         >>> from mixvae import figures
@@ -244,7 +245,7 @@ def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str) -> Figu
     axes.set_ylim(len(rows) - 0.5, -0.5)
     span = high - low or 1.0
     axes.set_xlim(low - 0.05 * span, high + 0.45 * span)
-    axes.set_xlabel(wrapped(f"gain over the first (nats)\nbars: {bars}", WIDTH - 0.9))
+    axes.set_xlabel(wrapped(f"{across} (nats)\nbars: {bars}", WIDTH - 0.9))
     figure.legend(frameon=False, loc="outside upper left")
     values = "; ".join(
         f"{name}: "
@@ -253,7 +254,7 @@ def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str) -> Figu
         )
         for name, each in rows.items()
     )
-    figure.set_label(" ".join(f"Gain over the first in nats. {values}. Bars: {bars}.".split()))
+    figure.set_label(" ".join(f"{across[0].upper()}{across[1:]} in nats. {values}. Bars: {bars}.".split()))
     return figure
 
 
