@@ -48,7 +48,7 @@ def test_every_row_of_the_paper_is_there_at_three_scales():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+@pytest.mark.parametrize("scale", ["smoke", "small", pytest.param("paper", marks=pytest.mark.slow)])
 def test_every_cell_is_valid_and_every_claim_is_about_cells(tmp_path, name, scale):
     plan = TRAINED[name].scales[scale]
     grid = plan.grid(tmp_path)
