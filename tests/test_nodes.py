@@ -132,7 +132,6 @@ def assert_close(run, other):
         torch.testing.assert_close(two[name], value, atol=2e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.slow
 def test_a_node_without_the_run_resumes_from_the_first_one(nodes, monkeypatch):
     """It began anew, and the two reported bounds of a model that nobody had."""
     monkeypatch.chdir(nodes[0])
