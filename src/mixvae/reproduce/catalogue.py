@@ -7,7 +7,7 @@ from typing import Any
 
 from mixvae.reproduce.cells import Cells, Integration, Labels, Priors, cortex
 from mixvae.reproduce.contrasts import Question
-from mixvae.reproduce.equal import EQUAL, FIVE, LAST, SMOKE, shared
+from mixvae.reproduce.equal import EQUAL, FIVE, LAST, LONG, PAPER, SMOKE, shared
 from mixvae.reproduce.findings import Experiment
 from mixvae.reproduce.means import MEANS
 from mixvae.reproduce.toys import Toys
@@ -352,10 +352,7 @@ _EXPERIMENTS = (
                 4, 16, "digits", options={**LAST, "training.epochs": 60, "training.warmup": 10}, seeds=FIVE,
                 total_draws=500, cost="half an hour of one core",
             ),
-            "paper": _draws(
-                4, 16, "vanilla", options={**FASHION, **LAST, "training.epochs": 1000, "training.warmup": 100},
-                seeds=FIVE, total_draws=5000, cost="days on one GPU",
-            ),
+            "paper": _draws(4, 16, "vanilla", options={**LONG, **LAST}, cost="days on one GPU", **PAPER),
         },
     ),
 )  # fmt: skip
