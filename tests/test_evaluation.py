@@ -437,3 +437,17 @@ def test_a_split_needs_the_elbo_and_warns_once():
     with pytest.warns(UserWarning, match="differ in proposal") as told:
         split_gain(new, old)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "told"),
+    [(False, True, "of the new evaluation"), (True, False, "of the old"), (False, False, "of the new and the old"),
+     (None, True, ""), (True, True, "")],
+)  # fmt: skip
+def test_a_gain_split_by_a_loose_likelihood_is_told(new, old, told, recwarn):
+    """What log p(x) lacks passes for a gain of the posterior's, or takes one away."""
+    bounds = {"log_px": np.zeros(3), "elbo": np.zeros(3)}
+    split_gain(*(Evaluation(identity(), bounds, {"tight": tight}) for tight in (new, old)))
+    assert [told in str(warning.message) for warning in recwarn] == [True] * bool(told)
+    split_gain(*(Evaluation(identity(), bounds, {"tight": tight}) for tight in (new, old)), quiet=True)
+    assert len(recwarn) == bool(told)

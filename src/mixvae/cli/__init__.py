@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Parser(config.Parser):
         return text.replace(" sc-", " sc ").replace(",sc-", ",sc ")
 
 
+@cache
 def parser(chosen: str | None = None) -> Parser:
     """Make the command line's parser, with the arguments of the chosen command only: all of them would take a second.
 

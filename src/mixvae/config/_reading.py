@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -76,7 +77,7 @@ def check_words(words: Sequence[str]) -> None:
     Raises:
         ValueError: a word is one of these.
     """
-    known = sorted(key for key in _keys(Config) if key not in GROUPS)
+    known = [key for key in _known() if key not in GROUPS]
     for name, value in options_in(words):
         group, *inner = name.removeprefix("--").split(".")
         if group in GROUPS and inner and f"{group}.{inner[0]}" not in known:
@@ -95,6 +96,14 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """Add every field of `Config` to a parser."""
     parser.add_argument("--config", action=ConfigFile, help="a YAML file with any of the options below")
     parser.add_class_arguments(Config)
+
+
+@cache
+def _parser() -> Parser:
+    """The parser of a configuration, which takes longer to make than to parse with."""
+    parser = Parser()
+    add_arguments(parser)
+    return parser
 
 
 def read(name: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Config:
@@ -117,11 +126,9 @@ def read(name: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] =
     path = locate(name)
     check_file(path, Trust(frozenset(trust)))
     check_words(overrides)
-    parser = Parser()
-    add_arguments(parser)
     try:
         with granting(*trust):
-            config = from_namespace(parser.parse_args(spelled([f"--config={path}", *overrides])))
+            config = from_namespace(_parser().parse_args(spelled([f"--config={path}", *overrides])))
     except jsonargparse.ArgumentError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     check_parsed(config, str(path), [*trust, *typed_names(overrides)])
@@ -188,14 +195,14 @@ def check_file(path: Path, trust: Trust = NOBODY) -> None:
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys such as data, model and training; it holds {type(content).__name__}")
-    known = set(_keys(Config))
+    known = _known()
     for group in GROUPS:
         if not isinstance(content.get(group, {}), dict):
             what = " ".join(f"{content[group]!r}"[:80].split())
             raise ValueError(f"{path}: {group} must map settings to values, as in `{group}: {{…}}`; got {what}")
     for key in _file_keys(content, known):
         if key not in known:
-            raise ValueError(f"{path}: unknown key {key}{meant(key, sorted(known))}")
+            raise ValueError(f"{path}: unknown key {key}{meant(key, known)}")
     data = content.get("data", {})
     files = [part for part in ("train", "validation", "test") if data.get(part) is not None]
     if files and data.get("name", FILES) != FILES:
@@ -230,7 +237,7 @@ def check_options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ValueError: an option does not exist, or names a class that is not trusted.
     """
-    known = {key for key in _keys(Config) if key not in GROUPS}
+    known = [key for key in _known() if key not in GROUPS]
     flat: dict[str, Any] = {}
     for key, value in options.items():
         inside = key in GROUPS and isinstance(value, Mapping)
@@ -238,7 +245,7 @@ def check_options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in flat.items():
         parts = key.split(".")
         if not (key in known or (".".join(parts[:2]) in known and all(part.isidentifier() for part in parts[2:]))):
-            raise ValueError(f"{source}: unknown option {key}{meant(key, sorted(known))}")
+            raise ValueError(f"{source}: unknown option {key}{meant(key, known)}")
         if dotted := next(_dotted(value), None):
             raise ValueError(f"{source}: {dotted!r} in {key} is no key: write settings inside one another")
         check_config(nested({key: value}), source)
@@ -265,6 +272,12 @@ def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+@cache
+def _known() -> tuple[str, ...]:
+    """Dotted names of all settings and their groups, sorted."""
+    return tuple(sorted(_keys(Config)))
+
+
 def _keys(kind: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all fields of a configuration."""
     hints = get_type_hints(kind)
@@ -274,7 +287,7 @@ def _keys(kind: type, prefix: str = "") -> Iterator[str]:
             yield from _keys(hints[entry.name], f"{prefix}{entry.name}.")  # pyright: ignore[reportArgumentType]
 
 
-def _file_keys(content: dict[str, Any], known: set[str], prefix: str = "") -> Iterator[str]:
+def _file_keys(content: dict[str, Any], known: Sequence[str], prefix: str = "") -> Iterator[str]:
     """Dotted names in a YAML file, down to where a class's own arguments begin."""
     for key, value in content.items():
         name = f"{prefix}{key}"

@@ -211,12 +211,12 @@ def split_gain(new: Evaluation | Estimate, old: Evaluation | Estimate, *, quiet:
 
     It says something about two trainings that maximised one bound. A training of an importance-weighted bound does not
     minimise this KL: compare it with others by `paired_gain` alone. Where `log_px` is not tight, what it lacks moves
-    from one part to the other.
+    from one part to the other, and a warning says so.
 
     Args:
         new: evaluation of the one.
         old: evaluation of the other.
-        quiet: do not warn about different draws or proposals.
+        quiet: do not warn about different draws or proposals, or about a `log_px` that is not tight.
 
     Returns:
         The three gains, in nats.
@@ -240,7 +240,18 @@ def split_gain(new: Evaluation | Estimate, old: Evaluation | Estimate, *, quiet:
     """
     model = _differences(new, old, "log_px", quiet=quiet)
     elbo = _differences(new, old, "elbo", quiet=True)
+    loose = [name for name, of in (("new", new), ("old", old)) if _summary(of).get("tight") is False]
+    if loose and not quiet:
+        warnings.warn(
+            f"log_px of the {' and the '.join(loose)} evaluation is not tight, so that the model's gain may pass for the "
+            "posterior's, or the reverse: evaluate with more draws",
+            stacklevel=2,
+        )
     return SplitGain(_gain(elbo), _gain(model), _gain(elbo - model))
+
+
+def _summary(of: Evaluation | Estimate) -> Mapping[str, Any]:
+    return of.summary() if isinstance(of, Estimate) else of.results
 
 
 def _gain(each: np.ndarray) -> Gain:
