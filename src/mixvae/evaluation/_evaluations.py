@@ -243,8 +243,8 @@ def split_gain(new: Evaluation | Estimate, old: Evaluation | Estimate, *, quiet:
     loose = [name for name, of in (("new", new), ("old", old)) if _summary(of).get("tight") is False]
     if loose and not quiet:
         warnings.warn(
-            f"log_px of the {' and the '.join(loose)} evaluation is not tight, so that the model's gain may pass for the "
-            "posterior's, or the reverse: evaluate with more draws",
+            f"log_px of the {' and the '.join(loose)} evaluation is not tight, so that the model's gain may pass for "
+            "the posterior's, or the reverse: evaluate with more draws",
             stacklevel=2,
         )
     return SplitGain(_gain(elbo), _gain(model), _gain(elbo - model))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mixvae.reproduce.cells.names import MIXTURE, SCVI_NAME, UNNORMALISED, named_by_draws
 from mixvae.reproduce.cells.plan import Cells
 from mixvae.reproduce.contrasts import Question
 
 
 def cortex(sizes: Sequence[int], unnormalised: int, **rest: Any) -> Cells:
     """Mixtures of cells against one encoder with as many draws per step, and against scvi-tools' SCVI with one."""
-    plain, without = "mixture", "nobatchnorm"
-    equal = [((plain, s), (f"{plain}, {s} draws", 1)) for s in sizes if s > 1 and s % 2]
-    free = [((without, unnormalised), (f"{without}, {unnormalised} draws", 1))]
-    over_scvi = [((plain, s), ("scvi", 1)) for s in sizes if s > 1]
+    equal = [((MIXTURE, s), (named_by_draws(MIXTURE, s), 1)) for s in sizes if s > 1 and s % 2]
+    free = [((UNNORMALISED, unnormalised), (named_by_draws(UNNORMALISED, unnormalised), 1))]
+    over_scvi = [((MIXTURE, s), (SCVI_NAME, 1)) for s in sizes if s > 1]
     questions = [
         *(Question(f"{many[1]} encoders are better than one with as many draws.", [(many, one)], primary=True)
           for many, one in equal),
@@ -27,5 +27,5 @@ def cortex(sizes: Sequence[int], unnormalised: int, **rest: Any) -> Cells:
         Question("Clusters agree better with the types (ARI).", equal, "ari"),
         Question("Finer types are classified better.", equal, "svm_precise"),
     ]  # fmt: skip
-    drawn = {plain: [s for (_, s), _ in equal], without: [unnormalised]}
+    drawn = {MIXTURE: [s for (_, s), _ in equal], UNNORMALISED: [unnormalised]}
     return Cells(sizes, unnormalised=(unnormalised,), drawn=drawn, questions=questions, **rest)

@@ -14,7 +14,8 @@ from scvi.model import SCVI
 
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.progress import SILENT, Progress
-from mixvae.reproduce.cells.results import MIXTURE, SCVI_NAME, Job, agree, labels_sha256, legacy
+from mixvae.reproduce.cells.names import MIXTURE, SCVI_NAME
+from mixvae.reproduce.cells.results import Job, agree, labels_sha256, legacy
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import cortex
 from mixvae.single_cell.diagnostics import integration_scores

@@ -12,11 +12,12 @@ from mixvae._tables import Row
 from mixvae.evaluation import Evaluation
 from mixvae.progress import Progress
 from mixvae.reports import Column, between_trainings
-from mixvae.reproduce.cells.plan import KINDS, _study
+from mixvae.reproduce.cells.names import SCVI_NAME
+from mixvae.reproduce.cells.plan import _study
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
 from mixvae.sweeps import Runner
 
-SCANVI = (KINDS[0], 1)
+SCANVI = (SCVI_NAME, 1)
 """The model that others are compared with: it starts from SCVI."""
 MARGIN = "half width of the 95 % interval between trainings, with the variance pooled over the models of one setting"
 PAIRED = "half width of the 95 % interval between seeds, of pairs of trainings that share their hidden cells"

@@ -24,7 +24,8 @@ from mixvae.evaluation import Evaluation, Identity, fingerprint
 from mixvae.files import canonical, checksum
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.cells.label_scores import BINS, label_scores
-from mixvae.reproduce.cells.results import MIXTURE, SCVI_NAME, Job, agree, labels_sha256
+from mixvae.reproduce.cells.names import MIXTURE, SCVI_NAME
+from mixvae.reproduce.cells.results import Job, agree, labels_sha256
 from mixvae.runs import Run
 from mixvae.runs._stored import read_evaluation, save_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k

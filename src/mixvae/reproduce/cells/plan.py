@@ -14,12 +14,11 @@ from mixvae._tables import Row
 from mixvae.evaluation import Gain
 from mixvae.progress import Progress
 from mixvae.reports import LEVEL, Column
+from mixvae.reproduce.cells.names import FROZEN, KINDS, MIXTURE, RIVAL, UNNORMALISED
 from mixvae.reproduce.contrasts import Question, contrast_rows, unequal_draws, verdicts
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge, unknown
 from mixvae.sweeps import Runner
 
-KINDS = ("scvi", "mixture", "frozen", "nobatchnorm")
-"""Kinds of models."""
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
 """The scores of scib-metrics that are shown first; the higher the better."""
 MARGIN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
@@ -90,7 +89,7 @@ class Cells:
         for model in changes.models:
             if model not in KINDS:
                 raise unknown("model", model, KINDS)
-        kept = {"sizes": "mixture", "frozen": "frozen", "unnormalised": "nobatchnorm"}
+        kept = {"sizes": MIXTURE, "frozen": FROZEN, "unnormalised": UNNORMALISED}
         plan = replace(plan, **{name: () for name, kind in kept.items() if kind not in changes.models})
         return replace(plan, drawn={kind: n for kind, n in self.drawn.items() if kind in changes.models})
 
@@ -139,8 +138,8 @@ class Cells:
         """The claims about mixtures of several components, if there are any."""
         by_key = {(row["model"], row["size"]): row for row in rows}
         several = [s for s in self.sizes if s > 1]
-        mixtures = [by_key["mixture", s] for s in several]
-        rivals = [by_key["samples", s] for s in several]
+        mixtures = [by_key[MIXTURE, s] for s in several]
+        rivals = [by_key[RIVAL, s] for s in several]
         return [
             judge("The ELBO of held-out cells gains over SCVI.", [_gain(row, "elbo") for row in mixtures]),
             judge("Clusters agree better with the types (ARI).", [_gain(row, "ari") for row in mixtures]),

@@ -14,11 +14,12 @@ from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, mismatch
 from mixvae.progress import Progress
 from mixvae.reports import Column, between_trainings, trust
+from mixvae.reproduce.cells.names import MIXTURE
 from mixvae.reproduce.cells.plan import _study
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge, unknown
 from mixvae.sweeps import Runner
 
-STANDARD = "mixture"
+STANDARD = MIXTURE
 """The kind of model with a standard normal prior, with which others are compared."""
 PRIORS = {STANDARD: "standard normal", "gaussian_mixture": "Gaussian mixture", "vamp": "VampPrior"}
 """Names of the priors by the kind of model."""

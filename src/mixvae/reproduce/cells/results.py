@@ -15,10 +15,9 @@ from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 from mixvae.reports import BetweenTrainings, between_trainings, student, trust
+from mixvae.reproduce.cells.names import FROZEN, KINDS, RIVAL, SCVI_NAME, named_by_draws
+from mixvae.reproduce.contrasts import Key
 
-SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
-Key = tuple[str, int]
-"""A kind of model and its number of components."""
 BASELINE: Key = (SCVI_NAME, 1)
 LEGACY_BATCH = 128
 """Cells per step in results that do not record it."""
@@ -50,17 +49,6 @@ class Job:
         return named_by_draws(self.kind, self.draws), self.components
 
 
-def named_by_draws(kind: str, draws: int) -> str:
-    """A kind of model whose training takes so many draws from each component.
-
-    Example:
-        >>> from mixvae.reproduce.cells.results import named_by_draws
-        >>> named_by_draws("mixture", 1), named_by_draws("mixture", 3)
-        ('mixture', 'mixture, 3 draws')
-    """
-    return kind if draws == 1 else f"{kind}, {draws} draws"
-
-
 def labels_sha256(adata: AnnData, keys: Sequence[str]) -> str:
     """Checksum of the cells' labels."""
     return checksum(canonical({key: list(map(str, adata.obs[key])) for key in keys}))
@@ -77,8 +65,7 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
     Raises:
         ValueError: some requested models are missing: such results pair with each other only.
     """
-    kinds = (SCVI_NAME, FROZEN, MIXTURE, UNNORMALISED)
-    there = {path.stem for kind in kinds for path in folder.glob(f"{kind}-S*-seed*.json")}
+    there = {path.stem for kind in KINDS for path in folder.glob(f"{kind}-S*-seed*.json")}
     if not there:
         return None
     if runs := sorted(folder.glob("*-S*-seed*/run.json")):

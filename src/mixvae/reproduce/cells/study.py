@@ -23,18 +23,8 @@ from mixvae._failures import at_least
 from mixvae.analysis import classifiers, classify, cluster
 from mixvae.evaluation import Evaluation, Identity, fingerprint
 from mixvae.progress import SILENT, Progress
-from mixvae.reproduce.cells.results import (
-    FROZEN,
-    MIXTURE,
-    RIVAL,
-    SCVI_NAME,
-    UNNORMALISED,
-    Job,
-    agree,
-    labels_sha256,
-    legacy,
-    legacy_evaluation,
-)
+from mixvae.reproduce.cells.names import FROZEN, MIXTURE, RIVAL, SCVI_NAME, UNNORMALISED
+from mixvae.reproduce.cells.results import Job, agree, labels_sha256, legacy, legacy_evaluation
 from mixvae.runs import Layout, Run
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
