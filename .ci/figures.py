@@ -19,19 +19,23 @@ from mixvae.reproduce.contrasts import Key, named
 
 ONE_DRAW = ("elbo, 1 draw of each", 1)
 SHOWN: dict[str, tuple[str, Key, Key]] = {
-    "Digits: four encoders, one draw each, over one draw": ("draws", ("elbo, 1 draw of each", 4), ONE_DRAW),
-    "Digits: one encoder with four draws, over one draw": ("draws", ("elbo, 4 draws of each", 1), ONE_DRAW),
-    "Digits, equal draws: S = 2": ("digits", ("elbo", 2), ("elbo", 1)),
-    "Digits, equal draws: S = 4": ("digits", ("elbo", 4), ("elbo", 1)),
-    "Digits, equal draws: S = 8": ("digits", ("elbo", 8), ("elbo", 1)),
-    "Digits, equal draws, sticking the landing: S = 4": (
+    "Four draws over one: digits, S = 4": ("draws", ("elbo, 1 draw of each", 4), ONE_DRAW),
+    "Four draws over one: digits, S = 1": ("draws", ("elbo, 4 draws of each", 1), ONE_DRAW),
+    "Digits, S = 2": ("digits", ("elbo", 2), ("elbo", 1)),
+    "Digits, S = 4": ("digits", ("elbo", 4), ("elbo", 1)),
+    "Digits, S = 8": ("digits", ("elbo", 8), ("elbo", 1)),
+    "Digits, sticking the landing, S = 4": (
         "ways", ("sticking the landing", 4), ("sticking the landing", 1)
     ),
-    "FashionMNIST, fully connected, equal draws: S = 4": ("fair", ("elbo", 4), ("elbo", 1)),
-    "FashionMNIST, VampPrior, equal draws: S = 4": ("vampprior", ("vamp", 4), ("vamp", 1)),
-    "FashionMNIST 14×14, PixelCNN, equal draws: S = 4": ("pixelcnn", ("conv", 4), ("conv", 1)),
-    "CORTEX, equal draws: S = 3": ("cortex_equal", ("mixture", 3), ("mixture, 3 draws", 1)),
-    "CORTEX, equal draws: S = 5": ("cortex_equal", ("mixture", 5), ("mixture, 5 draws", 1)),
+    "Digits, two latents, S = 4": ("places", ("latent 2", 4), ("latent 2", 1)),
+    "Rotated digits, S = 4": ("places", ("rotated", 4), ("rotated", 1)),
+    "Half-hidden digits, S = 4": ("places", ("occluded", 4), ("occluded", 1)),
+    "100 digits, S = 4": ("places", ("100 examples", 4), ("100 examples", 1)),
+    "FashionMNIST, S = 4": ("fair", ("elbo", 4), ("elbo", 1)),
+    "FashionMNIST, VampPrior, S = 4": ("vampprior", ("vamp", 4), ("vamp", 1)),
+    "FashionMNIST, PixelCNN, S = 4": ("pixelcnn", ("conv", 4), ("conv", 1)),
+    "CORTEX, S = 3": ("cortex_equal", ("mixture", 3), ("mixture, 3 draws", 1)),
+    "CORTEX, S = 5": ("cortex_equal", ("mixture", 5), ("mixture, 5 draws", 1)),
 }  # fmt: skip
 """Folder, and what is compared with what, by the name of the row."""
 METRICS = ("elbo", "log_px", "posterior")

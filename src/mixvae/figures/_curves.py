@@ -225,7 +225,7 @@ def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str, across:
         ("Δ log p(x): a better model", PALETTE[0]),
         ("−ΔKL(q ‖ p(z|x)): a better posterior", PALETTE[4]),
     )
-    figure, axes = blank(WIDTH, 1.7 + 0.9 * len(rows))
+    figure, axes = blank(WIDTH, 1.7 + 0.65 * len(rows))
     ends = [
         gain + way * (0 if math.isnan(error) else error)
         for each in rows.values() for gain, error in each for way in (-1, 1)
