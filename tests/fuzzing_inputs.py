@@ -378,6 +378,8 @@ def commands(*, cells: bool) -> list[str]:
 
 def cases(*, cells: bool) -> st.SearchStrategy[Input]:
     """Inputs for all commands, each as often as `SLOW` says."""
+    for name in commands(cells=cells):
+        options(name)  # its imports take random numbers, which Hypothesis refuses while it draws
     often = [name for name in commands(cells=cells) for _ in range(round(10 * SLOW.get(name, 1.0)))]
     return st.sampled_from(often).flatmap(inputs)
 

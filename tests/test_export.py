@@ -56,13 +56,19 @@ def check_program(model, part, given, path):
         np.testing.assert_allclose(got, want.numpy(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("posterior", ["separate, weighted", "convolutional", "one-hot"])
+@pytest.mark.parametrize(
+    "posterior", ["separate, weighted", pytest.param("convolutional", marks=pytest.mark.slow), "one-hot"]
+)
 def test_an_exported_encoder_gives_the_same_moments(posterior, tmp_path):
     model = of(posterior)
     check_program(model, "encoder", torch.rand(7, *zoo.SHAPE), tmp_path)
 
 
-@pytest.mark.parametrize("decoder", ["continuous Bernoulli", "Gaussian", "convolutional", "user network"])
+@pytest.mark.parametrize(
+    "decoder",
+    [pytest.param("continuous Bernoulli", marks=pytest.mark.slow), "Gaussian",
+     pytest.param("convolutional", marks=pytest.mark.slow), "user network"],
+)  # fmt: skip
 def test_an_exported_decoder_gives_the_same_means(decoder, tmp_path):
     check_program(of(decoder=decoder), "decoder", torch.randn(7, zoo.LATENT), tmp_path)
 

@@ -18,7 +18,7 @@ from fuzzing import Forks, tree
 from fuzzing_damage import CHEAP, READING, baseline, damages, faults_of_damage
 from fuzzing_inputs import BASES, Input, cases, commands, faults_of, shown, template
 
-INPUTS, DAMAGES = (int(os.environ.get(name, few)) for name, few in (("MIXVAE_FUZZ", 40), ("MIXVAE_DAMAGE", 12)))
+INPUTS, DAMAGES = (int(os.environ.get(name, few)) for name, few in (("MIXVAE_FUZZ", 24), ("MIXVAE_DAMAGE", 8)))
 SEED = int(os.environ.get("MIXVAE_FUZZ_SEED", 0))
 PARTS = 4 if INPUTS > 500 else 1
 """Tests that the inputs are shared out to, for several processes to try them."""

@@ -970,6 +970,7 @@ assert len(graphs) == 2, len(graphs)
 """
 
 
+@pytest.mark.slow
 def test_free_bits_and_parts_stay_one_graph():
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -146,13 +146,7 @@ def test_yaml_file_trains_a_custom_encoder_on_custom_data(tmp_path, monkeypatch)
         "encoder: {class_path: own_encoder.MyEncoder}}\n"
         "training: {epochs: 2}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "mixvae", "train", "own.yaml", "--out", "run", "--trust", "own_encoder"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    monkeypatch.syspath_prepend(tmp_path)
+    main(["train", "own.yaml", "--out", "run", "--trust", "own_encoder"])
     main(["evaluate", "run", "--total-draws", "10"])
     assert read_json("run/results.json")["components"] == 2
     main(["report", "run"])

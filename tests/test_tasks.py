@@ -36,6 +36,7 @@ def test_every_task_runs_in_mixvae(tmp_path):
     assert (tmp_path / "shared" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_every_task_runs_in_plain_pytorch(tmp_path):
     run("with_pytorch.py", tmp_path)
     assert len((tmp_path / "losses.csv").read_text().splitlines()) == 5

@@ -376,6 +376,7 @@ cli.main(sys.argv[2:])
 """A command on a disk where files outgrow a size, in a process of its own: torch may hang in a forked one."""
 
 
+@pytest.mark.slow
 def test_an_output_that_outgrows_the_disk_is_taken_back(cells, finished, tmp_path):
     """The copy fits, and what is added to it does not."""
     file = tmp_path / "cells.h5ad"
