@@ -17,10 +17,10 @@ from mixvae.reports import PARTS
 from mixvae.reproduce import Findings
 from mixvae.reproduce.contrasts import Key, named
 
-ONE_DRAW = ("elbo, 1 draw of each", 1)
+ONE_DRAW = ("elbo (1 draw of each)", 1)
 SHOWN: dict[str, tuple[str, Key, Key]] = {
-    "Four draws over one: digits, S = 4": ("draws", ("elbo, 1 draw of each", 4), ONE_DRAW),
-    "Four draws over one: digits, S = 1": ("draws", ("elbo, 4 draws of each", 1), ONE_DRAW),
+    "Four draws over one: digits, S = 4": ("draws", ("elbo (1 draw of each)", 4), ONE_DRAW),
+    "Four draws over one: digits, S = 1": ("draws", ("elbo (4 draws of each)", 1), ONE_DRAW),
     "Digits, S = 2": ("digits", ("elbo", 2), ("elbo", 1)),
     "Digits, S = 4": ("digits", ("elbo", 4), ("elbo", 1)),
     "Digits, S = 8": ("digits", ("elbo", 8), ("elbo", 1)),

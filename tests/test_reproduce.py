@@ -16,7 +16,7 @@ from browser import browse
 from mixvae import config, reports, runs, sweeps
 from mixvae._failures import Failed
 from mixvae.cli import main
-from mixvae.cli.output import PAGE, show_comparison, show_rows
+from mixvae.cli.output import PAGE, names, show_comparison, show_rows
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.files import commit, read_json, weights_to_bytes
 from mixvae.progress import SILENT
@@ -473,6 +473,14 @@ def test_commands_are_those_of_the_cells(cells):
 
 
 @pytest.mark.usefixtures("cells_here")
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_model_can_be_named_alone(name):
+    """`--models` was split at the comma of `rotated, latent 2`."""
+    known = [variant.model for variant in TRAINED[name].scales["small"].variants]
+    for model in dict.fromkeys(known):
+        assert Changes(models=names(model)).models_of(known) == [model]
+
+
 def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
     out = tmp_path / "latents"
     words = ["reproduce", "latents", "--scale", "smoke", "--out", str(out)]

@@ -149,7 +149,7 @@ def _draws(size: int, more: int, preset: str, **rest: Any) -> Trainings:
     """One encoder with a few draws per step, the paper's mixture with one draw of each, and both bounds."""
 
     def named(bound: str, draws: int) -> str:
-        return f"{bound}, {draws} {'draw' if draws == 1 else 'draws'} of each"
+        return f"{bound} ({draws} {'draw' if draws == 1 else 'draws'} of each)"
 
     few, some, many = (named("elbo", draws) for draws in (1, size, more))
     one = (few, 1)

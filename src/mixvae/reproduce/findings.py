@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +60,21 @@ class Changes:
         """What is changed, by the names that a plan has for it: `named(epochs="training.epochs")`."""
         values = {new: getattr(self, name) for name, new in names.items()}
         return {name: value for name, value in values.items() if value is not None}
+
+    def models_of(self, known: Iterable[str]) -> list[str]:
+        """Those of a plan's models that are named, in its order; all of them if none is.
+
+        Args:
+            known: names of the plan's models.
+
+        Raises:
+            ValueError: there is no such model.
+        """
+        there = list(dict.fromkeys(known))
+        for model in self.models or ():
+            if model not in there:
+                raise unknown("model", model, there)
+        return [model for model in there if self.models is None or model in self.models]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def _ways(size: int, draws: int, preset: str, **rest: Any) -> Trainings:
     ]
     questions = [
         Question(
-            f"S = {size} is better than S = 1 ({way}).",
+            f"{way}: S = {size} is better than S = 1.",
             [((way, size), (way, 1) if way in alike else one)],
             primary=True,
         )
@@ -57,7 +57,7 @@ def _places(places: Mapping[str, Mapping[str, Any]], size: int, draws: int, **re
         Variant(place, s, "digits", shared(draws, s, **options)) for place, options in places.items() for s in (1, size)
     ]
     questions = [
-        Question(f"S = {size} is better than S = 1 ({place}).", [((place, size), (place, 1))], primary=True)
+        Question(f"{place}: S = {size} is better than S = 1.", [((place, size), (place, 1))], primary=True)
         for place in places
     ]
     return Trainings(variants, questions, **rest)
@@ -77,9 +77,9 @@ def _sizes(sizes: Sequence[int]) -> dict[str, dict[str, Any]]:
 _PLACES: dict[str, dict[str, Any]] = {
     **_sizes((16, 4, 2)),
     "rotated": {"data.name": "rotated_digits"},
-    "rotated, latent 2": {"data.name": "rotated_digits", "model.latent": 2},
+    "rotated (latent 2)": {"data.name": "rotated_digits", "model.latent": 2},
     "occluded": {"data.name": "occluded_digits"},
-    "occluded, latent 2": {"data.name": "occluded_digits", "model.latent": 2},
+    "occluded (latent 2)": {"data.name": "occluded_digits", "model.latent": 2},
     "300 examples": _few(300, 240, 40),
     "100 examples": _few(100, 720, 120),
 }

@@ -29,7 +29,7 @@ from mixvae.reproduce.contrasts import (
     unequal_draws,
     verdicts,
 )
-from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Changes, Findings, unknown
+from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Changes, Findings
 from mixvae.reproduce.measured import ALL, Cell, Measured, between, by_example, mean, scores_of, worst
 from mixvae.reproduce.pictures import draw
 
@@ -87,7 +87,7 @@ class Variant:
     @property
     def name(self) -> str:
         """Name for files and folders."""
-        return f"{re.sub(r'[^a-zA-Z0-9_]+', '-', self.model)}-S{self.size}"
+        return f"{re.sub(r'[^a-zA-Z0-9_]+', '-', self.model).strip('-')}-S{self.size}"
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,10 @@ class Trainings:
         """
         options = {**self.options, **changes.named(epochs="training.epochs", warmup="training.warmup")}
         changed = replace(self, options=options, **changes.named(seeds="seeds"))
-        return changed if changes.models is None else changed._of(changes.models)
+        return changed if changes.models is None else changed._of(changes.models_of(v.model for v in self.variants))
 
     def _of(self, models: Sequence[str]) -> Trainings:
         """The same with some models, and the claims about them."""
-        there = dict.fromkeys(variant.model for variant in self.variants)
-        for model in models:
-            if model not in there:
-                raise unknown("model", model, there)
         variants = [variant for variant in self.variants if variant.model in models]
         keys = {variant.key for variant in variants}
         for variant in variants:

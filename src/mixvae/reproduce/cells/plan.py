@@ -16,7 +16,7 @@ from mixvae.progress import Progress
 from mixvae.reports import LEVEL, Column
 from mixvae.reproduce.cells.names import FROZEN, KINDS, MIXTURE, RIVAL, UNNORMALISED
 from mixvae.reproduce.contrasts import Question, contrast_rows, unequal_draws, verdicts
-from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge, unknown
+from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
 from mixvae.sweeps import Runner
 
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
@@ -86,12 +86,10 @@ class Cells:
             plan = replace(plan, seeds=changes.seeds, more_seeds=())
         if changes.models is None:
             return plan
-        for model in changes.models:
-            if model not in KINDS:
-                raise unknown("model", model, KINDS)
+        models = changes.models_of(KINDS)
         kept = {"sizes": MIXTURE, "frozen": FROZEN, "unnormalised": UNNORMALISED}
-        plan = replace(plan, **{name: () for name, kind in kept.items() if kind not in changes.models})
-        return replace(plan, drawn={kind: n for kind, n in self.drawn.items() if kind in changes.models})
+        plan = replace(plan, **{name: () for name, kind in kept.items() if kind not in models})
+        return replace(plan, drawn={kind: n for kind, n in self.drawn.items() if kind in models})
 
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.

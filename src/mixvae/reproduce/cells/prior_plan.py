@@ -16,7 +16,7 @@ from mixvae.progress import Progress
 from mixvae.reports import Column, between_trainings, trust
 from mixvae.reproduce.cells.names import MIXTURE
 from mixvae.reproduce.cells.plan import _study
-from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge, unknown
+from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
 from mixvae.sweeps import Runner
 
 STANDARD = MIXTURE
@@ -67,11 +67,9 @@ class Priors:
             ValueError: there is no such prior, or a number is wrong.
         """
         settings = {**self.settings, **changes.named(epochs="epochs", warmup="warmup")}
-        plan = replace(self, settings=settings, **changes.named(seeds="seeds"))
-        for kind in changes.models or ():
-            if kind not in PRIORS:
-                raise unknown("model", kind, tuple(PRIORS))
-        return plan if changes.models is None else replace(plan, kinds=[k for k in self.kinds if k in changes.models])
+        models = changes.models_of(PRIORS)
+        kinds = [kind for kind in self.kinds if kind in models]
+        return replace(self, settings=settings, kinds=kinds, **changes.named(seeds="seeds"))
 
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
