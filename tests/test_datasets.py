@@ -270,6 +270,18 @@ def test_bad_arrays_are_told_in_one_line(tmp_path, kind, told):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4", "cut"])
+@pytest.mark.parametrize("read", [datasets.load_dataset, datasets.load_examples])
+def test_a_file_that_is_no_archive_is_told_in_one_line(tmp_path, content, read):
+    """Its names were asked for before it was read: an unexpected BadZipFile."""
+    path = tmp_path / "own.npz"
+    np.savez(path, x=np.zeros((40, 4, 4)))
+    path.write_bytes(path.read_bytes()[:-30] if content == "cut" else content)
+    with pytest.raises(ValueError, match="own.npz is truncated, damaged, or holds pickled objects") as caught:
+        read(str(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_pickle_in_a_pt_file_is_not_executed(tmp_path):
     torch.save({"x": io.BytesIO}, tmp_path / "own.pt")
     with pytest.raises(ValueError, match="own.pt"):

@@ -7,7 +7,8 @@ import math
 import os
 import warnings
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,18 +29,13 @@ def map_npy(path: Path) -> np.ndarray:
     Raises:
         ValueError: it is damaged, or holds objects.
     """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            shape, fortran, dtype = _header(file)
-            _check_promise(math.prod(shape) * max(1, dtype.itemsize), size - file.tell(), shape)
-            if not math.prod(shape):  # which cannot be mapped
-                return np.empty(shape, dtype)
-            return np.memmap(file, dtype, "c", file.tell(), shape, "F" if fortran else "C")
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # noqa: BLE001  (damage shows as any kind)
-        raise _damaged(path, error) from None
+    with _intact(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        shape, fortran, dtype = _header(file)
+        _check_promise(math.prod(shape) * max(1, dtype.itemsize), size - file.tell(), shape)
+        if not math.prod(shape):  # which cannot be mapped
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "c", file.tell(), shape, "F" if fortran else "C")
 
 
 def read_npz(content: Path | bytes, source: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -53,26 +49,26 @@ def read_npz(content: Path | bytes, source: str, names: Collection[str] | None =
     Raises:
         ValueError: it is damaged, holds objects, or is larger than memory.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content) if isinstance(content, bytes) else content) as archive:
-            known = members(archive, source)
-            chosen = {n: info for n, info in known.items() if names is None or n.removesuffix(".npy") in names}
-            check(sum(info.file_size for info in chosen.values()), f"{source}, unpacked,", FEWER)
-            arrays = {}
-            for name, info in chosen.items():
-                with archive.open(info) as file:  # which yields no more bytes than the directory promises
-                    arrays[name.removesuffix(".npy")] = _read(file, info.file_size, f"{source}, {name},")
-                    file.read(1)  # at the end, where the checksum is compared
-            return arrays
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # noqa: BLE001
-        raise _damaged(source, error) from None
+    opened = io.BytesIO(content) if isinstance(content, bytes) else content
+    with _intact(source), zipfile.ZipFile(opened) as archive:
+        known = members(archive, source)
+        chosen = {n: info for n, info in known.items() if names is None or n.removesuffix(".npy") in names}
+        check(sum(info.file_size for info in chosen.values()), f"{source}, unpacked,", FEWER)
+        arrays = {}
+        for name, info in chosen.items():
+            with archive.open(info) as file:  # which yields no more bytes than the directory promises
+                arrays[name.removesuffix(".npy")] = _read(file, info.file_size, f"{source}, {name},")
+                file.read(1)  # at the end, where the checksum is compared
+        return arrays
 
 
 def names_in(path: Path) -> list[str]:
-    """Names of the arrays in a `.npz` archive."""
-    with zipfile.ZipFile(path) as archive:
+    """Names of the arrays in a `.npz` archive.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    with _intact(path), zipfile.ZipFile(path) as archive:
         return sorted(name.removesuffix(".npy") for name in members(archive, str(path)))
 
 
@@ -138,12 +134,21 @@ def _check_promise(needed: int, size: int, shape: tuple[int, ...]) -> None:
         raise ValueError(f"its header promises the shape {short(shape)}, {short(needed)} bytes, and it has {size}")
 
 
-def _damaged(source: object, error: Exception) -> ValueError:
-    """The error for a damaged file, in one line."""
-    if isinstance(error, TooLarge):
-        return error
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ValueError(f"{source} is truncated, damaged, or holds pickled objects: {short(lines[0], 200)}")
+@contextmanager
+def _intact(source: object) -> Iterator[None]:
+    """Report in one line what shows that a file is damaged, of whatever kind it is.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, TooLarge):
+        raise
+    except Exception as error:  # noqa: BLE001  (damage shows as any kind)
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        found = short(lines[0], 200)
+        raise ValueError(f"{source} is truncated, damaged, or holds pickled objects: {found}") from None
 
 
 def check_pickle(file: IO[bytes]) -> None:
