@@ -23,9 +23,9 @@ class Check(Tabular):
 
     Args:
         refined: evaluation of the observations.
-        annealed: annealed importance sampling of the same ones, a lower bound in expectation.
-        simulated: evaluation of as many observations drawn from the model.
-        bracket: lower and upper bounds of those by bidirectional Monte Carlo.
+        annealed: annealed importance sampling of the same observations, a lower bound in expectation.
+        simulated: evaluation of equally many observations drawn from the model.
+        bracket: lower and upper bounds for the simulated ones, by bidirectional Monte Carlo.
 
     Example:
         >>> import torch
@@ -56,7 +56,8 @@ class Check(Tabular):
     def table(self) -> list[Row]:
         """Means over the observations; `mc_se` is the error over draws or chains, `difference` that to the refined one.
 
-        A difference has the larger of two errors: that of its terms over draws and chains, and its own over examples.
+        The error of a difference is the larger of two: that of its terms over draws and chains, and its own over
+        examples.
         """
         upper = self.bracket.upper
         return [

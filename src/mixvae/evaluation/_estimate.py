@@ -30,7 +30,7 @@ BOUNDS_SHOWN = (
     ("MISELBO NLL", "nll_miselbo", 1),
     ("−ELBO", "elbo", -1),
 )
-"""Bounds on −log p(x) by the name they are shown under, their name in results, and the sign that makes them one."""
+"""Upper bounds on −log p(x): displayed name, name in results, and the sign that turns the result into the bound."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +45,7 @@ class Estimate(Tabular):
         elbo_mc_se: Monte-Carlo standard error of `elbo`; NaN for a single draw per component.
         miselbo_mc_se: the same for `miselbo`, by the delta method.
         pooled_mc_se: the same for `pooled`.
-        log_px: the headline, a lower bound of log p(x) by draws from the proposal.
+        log_px: the headline, a lower bound on log p(x) from draws of the proposal.
         log_px_mc_se: its Monte-Carlo standard error, by the delta method: too small with few draws (with 10 we measured
             0.027 where repeated evaluations spread by 0.041), and not to be relied on where k̂ is unreliable.
         bias: how far `log_px` is expected to lie below log p(x), CV²/2n with the weights' coefficient of variation.
@@ -218,7 +218,7 @@ def fingerprint(x: Tensor) -> str:
 
 
 class Fingerprint:
-    """The `fingerprint` of observations that come some at a time.
+    """The `fingerprint` of observations that arrive in parts.
 
     Args:
         shape: shape of all of them.
@@ -238,7 +238,7 @@ class Fingerprint:
         self._digest = hashlib.sha256(str(tuple(shape)).encode())
 
     def add(self, part: Tensor) -> None:
-        """Add the next ones."""
+        """Add the next observations."""
         values = (part.detach().cpu().double() + 0.0).numpy()  # −0 is 0
         self._digest.update(values.astype("<f8", copy=False).tobytes())
 

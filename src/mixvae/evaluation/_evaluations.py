@@ -153,8 +153,8 @@ def differences(
     """Gain of one model over another on every example of the same data, (N,), in nats.
 
     Args:
-        new: evaluation of the one.
-        old: evaluation of the other.
+        new: evaluation of the new model.
+        old: evaluation of the old model.
         bound: log_px, pooled, miselbo or elbo.
         quiet: do not warn about different draws or proposals.
 
@@ -182,8 +182,8 @@ def paired_gain(
     The error reflects the choice of examples, not the randomness of training.
 
     Args:
-        new: evaluation of the one.
-        old: evaluation of the other.
+        new: evaluation of the new model.
+        old: evaluation of the old model.
         bound: log_px, pooled, miselbo or elbo.
         quiet: do not warn about different draws or proposals.
 
@@ -204,18 +204,19 @@ def paired_gain(
 
 
 def split_gain(new: Evaluation | Estimate, old: Evaluation | Estimate, *, quiet: bool = False) -> SplitGain:
-    """Split the gain of the ELBO into that of the model and that of the posterior.
+    """Split the gain in the ELBO into the model's gain and the posterior's.
 
     ELBO = log p(x) − KL(q(z|x) ‖ p(z|x)), so Δ ELBO = Δ log p(x) + (−Δ KL) on every example. The parts are correlated,
-    so the error of each of the three is that of its own differences; errors of the parts say nothing about the sum's.
+    so each of the three errors is computed from its own differences; the sum's error does not follow from the parts'
+    errors.
 
-    It says something about two trainings that maximised one bound. A training of an importance-weighted bound does not
-    minimise this KL: compare it with others by `paired_gain` alone. Where `log_px` is not tight, what it lacks moves
-    from one part to the other, and a warning says so.
+    The split is meaningful for two trainings that maximised the same bound. Training on an importance-weighted bound
+    does not minimise this KL: compare it with others by `paired_gain` alone. Where `log_px` is not tight, its slack
+    moves from one part to the other, and a warning says so.
 
     Args:
-        new: evaluation of the one.
-        old: evaluation of the other.
+        new: evaluation of the new model.
+        old: evaluation of the old model.
         quiet: do not warn about different draws or proposals, or about a `log_px` that is not tight.
 
     Returns:
@@ -278,8 +279,8 @@ def _differences(
 def mismatch(one: Identity, other: Identity) -> str:
     """Why two evaluations are not known to cover the same examples, in words; empty if they do.
 
-    Examples are the same if their observations have the same checksum, or if they are equally many first examples of
-    the same split of the same data. Legacy evaluations, whose record has gaps, pair with each other where nothing on
+    Examples are the same if their observations have the same checksum, or if they are the same number of first examples
+    of the same split of the same data. Legacy evaluations, whose record has gaps, pair with each other where nothing on
     record differs.
 
     Example:

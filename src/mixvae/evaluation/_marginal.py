@@ -30,9 +30,9 @@ from mixvae.proposals import Proposal, keyed_uniform, refine, systematic_counts,
 ProposalName = Literal["refined", "posterior"]
 LARGEST_BATCH = 256
 WITH_GRAPH = 8
-"""Latents whose decoding takes as much memory as that of one with its gradient and curvature."""
+"""How many latents decode in the memory that one takes with its gradient and curvature."""
 MOST_DRAWS = 100_000_000
-"""Most draws per example; they already take a minute or more each."""
+"""Maximum draws per example, which already take a minute or more for each."""
 WEIGHTS = 4
 """Copies of an example's weights that fitting k̂ makes."""
 
@@ -55,8 +55,8 @@ def evaluate(
     draws from a proposal that is refined for each example, and is tight where that proposal fits; `pareto_k`, `ess`
     and `bias` say whether it does. With `proposal="posterior"` it is the pooled bound.
 
-    Memory depends on `chunk` only: bounds, errors and diagnostics are accumulated over the draws. Never fewer draws
-    than requested are made: ELBO and MISELBO take L = ⌈total_draws / S⌉ of every component. With unequal weights the
+    Memory depends on `chunk` only: bounds, errors and diagnostics are accumulated over the draws. There are never fewer
+    draws than requested: ELBO and MISELBO take L = ⌈total_draws / S⌉ of every component. With unequal weights the
     pooled bound takes L·S draws in proportion to them, by systematic random rounding.
 
     Args:
@@ -134,7 +134,7 @@ def _at_once(components: int, each: int, chunk: int) -> int:
 
 
 def group_size(components: int, each: int, chunk: int) -> int:
-    """Examples whose modes are sought together: others in a group change an estimate by rounding.
+    """Number of examples whose modes are sought together: the others in a group change an estimate only by rounding.
 
     Example:
         >>> from mixvae.evaluation import group_size
@@ -194,7 +194,7 @@ def check_draws(total_draws: int, draws_per_component: int | None = None, chunk:
     """Refuse evaluation settings that are out of range.
 
     Raises:
-        ValueError: one is.
+        ValueError: a setting is out of range.
 
     Example:
         >>> from mixvae.evaluation import check_draws
@@ -240,7 +240,7 @@ def draws_of_each(components: int, total_draws: int, draws_per_component: int | 
 
 
 def chunks(draws: int, most: int, first: int = 0) -> Iterator[tuple[int, int]]:
-    """Ranges that cover all draws from the first on, each at most `most` long, in whole blocks where possible.
+    """Ranges that cover all draws from `first` on, each at most `most` long, in whole blocks where possible.
 
     Example:
         >>> from mixvae.evaluation import chunks

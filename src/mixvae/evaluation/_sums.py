@@ -1,4 +1,4 @@
-"""Sums over draws, in float64, that bounds and their errors are computed from."""
+"""Sums over draws, in float64, from which bounds and their errors are computed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SHORTEST_TAIL = 5
 
 
 class WeightSums:
-    """What an importance-sampling estimate of log p(x) and its diagnostics need of its log weights.
+    """Sums over log weights that an importance-sampling estimate of log p(x) and its diagnostics need.
 
-    With strata of n_k draws, the variance of the mean weight is Σ_k n_k Var_k w / n²: what the strata's means differ by
-    is no error.
+    With strata of n_k draws, the variance of the mean weight is Σ_k n_k Var_k w / n²: differences between the strata's
+    means are not part of the error.
 
     Args:
         draws: draws n per example, over all calls of `add`.
@@ -70,7 +70,7 @@ class WeightSums:
         share = (self.sums - total).exp()  # of the estimate, by stratum
         within = (self.squares - 2 * total).exp() - share.square() / self.counts.clamp(min=1)  # n_k Var_k w / (n E w)²
         within = within.clamp(min=0) * self.counts / (self.counts - 1).clamp(min=1)
-        alone = (self.counts == 1).any(0)  # a single draw of a stratum says nothing of its variance
+        alone = (self.counts == 1).any(0)  # a single draw from a stratum says nothing about its variance
         overall = (1 / ess - 1 / n).clamp(min=0) * (n / (n - 1) if n > 1 else math.nan)
         relative = torch.where(alone, overall, within.sum(0))
         values = {"log_px": total - math.log(n), "log_px_mc_se": relative.sqrt(), "bias": relative / 2}
@@ -79,7 +79,7 @@ class WeightSums:
 
 
 def weigh(proposal: Proposal, joint: Joint, q: Components, at_once: int) -> dict[str, np.ndarray]:
-    """The headline of every example: log p(x) by all draws of its proposal, with errors and diagnostics.
+    """The headline of every example: log p(x) from all draws of its proposal, with errors and diagnostics.
 
     Args:
         proposal: what to draw from.
@@ -94,7 +94,7 @@ def weigh(proposal: Proposal, joint: Joint, q: Components, at_once: int) -> dict
 
 
 class Accumulator:
-    """Sums over draws from every component that the bounds of one batch are computed from.
+    """Sums over draws from every component, from which the bounds of one batch are computed.
 
     ELBO and MISELBO take equally many draws of every component, the pooled bound all draws with weights π_s/L. With
     unequal mixture weights it takes draws in proportion to them, n_s of component s, each with weight 1/n.
@@ -124,7 +124,7 @@ class Accumulator:
         """Add some of the draws.
 
         Args:
-            terms: their densities; the first terms are of all components, later ones may be of some.
+            terms: densities of the draws; the first terms cover all components, later ones possibly only some.
             start: number of the first draw of each component.
         """
         log_w = log_weights(terms).double()  # (L, S, B)

@@ -20,7 +20,7 @@ from mixvae.joint import Joint
 DEGREES = 20
 """Degrees of freedom ν of Student's t: tails heavier than the posterior's."""
 AMORTISED, ALLOCATION, POSTERIOR, STUDENT, STRATA = range(5)
-"""Streams of noise: the first two for draws from the posterior as it is, the others for those of a proposal."""
+"""Noise streams: the first two for draws from the posterior as it is, the others for draws from a proposal."""
 
 
 def stream(kind: int, pilot: int) -> int:
@@ -46,7 +46,7 @@ def systematic_counts(weights: np.ndarray, draws: int, u: float) -> np.ndarray:
         (array([1, 1]), array([0, 2]))
     """
     edges = np.concatenate([[0.0], np.cumsum(weights / weights.sum())])
-    edges[-1] = 1.0  # whatever rounding says
+    edges[-1] = 1.0  # whatever the rounding
     return np.diff(np.ceil(edges * draws - u)).astype(int)
 
 

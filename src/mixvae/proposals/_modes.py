@@ -13,13 +13,13 @@ from mixvae.distributions import Components
 from mixvae.joint import Joint
 
 ROUNDS = 3
-"""Most times that the curvature is computed on the way to a mode."""
+"""Maximum number of times the curvature is computed on the way to a mode."""
 STEPS = 8
-"""Steps with one curvature."""
+"""Steps taken with each curvature."""
 CONVERGED = 1e-2
-"""Newton decrement gᵀ H⁻¹ g below which a mode is found: half of it is the gain in nats that another step promises."""
+"""Newton decrement gᵀ H⁻¹ g below which a mode counts as found; half of it is the nats another step would gain."""
 POLISH = 3
-"""Last steps, which bring searches that ended at different points near a mode together."""
+"""Final steps, which bring together searches that ended at different points near a mode."""
 FLOOR = 0.1
 """Least curvature, relative to the least precision of the prior."""
 STEP = 0.01
@@ -37,7 +37,7 @@ class Peaks:
         floored: eigenvalues of the curvature that were raised to the floor.
         converged: whether the search ended at a mode.
         fallback: whether the search failed, so that the start is returned with the prior's extent.
-        distinct: whether the second mode is another one than the first.
+        distinct: whether the second mode differs from the first.
     """
 
     location: Float[Tensor, "K B D"]
@@ -147,7 +147,7 @@ def _climb(joint: Joint, start: Float[Tensor, "B D"]) -> Peaks:
             value = torch.where(better, new_value, value)
             step = torch.where(better, (2 * step).clamp(max=1), step / 4)
         if at is z or bool((at == z).all()):
-            break  # the curvature is that of where the search is
+            break  # the curvature belongs to the current point
         step, done = torch.ones_like(value), done & (at == z).all(-1)
     else:
         scale, floored, broken = inverse_scale(curvature(joint, z), floor)

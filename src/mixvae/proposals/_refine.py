@@ -28,7 +28,7 @@ from mixvae.proposals._modes import Peaks, find_peaks
 DEFENSIVE = 0.25
 """Share α of the draws that come from the posterior itself, or from a widened t (Hesterberg, 1995)."""
 INFLATED = 0.25
-"""How much wider than the curvature every t is, δ, at most: 1/√D, as it costs a factor e^{−2 D δ²} of the draws."""
+"""Most by which every t is wider than the curvature, δ, or 1/√D if less: it costs a factor e^{−2 D δ²} of draws."""
 WIDENED = 2.0
 """Factor on the scale of the t that replaces a posterior whose density is not available at every point."""
 ROUNDING = 0.01
@@ -36,11 +36,11 @@ ROUNDING = 0.01
 DEFENSIVE_T = 0.1
 """Share of the draws from that t."""
 LEAST_SHARE = 0.1
-"""Smallest share of the draws around a mode that another one has outweighed."""
+"""Smallest share of the draws around a mode that is outweighed by another."""
 ENOUGH = 10
 """Effective draws per latent dimension at which moments count as much as the curvature."""
 PILOTS = 2
-"""Most pilot rounds; together they take half as many draws as are weighed afterwards, at most."""
+"""Maximum number of pilot rounds; together they take at most half as many draws as are weighted afterwards."""
 SETTINGS = ("degrees", "pilot_draws")
 """Notes that are the same for all examples."""
 COUNTS = ("examples", "unconverged", "floored", "fallbacks", "second_modes", "adapted")
@@ -101,7 +101,7 @@ def refine(
     Args:
         joint: log p(x, z) of B examples.
         q: their posteriors.
-        draws: draws n of every example that will be weighed.
+        draws: draws n of every example that will be weighted.
         examples: numbers of the examples, which key their noise; their positions by default.
         seed: seed of the noise.
         at_once: draws per example decoded at once in the pilot rounds.
@@ -150,7 +150,7 @@ def _pilots(draws: int, latent: int) -> tuple[int, int]:
 def _scores_own_draws(q: Components, examples: np.ndarray, seed: int) -> bool:
     """Whether a posterior gives its own draws the density with which they were drawn: inverses of flows round.
 
-    A flow that explodes gives none; the proposal then does without the posterior.
+    A flow that explodes gives no density; the proposal then does without the posterior.
     """
     noise = keyed_normal(seed, examples, 0, 1, (q.batch_shape[0], q.event_shape[0]), stream(POSTERIOR, 1))
     centre = q.rsample((), torch.zeros(*q.batch_shape, *q.event_shape))
@@ -210,10 +210,10 @@ def _proposal(
 def _adapted(
     pilot: Proposal, joint: Joint, q: Components, shares: Float[Tensor, "T B"], at_once: int
 ) -> tuple[Student, Tensor]:
-    """Move every t to the weighted moments of a pilot round's draws, as far as there are enough effective draws.
+    """Move every t to the weighted moments of a pilot round's draws, as far as the effective draws allow.
 
     With a = ESS / (ESS + 10 D), location and scale matrix are a times the moments plus 1 − a times the old ones; below
-    an ESS of D nothing moves. The pilot's weights, which no estimate sees, are truncated at √n times their mean.
+    an ESS of D nothing moves. The pilot's weights, which enter no estimate, are truncated at √n times their mean.
 
     References:
         Ionides, Truncated Importance Sampling (2008), https://doi.org/10.1198/106186008X320456
