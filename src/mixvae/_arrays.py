@@ -17,10 +17,10 @@ import numpy as np
 from mixvae._resources import TooLarge, check, short
 
 HEADER = 10_000
-"""Most characters of a header, as in NumPy itself."""
+"""Maximum number of characters in a header, as in NumPy itself."""
 FEWER = "give fewer or smaller examples"
 MEMBERS = 10_000
-"""Most files in an archive."""
+"""Maximum number of files in an archive."""
 
 
 def map_npy(path: Path) -> np.ndarray:
@@ -33,7 +33,7 @@ def map_npy(path: Path) -> np.ndarray:
         size = os.fstat(file.fileno()).st_size
         shape, fortran, dtype = _header(file)
         _check_promise(math.prod(shape) * max(1, dtype.itemsize), size - file.tell(), shape)
-        if not math.prod(shape):  # which cannot be mapped
+        if not math.prod(shape):  # empty, which cannot be mapped
             return np.empty(shape, dtype)
         return np.memmap(file, dtype, "c", file.tell(), shape, "F" if fortran else "C")
 
@@ -43,7 +43,7 @@ def read_npz(content: Path | bytes, source: str, names: Collection[str] | None =
 
     Args:
         content: the file, or its content.
-        source: what errors call it.
+        source: what errors call the file.
         names: only these, if present; all by default.
 
     Raises:
@@ -85,7 +85,7 @@ def members(archive: zipfile.ZipFile, source: str) -> dict[str, zipfile.ZipInfo]
 
 
 def _read(file: IO[bytes] | Any, size: int, what: str) -> np.ndarray:
-    """An array from a stream of `size` bytes, after its header has been checked against them and against memory."""
+    """Read an array from a stream of `size` bytes, after checking its header against that size and against memory."""
     shape, fortran, dtype = _header(file)
     count = math.prod(shape)
     _check_promise(count * max(1, dtype.itemsize), size, shape)
@@ -145,7 +145,7 @@ def _intact(source: object) -> Iterator[None]:
         yield
     except (FileNotFoundError, PermissionError, TooLarge):
         raise
-    except Exception as error:  # noqa: BLE001  (damage shows as any kind)
+    except Exception as error:  # noqa: BLE001  (damage can raise anything)
         lines = str(error).strip().splitlines() or [type(error).__name__]
         found = short(lines[0], 200)
         raise ValueError(f"{source} is truncated, damaged, or holds pickled objects: {found}") from None

@@ -1,4 +1,4 @@
-"""Errors that other people's code raises, in one line."""
+"""Errors raised by other people's code, in one line."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numbers import Integral, Real
 from typing import cast
 
 LARGEST = 2**63
-"""Bound that integers stay below."""
+"""Bound below which integers must stay."""
 
 
 class Failed(RuntimeError):
-    """Work that had begun and could not be completed, through no fault of the request; what is done stays."""
+    """Work that was begun and could not be completed, through no fault of the request; what is done is kept."""
 
 
 def said(error: BaseException) -> str:
-    """First line of an error, preceded by its type unless that is a mere ValueError or RuntimeError."""
+    """First line of an error, preceded by its type unless that is a plain ValueError or RuntimeError."""
     first = next(iter(str(error).strip().splitlines()), "")
     name = type(error).__name__
     return first if first and type(error) in (ValueError, RuntimeError) else f"{name}: {first}" if first else name
@@ -34,12 +34,12 @@ def called(make: Callable[..., object], **arguments: object) -> str:
 
 @contextmanager
 def plain_errors(what: str) -> Iterator[None]:
-    """Turn whatever a user's class or function raises into a `ValueError` of one line.
+    """Turn whatever a user's class or function raises into a one-line `ValueError`.
 
     A `ValueError` or `OSError` passes unchanged: it already says what was wrong.
 
     Args:
-        what: what could not be done.
+        what: what failed.
 
     Raises:
         ValueError: the block raised; its error is the cause.

@@ -1,4 +1,4 @@
-"""BatchNorm in users' networks: pseudo-inputs are no data, and must not count as such."""
+"""BatchNorm in users' networks: pseudo-inputs are not data, and must not count as such."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products of float32 numbers in float32, whatever shortcuts were allowed for training."""
+"""Float32 products in full float32, whatever shortcuts were allowed for training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BACKENDS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.c
 def exact_products() -> Iterator[None]:
     """Compute products in float32 within the block, without TensorFloat-32 or bfloat16, and then as before.
 
-    torch rounds the inputs of convolutions on a GPU to TensorFloat-32, 10 bits of mantissa, unless told not to.
+    torch rounds the inputs of convolutions on a GPU to TensorFloat-32, with a 10-bit mantissa, unless told not to.
     """
     settings = _settings()
     before = [(read(), write) for read, write, _ in settings]
@@ -32,7 +32,7 @@ def exact_products() -> Iterator[None]:
 
 
 def _settings() -> list[Setting]:
-    """Both switches of torch, or the finer ones if a user has set those, as torch then refuses to read the two."""
+    """Torch's two switches, or the finer ones if a user has set those, as torch then refuses to read the two."""
     cudnn: Any = torch.backends.cudnn
     switches: list[Setting] = [
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),

@@ -1,7 +1,7 @@
-"""How much memory there is, and one-line refusals of what cannot fit into it, before it is allocated.
+"""How much memory there is, and one-line refusals, before allocation, of what cannot fit into it.
 
-Every estimate is a lower bound on what is certainly needed at once: what is refused could not have worked, and what is
-not refused may still be too much. Imports nothing of mixvae, and no torch until a model is built.
+Every estimate is a lower bound on what is needed at once: what is refused could not have worked, and what is not
+refused may still be too much. Imports nothing of mixvae, and no torch until a model is built.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 GIB = 2**30
 OBJECT = 1024
-"""Least bytes of a parameter besides its values: a Python object and a torch one."""
+"""Minimum bytes of a parameter besides its values: a Python object and a torch one."""
 LARGE = 2**28
-"""Bytes of parameters from which on a model is measured before it is built."""
+"""Bytes of parameters from which a model is measured before it is built."""
 UNLIMITED = 2**60
-"""Limits from this size on mean that there is none."""
+"""Limits of this size or more mean that there is none."""
 _together: ContextVar[int] = ContextVar("together", default=2)
-"""Least copies of its weights that a model in use needs: with its gradients, or the file that it is read from."""
+"""Fewest copies of its weights that a model in use needs: a second for gradients, or for the file it is read from."""
 
 
 class TooLarge(ValueError):
@@ -89,7 +89,7 @@ def check(needed: int, what: str, remedy: str, limit: int | None = None) -> None
 
     Args:
         needed: least bytes that are needed at once.
-        what: what needs them.
+        what: what needs the memory.
         remedy: how to need less.
         limit: bytes available; this process's memory by default.
 
@@ -102,7 +102,7 @@ def check(needed: int, what: str, remedy: str, limit: int | None = None) -> None
 
 
 def check_count(number: int, most: int, what: str, remedy: str) -> None:
-    """Refuse a number that memory would hold but that would take impractically long.
+    """Refuse a number that would fit into memory but take impractically long.
 
     Args:
         number: how many are requested.
@@ -134,7 +134,7 @@ def device_memory(device: Any) -> int:
 
 
 def size_of(module: Any) -> int:
-    """Bytes of a module's parameters and buffers, with the objects that hold them; tied ones count once."""
+    """Bytes of a module's parameters and buffers, including the objects that hold them; tied ones count once."""
     tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()
     return sum(OBJECT + (0 if hasattr(t, "cls_to_become") else t.numel() * t.element_size()) for t in tensors)
 
@@ -232,7 +232,7 @@ def _shape(shape: Sequence[int]) -> str:
 
 @contextmanager
 def guarding(what: str, remedy: str, *, pause: int = UNLIMITED) -> Iterator[None]:
-    """Refuse tensors that cannot fit into memory before they are allocated, and parameters that cannot together.
+    """Refuse tensors that cannot fit into memory before they are allocated, and parameters that together cannot.
 
     Args:
         what: what is being made.

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_ROWS = 20
-"""Most rows that are printed; the others are counted."""
+"""Maximum number of rows printed; the others are counted."""
 
 
 Row = dict[str, Any]
 """One row of a table: values by column name."""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters, which a terminal obeys, except tabs and newlines."""
+"""Control characters that a terminal obeys, except tabs and newlines."""
 
 
 def plain(text: str) -> str:
@@ -37,7 +37,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class Tabular:
-    """A result with a `table`, one dictionary per row, which is also how it prints."""
+    """A result with a `table`, one dictionary per row, which is also what it prints as."""
 
     @property
     def title(self) -> str:
@@ -86,7 +86,7 @@ def text(rows: Sequence[Row]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value in few characters."""
+    """A value in a few characters."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, float):

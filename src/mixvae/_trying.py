@@ -1,4 +1,4 @@
-"""Whether a model's parts fit each other and the data, tried on a few examples, in the words of whoever made them."""
+"""Whether a model's parts fit each other and the data, tried on a few examples, with errors in the author's terms."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Observations = Tensor | np.ndarray | Sequence[Any] | Any
 """Observations as users have them: an array or tensor of numbers, nested lists of them, or data of any kind that
 `mixvae.datasets.as_dataset` takes, such as a `Split`, a torch `Dataset` or a `DataLoader`."""
 FAR = 100.0
-"""Scale of the latents at which logits leave [0, 1], unless a sigmoid has already been applied."""
+"""Scale of the latents at which logits leave [0, 1] unless a sigmoid has already been applied."""
 COUPLED = 1e-4
-"""Relative change of a log-likelihood that is not rounding."""
+"""Relative change of a log-likelihood above which it is not rounding."""
 INSTEAD = "use GroupNorm or LayerNorm"
 
 
@@ -30,10 +30,10 @@ def observations(x: Observations, model: nn.Module) -> Tensor:
 
     Grey images (N, H, W) gain the channel axis that `fit` gives them, where the model's observations have one. Integers
     and truth values are converted exactly where the model's precision holds them; floating-point numbers are
-    rounded to it. Bytes of images are not scaled here: only whoever made the data knows by what.
+    rounded to it. Bytes of images are not scaled here: only whoever made the data knows the factor.
 
     Raises:
-        ValueError: they are no numbers, NaN or infinite, integers that the model's precision does not hold, or images
+        ValueError: they are not numbers, NaN or infinite, integers that the model's precision does not hold, or images
             of bytes.
     """
     given = _numbers(x)
@@ -63,7 +63,7 @@ def _like_fitted(x: Tensor, model: Any) -> Tensor:
     made = with_channel(x)
     if made is x:
         return x
-    with suppress(Exception):  # who tries the parts out says what is wrong with them
+    with suppress(Exception):  # the check of the parts says what is wrong with them
         return made if _likelihood(model).event_shape == made.shape[1:] else x
     return x
 
@@ -88,10 +88,10 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def observed(x: Observations, model: nn.Module, batch: int) -> Iterator[Tensor]:
-    """Observations some at a time; those that are not in memory are read as they are asked for.
+    """Observations in parts; those that are not in memory are read on demand.
 
     Raises:
-        ValueError: they are not of the model's shape, or for a reason that `observations` gives.
+        ValueError: they are not of the model's shape, or `observations` refuses them.
     """
     if _numbers(x) is not None:
         x = observations(x, model)
@@ -107,7 +107,7 @@ def observed(x: Observations, model: nn.Module, batch: int) -> Iterator[Tensor]:
 
 
 def _numbers(x: Any) -> Tensor | None:
-    """Numbers of a tensor, an array or nested lists; None of anything else, such as sparse or complex ones."""
+    """Numbers of a tensor, an array or nested lists; None for anything else, such as sparse or complex ones."""
     if isinstance(x, Tensor):
         return x if x.layout == torch.strided and not x.is_complex() else None
     if hasattr(x, "__array__") or isinstance(x, list | tuple):
@@ -119,7 +119,7 @@ def _numbers(x: Any) -> Tensor | None:
 
 
 def check_latents(q: Any, prior: Distribution) -> None:
-    """Refuse a posterior and a prior over different latents.
+    """Refuse a posterior and a prior of different latent sizes.
 
     Raises:
         ValueError: their latent sizes differ.
@@ -151,7 +151,7 @@ def check_parts(model: Any, x: Tensor) -> None:
     """Encode and decode a few examples, in the model's mode.
 
     Raises:
-        ValueError: posterior, prior, decoder and examples do not fit each other; which, and what to do.
+        ValueError: posterior, prior, decoder and examples do not fit each other; says which, and what to do.
     """
     with plain_errors(f"the posterior cannot encode examples of shape {tuple(x.shape[1:])}"):
         q = model.posterior(x)
@@ -203,7 +203,7 @@ def _check_logits(decoder: nn.Module, z: Tensor) -> None:
 def coupling(model: Any, x: Tensor) -> str | None:
     """What makes the likelihood of an example depend on the rest of its batch, in the model's mode; None if nothing.
 
-    With BatchNorm in training mode it does: log p(x|z) of a batch is then not a sum over its examples, and no bound.
+    BatchNorm in training mode does: log p(x|z) of a batch is then not a sum over its examples, and gives no bound.
 
     Args:
         model: the model.

@@ -23,11 +23,11 @@ from mixvae.joint import Joint
 from mixvae.progress import SILENT, Progress
 
 ACCEPTANCE = 0.65
-"""Mean acceptance that step sizes are tuned to (Neal, 2011)."""
+"""Mean acceptance to which step sizes are tuned (Neal, 2011)."""
 JITTER = 0.2
-"""Largest relative deviation of a step from the tuned one, without which trajectories could be periodic."""
+"""Largest relative deviation of a step from the tuned one; without any, trajectories could be periodic."""
 PILOT_CHAINS, PILOT_SHARE, PILOT_LEAST = 16, 4, 100
-"""Chains of the pilot, temperatures of the run for each of its own, and fewest temperatures of its own."""
+"""The pilot's chains, the run's temperatures per temperature of the pilot, and the pilot's fewest temperatures."""
 SETTLING, FIRST_STEP = 20, 0.5
 """Transitions in which the pilot finds its first step size, and where that search begins."""
 SIMULATION, PILOT_START, PILOT, START, FORWARD, BACKWARD = range(16, 22)
@@ -65,7 +65,7 @@ class Annealed(Tabular):
         temperatures: steps between prior and posterior.
         leapfrog: leapfrog steps of a transition.
         seed: seed of the noise.
-        sign: 1 if the mean weight is unbiased for p(x); −1 if for 1/p(x), as that of backward chains.
+        sign: 1 if the mean weight is unbiased for p(x); −1 if for 1/p(x), as with backward chains.
 
     Example:
         >>> import numpy as np
@@ -125,9 +125,9 @@ class Bracket(Tabular):
 
     Args:
         lower: the chains from the prior.
-        upper: the chains from the exact posterior draw. All of one observation share it, so their `mc_se` and `ess`
-            hold for that start and miss how much another would have changed; the gap's `se`, over examples, does not.
-        joint: the joint density of the simulated observations, by which other estimates can be checked.
+        upper: the chains from the exact posterior draw. All chains of an observation share it, so their `mc_se` and
+            `ess` hold for that start and miss the variation between starts; the gap's `se`, over examples, includes it.
+        joint: the joint density of the simulated observations, on which other estimates can be checked.
     """
 
     lower: Annealed
@@ -136,12 +136,12 @@ class Bracket(Tabular):
 
     @property
     def gap(self) -> np.ndarray:
-        """Upper less lower bound, (B,), in nats: at least 0 in expectation, and at least either bound's own gap."""
+        """Upper minus lower bound, (B,), in nats: at least 0 in expectation, and at least either bound's own gap."""
         return self.upper.log_px - self.lower.log_px
 
     @property
     def table(self) -> list[Row]:
-        """A row per bound and one of the gap: means over the examples and their standard errors."""
+        """One row per bound and one for the gap: means over the examples and their standard errors."""
         gap = _row("gap", self.gap, np.hypot(self.lower.mc_se, self.upper.mc_se))
         return [*self.lower.table, *self.upper.table, gap]
 
@@ -209,14 +209,13 @@ def bracket(
     chunk: int = 1024,
     progress: Progress = SILENT,
 ) -> Bracket:
-    """Bracket log p(x) of as many simulated observations as there are, by bidirectional Monte Carlo.
+    """Bracket log p(x) of equally many simulated observations by bidirectional Monte Carlo.
 
-    With z* ~ p(z) and x ~ p(x|z*), z* is an exact draw from p(z|x). Chains from it through the temperatures of `anneal`
-    backwards, by the same transitions with the same frozen step sizes, have inverse weights whose mean is unbiased for
-    1/p(x): minus its log is an upper bound in expectation. Where the bounds meet, both are close to log p(x). That says
-    something about real observations only as far as simulated ones resemble them.
-
-    The arguments are those of `anneal`; of the observations only number and shape matter.
+    With z* ~ p(z) and x ~ p(x|z*), z* is an exact draw from p(z|x). Chains from it backwards through the temperatures
+    of `anneal`, by the same transitions with the same frozen step sizes, have inverse weights whose mean is unbiased
+    for 1/p(x): minus its log is an upper bound in expectation. Where the bounds meet, both are close to log p(x). This
+    carries over to real observations only as far as simulated ones resemble them. The arguments are those of `anneal`;
+    of the observations only number and shape matter.
 
     Raises:
         ValueError: there are no observations, a number is not positive, or log p(x|z*) is not finite.
@@ -272,7 +271,7 @@ class _Part(NamedTuple):
 
     def at(self, z: Tensor) -> _Point:
         """The joint density at latents, with the gradients of prior and likelihood from one backward pass."""
-        finite = z.isfinite().all(-1)  # where they have overflowed, which a decoder might refuse, it is 0
+        finite = z.isfinite().all(-1)  # a decoder might refuse overflowed latents: the density there is 0
         valid = torch.where(finite[..., None], z, 0.0)
         with torch.enable_grad():
             one, two = valid.detach().requires_grad_(), valid.detach().requires_grad_()

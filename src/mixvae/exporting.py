@@ -57,13 +57,13 @@ class Decoder(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """A program that was written.
+    """An exported program.
 
     Args:
         path: the file.
         inputs: shape of each input by name; B is the batch.
         outputs: shape of each output by name.
-        program: the traced program, as `torch.export.load` gives it of a .pt2 file.
+        program: the traced program, as `torch.export.load` returns it for a .pt2 file.
     """
 
     path: Path
@@ -86,7 +86,7 @@ def export(model: MixtureVAE, path: str | Path, *, part: Part = "encoder") -> Ex
 
     The encoder maps x (B, *shape) to the mean and the standard deviation of every component of q(z|x), (B, S, D) each,
     in that order. The decoder maps z (B, D) to the mean of p(x|z), (B, *shape). B may be any number. Inputs and outputs
-    are of the model's precision; the program is that of evaluation mode.
+    have the model's precision; the program is traced in evaluation mode.
 
     `torch.export.load(path).module()` is the program of a .pt2 file. An .onnx file, which ONNX Runtime and others run,
     needs the extra `onnx`: `pip install mixvae[onnx]`.
@@ -101,8 +101,8 @@ def export(model: MixtureVAE, path: str | Path, *, part: Part = "encoder") -> Ex
 
     Raises:
         ValueError: the path has another ending, there is no such part, the extra is missing, or the part has no
-            program: moments of flows, chains and autoregressive decoders have no closed form, and that of a mixture of
-            logistics is computed in pieces, whose number depends on the batch.
+            program: moments of flows, chains and autoregressive decoders have no closed form, and the mean of a mixture
+            of logistics is computed in pieces, whose number depends on the batch.
 
     Example:
         >>> import torch
@@ -197,7 +197,7 @@ def _onnx(program: ExportedProgram, module: Any) -> bytes:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what torch warns, logs and prints about its own internals."""
+    """Silence torch's warnings, logs and prints about its own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     unread = io.StringIO()

@@ -72,7 +72,7 @@ class ZukoFlow(Part):
     """A sequence of zuko's transforms, whose forward direction samples.
 
     Transforms that zuko inverts by bisection, between −10 and 10 (monotone networks, sums of squares, Bernstein
-    polynomials), are best shared by all components: a density at points from beyond is refused in evaluation.
+    polynomials), are best shared by all components: a density at points outside is refused in evaluation.
 
     Args:
         latent: latent size D.
@@ -82,11 +82,11 @@ class ZukoFlow(Part):
         options: further arguments of `transform`.
 
     Attributes:
-        fast_inverse: whether the inverse is exact and about as cheap as sampling, so that a density can be had at any
-            point and not only at own draws. False unless a subclass says otherwise; set it to True on a flow of
-            transforms for which it holds.
-        exact_inverse: whether the inverse is exact up to rounding, whatever it costs, as that of an affine
-            autoregressive transform: then refined likelihoods draw from the posterior too.
+        fast_inverse: whether the inverse is exact and about as cheap as sampling, so that the density is available at
+            any point and not only at the flow's own draws. False unless a subclass says otherwise; set it to True on a
+            flow of transforms for which it holds.
+        exact_inverse: whether the inverse is exact up to rounding, whatever it costs, as for an affine autoregressive
+            transform: refined likelihoods then draw from the posterior too.
 
     Raises:
         ValueError: there are no transforms.

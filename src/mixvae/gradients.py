@@ -2,7 +2,7 @@
 
 With z = T(ε; φ) and a log weight log w = log p(x, z) − log q_φ(z|x), the plain gradient in φ has two parts: one
 through the draw, and the score ∂_φ log q_φ(z|x) at a fixed z. `sticking_the_landing` and `doubly_reparameterised`
-replace the score by something equal in expectation.
+replace the score by a term that is equal in expectation.
 
 Which bound each differentiates, in expectation over draws; N = L·S draws in all, S components:
 
@@ -12,10 +12,10 @@ Which bound each differentiates, in expectation over draws; N = L·S draws in al
 - `proportional`: the ELBO, or log 1/N Σ_n w_n of N draws divided among the components in proportion to π.
 
 All estimators of the ELBO have the same expected gradient and differ in its variance: the ELBO is linear in the
-draws' distribution. The log of a mean is not, so that from S > 1 the pooled bounds of stratified, independent and
+draws' distribution. The log of a mean is not, so for S > 1 the pooled bounds of stratified, independent and
 proportional draws are three different lower bounds on log p(x), with different gradients. By how much, and which is
-tightest, depends on the model; all three approach log p(x) as L grows. The last two choose components once at each
-call, for all of its examples: a batch in parts chooses anew for each, which is another draw of the same mean gradient.
+tightest, depends on the model; all three approach log p(x) as L grows. The last two choose components once per call,
+for all of its examples: a batch in parts chooses anew for each part, which is another draw with the same mean gradient.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def reparameterised(
     scored: Sequence[int] | Tensor | None = None,
     noise: Float[Tensor, "L S B D"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """The plain estimator: differentiate the bound as it stands, of L draws of every component. Works for every bound.
+    """The plain estimator: differentiate the bound as it stands, with L draws of every component. Works for any bound.
 
     Args:
         model: the model.
@@ -57,7 +57,7 @@ def reparameterised(
         draws_per_component: draws L per active component.
         beta: scale of the KL part.
         active: components to draw from; all by default. A random subset is unbiased for the ELBO and the MISELBO of
-            all; `pooled` becomes a looser bound, of fewer draws.
+            all; `pooled` becomes a looser bound, with fewer draws.
         scored: components to score every draw under; all by default.
         noise: standard normal noise; drawn from torch's generator by default.
 
@@ -150,14 +150,14 @@ def doubly_reparameterised(
     """The importance-weighted bound with its score term reparameterised a second time (DReG).
 
     Value and gradient are those of log 1/N Σ_n w_n with N = L·S *independent* draws of the mixture: a component by its
-    weight, then z from it. For S > 1 that is another lower bound on log p(x) than the stratified one of
-    `reparameterised(pooled)`, which takes L draws of every component; either may be the tighter. With
-    u_n = w_n / Σ_m w_m the score term is E[u ∂_φ log q(z)] = E[∂_z u · ∂_φ T], so that the encoder's gradient is
-    E Σ_n (1 − β + β u_n) u_n ∂_z log w_n · ∂_φ T, the squared weights of the paper at β = 1.
+    weight, then z from it. For S > 1 this lower bound on log p(x) differs from the stratified one of
+    `reparameterised(pooled)`, which takes L draws of every component; either may be the tighter. With u_n = w_n / Σ_m
+    w_m the score term is E[u ∂_φ log q(z)] = E[∂_z u · ∂_φ T], so that the encoder's gradient is E Σ_n (1 − β + β u_n)
+    u_n ∂_z log w_n · ∂_φ T, the squared weights of the paper at β = 1.
 
     On stratified draws those squared weights are biased: the mixture's score has parts r_j ∂ log q_j for every j, at
-    draws that came from s ≠ j, and only the distribution drawn from can be reparameterised. So this estimator
-    draws independently, and works only for bounds that allow it.
+    draws that came from s ≠ j, and only the distribution drawn from can be reparameterised. So this estimator draws
+    independently, and works only for bounds that allow it.
 
     Args:
         model: the model; its mixture weights are not learned.
@@ -218,7 +218,7 @@ def proportional(
     scored: Sequence[int] | Tensor | None = None,
     noise: Float[Tensor, "L S B D"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """The plain gradient of draws divided among the components in proportion to their weights.
+    """The plain gradient for draws divided among the components in proportion to their weights.
 
     Of N = L·S draws in all, component s gets n_s by systematic rounding: with one uniform u at each call, the number of
     k < N for which (k + u)/N lies in the component's interval of the cumulated weights. So E n_s = N π_s and
@@ -228,8 +228,8 @@ def proportional(
 
     The first has the expected gradient of `reparameterised(elbo)`. The second is a lower bound on log p(x) of its own,
     in general neither that of `reparameterised(pooled)` nor that of `doubly_reparameterised`. With equal weights both
-    values are those of `reparameterised`. With unequal ones a component that hardly counts is hardly ever decoded, and
-    the ELBO varies less than by independent draws, as a rule. No value is read from the device.
+    values are those of `reparameterised`. With unequal ones a component of small weight is rarely decoded, and the ELBO
+    usually varies less than with independent draws. No value is read from the device.
 
     Args:
         model: the model; its mixture weights are not learned.
@@ -297,7 +297,7 @@ def _check_whole(
     """Refuse a subset of components, and learned weights, where the draws choose their components.
 
     Raises:
-        ValueError: one of the two is given.
+        ValueError: either is given.
     """
     if active is not None or scored is not None:
         raise ValueError(
@@ -360,7 +360,7 @@ class _Held(Components):
         return self.q.select(index)
 
     def drawn(self, own: Int[Tensor, " S"] | None) -> Components:
-        return self.q.drawn(own)  # whose weights keep their gradient
+        return self.q.drawn(own)  # its weights keep their gradient
 
     def rsample_and_cross_log_prob(
         self, sample_shape: Sequence[int], own: Int[Tensor, " S"] | None = None, noise: Tensor | None = None
@@ -371,7 +371,7 @@ class _Held(Components):
 
 
 class _Scorer(nn.Module):
-    """From draws and x to the log-density under every component, as a module whose parameters can be replaced."""
+    """Maps draws and x to the log-density under every component, as a module whose parameters can be replaced."""
 
     def __init__(self, posterior: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The joint density of observations and latents as a function of the latents: what proposals and annealing work on."""
+"""The joint density of observations and latents as a function of the latents: what proposals and annealing use."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class MixtureVAE(Part):
     Args:
         posterior: maps x (B, *shape), and optionally the indices of some components, to `Components`.
         prior: a module that returns a distribution over z with batch shape () and event shape (D,), or such a
-            distribution itself, if none of it is trained.
+            distribution itself, if it has nothing to train.
         decoder: maps z (..., D) to a distribution with batch shape (...) and event shape `shape`.
 
     References:
@@ -69,10 +69,10 @@ class MixtureVAE(Part):
             draws_per_component: draws L per active component.
             active: components to draw from; by default all scored ones. With a random subset Φ here and
                 none in `scored` this is S2A: unbiased for the ELBO and the MISELBO of the full mixture. `pooled`
-                stays a lower bound on log p(x), but a looser one: that of fewer draws. A *fixed* subset gives neither,
+                stays a lower bound on log p(x), but a looser one, with fewer draws. A *fixed* subset gives neither,
                 as its weights A/S · π_s do not sum to one: for its own bound, score it alone and normalise them.
             scored: components to encode and score under; all by default. With the same subset as `active`
-                this is S2S: cheaper, and a lower bound of it.
+                this is S2S: cheaper, and a lower bound on it.
             noise: standard normal noise; drawn from torch's generator by default.
 
         Raises:
@@ -168,7 +168,7 @@ class MixtureVAE(Part):
         return model
 
     def with_posterior(self, posterior: nn.Module) -> MixtureVAE:
-        """This model behind another posterior: prior and decoder are the same modules, not copies."""
+        """This model with another posterior: prior and decoder are the same modules, not copies."""
         model = MixtureVAE(posterior, self.prior, self.decoder)
         if not self._reads_values:
             model._reads_values = False  # noqa: SLF001
@@ -206,13 +206,14 @@ class MixtureVAE(Part):
 
         Latents are drawn from the prior p(z), or from the aggregated posterior 1/N Σ_n q(z|x_n) of some examples: an
         example n, a component s by its weight π_s, and z from q_s(z|x_n). That shows what the decoder has learnt where
-        the encoders put the data, and beside samples from the prior how far the two distributions are apart.
+        the encoders put the data and, compared with samples from the prior, how far apart the two distributions are.
 
         Args:
             n: how many.
             kind: means of p(x|z), by `mixvae.sampling.mean_of`, or draws from it, which have its noise.
-            examples: examples of the aggregated posterior, as a rule those of the training; the prior by default.
-            seed: seed of everything that is drawn, on any device, whatever was drawn before; torch's generator is left
+            examples: examples of the aggregated posterior, usually those of the training; samples are from the prior by
+                default.
+            seed: seed of all draws, on any device, whatever was drawn before; torch's generator is left
                 as it was. By default the seed is drawn from that generator.
 
         Returns:
@@ -274,7 +275,8 @@ class MixtureVAE(Part):
 
         Args:
             x: observations, an array or tensor of numbers.
-            seed: seed of what is drawn where p(x|z) has no mean in closed form; torch's generator goes on by default.
+            seed: seed of the draws needed where p(x|z) has no mean in closed form; torch's generator is used by
+                default.
         """
         return self.decode(self.centres(x), seed=seed)
 
@@ -299,7 +301,7 @@ class MixtureVAE(Part):
 
 
 def _check_dtype(x: object, model: nn.Module) -> None:
-    """Reject observations that are no tensor of the model's precision, rather than convert them at every step."""
+    """Reject observations that are not a tensor of the model's precision, rather than convert them at every step."""
     if not isinstance(x, Tensor):
         raise ValueError(f"x must be a tensor; got {type(x).__name__}: pass torch.as_tensor(x)")
     dtype = next(model.parameters(), x).dtype
@@ -334,7 +336,7 @@ def _positions(active: Sequence[int] | Tensor, scored: Tensor, *, check: bool) -
 def unread(*models: MixtureVAE) -> Iterator[None]:
     """Skip checks that read the values of x or of component indices: for loops over data already checked.
 
-    Reading a value makes the host wait for the device, at every step. Check the data once with `model.check(x)`.
+    Reading a value makes the host wait for the device at every step. Check the data once with `model.check(x)`.
 
     Example:
         >>> import torch
@@ -355,7 +357,7 @@ def unread(*models: MixtureVAE) -> Iterator[None]:
         yield
     finally:
         for model in read:
-            del model._reads_values  # noqa: SLF001  (the class reads, and a model has no attribute that it was not built with)
+            del model._reads_values  # noqa: SLF001  (the class reads; a model keeps no attribute that it was not built with)
 
 
 @contextmanager

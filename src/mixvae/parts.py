@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 LARGEST_TENSOR = 4096
-"""Elements up to which a tensor argument is remembered by value; of a larger one, only shape and dtype are kept."""
+"""Elements up to which a tensor argument is remembered by value; for a larger one, only shape and dtype are."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Unnamed:
     what: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Tell why it cannot be called any more.
+        """Say why it can no longer be called.
 
         Raises:
             ValueError: always.
@@ -77,7 +77,7 @@ class Part(nn.Module):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make the instance as usual, and remember the arguments that its constructor is about to receive."""
         part = super().__new__(cls)
-        object.__setattr__(part, "_arguments", _bound(cls, args, kwargs))  # past nn.Module, which would register
+        object.__setattr__(part, "_arguments", _bound(cls, args, kwargs))  # bypasses nn.Module's registering
         return part
 
     def frozen(self) -> Part:
@@ -123,7 +123,7 @@ def _is_optional(parameter: inspect.Parameter) -> bool:
 
 
 def _defaults(parameters: list[inspect.Parameter], without: set[str]) -> dict[str, Any]:
-    """Defaults that can be named, so that a later version with different ones builds the same part."""
+    """Defaults that can be named, so that a later version with other defaults builds the same part."""
     values = {p.name: kept(p.default) for p in parameters if _is_optional(p) and p.name not in without}
     return {name: value for name, value in values.items() if not isinstance(value, Unnamed)}
 

@@ -140,10 +140,10 @@ class VampPrior(Part):
 
     @torch.no_grad()
     def frozen(self) -> GaussianMixturePrior:
-        """The same density as K·S Gaussians with their own parameters, unaffected as the encoders keep learning.
+        """The same density as K·S Gaussians with their own parameters, which stay as they are while the encoders learn.
 
         Raises:
-            ValueError: the components are not Gaussians, such as those of a flow.
+            ValueError: the components are not Gaussians, as with a flow.
         """
         q = self._posterior[0](self.inputs)
         if not isinstance(q, DiagonalGaussian):

@@ -42,7 +42,7 @@ class Progress(Protocol):
     """What long work reports about itself."""
 
     def announce(self, text: str) -> None:
-        """Report what begins now, or what the result was."""
+        """Report what is starting, or what the result was."""
         ...
 
     def update(self, done: int, total: int, text: str = "") -> None:
@@ -51,7 +51,7 @@ class Progress(Protocol):
         Args:
             done: steps, epochs, examples or bytes that are done.
             total: how many there are in total.
-            text: what it is, in a few words.
+            text: what is being done, in a few words.
         """
         ...
 

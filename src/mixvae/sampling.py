@@ -1,4 +1,4 @@
-"""What samples and reconstructions show of p(x|z), and draws by a seed that leave torch's generators as they were."""
+"""What samples and reconstructions show of p(x|z), and seeded draws that leave torch's generators unchanged."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ MEANLESS = (
 
 @singledispatch
 def mean_of(p: Distribution) -> Tensor:
-    """What stands for p(x|z) in one observation: its mean, or the mode of a distribution that has no mean.
+    """One observation that represents p(x|z): its mean, or the mode of a distribution that has no mean.
 
-    Numbers of categories are names, so that their mean says nothing, and a Cauchy distribution has none. An
+    Category numbers are only names, so their mean is meaningless, and a Cauchy distribution has none. An
     autoregressive p(x|z), whose mean has no closed form, gives one draw. A distribution of your own defines `mean`, or
-    registers a function of its type by `@mean_of.register`.
+    registers a function for its type by `@mean_of.register`.
 
     Args:
         p: a likelihood, batch shape (...) and event shape `shape`.
@@ -69,7 +69,7 @@ def _(p: Independent) -> Tensor:
 
 
 def _mean(p: Distribution) -> Tensor:
-    """The mean, unless it is NaN, as torch says where there is none."""
+    """The mean, unless it is NaN, which torch returns where there is none."""
     mean = mean_of(p)
     if bool(mean.isnan().any()):
         base = p.base_dist if isinstance(p, Independent) else p
@@ -78,11 +78,11 @@ def _mean(p: Distribution) -> Tensor:
 
 
 SHOWN: dict[str, Callable[[Distribution], Tensor]] = {"means": _mean, "draws": lambda p: p.sample()}
-"""What a sample shows of p(x|z), by the name of its kind."""
+"""What a sample shows of p(x|z), by kind."""
 
 
 def shown(kind: str) -> Callable[[Distribution], Tensor]:
-    """What samples of a kind show of p(x|z).
+    """Function that computes what samples of a kind show of p(x|z).
 
     Raises:
         ValueError: there is no such kind.
@@ -107,7 +107,7 @@ def batches(n: int, seed: int | None) -> Iterator[tuple[int, int]]:
         seed: seed of all of them; drawn from torch's generator by default.
 
     Raises:
-        ValueError: n is no positive whole number, or the seed is negative.
+        ValueError: n is not a positive whole number, or the seed is negative.
 
     Example:
         >>> from mixvae.sampling import batches
@@ -127,7 +127,7 @@ def batches(n: int, seed: int | None) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def seeded(seed: int, module: nn.Module) -> Iterator[None]:
-    """Draw by a seed, on the CPU and on the module's GPU, and leave torch's generators as they were.
+    """Seed draws on the CPU and on the module's GPU, and leave torch's generators as they were.
 
     Example:
         >>> import torch

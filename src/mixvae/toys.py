@@ -29,7 +29,7 @@ FRAMES = 40
 FINAL = 10_000
 """Draws per component of the final estimate."""
 MOST_STEPS = 10_000_000
-"""Most steps; they take hours."""
+"""Maximum number of steps, which take hours."""
 GRID, EDGE = 601, 6
 """Points along each axis of the quadrature, and how many of them are its edge."""
 
@@ -113,7 +113,7 @@ class Fit:
         bound_se: its standard error.
         covered: share of the target's mass that the mixture covers, ∫ min(p, q), from 0 to 1.
         density: density of the mixture on the target's grid.
-        frames: how it came about.
+        frames: how it developed in training.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Target:
     """A log-density on a square of the plane, with its normaliser by quadrature.
 
     Args:
-        name: what it is called.
+        name: its name.
         log_density: the unnormalised log-density.
         span: the square reaches from −span to span.
         log_z: log ∫ p, in nats.
@@ -255,7 +255,7 @@ def approximate(
 
 @torch.no_grad()
 def _gentle(flow: nn.Module) -> nn.Module:
-    """Start a flow near the identity: thirty random transforms in a row would throw draws far away."""
+    """Start a flow near the identity: thirty random transforms in a row would scatter draws far away."""
     for p in flow.parameters():
         p *= 0.1
     return flow

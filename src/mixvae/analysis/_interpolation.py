@@ -12,7 +12,7 @@ from mixvae._trying import Observations, observations
 from mixvae.model import MixtureVAE
 
 OPPOSITE = 1e-3
-"""Angle from π in radians within which two directions have no single shortest arc between them."""
+"""Distance of an angle from π, in radians, below which two directions have no unique shortest arc between them."""
 
 
 @torch.no_grad()
@@ -41,8 +41,8 @@ def interpolate(
         a: the example at t = 0, of shape `shape`; a grey image may be (H, W).
         b: the example at t = 1.
         steps: points T of a path, both ends included.
-        spherical: take spherical paths; they suppose a prior that is centred on the origin.
-        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        spherical: take spherical paths; they assume a prior that is centred on the origin.
+        seed: seed of the draws that are needed where p(x|z) has no mean in closed form.
 
     Returns:
         Means of p(x|z) along each path, (S, T, *shape), on the model's device.

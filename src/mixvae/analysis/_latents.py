@@ -17,14 +17,14 @@ LARGEST_BATCH = 256
 ACTIVE_VARIANCE = 0.01
 """A latent unit is active if its posterior mean varies more than this over the data (Burda et al., 2015)."""
 MOMENT_DRAWS = 128
-"""Draws that moments without a closed form are estimated from."""
+"""Number of draws from which moments without a closed form are estimated."""
 
 
 @torch.no_grad()
 def encode(model: MixtureVAE, x: Observations) -> tuple[Float[Tensor, "N S D"], Float[Tensor, "N S D"]]:
     """Mean and standard deviation of every component of q(z|x), on the CPU.
 
-    Moments without a closed form, as of flows and chains, are estimated from `MOMENT_DRAWS` keyed draws.
+    Moments without a closed form, such as those of flows and chains, are estimated from `MOMENT_DRAWS` keyed draws.
 
     Example:
         >>> import torch
@@ -94,7 +94,7 @@ def active_units(mean: Float[Tensor, "N S D"], weight: Float[Tensor, " S"] | Non
     """Number of latent units whose posterior mean varies over the data, Var_x(E_q[z_d]) > 0.01.
 
     Args:
-        mean: mean of every component, as `encode` gives it.
+        mean: mean of every component, as `encode` returns it.
         weight: mixture weights; uniform by default.
 
     Raises:

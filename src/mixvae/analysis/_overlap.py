@@ -99,7 +99,7 @@ class Overlap(Tabular):
         return figures.classes(*self.by_label())
 
     def nearest(self) -> list[tuple[int, float]]:
-        """The nearest other component of each one, and their symmetrised KL in nats; itself if it is alone."""
+        """The nearest other component of each, and their symmetrised KL in nats; itself if it is the only one."""
         both = self.kl + self.kl.T
         np.fill_diagonal(both, np.inf)
         return [(int(row.argmin()), float(row.min())) if len(row) > 1 else (0, np.inf) for row in both]
@@ -107,7 +107,7 @@ class Overlap(Tabular):
     def redundant(self, same: float = SAME, idle: float = IDLE) -> dict[int, str]:
         """Components that could be left out, each with the reason.
 
-        From the smallest share to the largest, a component is redundant if it is idle, or the same as one that stays.
+        From the smallest share to the largest, a component is redundant if it is idle, or the same as one that is kept.
 
         Args:
             same: symmetrised KL in nats below which two components count as one.

@@ -21,7 +21,7 @@ SINGULAR = 1e-9
 LARGEST_FEATURE = 1e15
 """Size of a feature beyond which the solvers of classifiers fail."""
 STARTS: Any = 10
-"""Starts of k-means, of which the best one is kept."""
+"""Starts of k-means; the best one is kept."""
 
 
 class ShrunkCovariance:

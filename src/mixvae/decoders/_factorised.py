@@ -19,12 +19,12 @@ from mixvae.networks._conv import image_shape
 from mixvae.parts import Part
 
 Likelihood = Callable[[Tensor], Distribution]
-"""Maps a network's output to one distribution per value of x: a distribution's class, or a module."""
+"""Maps a network's output to one distribution per value of x: a distribution class, or a module."""
 
 
 @runtime_checkable
 class Shaped(Protocol):
-    """A likelihood whose number of parameters is not one per value of x."""
+    """A likelihood that does not have one parameter per value of x."""
 
     output_shape: tuple[int, ...]
     """Shape of its parameters for one example."""

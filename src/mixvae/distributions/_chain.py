@@ -102,7 +102,7 @@ class ChainComponents(Components):
         return self.top.log_prob(z2) + normal_log_prob(z1, *self.lower(z2))
 
     def noise_of(self, value: Points) -> Float[Tensor, "... S B D"]:
-        """Noise of a pair: that of z2, and that of z1 given it."""
+        """Noise of a pair: the noise of z2, and that of z1 given z2."""
         z2, z1 = value[..., : self.split], value[..., self.split :]
         mean, log_var = self.lower(z2)
         return torch.cat([self.top.noise_of(z2), (z1 - mean) * (-0.5 * log_var).exp()], -1)

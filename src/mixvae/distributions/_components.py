@@ -86,7 +86,7 @@ class Components(OnReals):
         """Return the components with these positions, in this order."""
 
     def drawn(self, own: Int[Tensor, " S"] | None) -> Components:
-        """Return the components to draw from: those with these positions, all by default."""
+        """Return the components to draw from: those at these positions, all by default."""
         return self if own is None else self.select(own)
 
     def noise_of(self, value: Points) -> Float[Tensor, "... S B D"]:
@@ -114,7 +114,7 @@ class Components(OnReals):
     ) -> tuple[Float[Tensor, "L S B D"], Float[Tensor, "L S J B"]]:
         """Draw from the components `own`, all by default, and score each draw under all components.
 
-        A family whose densities are cheaper at its own draws overrides this one.
+        A family whose densities are cheaper at its own draws overrides this method.
         """
         z = self.drawn(own).rsample(sample_shape, noise)
         return z, self.cross_log_prob(z)
@@ -124,7 +124,7 @@ class Mixture(OnReals):
     """q(z|x_b) = Σ_s π_s q_s(z|x_b) as one distribution for each of B examples: batch shape (B,), event shape (D,).
 
     Args:
-        components: the components and their weights, which are normalised: those of a subset need not sum to one.
+        components: the components and their weights, which are normalised: the weights of a subset need not sum to one.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ from torch.distributions import Transform
 from mixvae.distributions._components import Components, Points
 
 ROUND_TRIP = 1e-3
-"""Largest |f(f⁻¹(z)) − z| / (1 + |z|) of an inverse that is trusted; in half precision a few roundings."""
+"""Largest |f(f⁻¹(z)) − z| / (1 + |z|) at which an inverse is trusted; in half precision a few rounding errors."""
 NEGLIGIBLE = 30.0
 """A component this many nats below another cannot change the mixture's density by more than 10⁻¹³."""
 
@@ -24,22 +24,22 @@ class Flowed(Components):
 
     Sampling goes forward; scoring inverts flow j, so component j is scored at f_j⁻¹(z_T), never at the z_0 that
     another component's flow started from. Draws of a shared flow keep their z_0, which is then the inverse under every
-    component: such a flow is never inverted while training. Of flows per component without a fast inverse, a draw is
-    scored at its z_0 under its own component, and by inverses under the others only.
+    component: such a flow is never inverted while training. With flows per component and without a fast inverse, a draw
+    is scored at its z_0 under its own component, and by inverses only under the others.
 
     Args:
         base: the components before the flow.
         flows: one flow that all components share, or one per component. A flow is a torch Transform with
             event dimension 1 whose forward direction samples.
         fast_inverse: whether the flows' inverses are exact and about as cheap as sampling.
-        exact_inverse: whether they are exact up to rounding, whatever they cost.
+        exact_inverse: whether the inverses are exact up to rounding, whatever they cost.
         checked: whether to verify each inverse by going forward again, which reads values: some flows are inverted
-            numerically, on a bounded interval. An inverse that fails is ignored where its component cannot matter
-            beside the others, even at the nearest point that was found.
+            numerically, on a bounded interval. A failed inverse is ignored where its component cannot matter beside the
+            others, even at the nearest point found.
 
     Attributes:
         scores_anywhere: whether the density at any point, not only at the components' own draws, is exact:
-            `exact_inverse`, if the base's is too.
+            `exact_inverse`, if that of the base is too.
 
     Raises:
         ValueError: the number of flows is neither 1 nor S; or, later and if checked, an inverse fails where it matters.
@@ -125,7 +125,7 @@ class Flowed(Components):
     def rsample_and_cross_log_prob(
         self, sample_shape: Sequence[int], own: Int[Tensor, " S"] | None = None, noise: Tensor | None = None
     ) -> tuple[Float[Tensor, "L S B D"], Float[Tensor, "L S J B"]]:
-        """Draw and score; draws are scored without an inverse where they are known to have started.
+        """Draw and score; draws are scored without an inverse where their starting points are known.
 
         Raises:
             ValueError: inverses are checked, and one fails where it matters.
@@ -154,7 +154,7 @@ class Flowed(Components):
         return z, log_q
 
     def _score(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Log-density by inverses, (…, S, B), and, if checked, where they fail."""
+        """Log-density by inverses, (…, S, B), and, if checked, where the inverses fail."""
         start, log_volume = self._inverse(value)
         return self.base.log_prob(start) + log_volume, self._failed(value, start) if self.checked else None
 
@@ -166,7 +166,7 @@ class Flowed(Components):
         return start, log_volume
 
     def _check(self, log_q: Tensor, failed: Tensor | None) -> None:
-        """Refuse inverses that fail, except of components that cannot matter beside the others at the same point."""
+        """Refuse inverses that fail, except for components that cannot matter beside the others at the same point."""
         if failed is not None:
             joint = (log_q + self.log_pi[:, None]).nan_to_num(math.inf)
             best = joint.masked_fill(failed, -math.inf).amax(-2, keepdim=True)

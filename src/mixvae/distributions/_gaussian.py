@@ -40,11 +40,12 @@ class DiagonalGaussian(Components):
 
     Cross and pairwise densities of many points under many components expand the quadratic, so that all of them are one
     matrix product: log q_j(z) = Σ_d −½ z_d²/σ_jd² + z_d μ_jd/σ_jd² + c_j. Its terms cancel, losing more nats in float32
-    than a narrow posterior can spare, so latents are centred and the product is taken in float64. What is left is about
-    1e-16 D^{3/2} (r/σ)² nats at a distance r from the centre: 1e-6 at r = 10⁴ σ, but whole nats beyond 10⁷ σ. The best
-    component of every point is therefore scored again directly, in the pairwise product with the other components of
-    its example, so that narrow posteriors that lie far apart are exact where they count; other components close to the
-    best one keep that error. A few points or a few components are scored directly, which costs less than the factors.
+    than a narrow posterior can spare, so latents are centred and the product is taken in float64. The remaining error
+    is about 1e-16 D^{3/2} (r/σ)² nats at a distance r from the centre: 1e-6 at r = 10⁴ σ, but whole nats beyond 10⁷ σ.
+    The best component of every point is therefore scored again directly, in the pairwise product with the other
+    components of its example, so that narrow posteriors that lie far apart are exact where they count; other components
+    close to the best one keep this error. A few points or a few components are scored directly, which costs less than
+    the factors.
 
     Args:
         mean: μ.
@@ -148,7 +149,7 @@ _Factors = tuple[Float[Tensor, "G 1 D"], Float[Tensor, "G J 2*D"], Float[Tensor,
 
 
 def _factors(mean: Float[Tensor, "G J D"], log_var: Float[Tensor, "G J D"]) -> _Factors:
-    """Factors of the Gaussians' quadratic, always in float64, so that no value needs to be read."""
+    """Factors of the Gaussians' quadratic, always in float64, so that no value has to be read."""
     mean, log_var = mean.double(), log_var.double()
     centre = mean.detach().mean(1, keepdim=True)
     mean = mean - centre
@@ -177,7 +178,7 @@ def _rescored(
     log_var: Float[Tensor, "G J D"],
     index: Int[Tensor, "G N K"],
 ) -> Float[Tensor, "G N J"]:
-    """Put direct log-densities in the place of those of K Gaussians for every point, in place."""
+    """Replace the log-densities of K Gaussians for every point by direct ones, in place."""
     groups, _, components = scored.shape
     first = components * torch.arange(groups, device=index.device)[:, None, None]
     flat = (index + first).flatten()

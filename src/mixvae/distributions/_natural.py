@@ -30,7 +30,7 @@ class Natural(NamedTuple):
 
 @singledispatch
 def natural_parameters(p: Distribution, x: Float[Tensor, "B ..."]) -> Natural | None:
-    """Parameters of a likelihood with a diagonal Fisher information, and that information; None if it has none.
+    """Parameters of a likelihood with a diagonal Fisher information, and that information; None if there is none.
 
     Register a function for your own exponential family by `natural_parameters.register`.
 
@@ -93,7 +93,7 @@ def _(p: distributions.Poisson, x: Tensor) -> Natural:
 
 @singledispatch
 def least_precision(prior: Distribution) -> float:
-    """Smallest precision of a prior in any coordinate: of a mixture that of its widest component.
+    """Smallest precision of a prior in any coordinate; for a mixture, that of its widest component.
 
     Args:
         prior: a distribution with batch shape () and event shape (D,).

@@ -1,4 +1,4 @@
-"""Noise that is keyed by what it is for, not by when it is drawn."""
+"""Noise keyed by what it is for, not by when it is drawn."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def keyed_normal(
 ) -> Float[Tensor, "L S B D"]:
     """Standard normal noise keyed by (seed, example, stream, draw block): the same in any chunk or batch.
 
-    Draw l of example b comes from a counter-based stream of its own, so a result computed from it depends
-    neither on the examples beside it nor on how many draws were taken at once.
+    Draw l of example b comes from a counter-based stream of its own, so a result computed from it depends neither on
+    the other examples nor on how many draws were taken at once.
 
     Args:
         seed: seed of the evaluation.
@@ -28,7 +28,7 @@ def keyed_normal(
         start: first draw.
         stop: one past the last draw.
         event: number of components S and latent size D.
-        stream: which of independent streams of noise: draws for different purposes must not coincide.
+        stream: which independent stream of noise to use; draws for different purposes must not coincide.
 
     Returns:
         Noise of stop − start draws in float64, on the CPU.

@@ -61,7 +61,7 @@ class Bernoulli(torch.distributions.Bernoulli):
 
 
 NEAR = 0.5
-"""Below this |l| the moments of a continuous Bernoulli are series in l, whose closed forms cancel there."""
+"""Below this |l| the moments of a continuous Bernoulli are series in l, as their closed forms cancel there."""
 SERIES = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)
 """B₂ₖ/(2k)!: the mean is ½ + Σ_k SERIES_k l^{2k−1}, and variance and entropy follow by calculus."""
 TINY = 0.05
@@ -133,7 +133,7 @@ class ContinuousBernoulli(torch.distributions.ContinuousBernoulli):
         return torch.where(logits.abs() < TINY, x - small * v * (0.5 - small * series), exact)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Value with this probability below it, log(1 − u + u e^l) / l."""
+        """The value below which this probability lies, log(1 − u + u e^l) / l."""
         logits, u = torch.broadcast_tensors(self.logits, value)
         small, size = logits.clamp(-TINY, TINY), torch.where(logits.abs() < TINY, TINY, logits.abs())
         v, skew = u * (1 - u), 1 - 2 * u
@@ -141,7 +141,7 @@ class ContinuousBernoulli(torch.distributions.ContinuousBernoulli):
         near, far = torch.where(logits > 0, u, 1 - u), torch.where(logits > 0, 1 - u, u)
         moderate = torch.log1p(far * torch.expm1(-size.clamp(max=1)))
         large = torch.logaddexp(near.log(), far.log() - size)
-        to_end = -torch.where(size < 1, moderate, large) / size  # from the end at which the density is highest
+        to_end = -torch.where(size < 1, moderate, large) / size  # from the end where the density is highest
         exact = torch.where(logits > 0, 1 - to_end, to_end)
         return torch.where(logits.abs() < TINY, u + small * v * (0.5 + small * series), exact)
 
@@ -167,7 +167,7 @@ def _kl(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
 
 
 def _split(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the series holds, logits for it and |l| for the closed form; both are harmless where they are not used."""
+    """Where the series holds, the logits for it, and |l| for the closed form; both are harmless where unused."""
     size = logits.abs()
     near = size < NEAR
     return near, logits.clamp(-NEAR, NEAR), torch.where(near, NEAR, size)
@@ -190,10 +190,10 @@ def _log_normaliser(logits: Tensor) -> Tensor:
 
 
 LOG_SCALE_RANGE = (-7.0, 8.0)
-"""Range of a logistic's log-scale: narrower gain nothing on 8 bits; wider are as flat between the end bins in float32,
-and lose their density to underflow."""
+"""Range of a logistic's log-scale: narrower ones gain nothing on 8 bits; wider ones are as flat between the end bins in
+float32, and lose their density to underflow."""
 NODES, FEW_LEVELS = 12, 32
-"""Levels between the ends that stand for a channel's distribution in `mean`; up to 32 levels all of them do."""
+"""Levels between the ends that represent a channel's distribution in `mean`; with up to 32 levels, all of them do."""
 NEAREST = 8
 """Edges between levels that are summed one by one for the mean of a discretised logistic."""
 PIECE = 2**10
@@ -325,9 +325,9 @@ class DiscretizedLogisticMixture(Distribution):
     def mean(self) -> Tensor:
         """Mean image of the draws: discretised, clipped, and every channel linear in the drawn channels before it.
 
-        The mean of a discretised logistic is a sum over its levels, and a later channel's one is averaged over the
-        levels of those before it: over all of up to 32 levels, with an error below 2e-4, and of more over both ends and
-        12 between by Gauss's rule in the quantiles, with an error below 1e-3 for 8 bits and 5e-3 for 6.
+        The mean of a discretised logistic is a sum over its levels, and a later channel's mean is averaged over the
+        levels of the channels before it. Up to 32 levels are all used, with an error below 2e-4; of more, both ends and
+        12 in between by Gauss's rule in the quantiles, with an error below 1e-3 for 8 bits and 5e-3 for 6.
         """
         log_weight, mean, log_scale, coefficients = self.logistics
         parts = (mean, log_scale.exp(), coefficients)
@@ -354,8 +354,8 @@ class DiscretizedLogisticMixture(Distribution):
 def _discretised_mean(location: Tensor, scale: Tensor, levels: int) -> Tensor:
     """Mean in [−1, 1] of a logistic that is rounded to the nearest level and clipped.
 
-    Every edge between two levels contributes the probability to lie above it. That is the integral over the bin around
-    the edge, in closed form for all edges at once, plus a difference that is summed for the nearest edges only.
+    Every edge between two levels contributes the probability of lying above it. That is the integral over the bin
+    around the edge, in closed form for all edges at once, plus a difference that is summed for the nearest edges only.
     """
     x, s = (location + 1) * levels / 2, scale * levels / 2  # in steps of one level
 
@@ -371,7 +371,7 @@ def _discretised_mean(location: Tensor, scale: Tensor, levels: int) -> Tensor:
 
 
 def _representatives(location: Tensor, scale: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Levels in [−1, 1] that stand for a discretised logistic, and their probabilities, along a new first axis."""
+    """Levels in [−1, 1] that represent a discretised logistic, and their probabilities, along a new first axis."""
     if levels < FEW_LEVELS:
         level = torch.linspace(-1, 1, levels + 1).to(location).reshape(-1, *[1] * location.dim())
         above = ((location - (level[:-1] + 1 / levels)) / scale).sigmoid()

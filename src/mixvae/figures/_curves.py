@@ -12,7 +12,7 @@ from mixvae._tables import Row, counted
 from mixvae.figures._style import MARKERS, PALETTE, WIDTH, bare, blank, colours, ink, wrapped
 
 NAMED = 1.7
-"""Most inches for the name of a gain."""
+"""Maximum width in inches of the name of a gain."""
 
 
 def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) -> Figure:
@@ -175,7 +175,7 @@ def gains(
         rows: name, gain and half length of the bar of each; NaN for a gain without an error.
         across: label of the axis, with its unit.
         bars: what the bars are, such as "standard error over examples".
-        decides: whether a gain beyond its bar is one: then gains are blue, losses orange, and all others grey.
+        decides: whether a gain beyond its bar counts as one: then gains are blue, losses orange, and all others grey.
 
     Example:
         >>> from mixvae import figures
@@ -207,7 +207,7 @@ def gains(
 
 
 def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str, across: str = "gain over the first") -> Figure:
-    r"""Gains of the ELBO, each with what it is made of: that of the model and that of the posterior.
+    r"""Gains in the ELBO, each with its two parts: the gain of the model and that of the posterior.
 
     Args:
         rows: Δ ELBO, Δ log p(x) and −Δ KL by name, each with the half length of its bar, NaN if it has none, in nats.

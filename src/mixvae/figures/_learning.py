@@ -20,14 +20,14 @@ PANELS = {
     "used_components": "components\nused",
     "gradient_norm": "gradient norm",
 }
-"""What is drawn below the bounds where rows have it."""
+"""Columns drawn below the bounds where rows have them."""
 LOGARITHMIC = ("gradient_norm",)
 SHORT = 12
-"""Characters of a label that still fit beside the end of a line; longer ones are in a legend."""
+"""Characters of a label that still fit beside the end of a line; longer labels go into a legend."""
 FEW = 10
-"""Epochs that are always shown whole."""
+"""Trainings of at most this many epochs are shown whole."""
 FAR = 3.0
-"""How many times higher than most of a training its first epochs must reach to be cut off."""
+"""How many times higher than the rest of a training its first epochs must be to be cut off."""
 
 Epochs = Sequence[Mapping[str, Any]]
 
@@ -128,7 +128,7 @@ def _mark_warmup(panels: Sequence[Axes], runs: Mapping[str, Epochs]) -> None:
 
 
 def _fit_range(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """Show everything, or most of it and how much is cut off; says in words what is."""
+    """Show everything, or most of it and how much is cut off; returns what is cut off in words."""
     known = [(epochs[np.isfinite(v)], v[np.isfinite(v)]) for epochs, v in lines if np.isfinite(v).any()]
     low, high = min(v.min() for _, v in known), max(v.max() for _, v in known)
     most = max(np.quantile(v, 0.9) for _, v in known)

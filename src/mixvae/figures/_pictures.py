@@ -13,7 +13,7 @@ from mixvae._tables import counted
 from mixvae.figures._style import PHOTOGRAPH, WIDTH, blank
 
 MOST_TICKS = 8
-"""Most steps of a path that are all labelled."""
+"""Maximum number of steps of a path that are all labelled."""
 
 
 def images(pictures: np.ndarray, columns: int | None = None, title: str | None = None) -> Figure:
@@ -89,7 +89,7 @@ def reconstructions(originals: np.ndarray, by_component: np.ndarray) -> Figure:
 
 
 def interpolations(a: np.ndarray, b: np.ndarray, paths: np.ndarray) -> Figure:
-    """Show a path between two pictures for every component: the two at the ends of each row, and what lies between.
+    """Show a path between two pictures for every component: the two at the ends of each row, and the path in between.
 
     Args:
         a: the picture on the left, (C, H, W).

@@ -32,22 +32,22 @@ PALETTE = (
 from them and from each other."""
 MARKERS = "osD^vPX*<>"
 OPACITY = 0.75
-"""Of points, through which those below are seen."""
+"""Opacity of points, which lets those below show through."""
 SMALLEST, LARGEST, DENSE = 9.0, 36.0, 9000.0
-"""Areas of a marker in square points, and that of all markers of a plot between the two."""
+"""Areas of a marker in square points, and the total area of a plot's markers, which sets their size in between."""
 WIDTH = 4.8
-"""Inches: text of 10 points is as large as that of a page that shows the figure at 108 pixels per inch."""
+"""Width in inches: 10-point text is then as large as the text of a page that shows the figure at 108 dpi."""
 SEQUENTIAL = "Blues"
-"""Colours of heat maps, from white at zero: one hue, of falling lightness."""
+"""Colours of heat maps, from white at zero: one hue, of decreasing lightness."""
 PLOT, PHOTOGRAPH = "plot", "photograph"
 """Kinds of figures: lines and areas on white, whose colours may be inverted, and data, whose colours may not."""
 RGB = tuple[float, float, float]
 AA = 4.5
-"""Contrast of text that the Web Content Accessibility Guidelines 2.1 ask for at level AA."""
+"""Contrast of text that the Web Content Accessibility Guidelines 2.1 require at level AA."""
 
 
 def png(figure: Figure, dpi: int = 150) -> bytes:
-    """Render a figure as PNG, whose Description says what is seen: the figure's label; the Comment is its kind.
+    """Render a figure as PNG: its Description is the figure's label, which says what is seen; its Comment is the kind.
 
     Example:
         >>> import numpy as np
@@ -135,7 +135,7 @@ def ink(colour: str) -> RGB:
 
 
 def wrapped(text: str, width: float) -> str:
-    """Text of 10 points in lines that fit into so many inches."""
+    """Text wrapped into lines that fit into `width` inches at 10 points."""
     lines = (textwrap.wrap(line, max(10, int(12.5 * width))) for line in text.splitlines())
     return "\n".join(part for line in lines for part in line)
 
@@ -151,7 +151,7 @@ def heat(axes: Axes, values: np.ndarray, norm: Normalize, texts: Mapping[tuple[i
 
 
 def scatter(axes: Axes, groups: Sequence[tuple[str, np.ndarray]], title: str) -> None:
-    """Scatter groups of points, each in its own colour and marker, the fewer the larger, with a legend."""
+    """Scatter groups of points, each in its own colour and marker (larger if there are fewer points), with a legend."""
     size = min(max(DENSE / max(sum(len(points) for _, points in groups), 1), SMALLEST), LARGEST)
     for i, ((label, points), colour) in enumerate(zip(groups, colours(len(groups)), strict=True)):
         marker = MARKERS[i % len(MARKERS)]

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from mixvae.parts import Part
 
 LOG_VAR_RANGE = (-6.0, 2.0)
-"""Default range of an encoder's log σ²: narrower posteriors gain nothing on 8-bit images and cost digits in float32.
+"""Default range of an encoder's log σ²: narrower posteriors gain nothing on 8-bit images and lose digits in float32.
 
 Data on the real line with little noise can have narrower posteriors: give their encoder a `log_var_range` of its own.
 """
 
 
 class _Returning(torch.autograd.Function):
-    """Clamp whose gradient beyond an end is that at the end, where a descent would follow it back inside, else zero."""
+    """Clamp whose gradient outside the range is that at the end if descending it leads back inside, else zero."""
 
     generate_vmap_rule = True
 
@@ -45,11 +45,12 @@ class _Returning(torch.autograd.Function):
 def clamped_log_var(
     log_var: Float[Tensor, "... D"], log_var_range: Sequence[float] = LOG_VAR_RANGE
 ) -> Float[Tensor, "... D"]:
-    """Clamp a log-variance, so that training can bring it back from beyond the range.
+    """Clamp a log-variance in such a way that training can bring it back into the range.
 
-    A plain clamp has no gradient there: a log σ² that once overshoots stays at the end for its inputs. This one passes
-    the gradient of a loss on, unless a step down that gradient would lead further out. Values are those of a plain
-    clamp, and so are gradients within the range. Minimise: the gradient of −loss beyond the range is not minus this.
+    A plain clamp has no gradient outside the range: a log σ² that once overshoots is stuck for its inputs. This one
+    passes the gradient of a loss on, unless a step down that gradient would lead further out. Values are those of a
+    plain clamp, and so are gradients within the range. It must be minimised: outside the range, the gradient of −loss
+    is not the negative of that of the loss.
 
     Args:
         log_var: log σ².
@@ -78,7 +79,7 @@ def mean_and_log_var(
 ) -> tuple[Float[Tensor, "... D"], Float[Tensor, "... D"]]:
     """Split a network's output in two: a mean, and a log-variance clamped to a range.
 
-    Beyond the range the gradient is passed on where descending it leads back inside, and is zero otherwise.
+    Outside the range the gradient is passed on where descending it leads back inside, and is zero otherwise.
 
     Args:
         head: the network's output.

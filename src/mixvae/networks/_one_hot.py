@@ -69,7 +69,7 @@ class OneHotHead(Part):
         own = own.permute(1, 2, 0, 3).contiguous().unsqueeze(-2)  # (2, 3, J, 1, D)
 
         def fed(layer: int) -> Float[Tensor, "2 N D"]:
-            return (shared[:, layer] + own[:, layer]).flatten(1, 2)  # a view: in-place steps on it would cost copies
+            return (shared[:, layer] + own[:, layer]).flatten(1, 2)  # a view: in-place changes to it would cost copies
 
         r = fed(0).relu()
         r = r + torch.baddbmm(fed(1), r, self.previous[:, 0]).relu_()

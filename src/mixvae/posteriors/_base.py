@@ -18,14 +18,14 @@ from mixvae.distributions import Components
 from mixvae.parts import Part, kept
 
 SMALLEST = 64
-"""Least number of bytes that a component takes."""
+"""Minimum number of bytes per component."""
 
 
 def check_factory(build: object, what: str) -> None:
-    """Refuse a module where something that makes modules is needed.
+    """Refuse a module where a function that makes modules is needed.
 
     Raises:
-        ValueError: it is one.
+        ValueError: it is a module.
     """
     if isinstance(build, nn.Module):
         raise ValueError(
@@ -65,7 +65,7 @@ class Posterior(Part, ABC):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled: a lambda that makes encoders cannot be, and a copy without it cannot make further ones."""
+        """What is pickled: a lambda that makes encoders cannot be, and a copy without it cannot make more of them."""
         state = self.__dict__.copy()
         if "build" in state:
             state["build"] = kept(state["build"])
@@ -87,7 +87,7 @@ class Posterior(Part, ABC):
 
     @abstractmethod
     def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:
-        """Add components in place, up to this many.
+        """Add components in place, up to `components` in total.
 
         Component a ≥ A, counted from 0, starts from component a mod A, weight included, so that without noise a whole
         multiple of A leaves the mixture unchanged.

@@ -16,9 +16,9 @@ from mixvae.posteriors._base import Posterior, check_factory
 from mixvae.posteriors._separate import extend_modules
 
 FARTHEST = 6.0
-"""Standard deviations out to which an inverse is tried."""
+"""Standard deviations out to which an inverse is tested."""
 CLOSE = 1e-2
-"""Relative error of an inverse that rounding, or bisection, may explain."""
+"""Relative error of an inverse that rounding or bisection can explain."""
 
 
 class FlowPosterior(Posterior):
@@ -28,14 +28,14 @@ class FlowPosterior(Posterior):
     whose inverse is fast, such as `CouplingFlow`. A shared flow is never inverted while training, so an inverse
     autoregressive one will do. On two levels the flow acts on z1.
 
-    Monotone flows, such as neural autoregressive ones, are inverted numerically and on a bounded interval. One per
-    component is inverted on trial here; in evaluation mode every inverse is checked by going forward again, except
-    those of flows with `fast_inverse`. A training step, which reads no values, checks nothing.
+    Monotone flows, such as neural autoregressive ones, are inverted numerically and on a bounded interval. Flows of one
+    per component are inverted once here as a test; in evaluation mode every inverse is checked by going forward again,
+    except those of flows with `fast_inverse`. A training step, which reads no values, checks nothing.
 
     Args:
         base: the posterior before the flow.
         build: makes one flow: a module whose `forward` returns a torch Transform of `latent` coordinates. If its
-            inverse is exact and cheap, let the module say so by an attribute `fast_inverse = True`.
+            inverse is exact and cheap, give the module an attribute `fast_inverse = True`.
         latent: how many of the last coordinates the flow transforms; the rest are unchanged.
         per_component: whether every component has its own flow.
 
@@ -79,7 +79,7 @@ class FlowPosterior(Posterior):
         return self.base.components
 
     def log_pi(self, index: Int[Tensor, " J"] | None = None) -> Float[Tensor, " J"]:
-        """Log mixture weights, as those of the base."""
+        """Log mixture weights of the base."""
         return self.base.log_pi(index)
 
     def top_level(self) -> Callable[[Tensor], Components]:
@@ -88,7 +88,7 @@ class FlowPosterior(Posterior):
         return self if top is self.base else top
 
     def joint_prior(self, top: nn.Module, lower: nn.Module | None, latent: int) -> nn.Module:
-        """The prior over all latents, as that of the base."""
+        """The prior over all latents, as for the base."""
         return self.base.joint_prior(top, lower, latent)
 
     def extend(self, components: int, *, noise: float = 0.01, fresh: bool = False) -> None:

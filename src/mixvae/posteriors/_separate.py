@@ -116,7 +116,7 @@ def _mean_and_log_var(encoder: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _remedy(value: object) -> str:
-    """How an encoder that returns something else becomes one."""
+    """How to correct an encoder that returns something else."""
     if isinstance(value, Distribution):
         return ": return its mean and 2 · log of its standard deviation"
     if isinstance(value, tuple | list) and len(value) > 2:

@@ -1,4 +1,4 @@
-"""Runs made public: what of a run is given away, its model card, and the push to the hub."""
+"""Publishing runs: which parts of a run are shared, its model card, and the push to the hub."""
 
 from mixvae.publishing._card import card, escaped
 from mixvae.publishing._packing import pack

@@ -33,8 +33,8 @@ def card(run: Run, address: Address, license: str, baseline: Run | None = None) 
     """The model card of a run as Markdown.
 
     Its numbers are those of `mixvae report`: the tight NLL with its errors over examples and by Monte Carlo, the share
-    of the examples whose k̂ is unreliable, and, beside a baseline, the gain and its split into model and posterior, and
-    how the baseline was made.
+    of examples whose k̂ is unreliable, and, with a baseline, the gain, its split into model and posterior, and how the
+    baseline was made.
 
     Args:
         run: the run, packed by `pack`. It must have been evaluated, unless it is of cells.
@@ -93,7 +93,7 @@ def _front(run: Run, license: str) -> str:
 
 
 def _images(run: Run, address: Address, baseline: Run | None) -> dict[str, Any]:
-    """What the card says of a model of images or tables."""
+    """What the card says about a model of images or tables."""
     comparison = reports.compare([*([] if baseline is None else [baseline]), run])
     rows = comparison.table
     of = next(i for i, row in enumerate(rows) if row["path"] == str(run.path))
@@ -131,7 +131,7 @@ def _made(run: Run, comparison: reports.Comparison, number: int) -> dict[str, An
 
 
 def _baseline(baseline: Run, run: Run, comparison: reports.Comparison, number: int) -> dict[str, Any]:
-    """What the card says of the run that it compares with; the arguments are those of `_made`, and the card's run."""
+    """What the card says about the baseline, from the arguments of `_made` and the card's run."""
     differing = reports.differing({"baseline": reports.settings(baseline), "run": reports.settings(run)})
     return {
         "name": baseline.name,
@@ -150,7 +150,7 @@ def _measures(comparison: reports.Comparison) -> str:
 
 
 def _cells(run: Run, address: Address) -> dict[str, Any]:
-    """What the card says of a model of cells."""
+    """What the card says about a model of cells."""
     identity, runtime = run.recipe.identity, run.manifest["runtime"]
     data, model = identity["data"], identity["model"]
     encoders = counted(model.get("components", 1), "encoder")

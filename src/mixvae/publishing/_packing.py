@@ -1,4 +1,4 @@
-"""What of a run is given away: its record without paths, weights, configuration and evaluations of these weights."""
+"""What is shared of a run: weights, configuration, evaluations of these weights, and the record without paths."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mixvae.runs._stored import read_stored
 
 
 def pack(run: str | Path | Run, out: str | Path) -> Run:
-    """Copy of a run to give away: without state, pictures and logs, and without paths of this machine.
+    """Copy a run for sharing: without state, pictures and logs, and without paths on this machine.
 
-    Evaluations are those of the run's current weights on its own data. Of the paths of data, the names of the files are
-    left. Weights, recipe and numbers are the same bit for bit.
+    Evaluations are those of the run's current weights on its own data. Of the paths of data, only the file names are
+    kept. Weights, recipe and numbers are bit-for-bit the same.
 
     Args:
         run: a run that has finished an epoch.

@@ -10,7 +10,7 @@ from typing import Any
 from mixvae.datasets import PATHS
 
 SEPARATOR = ", "
-"""Between the files of a training on several."""
+"""Separates the files of a training on several."""
 _PATH = r"(?:file:/*)?(?:~[\w.-]*/|/[\w.~+@%-]+/)[\w.~+@%/-]*"
 """A path from the root or a home folder, of two parts at least: a slash alone also stands in fractions."""
 _WHOLE = re.compile(r"(?:file:/*)?(?:~[^/]*|/[^/]+)/.*", re.DOTALL)
@@ -18,7 +18,7 @@ _WITHIN = re.compile(rf"(?<![\w./~:+-]){_PATH}")
 
 
 def portable(value: Any) -> Any:
-    """A nested value of JSON in which of every path from the root or a home folder only the last part is left.
+    """A nested JSON value in which only the last part of every path from the root or a home folder is kept.
 
     Example:
         >>> from mixvae.publishing._portable import portable
@@ -45,15 +45,15 @@ def last_part(path: str) -> str:
 
 
 def portable_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `run.json` without paths; of data and start, the names of the files are left.
+    """The content of `run.json` without paths; of data and start, only the file names are kept.
 
-    Recipe, description of the model, genes and categories are as they were: they make the run what it is.
+    Recipe, description of the model, genes and categories are unchanged: they make the run what it is.
 
     Args:
         record: the content.
 
     Raises:
-        ValueError: a path is part of the recipe, so that another one would be another recipe.
+        ValueError: a path is part of the recipe, so that changing it would change the recipe.
     """
     for name, text in _texts(record["recipe"]["identity"]):
         if portable(text) != text:
@@ -79,7 +79,7 @@ def _names(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """All texts of a nested value, with their dotted names."""
+    """All strings in a nested value, with their dotted names."""
     if isinstance(value, str):
         yield name, value
     parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()

@@ -27,16 +27,16 @@ def push(
 ) -> Commit:
     """Push a run to the hub, with its evaluations and a model card made from them.
 
-    What `pack` leaves out stays here: state, pictures, logs, data, and paths of this machine. All files count at once,
-    in one commit, under a tag of its own that begins with the weights' checksum; an interrupted push is completed by
-    the same call.
+    What `pack` leaves out stays here: state, pictures, logs, data, and paths of this machine. All files are published
+    at once, in one commit, under a tag of its own that begins with the weights' checksum; an interrupted push is
+    completed by the same call.
 
     Args:
         run: a run that was evaluated; one of cells needs no evaluation.
-        repo: ORG/NAME, which is made if there is none. What it holds of an earlier push is replaced.
+        repo: ORG/NAME, created if it does not exist. Files of an earlier push are replaced.
         license: the licence of weights and card, as the hub abbreviates it, such as mit or cc-by-4.0.
         baseline: an evaluated run on the same data; the card then has the gain over it, and how it splits.
-        private: make a repository that only its owners see.
+        private: create a repository that only its owners see.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Returns:
@@ -68,13 +68,13 @@ def push(
 
 
 def _tag(packed: Run, card: str) -> str:
-    """A name for the commit that holds a packed run under a card: another one whenever either differs.
+    """Tag of the commit that holds a packed run and its card: different whenever either differs.
 
-    So a tag is made once and never moved, whoever else pushes meanwhile and wherever a push breaks off.
+    So a tag is created once and never moved, whoever else pushes meanwhile and wherever a push is interrupted.
 
     Args:
         packed: the run, whose manifest lists all of its files.
-        card: its card, as it is without the tag.
+        card: its card, without the tag.
     """
     content = checksum(packed.manifest["checksum"] + card)
     return f"weights-{str(packed.weights_sha256)[:12]}-{content[:8]}"
