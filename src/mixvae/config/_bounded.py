@@ -1,4 +1,4 @@
-"""YAML within bounds: size, depth, and aliases counted as what they stand for. Imports no torch.
+"""YAML within bounds: size, depth, and aliases counted as what they expand to. Imports no torch.
 
 A text is first parsed as a stream of events, in time linear in its length. Only a text within the bounds is turned into
 values, wherever it comes from: a file, a flag, or a run's configuration.
@@ -15,13 +15,13 @@ import yaml
 MODE = "mixvae_yaml"
 """Name under which jsonargparse knows this reader."""
 LARGEST = 2**20
-"""Most bytes in a YAML file."""
+"""Maximum number of bytes in a YAML file."""
 DEEPEST = 50
 """Deepest nesting of lists and mappings."""
 MOST = 20_000
-"""Most values in a file, an alias counted as everything it stands for."""
+"""Maximum number of values in a file; an alias counts as everything it expands to."""
 LONGEST = 4096
-"""Most characters in one value."""
+"""Maximum number of characters in one value."""
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -30,13 +30,13 @@ class OutOfBounds(ValueError):
 
 
 class _Loader(_LOADER):  # pyright: ignore[reportGeneralTypeIssues]
-    """A safe loader that refuses a key that stands twice, of which YAML readers silently take the last."""
+    """A safe loader that refuses duplicate keys, of which YAML readers silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         """Return a mapping whose keys differ; a merged key (<<) may be overridden.
 
         Raises:
-            OutOfBounds: a key stands twice.
+            OutOfBounds: a key is given twice.
         """
         lines: dict[str, int] = {}
         for key, _ in node.value:
@@ -75,7 +75,7 @@ def load_yaml(text: str, source: str = "") -> Any:
         source: what to call it in the error.
 
     Raises:
-        OutOfBounds: it exceeds what any configuration holds, or a key stands twice.
+        OutOfBounds: it exceeds what any configuration holds, or a key is given twice.
         yaml.YAMLError: it is not YAML.
         ValueError: a value in it is invalid, such as a 13th month.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 MOST_NAMED = 20
-"""Most names of a module that an error lists when none is close."""
+"""Maximum number of names of a module that an error lists when none is close."""
 
 
 def resolve(name: str, room: str) -> Any:
@@ -65,12 +65,12 @@ def _belongs(value: object, module_name: str) -> bool:
 
 
 def construct(spec: Spec, room: str, **context: Any) -> Any:
-    """Call what a spec names with the spec's arguments and whatever of the context it has parameters for.
+    """Call what a spec names, with the spec's arguments and whatever part of the context it has parameters for.
 
     Args:
         spec: the class and its arguments.
         room: module that bare names are looked up in.
-        context: what any class can receive by naming a parameter for it, such as `shape` and `latent`.
+        context: values that any class receives if it has a parameter of that name, such as `shape` and `latent`.
 
     Raises:
         ValueError: the class does not exist, or an argument is unknown or missing.
@@ -117,7 +117,7 @@ def split(spec: Spec) -> tuple[str, dict[str, Any]]:
     """
     if isinstance(spec, str):
         spec = {"class_path": spec}
-    content: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {}  # a list of pairs is no mapping
+    content: dict[str, Any] = dict(spec) if isinstance(spec, Mapping) else {}  # a list of pairs is not a mapping
     path, inner = content.pop("class_path", None), content.pop("init_args", None) or {}
     if not isinstance(path, str):
         raise ValueError(f"a class is given by its name or as {{class_path: name, argument: value}}; got {spec}")
@@ -182,12 +182,12 @@ def _function(name: str, room: str) -> Callable[..., Any]:
 
 
 def build(config: ModelConfig, shape: Sequence[int] | None = None, examples: Tensor | None = None) -> MixtureVAE:
-    """Build the model that a configuration describes, with random weights, and try it out on a blank example.
+    """Build the model that a configuration describes, with random weights, and test it on a blank example.
 
     Args:
         config: the model's configuration.
         shape: event shape of the data; `config.shape` by default.
-        examples: training examples, for priors that are initialised from some.
+        examples: training examples, for priors that are initialised from examples.
 
     Raises:
         ValueError: a class or an argument is wrong, or the parts do not fit each other.
@@ -275,7 +275,7 @@ def options(config: TrainingConfig) -> TrainingOptions:
 
 
 def loggers(config: TrainingConfig) -> list[Logger]:
-    """Loggers that a configuration names, each made anew; bare names are those of `lightning_fabric.loggers`.
+    """Loggers that a configuration names, each newly created; bare names are those of `lightning_fabric.loggers`.
 
     Raises:
         ValueError: there is no such class, or it refuses its arguments.

@@ -1,4 +1,4 @@
-"""Options as they are typed, in the form that the parser can merge. Imports no torch."""
+"""Options as typed, in the form that the parser can merge. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_file(value: Any) -> bool:
 
 
 def options_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every option and its value: what follows its `=`, or else the next word."""
+    """Every option and its value: what follows its `=`, or otherwise the next word."""
     for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name.startswith("--"):
@@ -36,12 +36,12 @@ def options_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def check_once(words: Sequence[str]) -> None:
-    """Refuse an option that is given twice with different values, of which parsers silently take the last.
+    """Refuse an option given twice with different values, of which parsers silently take the last.
 
     Not for trainings, whose files and options override each other in their order.
 
     Raises:
-        ValueError: one is.
+        ValueError: an option is.
     """
     given: dict[str, str] = {}
     for name, value in options_in(words):
@@ -53,8 +53,8 @@ def spelled(words: Sequence[str]) -> list[str]:
     """Options in a form that the parser can merge: a class by name, and its arguments in options of their own.
 
     `--model.prior VampPrior --model.prior.pseudo_inputs 3` becomes `--model.prior={class_path: VampPrior} …`, and so
-    does `--model.prior.pseudo_inputs 3` after the `--config` of a file that says `prior: VampPrior`. A class given as
-    `--model.prior.class_path VampPrior` comes without the arguments of another one that it replaces.
+    does `--model.prior.pseudo_inputs 3` after the `--config` of a file with `prior: VampPrior`. A class given as
+    `--model.prior.class_path VampPrior` does not inherit the arguments of the class that it replaces.
     """
     words = list(words)
     classes = _classes(words)
@@ -63,7 +63,7 @@ def spelled(words: Sequence[str]) -> list[str]:
         name, end, _ = word.partition("=")[0].partition(".class_path")
         held = classes.get(name)
         same = isinstance(held, dict) and held.get("class_path") == values.get(f"{name}{end}")
-        if end and name in classes and not same:  # the class that it is already keeps its arguments
+        if end and name in classes and not same:  # an unchanged class keeps its arguments
             words[i] = word.replace(end, "", 1)
     options = [word.partition("=")[0] for word in words]
     for name, kind in classes.items():
@@ -87,7 +87,7 @@ def spelled(words: Sequence[str]) -> list[str]:
 
 
 def _classes(words: Sequence[str]) -> dict[str, Any]:
-    """Options that are classes, and what they are by the defaults and the `--config` files among some words."""
+    """Options that are classes, with their values by the defaults and by the `--config` files among some words."""
     values = asdict(Config())
     for name, value in options_in(words):
         if name == "--config" and is_file(value):

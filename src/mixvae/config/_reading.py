@@ -39,7 +39,7 @@ def presets() -> dict[str, Path]:
 
 
 def locate(name: str | Path) -> Path:
-    """Path of a preset, by its name, or of any other file.
+    """Path of a preset, given its name, or of any other file.
 
     Raises:
         ValueError: there is no such file; the closest name is suggested.
@@ -62,7 +62,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 class ConfigFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
-    """The option `--config`: a file is checked before any of it is used; a text was typed, and is trusted."""
+    """The option `--config`: a file is checked before any of it is used; YAML typed in its place is trusted."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Read a file or a text."""
@@ -100,7 +100,7 @@ def add_arguments(parser: jsonargparse.ArgumentParser) -> None:
 
 @cache
 def _parser() -> Parser:
-    """The parser of a configuration, which takes longer to make than to parse with."""
+    """The parser of a configuration, which takes longer to build than to use."""
     parser = Parser()
     add_arguments(parser)
     return parser
@@ -149,7 +149,7 @@ def typed_names(words: Sequence[str]) -> list[str]:
 
 
 def check_parsed(config: Config, source: str, trust: Sequence[str]) -> None:
-    """Check the parsed configuration, after its files and options were checked: no spelling evades both checks.
+    """Check the parsed configuration after its files and options have been checked: no spelling evades both checks.
 
     Args:
         config: the configuration.
@@ -166,7 +166,7 @@ def from_dict(content: Mapping[str, Any]) -> Config:
     """Make the typed configuration from its plain values, as `dataclasses.asdict` returns them.
 
     Raises:
-        ValueError: a setting is null that must not be, or a text is empty.
+        ValueError: a setting that must not be null is, or a text is empty.
     """
     check_nulls(content)
     if not content["data"]["name"]:
@@ -288,7 +288,7 @@ def _keys(kind: type, prefix: str = "") -> Iterator[str]:
 
 
 def _file_keys(content: dict[str, Any], known: Sequence[str], prefix: str = "") -> Iterator[str]:
-    """Dotted names in a YAML file, down to where a class's own arguments begin."""
+    """Dotted names in a YAML file, down to the level where a class's own arguments begin."""
     for key, value in content.items():
         name = f"{prefix}{key}"
         yield name

@@ -22,14 +22,14 @@ class DataConfig:
 
     Args:
         name: digits, rotated_digits, occluded_digits, mnist, fashion_mnist, cifar10, static_mnist, omniglot,
-            caltech101_silhouettes, or the path of your own file or folder of images; "files" where train and test name
-            one each.
-        train: file or folder of the training examples, in place of a name.
-        validation: that of the validation examples; else a tenth of the training ones, chosen by the seed.
-        test: that of the test examples.
+            caltech101_silhouettes, or the path of your own file or folder of images; "files" if train and test each
+            name one.
+        train: file or folder of the training examples, instead of a name.
+        validation: file or folder of the validation examples; else a tenth of the training ones, chosen by the seed.
+        test: file or folder of the test examples.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
-        binarize: stochastic (training anew at every step, the rest once), fixed (once), threshold, or none; auto, the
-            default, is stochastic under a Bernoulli likelihood and none under any other.
+        binarize: stochastic (training examples anew at every step, the rest once), fixed (once), threshold, or none;
+            auto, the default, is stochastic under a Bernoulli likelihood and none under any other.
         seed: seed of the split and of the binarisation, not of the training.
         limit: use at most this many training examples.
         limit_validation: use at most this many validation examples, if validating on all would take too long.
@@ -113,7 +113,7 @@ class TrainingConfig:
     """How to train.
 
     Args:
-        epochs: most passes over the training examples.
+        epochs: maximum number of passes over the training examples.
         batch: examples per step, over all devices together.
         draws_per_component: draws per component and example.
         bound: bound to maximise: elbo, miselbo, pooled or iwelbo, or an import path.
@@ -121,34 +121,34 @@ class TrainingConfig:
             doubly_reparameterised (for pooled and iwelbo) or proportional (draws in proportion to the mixture weights,
             for elbo and pooled), or an import path.
         active: components to draw from at each step, chosen at random; all by default. Unbiased for elbo and miselbo
-            if scored is all; pooled becomes a looser bound, of fewer draws.
+            if scored is all; pooled becomes a looser bound, with fewer draws.
         scored: components that score every draw: all (S2A) or only the active ones (S2S).
         validation_components: components to validate, as a mixture of their own; all by default.
         validation_bound: bound by which epochs are compared, miselbo or pooled.
         validation_draws: draws per validation example over all validated components together; one of each by default.
-        keep: which epoch's weights are kept, the best one's by the validation bound, or the last one's.
+        keep: which epoch's weights are kept: the best by the validation bound, or the last.
         freeze: parts of the model to hold fixed, among decoder, prior and posterior.
         optimizer: class of the optimiser.
         schedule: class of the learning-rate schedule.
         schedule_every: whether the schedule steps after every epoch or every step.
-        beta: weight β of the KL part after the warm-up; validation is always at 1.
+        beta: weight β of the KL part after the warm-up; validation always uses 1.
         warmup: epochs over which β rises linearly to beta.
         cycles: divide the warm-up into this many cycles, in each of which β rises over the first half and then stays.
-        free_bits: nats per example of the KL that cost nothing; 0 turns it off.
+        free_bits: nats per example of the KL that are free; 0 turns it off.
         patience: epochs without a better validation bound after which training stops.
         clip: largest norm of the gradient.
         accumulate: compute each batch in this many parts, one after another, with one step of the optimiser.
-        ema: decay of a running average of the weights, which is then what is validated and kept.
+        ema: decay of a running average of the weights, which is then validated and kept instead of them.
         save_every: seconds between checkpoints.
         accelerator: auto, cpu, cuda, gpu, mps or tpu, as in Lightning Fabric.
-        devices: number of devices on each node; by default as many as torchrun or srun started processes, else one.
-        nodes: number of nodes; by default as many as torchrun or srun started processes on, else one.
+        devices: number of devices on each node; by default one per process that torchrun or srun started, else one.
+        nodes: number of nodes; by default the number on which torchrun or srun started processes, else one.
         strategy: auto or ddp.
         precision: 32-true, 64-true, bf16-mixed or 16-mixed, as in Lightning Fabric.
         compile: none, default or reduce-overhead: whether torch.compile makes one graph of the bound and its gradient,
             with CUDA graphs if they reduce overhead. Compiling takes about a minute before the first step.
         threads: CPU threads; torch's own choice by default.
-        loggers: classes of loggers that also get the metrics, such as CSVLogger of lightning_fabric.loggers.
+        loggers: classes of loggers that also receive the metrics, such as CSVLogger of lightning_fabric.loggers.
     """
 
     epochs: int = 100
@@ -220,11 +220,11 @@ class Config:
 
     @property
     def draws_per_step(self) -> int:
-        """Draws per example and step, each of which is decoded once: L times the components that are drawn from."""
+        """Draws per example and step, each decoded once: L times the number of components drawn from."""
         return self.training.draws_per_component * (self.training.active or self.model.components)
 
     def __post_init__(self):
-        if self.data.binarize == "auto":  # so that what is recorded is what is done
+        if self.data.binarize == "auto":  # so that the record says what was done
             spec = self.model.likelihood
             kind = str(spec.get("class_path") if isinstance(spec, dict) else spec)
             is_binary = kind.rpartition(".")[2] == "Bernoulli"
@@ -237,14 +237,14 @@ def check_nulls(content: Mapping[str, Any], kind: type = Config, prefix: str = "
     Args:
         content: the settings as plain values.
         kind: the dataclass that holds them.
-        prefix: what their names begin with.
+        prefix: prefix of their names.
 
     Raises:
-        ValueError: one is null, or holds settings but is not a mapping.
+        ValueError: a setting is null, or one that holds others is not a mapping.
     """
     for name, hint in get_type_hints(kind).items():
         if name not in content and not is_dataclass(hint):
-            continue  # a run from before there was such a setting has its default
+            continue  # a run older than the setting has its default
         value, where = content[name], f"{prefix}{name}"
         if is_dataclass(hint):
             if not isinstance(value, Mapping):

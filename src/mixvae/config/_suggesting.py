@@ -1,4 +1,4 @@
-"""What a name that does not exist may have meant. Imports no torch, unless to look into classes for an argument."""
+"""What an unknown name may have meant. Imports no torch, unless to look into classes for an argument."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mixvae.config._schema import Config
 from mixvae.config._trust import MODEL_PLACES, OPTIMIZERS, OWN, SCHEDULES
 
 SHORTEST_PART = 3
-"""Letters that a part of a name needs to be matched on its own."""
+"""Minimum letters of a part of a name that is matched on its own."""
 MOST_SHOWN = 3
-"""Most classes that a suggestion lists."""
+"""Maximum number of classes in a suggestion."""
 IN_PYTHON = {
     "callbacks": "callbacks are objects, given in Python by fit(…, callbacks=[…]); a configuration has loggers",
     "progress": "progress is an object, given in Python by fit(…, progress=…)",
 }
-"""Arguments of `fit` that no configuration can hold, and what to do."""
+"""Arguments of `fit` that no configuration can hold, and what to do instead."""
 OTHERWISE = {"callback": "callbacks", "learning_rate": "lr", "score_all": "scored", "scheduler": "schedule"}
-"""Names that settings and arguments have elsewhere."""
+"""Names under which settings and arguments are known elsewhere."""
 FILLED_IN = ("shape", "latent", "components", "posterior", "examples", "build", "weights", "likelihood", "inputs")
 """Arguments of classes that are filled in from other settings."""
 
@@ -40,8 +40,8 @@ def nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str | None:
 def meant(name: str, known: Sequence[str], prefix: str = "") -> str:
     """What an unknown setting may have meant, as the end of an error; empty if nothing is near.
 
-    A setting of the same name elsewhere comes before an argument of some setting's class, and that before a similar
-    name.
+    A setting of the same name elsewhere takes precedence over an argument of some setting's class, and that over a
+    similar name.
 
     Args:
         name: dotted name of the setting.
@@ -69,10 +69,10 @@ def meant(name: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def takers(argument: str) -> dict[str, str]:
-    """Settings whose class takes an argument, as `training.optimizer.lr`, and of which classes if not the default's.
+    """Settings whose class takes an argument, as `training.optimizer.lr`, and which classes do if not the default.
 
     Args:
-        argument: its name.
+        argument: name of the argument.
 
     Example:
         >>> from mixvae.config._suggesting import takers

@@ -65,9 +65,9 @@ class Trust:
 
     Args:
         packages: packages and modules all of whose classes are trusted.
-        everything: whether everything is, as for what the user typed.
+        everything: whether everything is trusted, as for what the user typed.
         folders: where to look for the classes, after installed packages and instead of the working folder; for runs
-            that this user trained, whose classes must be those used then and not others of the same name.
+            that this user trained, whose classes must be the ones used then, not others of the same name.
 
     Example:
         >>> from mixvae.config import Trust
@@ -217,7 +217,7 @@ def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str
 
 
 def _as_parsed(value: Any) -> Any:
-    """A value as the parser reads it, which takes a text such as `{class_path: name}` for the class it spells out."""
+    """A value as the parser reads it, which reads a text such as `{class_path: name}` as the class it spells out."""
     if not isinstance(value, str) or NAME.fullmatch(value):
         return value
     try:
@@ -231,7 +231,7 @@ def _class_of(spec: Mapping[str, Any], where: str) -> str | None:
     """Name of the class in a mapping, if there is one.
 
     Raises:
-        ValueError: it is not a text.
+        ValueError: the name is not a text.
     """
     path = spec.get("class_path")
     if "class_path" in spec and not isinstance(path, str):

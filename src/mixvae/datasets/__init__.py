@@ -52,7 +52,7 @@ def load_dataset(
     workers: int = 0,
     progress: Progress = SILENT,
 ) -> Dataset:
-    """Load a data set: by name, from a file or folder that is divided here, or from one file or folder for each part.
+    """Load a data set: by name, from a file or folder that is then split, or from one file or folder for each part.
 
     Files are `.npy`, `.npz`, `.pt` and `.mat` arrays of shape (N, H, W), (N, C, H, W) or (N, D), tables of numbers as
     `.csv`, `.tsv`, `.txt`, `.amat` (also gzipped) or `.parquet`, or folders of images.
@@ -61,16 +61,16 @@ def load_dataset(
         name: `digits`, `rotated_digits`, `occluded_digits`, `mnist`, `fashion_mnist`, `cifar10`, `static_mnist`,
             `omniglot`, `caltech101_silhouettes`, or the path of your own file or folder. A `.npz` of `x_train` and
             `x_test`, and a folder of `train` and `test`, keep their split; anything else is split 80 : 10 : 10.
-        train: file or folder of the training examples, in place of a name.
-        validation: that of the validation examples; else a tenth of the training ones, chosen by the seed.
-        test: that of the test examples, needed with `train`.
+        train: file or folder of the training examples, instead of a name.
+        validation: file or folder of the validation examples; else a tenth of the training ones, chosen by the seed.
+        test: file or folder of the test examples, needed with `train`.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
-        binarize: `stochastic` binarises training examples anew at every step, validation and test once;
+        binarize: `stochastic` binarises training examples anew at every step, validation and test examples once;
             `fixed` binarises all of them once; `threshold` at ½; `none` keeps the values.
         seed: seed of the split and the binarisation, not of the training.
         limit: use at most this many training examples.
         limit_validation: use at most this many validation examples.
-        flip: mirror training images left to right with probability ½, anew at every step; never the others.
+        flip: mirror training images left to right with probability ½, anew at every step; other examples never.
         resize: height and width that images are scaled to, or one number for both, by an antialiased bilinear filter:
             pixel i of an axis is the mean of the old pixels j, weighted by
             max(0, 1 − |(j + ½) − (i + ½) s| / max(1, s)) with s = old/new. 8-bit images stay 8-bit; images of
@@ -137,10 +137,10 @@ def load_dataset(
 
 
 def load_examples(path: str | Path, *, binarize: Binarize = "none", seed: int = 0, resize: Size | None = None) -> Split:
-    """Load all examples of one file or folder, undivided, such as new data for a trained model.
+    """Load all examples of one file or folder without splitting them, such as new data for a trained model.
 
     Args:
-        path: a file or folder of any kind that `load_dataset` reads; one without parts of a split.
+        path: a file or folder of any kind that `load_dataset` reads, without parts of a split.
         binarize: `none` keeps the values; `stochastic` and `fixed` binarise them once, as `load_dataset` does test
             examples; `threshold` at ½.
         seed: seed of the binarisation.
@@ -176,7 +176,7 @@ def _check_files(files: Mapping[str, Path], name: str | None) -> str:
     """What errors call a data set of several files.
 
     Raises:
-        ValueError: one of them is missing, or a name is given besides.
+        ValueError: one of them is missing, or a name is given as well.
     """
     if name is not None:
         raise ValueError(f"data are given by name ({name}) or as {', '.join(files)}: leave one of the two out")
@@ -229,7 +229,7 @@ def absolute_paths(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def search(name: str, beside: Path, relative: str | None = None) -> str:
-    """Where the data of a run are now: where they were, or beside a run that was moved together with them.
+    """Where the data of a run are now: in their old place, or beside a run that was moved together with them.
 
     Args:
         name: name or absolute path of the data when the run was trained.
@@ -280,6 +280,6 @@ def relative_paths(options: Mapping[str, Any], beside: Path) -> dict[str, str]:
 
 
 def relatives_in(recorded: Mapping[str, Any]) -> dict[str, str]:
-    """The paths that `relative_paths` gave for a run, from its record, where earlier versions kept one alone."""
+    """The paths that `relative_paths` returned for a run, from its record, where earlier versions kept a single one."""
     before = {} if recorded.get("relative") is None else {"name": recorded["relative"]}
     return {**recorded.get("relatives", {}), **before}

@@ -1,4 +1,4 @@
-"""Binary and grey 28 × 28 images on which likelihoods are compared, in the files that their authors published.
+"""Binary and grey 28 × 28 images on which likelihoods are compared, in the files published by their authors.
 
 No checksum of these files has been verified, so a download of one is reported as untested, with its SHA-256.
 """
@@ -25,7 +25,7 @@ PUBLISHED = {
 }
 """Training, validation and test images of the published files."""
 SHUFFLE = 123
-"""Seed by which the code of the IWAE orders OMNIGLOT's training images before it takes the last for validation."""
+"""Seed with which the IWAE's code shuffles OMNIGLOT's training images before it takes the last ones for validation."""
 
 Parts = tuple[Split, Split, Split]
 
@@ -49,7 +49,7 @@ def omniglot(root: str | Path | None, seed: int, progress: Progress) -> Parts:
     """OMNIGLOT's characters in grey, 28 × 28, as the IWAE's authors published and divided them; classes are alphabets.
 
     Columns of `data` (784 × 24,345) and `testdata` (784 × 8,070) are images, column by column. 1,345 training images
-    are for validation, chosen as in the code of the IWAE.
+    are used for validation, chosen as in the IWAE's code.
 
     References:
         Lake et al., Human-level concept learning through probabilistic program induction (2015),
@@ -64,7 +64,7 @@ def omniglot(root: str | Path | None, seed: int, progress: Progress) -> Parts:
         (_square(arrays[data].T, path, by_column=True), arrays[target].argmax(0) if labelled else None)
         for data, target in names.items()
     )
-    order = np.random.RandomState(SHUFFLE).permutation(len(x))  # noqa: NPY002  (that of the published split)
+    order = np.random.RandomState(SHUFFLE).permutation(len(x))  # noqa: NPY002  (as for the published split)
     rows = dict(zip(("train", "validation"), np.split(order, [len(x) - round(len(x) * 1_345 / 24_345)]), strict=True))
     found = {part: (x[chosen], None if y is None else y[chosen]) for part, chosen in rows.items()}
     return _parts("omniglot", {**found, "test": test}, seed, progress)
@@ -104,7 +104,7 @@ def _variables(path: Path, needed: Collection[str], others: Collection[str]) -> 
     """Variables of a MATLAB file.
 
     Raises:
-        ValueError: one that is needed is missing.
+        ValueError: a required one is missing.
     """
     found = read_variables(path, [*needed, *others])
     if missing := [name for name in needed if name not in found]:
@@ -116,7 +116,7 @@ def _square(x: np.ndarray, path: Path, *, by_column: bool = False) -> np.ndarray
     """Rows of pixels as square images (N, H, H).
 
     Raises:
-        ValueError: the pixels of a row are no square.
+        ValueError: the number of pixels in a row is not a square.
     """
     side = math.isqrt(x.shape[-1])
     if x.ndim != 2 or not side or side**2 != x.shape[-1]:
@@ -137,7 +137,7 @@ def _binary(x: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _parts(name: str, found: Mapping[str, Labelled], seed: int, progress: Progress) -> Parts:
-    """The parts of a data set, of which the sizes are reported where they are not the published ones."""
+    """The parts of a data set; sizes that differ from the published ones are reported."""
     sizes = tuple(len(x) for x, _ in found.values())
     if sizes != PUBLISHED[name]:
         shown = ["/".join(f"{size:,}" for size in each) for each in (sizes, PUBLISHED[name])]

@@ -1,4 +1,4 @@
-"""Tables of numbers, one example per row, with or without a column of classes: in text, and as Parquet."""
+"""Tables of numbers, one example per row, with or without a column of classes: as text or Parquet."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ SEPARATED: dict[str, Callable[[Iterable[str]], Iterator[list[str]]]] = {
     ".txt": lambda lines: map(str.split, lines),
     ".amat": lambda lines: map(str.split, lines),
 }
-"""How lines of text are divided into values: at commas, at tabs, or at spaces as the static MNIST's are."""
+"""How lines of text are divided into values: at commas, at tabs, or at spaces as in static MNIST."""
 LABELS = ("label", "labels", "class", "target", "y")
 """Headings of a column that holds classes."""
 LARGEST_TABLE = 2**32
-"""Most bytes of a table in text, which is read line by line."""
+"""Maximum number of bytes of a table in text, which is read line by line."""
 LONGEST_LINE = 2**24
-"""Most characters of a line."""
+"""Maximum number of characters in a line."""
 INDEX = re.compile(r"__index_level_\d+__")
-"""Columns that pandas adds to a Parquet file, which are no values."""
+"""Columns that pandas adds to a Parquet file and that hold no values."""
 
 
 def read_table(path: Path) -> Labelled:
-    """Read a table of numbers in text, gzipped or not: values separated as the suffix says, headings or none.
+    """Read a table of numbers in text, gzipped or not: values separated as the suffix says, with or without headings.
 
     A column with a heading such as `label` or `class` holds the classes, which may be text.
 
@@ -43,7 +43,7 @@ def read_table(path: Path) -> Labelled:
         Examples (N, D), and labels (N,) or None.
 
     Raises:
-        ValueError: it is empty or too large, a line has another number of values, or a value is no number.
+        ValueError: it is empty or too large, a line has a different number of values, or a value is not a number.
     """
     packed = path.suffix.lower() == ".gz"
     separated = SEPARATED[Path(path.stem if packed else path.name).suffix.lower()]
@@ -69,7 +69,7 @@ def _too_much_text(path: Path) -> TooLarge:
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
-    """Lines of text, of bounded length and number.
+    """Lines of text, bounded in length and number.
 
     Raises:
         TooLarge: a line, or the whole, is longer.
@@ -136,7 +136,7 @@ def _is_number(text: str) -> bool:
 def read_parquet(path: Path) -> Labelled:
     """Read a Parquet file of numbers, one example per row: columns of numbers, or of lists of equally many numbers.
 
-    A column named `label` or `class`, for example, holds the classes, which may be text; columns in which pandas keeps
+    A column named `label` or `class`, for example, holds the classes, which may be text; columns in which pandas stores
     an index are left out. Missing numbers are NaN.
 
     Returns:
@@ -192,7 +192,7 @@ def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
 
     types, rows, width = pyarrow.types, len(column), 1
     while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
-        inner = column.flatten()  # without the numbers of missing lists
+        inner = column.flatten()  # without numbers from missing lists
         if column.null_count or (len(column) and len(inner) % len(column)):
             raise _uneven(path, name)
         each = len(inner) // len(column) if len(column) else 0

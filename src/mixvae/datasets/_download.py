@@ -1,4 +1,4 @@
-"""Where data files are found, and how missing ones are downloaded. What downloads need is imported for them only."""
+"""Where data files are found, and how missing ones are downloaded. What downloads need is imported only for them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SYSTEM_FOLDER = Path("/usr/share/datasets")
 TIMEOUT = 30
 """Seconds without an answer after which a server counts as unreachable."""
 SLOWEST = 1000
-"""Bytes per second, over `TIMEOUT` seconds, that a server has to send."""
+"""Minimum bytes per second that a server has to send, over `TIMEOUT` seconds."""
 LARGEST = 2**30
-"""Most bytes of a file: no data set here has as many, and an endless one would fill the disk."""
+"""Maximum number of bytes in a file: no data set here has as many, and an endless file would fill the disk."""
 BLOCK = 2**18
 
 
@@ -53,7 +53,7 @@ def fetch(url: str, checksum: str | None, name: str, progress: Progress = SILENT
 
     Args:
         url: where the file is.
-        checksum: `md5:…` or `sha256:…` of the file; None if none is known, which is reported.
+        checksum: `md5:…` or `sha256:…` of the file; None if it is unknown, which is reported.
         name: data set that the file belongs to.
         progress: where progress is reported; silent by default.
 
@@ -98,7 +98,7 @@ def fetch(url: str, checksum: str | None, name: str, progress: Progress = SILENT
 
 
 def _download(progress: Progress, url: str, path: str, _: object) -> None:
-    """Write what a server sends to a file as it arrives, so that one that only trickles is noticed."""
+    """Write what a server sends to a file as it arrives, so that a server that only trickles is noticed."""
     import requests
 
     with requests.get(url, stream=True, timeout=TIMEOUT) as response, open(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""What every data set goes through last: its values are checked, binarised and limited."""
+"""The last step for every data set: its values are checked, binarised and limited."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def finished(
     flip: bool,
     origin: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Check the values of examples, note how they were given, and binarise them.
+    """Check the values of examples, record how they were given, and binarise them.
 
     Raises:
         ValueError: some are NaN or infinite, or cannot be binarised or mirrored.
@@ -58,7 +58,7 @@ def binarized(split: Split, binarize: Binarize, seed: int) -> Split:
         return split
     generator, done = torch.Generator().manual_seed(seed), 0
     binary = torch.empty(split.x.shape, dtype=torch.uint8)
-    for values in split.raw():  # some at a time: in floating point all of them would take four times their memory
+    for values in split.raw():  # in batches: as floating point, all at once would take four times their memory
         threshold = 0.5 if binarize == "threshold" else torch.rand(values.shape, generator=generator)
         binary[done : done + len(values)] = values.float() / split.levels > threshold
         done += len(values)
@@ -66,7 +66,7 @@ def binarized(split: Split, binarize: Binarize, seed: int) -> Split:
 
 
 def check_split(name: str, split: Split, binarize: Binarize) -> None:
-    """Refuse values that no model can be trained on."""
+    """Refuse values on which no model can be trained."""
     x = split.x.values if isinstance(split.x, Lazy) else split.x
     if x is None or not len(x) or not split.x.is_floating_point():
         return

@@ -27,18 +27,18 @@ from mixvae.datasets._resizing import resized
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 IMAGES = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-"""Formats that they may be read as, whatever their content says: EPS, for one, would start another program."""
+"""Formats as which images may be read, whatever their content says: EPS, for example, would start another program."""
 CIFAR_RECORD = 1 + 3 * 32 * 32
 LARGEST_ARCHIVE = 2**31
-"""Most bytes that CIFAR-10's archive may unpack to; the real one has 184 million."""
+"""Maximum number of bytes that CIFAR-10's archive may unpack to; the real one has 184 million."""
 SIXTEEN = 2**16 - 1
 """Largest value of a 16-bit image."""
 DEEPEST_IDX = 4
-"""Most axes of an IDX file."""
+"""Maximum number of axes of an IDX file."""
 LARGEST_FOLDER = 1_000_000
-"""Most files that are searched for images."""
+"""Maximum number of files searched for images."""
 COPIES = 2
-"""Fewest copies of the examples that are in memory at once while they are read and split."""
+"""Minimum number of copies of the examples in memory at once while they are read and split."""
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -201,7 +201,7 @@ def _numpy(value: object, path: Path, name: str) -> np.ndarray:
     """Return an array, whatever library it comes from.
 
     Raises:
-        ValueError: it is not an array, or a tensor of a kind that holds no plain numbers.
+        ValueError: it is not an array, or is a tensor that does not hold plain numbers.
     """
     if isinstance(value, np.ndarray):
         return value
@@ -224,7 +224,7 @@ def _numpy(value: object, path: Path, name: str) -> np.ndarray:
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
-    """Files below a folder whose names are those of images.
+    """Files below a folder whose names are image names.
 
     Raises:
         ValueError: there are too many files.
@@ -243,7 +243,7 @@ def _images_in(folder: Path) -> Iterator[Path]:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is not meant to be seen, such as those that Macs put beside and around others."""
+    """Whether a file or folder is not meant to be seen, such as those that Macs leave beside and around others."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -273,7 +273,7 @@ def exact_pixels(image: Image.Image, path: Path | str) -> np.ndarray:
 
 @contextmanager
 def opened_image(path: Path) -> Iterator[Image.Image]:
-    """An image of a format that is known; only its header is read.
+    """An image of a known format; only its header is read.
 
     Raises:
         ValueError: it is damaged, or too large.
@@ -336,7 +336,7 @@ def stacked(images: Sequence[np.ndarray], channels: int) -> np.ndarray:
 
 
 def pasted(paths: Sequence[Path], mode: str, size: tuple[int, int]) -> np.ndarray | None:
-    """Pixels (N, C, H, W) of images that are alike, None if one is not: one copy of all costs less than one of each."""
+    """Pixels (N, C, H, W) of images of one kind, None if one differs: one copy of all costs less than one of each."""
     width, height = size
     canvas = Image.new(mode, (width, height * len(paths)))
     for number, path in enumerate(paths):
@@ -364,8 +364,8 @@ def read_images(
 
     Args:
         folder: the folder.
-        named: whether labels are the names of the classes, and not their numbers.
-        size: height and width that images are scaled to, which may then be of several sizes.
+        named: whether labels are the names of the classes, rather than their numbers.
+        size: height and width that images are scaled to; they may then differ in size.
 
     Returns:
         Images (N, C, H, W), C = 1 if all are grey and 3 otherwise, and labels (N,) or None. Images of 16 bits or

@@ -1,4 +1,4 @@
-"""How training examples were given, which a run records, so that new data are held against them and treated alike."""
+"""How training examples were given, which a run records so that new data are compared with them and treated alike."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Binarize = Literal["stochastic", "fixed", "threshold", "none"]
 
 @dataclass(frozen=True)
 class Given:
-    """How training examples were given, and what became of them: what new data for a trained model are held against.
+    """How training examples were given and processed, with which new data for a trained model are compared.
 
     Args:
         dtype: type of the values as they are held, `uint8` or `float32`.
         levels: what bytes are divided by to give intensities in [0, 1]; 1 for real numbers.
-        low: the smallest value as a model takes them, before any binarising; None if it is unknown.
+        low: the smallest value as seen by a model, before any binarising; None if unknown.
         high: the largest.
-        binarize: how they were binarised.
-        seed: seed of that.
+        binarize: how the examples were binarised.
+        seed: seed of the binarisation.
         labels: whether they have labels.
 
     Example:
@@ -42,7 +42,7 @@ class Given:
 
     @classmethod
     def of(cls, split: Split, binarize: Binarize | None = None, seed: int = 0) -> Given:
-        """How a split was given; without a word on binarising, it was done at every step or not at all."""
+        """How a split was given; unless `binarize` is given, it was binarised at every step or not at all."""
         low, high = split.ends() or (None, None)
         dtype = str(split.x.dtype).removeprefix("torch.")
         made = binarize or ("stochastic" if split.resample else "none")
@@ -50,5 +50,5 @@ class Given:
 
     @property
     def real(self) -> bool:
-        """Whether they were real numbers, and not intensities or truth values in bytes."""
+        """Whether they were real numbers, rather than intensities or truth values in bytes."""
         return "float" in self.dtype

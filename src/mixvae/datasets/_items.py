@@ -1,4 +1,4 @@
-"""Examples of somebody's own: what an item holds, and what one pass over all of them shows."""
+"""Examples of a user's data set: what an item holds, and what one pass over all of them shows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mixvae.parts import a_kind
 from mixvae.progress import Progress
 
 MOST_VALUES = 1000
-"""Distinct values of streamed examples that are remembered, so that a likelihood can be asked about each of them."""
+"""Maximum number of distinct values of streamed examples that are kept, to check each against a likelihood."""
 TRIED = 8
-"""Examples that a collate_fn is tried on."""
+"""Number of examples on which a collate_fn is tested."""
 ROUNDING = 1e-4
-"""Difference of values, relative to the largest, that may be rounding."""
+"""Difference of values, relative to the largest, that rounding may explain."""
 
 
 def plain_values(x: Tensor) -> np.ndarray:
@@ -34,7 +34,7 @@ def plain_values(x: Tensor) -> np.ndarray:
 
 
 class Items:
-    """Examples of somebody's data set, by number.
+    """Examples of a user's data set, by number.
 
     Args:
         dataset: has `__len__` and `__getitem__`.
@@ -64,7 +64,7 @@ class Items:
 
 
 def pass_of(data: Iterable[Any], column: str | None, *, batched: bool) -> Callable[[], Iterator[Labelled]]:
-    """What begins a pass over an iterable of examples or of batches."""
+    """Function that begins a pass over an iterable of examples or batches."""
     if isinstance(data, Iterator):
         raise ValueError(f"{a_kind(data)} can be read only once: {SAME}")
 
@@ -83,12 +83,12 @@ def pass_of(data: Iterable[Any], column: str | None, *, batched: bool) -> Callab
 
 
 def check_like(x: Tensor, like: Tensor, number: int, name: str) -> None:
-    """Refuse examples of another shape or type than the first one.
+    """Refuse examples whose shape or type differs from the first one's.
 
     Args:
         x: some examples.
         like: the first one.
-        number: that of the first of `x`.
+        number: number of the first of `x`.
         name: what errors call the data.
 
     Raises:
@@ -155,7 +155,7 @@ def _stacked(pairs: list[tuple[Any, Any]], rows: Sequence[int]) -> Labelled:
 
 
 def _classes(labels: list[Any]) -> np.ndarray:
-    """Labels as an array; one of objects where some are missing, which `check_labels` refuses."""
+    """Labels as an array; an object array if some are missing, which `check_labels` refuses."""
     return np.array(labels, object) if any(y is None for y in labels) else np.asarray(labels)
 
 
@@ -195,7 +195,7 @@ def check_repeatable(first: Tensor, second: Tensor) -> None:
 
 
 def check_apart(source: Items) -> None:
-    """Refuse a collate_fn whose examples depend on the others of their batch: some are collated in two divisions.
+    """Refuse a collate_fn whose examples depend on the rest of their batch: some are collated in two different batches.
 
     Raises:
         ValueError: their values differ.
@@ -253,7 +253,7 @@ def scanned(batches: Iterator[Labelled], total: int | None, progress: Progress, 
 
 
 def _known(labels: list[Any], sizes: list[int]) -> np.ndarray | None:
-    """Labels of all batches, None where one is missing; None if there are none."""
+    """Labels of all batches, None where one is missing; None if there are no labels."""
     if all(y is None for y in labels):
         return None
     return np.concatenate(

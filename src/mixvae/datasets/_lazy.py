@@ -1,7 +1,7 @@
-"""Examples that are read when a batch asks for them: from disk, or from a data set of somebody else.
+"""Examples that are read when a batch asks for them: from disk, or from a user's own data set.
 
 What is random in reading them, such as a transform that crops, is seeded by epoch and example. So an epoch is the same
-whatever the number of workers, and a training resumes in the middle of one without reading what came before.
+whatever the number of workers, and a training resumes in the middle of an epoch without reading what came before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Labelled = tuple[Tensor, Any]
 AHEAD = 4
 """Batches that each worker reads ahead."""
 LEAST_URGENT = 19
-"""What the priority of readers is lowered by."""
+"""By how much the priority of readers is lowered."""
 
 
 class Source(Protocol):
@@ -38,20 +38,20 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, rows: Sequence[int], key: int) -> Labelled:
-        """Some examples; `key` seeds whatever is random in reading them."""
+        """Read some examples; `key` seeds whatever is random in reading them."""
         ...
 
 
 class Lazy(ABC):
-    """N examples (N, *shape) that are read batch by batch, in place of the tensor of a `Split`.
+    """N examples (N, *shape) that are read batch by batch, in place of a `Split`'s tensor.
 
     Args:
         examples: how many there are.
-        like: one example or more, (B, *shape), which shows shape and type of all.
+        like: one example or more, (B, *shape), which have the shape and type of all.
 
     Attributes:
-        sha256: checksum of all values in order, if they were read for that.
-        values: their distinct values, if they were read for that: all of them, or many with the smallest and largest.
+        sha256: checksum of all values in order, if they were read to compute it.
+        values: their distinct values, if they were read to collect them: all, or many with the smallest and largest.
     """
 
     def __init__(self, examples: int, like: Tensor):
@@ -64,11 +64,11 @@ class Lazy(ABC):
         return self.shape[0]
 
     def is_floating_point(self) -> bool:
-        """Whether the values are real numbers, and not bytes."""
+        """Whether the values are real numbers, rather than bytes."""
         return self.dtype.is_floating_point
 
     def to(self, device: torch.device | str) -> Lazy:
-        """The same examples, whose batches come to a device."""
+        """The same examples, with batches moved to a device."""
         moved = copy(self)
         moved.device = torch.device(device)
         return moved
@@ -80,7 +80,7 @@ class Lazy(ABC):
         """Examples of every batch, in order.
 
         Args:
-            batches: numbers of the examples of each.
+            batches: numbers of the examples of each batch.
             key: seeds whatever is random in reading them, such as an epoch's number.
         """
         for values in self._read(batches, key):
@@ -93,7 +93,7 @@ class Lazy(ABC):
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
-        """Keep what reads the examples from one pass to the next, where it may be."""
+        """Keep what reads the examples from one pass to the next, where possible."""
         yield
 
     @abstractmethod
@@ -115,8 +115,8 @@ class ByNumber(Lazy):
     Args:
         source: reads them.
         rows: which ones, in which order; all by default.
-        workers: processes that read them ahead; 0 reads them when they are asked for.
-        fixed: whether the source never changes, so that its workers can last longer than a pass.
+        workers: processes that read them ahead; with 0 they are read on demand.
+        fixed: whether the source never changes, so that its workers can outlast a pass.
     """
 
     def __init__(self, source: Source, rows: Tensor | None = None, *, workers: int = 0, fixed: bool = False):
@@ -149,7 +149,7 @@ class ByNumber(Lazy):
 
     @contextmanager
     def lasting(self) -> Iterator[None]:
-        """Keep the workers of one pass for the next, if the source never changes: each takes 50 ms or more to begin."""
+        """Keep the workers of one pass for the next, if the source never changes: each takes 50 ms or more to start."""
         self._last = self.fixed
         try:
             yield
@@ -164,7 +164,7 @@ class ByNumber(Lazy):
         self._idle = loader if self._last else None
 
     def _loader(self, workers: int) -> DataLoader[Any]:
-        """Workers that read whatever is put into its sampler."""
+        """Workers that read whatever is put into the loader's sampler."""
         return DataLoader(
             _Batches(self.source),  # pyright: ignore[reportArgumentType]
             batch_size=None,
@@ -203,7 +203,7 @@ class _Batches:
 
 
 def _serve(worker: int) -> None:
-    """Read with what the training leaves of the processor, and leave Ctrl-C to it: it saves, and ends its workers.
+    """Read with the processor time that the training leaves, and leave Ctrl-C to it: it saves and ends its workers.
 
     Readers of full priority would take turns with the threads of one operation, all of which wait for the slowest.
     """
@@ -216,11 +216,11 @@ def _serve(worker: int) -> None:
 
 
 class InOrder(Lazy):
-    """Examples that come in an order of their own, from the first one on at every pass.
+    """Examples that come in an order of their own, starting from the first one at every pass.
 
     Args:
         begin: begins a pass: values and labels of one example or more at a time.
-        examples: how many a pass has.
+        examples: number of examples in a pass.
         like: one example or more.
     """
 
@@ -291,7 +291,7 @@ def own_noise() -> Iterator[None]:
 
 
 def apart(begin: Callable[[], Iterable[Any]], key: int) -> Iterator[Any]:
-    """Iterate with random generators that are seeded at the beginning, and are nobody else's."""
+    """Iterate with random generators that are seeded at the beginning and shared with nothing else."""
     with own_noise():
         seed(key)
         with plain_errors("the data cannot be read"):

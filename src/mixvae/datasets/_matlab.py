@@ -21,9 +21,9 @@ BYTES = {
     "double": 8, "single": 4, "logical": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4,
     "int64": 8, "uint64": 8,
 }  # fmt: skip
-"""Classes of plain numbers, and the bytes of one."""
+"""Classes of plain numbers, and the bytes per number."""
 EXAMPLES = ("x", "data")
-"""Variables that hold the examples, if there are several."""
+"""Names of the variable that holds the examples, if there are several."""
 HEADER = 128
 """Bytes before the first element of a version 5 file."""
 COMPRESSED = 15
@@ -34,7 +34,7 @@ BLOCK = 2**20
 def read_mat(path: Path) -> Labelled:
     """Read examples, one per row, and labels if there are any, from a `.mat` file.
 
-    The examples are the variable `x` or `data`, or the only one of numbers; labels are named `y`, `label` or `class`,
+    The examples are the variable `x` or `data`, or the only numeric one; labels are named `y`, `label` or `class`,
     for example.
 
     Raises:
@@ -53,7 +53,7 @@ def read_mat(path: Path) -> Labelled:
 
 
 def read_variables(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
-    """Read variables of numbers by name; those that are not there are left out.
+    """Read numeric variables by name; missing ones are left out.
 
     Raises:
         ValueError: the file is damaged, of version 7.3, or larger than memory.
@@ -73,7 +73,7 @@ def read_variables(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Bytes of every variable of plain numbers, without reading any."""
+    """Bytes of every variable of plain numbers, without reading them."""
     from scipy.io import whosmat
 
     if not path.is_file():
@@ -92,10 +92,10 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def _check_unpacked(file: IO[bytes], path: Path) -> None:
-    """Refuse a file whose elements unpack to more than memory holds: SciPy believes the sizes in them.
+    """Refuse a file whose elements unpack to more than memory holds: SciPy trusts the sizes in them.
 
     Raises:
-        TooLarge: one does, or the file is of version 7.3.
+        TooLarge: an element does, or the file is of version 7.3.
     """
     start = file.read(HEADER)
     file.seek(512)
@@ -126,7 +126,7 @@ def _unpacked(file: IO[bytes], length: int, size: int, path: Path) -> int:
     """`size`, and the bytes that the next `length` bytes of the file unpack to, counted without keeping them.
 
     Raises:
-        TooLarge: memory does not hold as many.
+        TooLarge: they do not fit into memory.
     """
     unpacker = zlib.decompressobj()
     while length and not unpacker.eof:

@@ -1,4 +1,4 @@
-"""Files and folders of one's own: a split that they have is kept, and others are made by a seed."""
+"""The user's own files and folders: an existing split is kept, otherwise one is made by a seed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PARTS = {
 }
 """What the parts of a split are called in files and folders."""
 FEWEST = 10
-"""Fewest examples that are split into three."""
+"""Minimum number of examples that are split into three."""
 
 
 def read_own(path: Path, seed: int, size: tuple[int, int] | None = None) -> tuple[Split, Split, Split]:
@@ -66,12 +66,12 @@ def read_files(files: Mapping[str, Path], seed: int, size: tuple[int, int] | Non
 
     Args:
         files: the files or folders of `train` and `test`, and of `validation` if there is one; else a tenth of the
-            training examples, chosen by the seed, becomes that.
+            training examples, chosen by the seed, takes its place.
         seed: seed of the split.
         size: height and width that images of folders are scaled to.
 
     Raises:
-        ValueError: one is damaged or holds a split itself, or they do not fit together.
+        ValueError: one is damaged or is itself split, or they do not fit together.
     """
     found = {part: read_undivided(files[part], size, named=True) for part in PARTS if part in files}
     return together(found, " and ".join(map(str, files.values())), seed)
@@ -81,7 +81,7 @@ def read_undivided(path: Path, size: tuple[int, int] | None = None, *, named: bo
     """All examples of a file or folder that has no parts.
 
     Raises:
-        ValueError: it has.
+        ValueError: it has parts.
     """
     if parts := named_parts(path):
         one = parts.get("test", next(iter(parts.values())))
@@ -96,7 +96,7 @@ def read_one(path: Path, size: tuple[int, int] | None = None, *, named: bool = F
     Args:
         path: the file or folder.
         size: height and width that images of a folder are scaled to.
-        named: whether labels of a folder are the names of the classes, and not their numbers.
+        named: whether labels of a folder are the names of the classes, rather than their numbers.
     """
     if path.is_dir():
         return read_images(path, named=named, size=size)
@@ -136,7 +136,7 @@ def together(found: Mapping[str, Labelled], name: str, seed: int) -> tuple[Split
 
 
 def _scale(x: np.ndarray) -> str:
-    """What the numbers of an image mean, which must be the same in all parts; empty if that cannot be told."""
+    """What the numbers of an image mean, which must be the same in all parts; empty if unknown."""
     if x.ndim < 3 or not x.size:
         return ""
     if x.dtype.kind == "f":
@@ -148,7 +148,7 @@ def enough(path: Path | str, examples: int) -> None:
     """Refuse too few examples to split.
 
     Raises:
-        ValueError: there are.
+        ValueError: there are too few.
     """
     if examples < FEWEST:
         raise ValueError(f"{path} holds {examples} examples; a split into three needs at least {FEWEST}")
@@ -168,7 +168,7 @@ def named_parts(path: Path) -> dict[str, str]:
     """Folders, or arrays of an archive, that hold the parts of a split, by part; empty if there are none.
 
     Raises:
-        ValueError: a folder has others besides.
+        ValueError: a folder also has others.
     """
     if path.is_dir():
         inside = {

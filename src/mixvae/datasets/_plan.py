@@ -1,4 +1,4 @@
-"""Batches of an epoch that somebody else decides: the sampler of a DataLoader, or an iterable of batches."""
+"""Batches of an epoch that are decided elsewhere: by the sampler of a DataLoader, or by an iterable of batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mixvae._resources import check, short
 from mixvae.datasets._lazy import own_noise, seed
 
 POINTER = 8
-"""Bytes that an entry of a list takes at least."""
+"""Minimum number of bytes per entry of a list."""
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -28,8 +28,8 @@ class Plan:
         of: the DataLoader, or the sizes.
 
     Raises:
-        ValueError: the sampler gives no batches, other ones with the same seeds, too many for memory, or numbers that
-            the data set does not have.
+        ValueError: the sampler gives no batches, different ones with the same seeds, too many for memory, or numbers
+            that the data set does not have.
     """
 
     def __init__(self, of: DataLoader[Any] | Sequence[int]):
@@ -85,7 +85,7 @@ def _checked(rows: list[Any], examples: int) -> Tensor:
     """Numbers of the examples of one batch.
 
     Raises:
-        ValueError: there are none, or some are no numbers of examples.
+        ValueError: there are none, or some are not numbers of examples.
     """
     if not rows:
         raise ValueError("the sampler of the DataLoader gives a batch without examples: let it leave that out")

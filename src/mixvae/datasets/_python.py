@@ -26,14 +26,14 @@ from mixvae.parts import a_kind
 from mixvae.progress import SILENT, Progress
 
 KEPT = (Image.Image, tuple)
-"""Examples in a list that are not numbers already: pictures, and pairs of example and label."""
+"""Items of a list that are not numbers yet: pictures, and pairs of example and label."""
 KINDS = (
     "an array or tensor, a torch Dataset or DataLoader, anything with __len__ and __getitem__, an iterable, or "
     "(train, validation[, test]) of these"
 )
 LABELLED = "labels are given with their examples, as in TensorDataset(x, y) or Split(x, y)"
 NUMBER = 48
-"""Bytes of the number of a streamed example: in a tensor, and as an object in a list."""
+"""Bytes for the number of a streamed example: in a tensor, and as an object in a list."""
 
 
 def as_dataset(
@@ -47,31 +47,31 @@ def as_dataset(
     name: str = "data",
     progress: Progress = SILENT,
 ) -> Dataset:
-    """Make a data set of what there is in Python. `fit` calls it for whatever it is given.
+    """Make a data set from Python objects. `fit` calls it on whatever it is given.
 
     Arrays, tensors and `TensorDataset`s are held in memory. Training examples of anything else are streamed: read anew
-    in every epoch, with whatever transforms they have, whose random numbers are seeded by epoch and example. They are
-    read once at the beginning, to check them and for their checksum. Validation and test examples are held in memory.
+    in every epoch, with any transforms they have, whose random numbers are seeded by epoch and example. They are read
+    once at the beginning, to check them and compute their checksum. Validation and test examples are held in memory.
 
     Args:
-        data: `(train, validation[, test])`, a mapping with these keys, or one collection of examples, which is divided
-            80 : 10 : 10 by the seed. Each is an array or tensor (N, D), (N, H, W) or (N, C, H, W), a `Split`, a torch
+        data: `(train, validation[, test])`, a mapping with these keys, or one collection of examples, which is split 80
+            : 10 : 10 by the seed. Each is an array or tensor (N, D), (N, H, W) or (N, C, H, W), a `Split`, a torch
             `Dataset` or `DataLoader`, anything with `__len__` and `__getitem__`, or an iterable that can be begun anew.
             Labels come with their examples, in a `TensorDataset(x, y)` for instance: a tuple holds parts of the data.
-            An example is an image, an array, a pair (example, label), or a mapping. A DataLoader decides the batches
-            of the training: its sampler, batch size, workers and `collate_fn` are used, its sampler seeded by epoch.
-        column: which entry of examples that are mappings, as those of Hugging Face data sets are.
+            An example is an image, an array, a pair (example, label), or a mapping. A DataLoader decides the batches of
+            the training: its sampler, batch size, workers and `collate_fn` are used, its sampler seeded by epoch.
+        column: which entry to take of examples that are mappings, as in Hugging Face data sets.
         binarize: `stochastic` binarises training examples anew at every step, the others once; `fixed` binarises all
             once; `threshold` at ½; `none` keeps the values.
-        seed: seed of the division and of binarising, not of a training.
-        workers: processes that read streamed examples ahead, in place of a DataLoader's own.
+        seed: seed of the split and of the binarisation, not of a training.
+        workers: processes that read streamed examples ahead, instead of the DataLoader's own.
         flip: mirror training images left to right with probability ½, anew at every step.
-        name: what the data set is called.
+        name: name of the data set.
         progress: where to report progress; silent by default.
 
     Raises:
-        ValueError: the data are of another kind, are not numbers, differ in shape, hold NaN, have labels in part,
-            change between two readings with the same random seeds, or depend on the batch that they are read in.
+        ValueError: the data are of another kind, are not numbers, differ in shape, hold NaN, are only partly labelled,
+            change between two readings with the same random seeds, or depend on the batch in which they are read.
 
     Example:
         >>> import torch
@@ -111,16 +111,16 @@ def collected(data: Any, column: str | None = None) -> Tensor:
     """Examples of any kind in memory, ready for a model: (N, *shape), by `Split.fixed`.
 
     Raises:
-        ValueError: they are of no kind that is known, or do not fit into memory.
+        ValueError: they are of no known kind, or do not fit into memory.
     """
     return in_memory(examples_of(data, column), "data").fixed()
 
 
 def examples_of(data: Any, column: str | None = None, name: str = "data") -> Split:
-    """Examples of any kind, in memory or to be read; those of a `Split` keep the numbers of their classes.
+    """Examples of any kind, in memory or to be streamed; those of a `Split` keep the numbers of their classes.
 
     Raises:
-        ValueError: they are of no kind that is known.
+        ValueError: they are of no known kind.
     """
     if isinstance(data, Dataset):
         raise ValueError("a Dataset has three parts: name one, such as data.test")
@@ -137,7 +137,7 @@ def _sampled(split: Split) -> Split:
 
 
 def _named_parts(data: Any) -> dict[str, Any] | None:
-    """The parts of a split; None if the data are of one part."""
+    """The parts of a split; None if the data are a single part."""
     if isinstance(data, Mapping):
         known = {name: part for part, names in PARTS.items() for name in names}
         if other := [key for key in data if key not in known]:
@@ -213,7 +213,7 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
 
 
 def _check_length(data: Any, name: str) -> None:
-    """Refuse a data set without examples, or with more than memory has room for their numbers.
+    """Refuse a data set without examples, or with so many that their numbers do not fit into memory.
 
     Raises:
         ValueError: it is.
@@ -251,7 +251,7 @@ def _array(data: Any) -> np.ndarray | None:
 
 
 def in_memory(split: Split, name: str) -> Split:
-    """A split whose examples are all read, if they are not."""
+    """The split with all its examples read into memory."""
     if not isinstance(split.x, Lazy):
         return split
     x = split.x
@@ -260,7 +260,7 @@ def in_memory(split: Split, name: str) -> Split:
 
 
 def alike(parts: Mapping[str, Part]) -> dict[str, Split]:
-    """Parts whose bytes have one meaning, and whose classes are numbered over all of them."""
+    """Parts with a common meaning of bytes and a common numbering of classes."""
     byte = [split.levels for split, _ in parts.values() if not split.x.is_floating_point()]
     found = {name: split.ends() for name, (split, _) in parts.items() if split.x.is_floating_point()}
     reals = {name: ends for name, ends in found.items() if ends is not None}

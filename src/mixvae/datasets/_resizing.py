@@ -18,7 +18,7 @@ Size = int | Sequence[int]
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
-    """Height and width that are asked for.
+    """The requested height and width.
 
     Raises:
         ValueError: they are not one or two whole numbers, at least 1.
@@ -63,7 +63,7 @@ def resized_split(split: Split, size: tuple[int, int], name: str) -> Split:
     """Scale all images of a split. 8 bits stay 8 bits; coarser levels, such as binary images', become real numbers.
 
     Raises:
-        ValueError: the examples are no images, or too many for memory.
+        ValueError: the examples are not images, or too many for memory.
     """
     if len(split.shape) != 3:
         raise ValueError(f"only images can be resized; {name} has examples of shape {split.shape}: leave resize out")

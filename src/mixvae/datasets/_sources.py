@@ -1,4 +1,4 @@
-"""The data sets that are known by name: where their files are, and how they are split."""
+"""The data sets known by name: where their files are, and how they are split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mixvae.datasets._splits import Split, as_split
 from mixvae.progress import Progress
 
 Change = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""Something done to one image (H, W) by chance."""
+"""A random change to one image (H, W)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Digits:
     """scikit-learn's 1797 handwritten digits, 8 × 8 pixels of 17 grey levels: 1197/200/400.
 
     Args:
-        change: what is done to every image, always the same for one image; nothing by default.
+        change: change made to every image, always the same for a given image; none by default.
     """
 
     change: Change | None = None
@@ -45,7 +45,7 @@ class Digits:
 
 
 def _rotated(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """An image turned by 0, 1, 2 or 3 right angles."""
+    """An image rotated by 0, 1, 2 or 3 right angles."""
     return np.rot90(image, int(random.integers(4)))
 
 
@@ -58,7 +58,7 @@ def _occluded(image: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 WHOLE = 60_000
-"""Training images of MNIST and its like; fewer are somebody's selection."""
+"""Number of training images of MNIST and its like; fewer are somebody's selection."""
 
 
 def _idx_sources() -> list[IdxSource]:
@@ -67,14 +67,14 @@ def _idx_sources() -> list[IdxSource]:
 
 @dataclass(frozen=True)
 class IdxSource:
-    """A data set of four IDX files; the last sixth of the training images is for validation: 50k/10k/10k.
+    """A data set of four IDX files; the last sixth of the training images is used for validation: 50k/10k/10k.
 
     Args:
         name: name of the data set.
         url: folder of the files.
-        checksums: MD5 sums by file name: training images and labels, then those of the test.
-        contents: SHA-256 of their values in the same order, where they are known: files of one name are not always
-            packed alike, and those of another data set have the same names.
+        checksums: MD5 sums by file name: training images and labels, then test images and labels.
+        contents: SHA-256 of their values in the same order, where known: files of the same name are not always
+            compressed alike, and another data set may use the same names.
         folder: torchvision's folder of the data set.
     """
 
@@ -97,10 +97,10 @@ class IdxSource:
         return train, validation, as_split(test_images, test_labels, name=str(paths[2]))
 
     def _check_contents(self, paths: list[Path], arrays: list[np.ndarray]) -> None:
-        """Refuse files of another data set, and sets that were put together from two.
+        """Refuse files of another data set, and mixtures of two.
 
         Raises:
-            ValueError: some are known as those of another data set, while those of this one are other ones.
+            ValueError: some are known to belong to another data set, or differ from the known ones of this data set.
         """
         known = {digest: source.name for source in _idx_sources() for digest in source.contents}
         for path, array in zip(paths, arrays, strict=True):
@@ -124,7 +124,7 @@ class IdxSource:
 
 @dataclass(frozen=True)
 class CifarSource:
-    """CIFAR-10's binary version; the last fifth of the training images is for validation: 40k/10k/10k.
+    """CIFAR-10's binary version; the last fifth of the training images is used for validation: 40k/10k/10k.
 
     Args:
         url: the archive.

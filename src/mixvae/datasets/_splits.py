@@ -19,7 +19,7 @@ from mixvae.datasets._lazy import InOrder, Lazy
 from mixvae.datasets._plan import Plan
 
 READ = 500
-"""Examples that are read at a time where there are no batches."""
+"""Number of examples read at a time where there are no batches."""
 Values = TypeVar("Values", Tensor, np.ndarray)
 
 
@@ -38,7 +38,7 @@ class Split:
         levels: what a byte is divided by to give an intensity in [0, 1].
         resample: whether a batch is binarised anew each time, with its intensities as probabilities.
         flip: whether each image of a batch is mirrored with probability ½.
-        plan: the batches of every epoch, where they are somebody else's; random ones by default.
+        plan: the batches of every epoch, where they are decided elsewhere; random ones by default.
 
     Example:
         >>> import torch
@@ -82,7 +82,7 @@ class Split:
         return tuple(self.x.shape[1:])
 
     def ends(self) -> tuple[float, float] | None:
-        """Smallest and largest value as a model takes them, before any binarising; None if they are unknown."""
+        """Smallest and largest value as seen by a model, before any binarising; None if they are unknown."""
         x = self.x.values if isinstance(self.x, Lazy) else self.x
         if x is None or not x.numel():
             return None
@@ -96,7 +96,7 @@ class Split:
     def batch(
         self, index: Int[Tensor, " B"] | slice, generator: torch.Generator | None = None
     ) -> Float[Tensor, "B ..."]:
-        """Examples by index, ready for a model: float32, and binarised if the split is to be.
+        """Examples by index, ready for a model: float32, and binarised if the split calls for it.
 
         Args:
             index: which examples.
@@ -112,20 +112,20 @@ class Split:
         Args:
             rows: the examples of each batch.
             generator: source of the noise of binarising and mirroring, drawn from as each batch is asked for.
-            key: seeds whatever is random in reading examples, such as somebody's transforms.
+            key: seeds whatever is random in reading examples, such as transforms.
         """
         raw = self.x.batches(rows, key) if isinstance(self.x, Lazy) else (self.x[each] for each in rows)
         return (self._ready(values, generator) for values in raw)
 
     def lasting(self) -> AbstractContextManager[None]:
-        """Keep what reads examples that are not in memory from one epoch to the next, where it may be."""
+        """Keep what reads examples that are not in memory from one epoch to the next, where possible."""
         return self.x.lasting() if isinstance(self.x, Lazy) else nullcontext()
 
     def epoch(self, batch: int, generator: torch.Generator, *, key: int = 0) -> list[Int[Tensor, " B"]]:
-        """The examples of every batch of an epoch: in random order, unless they come in one of their own.
+        """The examples of every batch of an epoch: in random order, unless they come in an order of their own.
 
         Args:
-            batch: examples per batch, where no plan decides it.
+            batch: examples per batch, unless a plan decides it.
             generator: source of the order.
             key: seeds a plan.
         """
@@ -137,7 +137,7 @@ class Split:
         return list((order if isinstance(self.x, Lazy) else order.to(self.x.device)).split(batch))
 
     def _ready(self, values: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Raw values as a model takes them."""
+        """Raw values in the form that a model takes."""
         x = values.float() / self.levels
         if self.flip:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
@@ -148,17 +148,17 @@ class Split:
         return x
 
     def fixed(self, seed: int = 0) -> Float[Tensor, "N ..."]:
-        """All examples, ready for a model: binarised by a fixed seed, if they are anew at every step; none mirrored."""
+        """All examples, ready for a model: by a fixed seed if the split is binarised at every step; none are mirrored."""
         generator = torch.Generator(self.x.device).manual_seed(seed)
         return replace(self, flip=False).batch(slice(None), generator)
 
     def in_order(self, batch: int, seed: int = 0) -> Iterator[Float[Tensor, "B ..."]]:
-        """The same as `fixed`, some examples at a time."""
+        """The same as `fixed`, in batches."""
         generator = torch.Generator(self.x.device).manual_seed(seed)
         return replace(self, flip=False).batches(torch.arange(len(self)).split(batch), generator)
 
     def divided(self, sizes: tuple[int, int], seed: int) -> tuple[Split, Split, Split]:
-        """The examples in random order as training, validation and test ones; `sizes` are those of the last two."""
+        """The examples in random order as training, validation and test examples; `sizes` are those of the last two."""
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(self)))
         validation, test = sizes
         cut = len(self) - validation - test
@@ -174,18 +174,18 @@ class Split:
         return replace(self, x=x, y=None if self.y is None else self.y[index], plan=None)
 
     def raw(self) -> Iterator[Tensor]:
-        """All examples in order, some at a time, as they are held: neither scaled nor binarised."""
+        """All examples in order, in batches, as stored: neither scaled nor binarised."""
         rows = torch.arange(len(self)).split(READ)
         return self.x.batches(rows, 0) if isinstance(self.x, Lazy) else iter(self.x.split(READ))
 
     def probes(self, most: int) -> Iterator[Float[Tensor, "B ..."]]:
-        """Batches that show every value that examples may have, for a check of a model's likelihood.
+        """Batches that contain every value that examples may have, to check a model's likelihood.
 
         All examples, if they are in memory. Of others the distinct values that were found when they were first read,
         each as one constant example.
 
         Args:
-            most: examples at a time.
+            most: maximum number of examples at a time.
         """
         generator = torch.Generator(self.x.device)  # a separate one: binarising and mirroring draw
         if isinstance(self.x, Lazy) and self.x.values is not None:
@@ -206,7 +206,7 @@ class Dataset:
         train: examples to fit.
         validation: examples that choose the epoch.
         test: examples to report.
-        origin: arguments of `load_dataset` that give it again, paths absolute; None if it was not loaded by that.
+        origin: arguments of `load_dataset` that load it again, paths absolute; None if it was not loaded that way.
         given: how its training examples were given; by default as they are.
 
     Example:
@@ -232,7 +232,7 @@ class Dataset:
         return f"Dataset({self.name!r}: {sizes} of {self.train.kind})"
 
     def record(self) -> dict[str, Any]:
-        """How its training examples were given, as a run records it."""
+        """How its training examples were given, as recorded by a run."""
         return asdict(self.given or Given.of(self.train))
 
     @property
@@ -251,7 +251,7 @@ class Dataset:
         return getattr(self, name)
 
     def sha256(self) -> str:
-        """Checksum of all examples as they are trained on and evaluated, labels aside. Computed once."""
+        """Checksum of all examples as trained on and evaluated, without labels. Computed once."""
         if "_sha256" not in self.__dict__:
             digest = hashlib.sha256()
             for split in (self.train, self.validation, self.test):
@@ -306,7 +306,7 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
 
 
 def check_kind(x: np.ndarray, name: str) -> None:
-    """Refuse arrays that are no examples.
+    """Refuse arrays that cannot be examples.
 
     Raises:
         ValueError: the shape or type is wrong.
@@ -320,7 +320,7 @@ def check_kind(x: np.ndarray, name: str) -> None:
 
 
 def held_as(x: np.ndarray, low: int, high: int, name: str) -> np.dtype[Any]:
-    """How numbers are held: bytes of images as bytes, and all others as float32.
+    """How numbers are stored: bytes of images as bytes, and all others as float32.
 
     Args:
         x: examples (N, …).
@@ -329,18 +329,18 @@ def held_as(x: np.ndarray, low: int, high: int, name: str) -> np.dtype[Any]:
         name: what errors call the array.
 
     Raises:
-        ValueError: an image holds whole numbers that are no bytes.
+        ValueError: an image holds whole numbers that are not bytes.
     """
     if x.dtype.kind not in "bui" or not x.size:
         return np.dtype(np.float32)
     fit = low >= 0 and high <= 255
     if x.ndim > 2 and not fit:
         raise ValueError(f"{name} holds whole numbers from {low} to {high}; 8-bit images have 0 to 255")
-    return np.dtype(np.uint8 if fit and (x.ndim > 2 or high <= 1) else np.float32)  # a table's are no intensities
+    return np.dtype(np.uint8 if fit and (x.ndim > 2 or high <= 1) else np.float32)  # in a table they are no intensities
 
 
 def check_labels(y: np.ndarray, examples: int, name: str) -> None:
-    """Refuse labels that do not name a class of every example.
+    """Refuse labels that do not give every example a class.
 
     Raises:
         ValueError: there are more or fewer, they are neither numbers nor text, or some are missing, NaN or infinite.
@@ -353,7 +353,7 @@ def check_labels(y: np.ndarray, examples: int, name: str) -> None:
 
 
 def check_present(y: np.ndarray, name: str) -> None:
-    """Refuse labels (N,) some of which are missing: None, NaN or infinite.
+    """Refuse labels (N,) if some are missing: None, NaN or infinite.
 
     Raises:
         ValueError: some are; the error names the first one.

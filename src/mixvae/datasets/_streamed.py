@@ -30,11 +30,11 @@ from mixvae.datasets._splits import READ, Split, as_split, check_kind, held_as
 from mixvae.progress import Progress
 
 DEEP = ("I", "F")
-"""Beginnings of the modes of images with more than 8 bits."""
+"""Prefixes of the modes of images with more than 8 bits."""
 
 
 class Mapped:
-    """The examples of a `.npy` file, of which the system keeps in memory what it has room for."""
+    """The examples of a `.npy` file, which the system keeps in memory as far as it has room."""
 
     def __init__(self, path: Path):
         self.array = map_npy(path)
@@ -99,10 +99,10 @@ class Pictures:
 def read_streamed(
     files: Path | Mapping[str, Path], seed: int, size: tuple[int, int] | None, workers: int
 ) -> tuple[Split, Split, Split]:
-    """Training examples that are read from disk at every epoch; validation and test examples in memory.
+    """Training examples that are read from disk in every epoch; validation and test examples in memory.
 
     Args:
-        files: a file or folder, or those of train, test and perhaps validation.
+        files: a file or folder, or those of train, test and possibly validation.
         seed: seed of the split.
         size: height and width that images are scaled to.
         workers: processes that read ahead.
@@ -140,7 +140,7 @@ def read_streamed(
 
 
 def seen(splits: Sequence[Split], progress: Progress) -> list[Split]:
-    """The same parts, the first of which is streamed, after it was read once: with one meaning of their bytes.
+    """The same parts after the first, which is streamed, has been read once: with a common meaning of bytes.
 
     Raises:
         ValueError: values are NaN or infinite, or an image cannot be read.
@@ -166,7 +166,7 @@ def _folders(path: Path) -> dict[str, Path]:
 
 
 def _streamed(path: Path, size: tuple[int, int] | None, workers: int, *, named: bool) -> Part:
-    """One file or folder, to be read."""
+    """One file or folder, to be streamed."""
     if path.is_dir():
         source = Pictures(path, size)
         return Split(ByNumber(source, workers=workers, fixed=True)), classes_of(source.paths, path, named=named)

@@ -24,7 +24,7 @@ _STAGED = re.compile(r"\..+\.([0-9a-f]{16})\.staged(\.[^.]*)?")
 _LIKE_FLOAT = re.compile(r"=*(-?0x[01]\.[0-9a-f]+p[+-]\d+|-?inf|nan)")
 
 LARGEST_JSON = 2**28
-"""Most bytes of a JSON file: a million epochs need fewer."""
+"""Maximum number of bytes in a JSON file: a million epochs need fewer."""
 
 
 @contextmanager
@@ -79,15 +79,16 @@ def sync_folder(folder: Path) -> None:
 def remove_orphans(
     folder: Path, seconds: float = ORPHAN_SECONDS, now: float | None = None, of: Collection[str] | None = None
 ) -> None:
-    """Remove what killed processes left in a folder: unfinished and uncommitted files of a certain age.
+    """Remove what killed processes left in a folder: unfinished and uncommitted files older than a given age.
 
-    A staged file that is named by a JSON file here or one folder up is committed, and only waits for its final name.
+    A staged file that is named by a JSON file here or one folder up is committed, and is only waiting for its final
+    name.
 
     Args:
         folder: the folder.
         seconds: the age.
-        now: current time by the clock that the file system stamps files with; this machine's clock by default.
-        of: only remains of files with these stems; of all files by default.
+        now: current time by the clock with which the file system stamps files; this machine's clock by default.
+        of: stems of the files whose remains are removed; all files by default.
 
     Example:
         >>> import tempfile
@@ -212,7 +213,7 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
 
     Args:
         path: the file.
-        most: most bytes that it may have; as many as fit into memory by default.
+        most: maximum number of bytes; as many as fit into memory by default.
 
     Raises:
         FileNotFoundError: there is no such file.

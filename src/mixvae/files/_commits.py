@@ -31,9 +31,9 @@ from mixvae.files._atomic import (
 )
 
 ATTEMPTS = 20
-"""How often a reader tries again when a writer commits while it reads."""
+"""How many times a reader retries when a writer commits while it reads."""
 TURN_SECONDS = 5.0
-"""How long a writer waits for another one, which may have been stopped, before it continues without a lock."""
+"""How long a writer waits for another, which may have been stopped, before it continues without a lock."""
 
 
 def commit(
@@ -49,13 +49,13 @@ def commit(
         content: what it holds besides the checksums; its `files` are parts of an earlier commit that stay unchanged.
         parts: path and bytes of every new part, by the part's name; a path is a name beside the manifest, or one
             folder below it.
-        check: called at the last moment before the commit counts; what it raises keeps the commit from counting.
+        check: called at the last moment before the commit counts; if it raises, the commit does not count.
 
     Returns:
         What the JSON file holds now.
 
     Raises:
-        OSError: a file cannot be written; what was committed before stays.
+        OSError: a file cannot be written; the previous commit remains.
         ValueError: JSON cannot hold the content, or a path is elsewhere; nothing is written.
 
     Example:
@@ -202,7 +202,7 @@ def is_intact(manifest: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def _wrong_checksum(content: Mapping[str, Any]) -> str:
-    """What is wrong with the checksum that a JSON file has of itself; empty if nothing is."""
+    """What is wrong with a JSON file's own checksum; empty if nothing is."""
     try:
         own = checksum(canonical({key: value for key, value in content.items() if key != "checksum"}))
     except RecursionError:
@@ -252,7 +252,7 @@ def _turn(folder: Path) -> Iterator[None]:
 
 
 def _locked(descriptor: int) -> bool:
-    """Whether a lock is ours now."""
+    """Try to take a lock; returns whether it is ours."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Whether the content of a JSON file has the expected form, which is stated as types."""
+"""Whether the content of a JSON file has the expected form, given as types."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mixvae._resources import short
 
 
 def conform(value: Any, hint: Any, where: str) -> None:
-    """Refuse a value of another form.
+    """Refuse a value that does not have the expected form.
 
     Args:
         value: a value of JSON.
         hint: its type: a plain one, `list[…]`, `dict[str, …]`, a union, a `Literal`, `Any`, a `TypedDict`, or a
-            dataclass, of which the value holds the fields.
+            dataclass, whose fields the value holds.
         where: what the value is, for the error.
 
     Raises:
-        TypeError: it has another form; the message names the part that does.
+        TypeError: it has another form; the message names the part at fault.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -47,7 +47,7 @@ def conform(value: Any, hint: Any, where: str) -> None:
 
 
 def _conform_mapping(value: Any, hint: Any, where: str) -> None:
-    """Refuse what is not a mapping, or has parts of another form; only a TypedDict allows extra keys."""
+    """Refuse a value that is not a mapping, or has parts of another form; only a TypedDict allows extra keys."""
     if not isinstance(value, Mapping):
         raise _unfit(value, where)
     if get_origin(hint) is dict:

@@ -1,8 +1,8 @@
 """The right to write to a run: one process at a time has it.
 
-On a local disk it is a `flock` on `.lease` that the kernel releases however the process ends. If the file system is
-shared, or has no locks, the holder also increments a counter in its own file, its heartbeat, and newcomers watch it: a
-counter that stands still is a dead holder. Clocks are never compared. `.lease.json` names the holder and its
+On a local disk the lease is a `flock` on `.lease` that the kernel releases however the process ends. If the file system
+is shared, or has no locks, the holder also increments a counter in its own file, its heartbeat, and newcomers watch it:
+a counter that stands still is a dead holder. Clocks are never compared. `.lease.json` names the holder and its
 generation; only a process that takes the lease writes it, so a holder that was paused and wakes up cannot overwrite its
 successor's name, and finds that name when it checks before its next save.
 
@@ -51,7 +51,7 @@ KINDS = {"generation": int, "owner": str, "host": str, "boot": str, "pid": int, 
 
 
 class LeaseLost(Failed):
-    """Another process has taken over what this one was writing to."""
+    """Another process has taken over the directory that this one was writing to."""
 
 
 class LeaseTaken(ValueError):
@@ -76,7 +76,7 @@ class Lease:
 
     @classmethod
     def acquire(cls, directory: Path) -> Lease:
-        """Take the lease of a directory, which is made if it is missing.
+        """Take the lease of a directory, which is created if it is missing.
 
         Raises:
             LeaseTaken: another process holds it.
@@ -179,7 +179,7 @@ os.register_at_fork(after_in_child=_forget_all)
 def holder(directory: Path) -> str | None:
     """Who holds the lease of a directory now, in words; None if nobody does. Creates nothing.
 
-    A holder on a host that locks do not reach is named until another process takes over: only watching could show more.
+    A holder on a host that locks do not reach is named until another process takes over: only watching could tell more.
     """
     try:
         raw = _content(_record(directory))
@@ -308,7 +308,7 @@ def _who(record: dict[str, Any] | None) -> str:
 
 
 def _name(record: dict[str, Any]) -> tuple[int, str]:
-    """What distinguishes a holder from all others."""
+    """What identifies a holder uniquely."""
     return record["generation"], record["owner"]
 
 

@@ -1,4 +1,4 @@
-"""Whether a folder holds ordinary files and folders of its own, as every run does, and whether one can be written."""
+"""Whether a folder holds ordinary files and folders of its own, as every run does, and whether it is writable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 LONGEST_NAME = 200
-"""Most bytes of a new name: temporary ones beside it are longer, and file systems take 255."""
+"""Maximum number of bytes in a new name: temporary names beside it are longer, and file systems allow 255."""
 
 
 def check_ordinary(folder: Path, below: tuple[str, ...] = ()) -> None:
@@ -19,7 +19,7 @@ def check_ordinary(folder: Path, below: tuple[str, ...] = ()) -> None:
         below: subfolders that are checked too.
 
     Raises:
-        ValueError: there is such a thing in it.
+        ValueError: it holds one of these.
 
     Example:
         >>> import os, tempfile
@@ -69,7 +69,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def check_file(path: Path, name: str = "") -> None:
-    """Refuse a file that could not be written, before the work begins whose result it is to hold.
+    """Refuse a file that could not be written, before work begins on what it is to hold.
 
     Args:
         path: the file, which need not exist, and whose folder need not either.
@@ -86,7 +86,7 @@ def check_file(path: Path, name: str = "") -> None:
         ValueError: --out /proc/x/y.png cannot be written: no file can be made in /proc (...); name another place...
     """
     name = name or str(path)
-    if os.path.isdir(path):  # which says no to whatever cannot be looked up; `Path` raises an error
+    if os.path.isdir(path):  # False for whatever cannot be looked up; `Path` raises an error
         raise ValueError(f"{name} is a directory: give the name of a file, or remove it")
     check_replaceable(path)
     check_folder(path.parent, name)
@@ -95,17 +95,17 @@ def check_file(path: Path, name: str = "") -> None:
 
 
 def check_folder(path: Path, name: str = "") -> None:
-    """Refuse a folder in which no file could be made, before the work begins whose results it is to hold.
+    """Refuse a folder in which no file could be created, before work begins on the results it is to hold.
 
-    A file without a name is made there, or where the folder would be made, and is gone at once: permissions alone do
-    not tell, for example of the administrator, or of `/proc`.
+    A nameless file is created there, or where the folder would be created, and vanishes at once: permissions alone do
+    not tell, for example for the administrator or in `/proc`.
 
     Args:
         path: the folder, which need not exist.
         name: what the error calls it; its path by default.
 
     Raises:
-        ValueError: something on the path is no folder, or nothing can be written there.
+        ValueError: something on the path is not a folder, or nothing can be written there.
     """
     name = name or str(path)
     there = next(place for place in (path, *path.parents) if os.path.lexists(place) or place == place.parent)

@@ -72,7 +72,8 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
     """Load tensors by name into a module, strictly; values are converted to the module's dtypes exactly or not at all.
 
     Raises:
-        ValueError: names or shapes differ, as the tensors belong to another architecture, or a value would be rounded.
+        ValueError: names or shapes differ, because the tensors belong to another architecture, or a value would be
+            rounded.
 
     Example:
         >>> import torch

@@ -20,7 +20,7 @@ REMEDY = "or pass the model, as load(path, model)"
 def describe(model: nn.Module, shape: Sequence[int] | None = None) -> dict[str, Any]:
     """Describe a model's architecture by import paths and plain arguments, so that another process can build it.
 
-    The description is tried out before it is returned: what it builds has the same submodules, tensors and attributes
+    The description is tested before it is returned: what it builds has the same submodules, tensors and attributes
     as the model, even if the model was changed after construction. The state of torch's generator is preserved.
     Weights, devices, precision and what is frozen are not part of the description.
 
@@ -73,7 +73,7 @@ def rebuild(spec: Mapping[str, Any]) -> nn.Module:
         spec: the description, possibly after a round trip through JSON.
 
     Raises:
-        ValueError: a class cannot be imported here, or is no longer what it was.
+        ValueError: a class cannot be imported here, or has changed since.
 
     Example:
         >>> import json

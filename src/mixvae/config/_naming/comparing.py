@@ -55,7 +55,7 @@ class _Comparison:
             yield "some parameters of the model are shared that would be built apart, or the other way round"
 
     def _attributes(self, name: str, mine: nn.Module, its: nn.Module) -> Iterator[str]:
-        """Differences between two modules in what is neither a saved tensor nor a child."""
+        """Differences between two modules in anything but saved tensors and children."""
         own, other = ({k: v for k, v in vars(m).items() if k not in IGNORED} for m in (mine, its))
         for key in sorted(own.keys() | other.keys()):
             if key not in own or key not in other or not self._same(own[key], other[key]):
@@ -86,7 +86,7 @@ class _Comparison:
             return True
         if isinstance(a, nn.Module) and isinstance(b, nn.Module):
             places = self.places[0].get(id(a)), self.places[1].get(id(b))
-            hidden = places[0] is None and has_tensors(a)  # whose weights are not saved
+            hidden = places[0] is None and has_tensors(a)  # its weights are not saved
             return type(a) is type(b) and places[0] == places[1] and not hidden
         if type(a) is not type(b):
             return False
@@ -105,7 +105,7 @@ class _Comparison:
         if hasattr(a, "__dict__") and not isinstance(a, type):
             self.begun.add((id(a), id(b)))  # objects may refer to each other
             own, other = vars(a), vars(b)
-            lazily = isinstance(a, Distribution)  # which adds attributes as they are read
+            lazily = isinstance(a, Distribution)  # distributions add attributes as they are read
             return (lazily or own.keys() == other.keys()) and all(
                 self._same(own[k], other[k]) for k in own.keys() & other.keys()
             )
@@ -114,7 +114,7 @@ class _Comparison:
 
 
 def _captured(function: types.FunctionType) -> tuple[Any, ...]:
-    """Defaults of a function and what it closes over."""
+    """Defaults and closure of a function."""
     return function.__defaults__, [cell.cell_contents for cell in function.__closure__ or ()]
 
 

@@ -21,7 +21,7 @@ OPEN_ENDED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Describer:
-    """Turns a model and its arguments into JSON values; refuses the first that it cannot turn, and says why."""
+    """Turns a model and its arguments into JSON values; refuses the first one that it cannot turn, and says why."""
 
     def __init__(self) -> None:
         self.nodes: dict[int, dict[str, Any]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 from mixvae._failures import said
 
 HOMES = ("torch", "torch.nn.functional", "torch.special", "math", "operator", "builtins")
-"""Modules that export functions whose `__module__` is another one or none."""
+"""Modules that export functions whose `__module__` is another module or none."""
 
 
 def path_of(value: Any, where: str) -> str:
@@ -19,7 +19,7 @@ def path_of(value: Any, where: str) -> str:
         where: its place in the model, for the error message.
 
     Raises:
-        ValueError: no other process would find it there.
+        ValueError: another process would not find it there.
     """
     module, name = str(getattr(value, "__module__", None)), str(getattr(value, "__qualname__", value))
     what = f"{where} is {name}" if not isinstance(value, type) else f"{where} is of class {name}"
@@ -28,7 +28,7 @@ def path_of(value: Any, where: str) -> str:
     if "<" in name:
         raise ValueError(f"{what}, which was made inside a function: move it to the top of its module")
     parts, short = module.split("."), getattr(value, "__name__", name)
-    packages = [".".join(parts[: i + 1]) for i in range(len(parts))]  # a package's name for it outlives its modules'
+    packages = [".".join(parts[: i + 1]) for i in range(len(parts))]  # names in packages outlive those in modules
     for path in (*(f"{package}.{name}" for package in packages), *(f"{home}.{short}" for home in HOMES)):
         try:
             if imported(path) is value:

@@ -21,7 +21,7 @@ VERSION = 1
 
 
 def build(spec: Mapping[str, Any]) -> nn.Module:
-    """Build the model that a description describes, and run it once if it has lazy layers."""
+    """Build the model of a description, and run it once if it has lazy layers."""
     if spec.get("version") != VERSION:
         raise ValueError(f"the model is described in version {spec.get('version')!r} of the format, not {VERSION}")
     before = torch.get_default_dtype()
@@ -79,7 +79,7 @@ class Builder:
         return self._make(node)
 
     def _shared(self, number: int) -> Any:
-        """Make an entry that is used more than once, only once."""
+        """Make an entry that is used more than once only once."""
         if number not in self.made:
             if number in self.begun:
                 raise ValueError("the model's description refers to itself")
@@ -88,7 +88,7 @@ class Builder:
         return self.made[number]
 
     def _make(self, node: dict[str, Any]) -> Any:
-        """Make an entry, ignoring whether it is used elsewhere."""
+        """Make an entry, regardless of whether it is used elsewhere."""
         args = self.value(node.get("args", []))
         named = {name: self.value(part) for name, part in node.get("init_args", {}).items()}
         match node:
