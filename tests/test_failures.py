@@ -77,7 +77,7 @@ def folder(tmp_path, monkeypatch, as_users_run):
         (["--training.accelerator=foo"], "accelerator 'foo' is unknown: choose auto, cpu, cuda, gpu, mps or tpu"),
         (["--training.accelerator="], "accelerator '' is unknown: choose auto, cpu, cuda, gpu, mps or tpu"),
         (["--training.accelerator=CPU"], "accelerator 'CPU' is unknown: choose auto, cpu, cuda, gpu, mps or tpu"),
-        (["--training.accelerator=tpu"], "accelerator 'tpu' is not to be had on this machine: choose auto"),
+        (["--training.accelerator=tpu"], "accelerator 'tpu' is not available on this machine: choose auto"),
         (["--training.precision=foo"], "precision 'foo' is unknown: choose 32-true, 64-true, bf16-mixed or 16-mixed"),
         (["--training.precision=33"], "precision '33' is unknown: choose 32-true, 64-true, bf16-mixed or 16-mixed"),
         (["--training.freeze=[decoder,prior,posterior]"], "nothing to train"),

@@ -67,7 +67,7 @@ def test_weights_in_16_bits_are_refused_with_what_to_use(precision, tmp_path):
 
 
 def test_half_precision_that_a_device_lacks_is_refused():
-    with pytest.raises(ValueError, match="precision 16-mixed is not to be had on the CPU: use bf16-mixed"):
+    with pytest.raises(ValueError, match="precision 16-mixed is not available on the CPU: use bf16-mixed"):
         launch("cpu", precision="16-mixed")
 
 

@@ -1,4 +1,4 @@
-"""Callbacks: what a user's code is told at every step and epoch of a training, and how it ends one."""
+"""Callbacks: user code that is called at every step and epoch of a training, and how it ends one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mixvae.training._kinds import listed, shown
 
 
 class StopTraining(Exception):  # noqa: N818  (a request, not an error)
-    """Raised by a callback to end its training as patience does: a checkpoint, and the best epoch's weights.
+    """Raised by a callback to end its training as patience does: with a checkpoint and the best epoch's weights.
 
     Raised at a step, it ends the training there: the epoch stays unfinished, and a model that has finished none keeps
-    the weights it has. The request is not recorded, so that the same call, or `mixvae train --resume`, continues.
+    its current weights. The request is not recorded, so that the same call, or `mixvae train --resume`, continues.
     """
 
 
@@ -47,10 +47,10 @@ class Step:
 
 @runtime_checkable
 class Callback(Protocol):
-    """What is called during a training. Derive from it and override either method, or both.
+    """An object that is called during a training. Derive from it and override either method, or both.
 
     Pass some to `fit(..., callbacks=[…])`; a plain function counts as `on_epoch`. They are called in the first process
-    only, and are no part of a run's identity: random numbers that they draw from torch's generators don't change the
+    only, and are not part of a run's identity: random numbers that they draw from torch's generators do not change the
     training. `StopTraining` ends it; any other exception ends it too, and is raised once a checkpoint has been written.
 
     When a run is resumed, epochs that are done are not repeated to its callbacks. A step that was taken after the last
@@ -91,26 +91,26 @@ class Callbacks:
         device: the device whose random generator they must leave as it is.
 
     Raises:
-        ValueError: they are no list, or one is neither.
+        ValueError: they are not a list, or one is neither.
     """
 
     def __init__(self, given: Sequence[Callback | Callable[[Epoch], object]], device: torch.device):
         self.all = [_as_callback(one) for one in listed("callbacks", given, "[print]")]
         self.devices = [device] if device.type == "cuda" else []
         self.stopping = False
-        """Whether one of them asked to stop."""
+        """Whether a callback asked to stop."""
 
     @property
     def at_steps(self) -> list[Callback]:
-        """Those that want to know of every step, whether by their class or by what was set on them, at any time."""
+        """Callbacks with an `on_step` of their own, whether from their class or set on the object at any time."""
         return [one for one in self.all if getattr(one.on_step, "__func__", one.on_step) is not Callback.on_step]
 
     def step(self, step: Step) -> None:
-        """Call those that want to know of every step."""
+        """Call the callbacks with an `on_step` of their own."""
         self._call([lambda one=one: one.on_step(step) for one in self.at_steps])
 
     def epoch(self, row: Epoch) -> None:
-        """Call all of them after an epoch; each gets a row of its own."""
+        """Call all callbacks after an epoch; each gets its own copy of the row."""
         self._call([lambda one=one: one.on_epoch(row.copy()) for one in self.all])
 
     def _call(self, calls: Sequence[Callable[[], object]]) -> None:
@@ -128,7 +128,7 @@ def _as_callback(value: object) -> Callback:
     """A callback from what is given as one.
 
     Raises:
-        ValueError: it is none, or cannot be called with a step or an epoch's row alone.
+        ValueError: it is not a callback, or cannot be called with a step or an epoch's row alone.
     """
     if isinstance(value, Callback) and not isinstance(value, type):
         for name, taken in (("on_step", "a Step"), ("on_epoch", "an epoch's row")):
@@ -144,22 +144,22 @@ def _as_callback(value: object) -> Callback:
 
 
 def _check_takes_one(function: object, what: str, taken: str) -> None:
-    """Refuse now what the first step or epoch would find.
+    """Refuse now what would fail at the first step or epoch.
 
     Raises:
-        ValueError: it is no function of one argument.
+        ValueError: it is not a function of one argument.
     """
     if not _takes_one(function):
         raise ValueError(f"{what} must be a function of {taken}; got {shown(function)}")
 
 
 def _takes_one(function: object) -> bool:
-    """Whether something can be called with one argument, as far as can be told."""
+    """Whether something can be called with one argument, as far as can be determined."""
     if not callable(function):
         return False
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # it has none
+    except (TypeError, ValueError):  # it has no signature
         return True
     try:
         signature.bind(None)

@@ -14,7 +14,7 @@ LAST_PORT = 65535
 
 @dataclass(frozen=True)
 class Cluster:
-    """What started the processes of a training, on every node equally many.
+    """What started the processes of a training, equally many on every node.
 
     Args:
         starter: torchrun or srun.
@@ -37,10 +37,10 @@ class Cluster:
 def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
     """What started this process together with others; None if it was started alone, or by mixvae itself.
 
-    A command in a job script of SLURM is alone, whatever the job has been given, and so is the only task of an srun.
+    A command in a SLURM job script is alone, whatever was allocated to the job, and so is the only task of an srun.
 
     Raises:
-        ValueError: the nodes have different numbers of processes, or a variable that tells of them is missing, no
+        ValueError: the nodes have different numbers of processes, or a variable that describes them is missing, not a
             number, or out of range.
 
     Example:
@@ -73,10 +73,10 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
 def _number(
     environment: Mapping[str, str], name: str, least: int, end: int | None = None, *, default: int | None = None
 ) -> int:
-    """A variable that tells of the processes that were started together.
+    """A variable that describes the processes that were started together.
 
     Raises:
-        ValueError: it is not set and has no default, or is no whole number from `least` to below `end`.
+        ValueError: it is not set and has no default, or is not a whole number from `least` to below `end`.
     """
     text = environment.get(name)
     if text is None and default is not None:
@@ -105,20 +105,20 @@ def is_first() -> bool:
 
 
 def _own_rank() -> int:
-    """Number of a process that mixvae started, or none but this one.
+    """Number of a process that mixvae started; 0 if this one is alone.
 
     Raises:
-        ValueError: it is no number below that of the processes.
+        ValueError: it is not a number below the number of processes.
     """
     processes = _number(os.environ, "WORLD_SIZE", 1, default=1)
     return _number(os.environ, "LOCAL_RANK", 0, processes, default=0)
 
 
 def settled(devices: int | str | None, nodes: int | None) -> tuple[int | str, int]:
-    """Devices on each node, and nodes: as given, or else as the processes were started.
+    """Devices on each node, and number of nodes: as given, or otherwise as the processes were started.
 
     Raises:
-        ValueError: the processes were started otherwise.
+        ValueError: the processes were started differently.
     """
     started = cluster()
     if started is None:

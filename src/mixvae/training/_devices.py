@@ -20,7 +20,7 @@ TESTED_STRATEGIES = ("auto", "ddp")
 HALVED = ("16-true", "bf16-true")
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 ALIASES = ("32", "64", "bf16", "16", "transformer-engine", "transformer-engine-float16")
-"""Other names of them, and precisions of a library of its own, which Fabric takes too."""
+"""Other names of these precisions, and precisions that need a library of their own, which Fabric also accepts."""
 DEVICES = re.compile(r"auto|-1|\d+(,\d+)*,?", re.ASCII)
 
 
@@ -36,15 +36,15 @@ def launch(
     Args:
         accelerator: `cpu`, `cuda`, `gpu`, `mps` or `tpu`, as in Fabric; `auto` is a CUDA GPU if there is one, else the
             CPU.
-        devices: number of devices on each node; by default as many as torchrun or srun started processes, else one.
+        devices: number of devices on each node; by default one per process that torchrun or srun started, else one.
         strategy: `auto` or `ddp`.
         precision: `32-true`, `64-true`, `bf16-mixed` or `16-mixed`, as in Fabric; densities are computed in full
             precision.
-        nodes: number of nodes; by default as many as torchrun or srun started processes on, else one.
+        nodes: number of nodes; by default the number on which torchrun or srun started processes, else one.
 
     Raises:
         ValueError: mixvae is not tested with the strategy, a value is unknown, this machine does not have the
-            accelerator, Fabric refuses a value, or torchrun or srun started other numbers of processes.
+            accelerator, Fabric refuses a value, or torchrun or srun started different numbers of processes.
 
     Example:
         >>> from mixvae.training import launch
@@ -63,7 +63,7 @@ def launch(
     if accelerator == "auto":
         accelerator = default_device()
     if accelerator == "cpu" and str(precision).startswith("16"):  # Fabric would compute in bf16-mixed instead
-        raise ValueError(f"precision {precision} is not to be had on the CPU: use bf16-mixed")
+        raise ValueError(f"precision {precision} is not available on the CPU: use bf16-mixed")
     if strategy == "ddp":
         strategy = "ddp_find_unused_parameters_true"  # a step on some components does not touch the others' encoders
     at_least(1, nodes=nodes)
@@ -96,7 +96,7 @@ def _check_accelerator(name: str) -> None:
     """Refuse an accelerator that Fabric does not know, or that this machine does not have.
 
     Raises:
-        ValueError: it is unknown, or not there.
+        ValueError: it is unknown, or not on this machine.
     """
     from lightning_fabric.accelerators import ACCELERATOR_REGISTRY
 
@@ -106,7 +106,7 @@ def _check_accelerator(name: str) -> None:
         raise ValueError(f"accelerator {name!r} is unknown: choose {_either(['auto', *sorted(kinds)])}")
     if not kinds[name]:
         there = _either(["auto", *(kind for kind, is_there in sorted(kinds.items()) if is_there)])
-        raise ValueError(f"accelerator {name!r} is not to be had on this machine: choose {there}")
+        raise ValueError(f"accelerator {name!r} is not available on this machine: choose {there}")
 
 
 def _either(names: Sequence[str]) -> str:
@@ -129,7 +129,7 @@ def _check_processes(fabric: Fabric) -> None:
 
 
 def default_device() -> str:
-    """Device that is used by default: a CUDA GPU if there is one, else the CPU.
+    """Device used by default: a CUDA GPU if there is one, else the CPU.
 
     Example:
         >>> from mixvae.training import default_device

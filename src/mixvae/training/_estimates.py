@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 STATES = 2
-"""Tensors of a parameter's size that Adam and its like keep."""
+"""Number of tensors of a parameter's size that Adam and its like keep."""
 
 
 def check_training(
@@ -31,7 +31,7 @@ def check_training(
         model: the model.
         trained: the parameters that are trained.
         make: makes the optimiser from parameters.
-        device: where it is trained.
+        device: device that it is trained on.
         averaged: whether a running average of the weights is kept.
 
     Raises:
@@ -54,14 +54,14 @@ def check_steps(
 
     Args:
         fabric: device, precision and processes.
-        data: what is trained on.
-        options: how.
+        data: the training data.
+        options: how it is trained.
         components: components of the model.
         latent: its latent size.
-        validated: examples that are validated at once.
+        validated: number of examples validated at once.
 
     Raises:
-        ValueError: one does not fit.
+        ValueError: either does not fit.
     """
     drawn, each = options.active or components, options.validation_components or components
     part = -(-(min(options.batch, len(data.train)) // fabric.world_size) // options.accumulate)
@@ -89,11 +89,11 @@ def check_step(
     """Refuse a step whose draws, densities and decoded means do not fit into memory.
 
     Args:
-        device: where it is taken.
+        device: device of the step.
         shape: event shape of the data.
         draws_per_component: draws L of each component.
-        drawn: components S that are drawn from.
-        scored: components J that every draw is scored under.
+        drawn: number of components S drawn from.
+        scored: number of components J under which every draw is scored.
         batch: examples B.
         latent: latent size D.
         half: whether the model computes in 16 bits.

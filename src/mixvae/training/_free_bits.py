@@ -1,4 +1,4 @@
-"""Free bits: the part of the KL divergence that costs nothing, and that the encoder so has no reason to remove."""
+"""Free bits: the part of the KL divergence that costs nothing, so that the encoder has no reason to remove it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def free_bits(terms: Terms, nats: float) -> Terms:
     """Hold log q and log p(z) constant where their mean difference over the batch is below λ; values stay.
 
     With KL_b = Σ_s π_s 1/L Σ_l [log q(z_lsb|x_b) − log p(z_lsb)], both lose their gradients if 1/B Σ_b KL_b < λ. So the
-    gradient is that of max(λ, mean KL), and the bound is still the bound. Decided on the device, by `torch.where`.
+    gradient is that of max(λ, mean KL), and the value is still the bound. Decided on the device, by `torch.where`.
 
     Args:
         terms: the densities of one pass over a whole batch.
@@ -47,7 +47,7 @@ def free_bits(terms: Terms, nats: float) -> Terms:
 
 
 class Freed(MixtureVAE):
-    """View of a model whose terms have free bits: what stands between a model and any estimator and bound.
+    """View of a model whose terms have free bits: it stands between a model and any estimator and bound.
 
     Args:
         model: the model; its parts are shared, not copied.
@@ -71,21 +71,21 @@ class Freed(MixtureVAE):
         return free_bits(self.model(x, draws_per_component, active=active, scored=scored, noise=noise), self.nats)
 
     def with_posterior(self, posterior: nn.Module) -> MixtureVAE:
-        """The same view of the model behind another posterior."""
+        """The same view of the model with another posterior."""
         return Freed(self.model.with_posterior(posterior), self.nats)
 
 
 def check_free_bits(nats: float, gradient: Estimator, model: MixtureVAE, processes: int) -> None:
-    """Refuse free bits where the mean KL of a whole batch is not known, or would not decide the whole gradient.
+    """Refuse free bits where the mean KL of a whole batch is unknown, or would not determine the whole gradient.
 
     Args:
         nats: λ.
         gradient: the estimator.
         model: the model.
-        processes: how many compute a batch.
+        processes: number of processes that compute a batch.
 
     Raises:
-        ValueError: a batch is divided among processes, or the estimator weighs its draws in another way.
+        ValueError: a batch is divided among processes, or the estimator weights its draws differently.
     """
     if not nats:
         return

@@ -12,7 +12,7 @@ from mixvae._tables import Row, Tabular
 
 
 class Epoch(TypedDict):
-    """One epoch: what was trained, and what validation measured, in nats per example unless it says otherwise.
+    """One epoch: what was trained, and what validation measured, in nats per example unless stated otherwise.
 
     Validation draws one z_s ~ q_s(z|x) of each component, with the same noise at every epoch, at β = 1 and without free
     bits; q = Σ_s π_s q_s is the mixture, or that of `validation_components`. Its columns are means over the examples:
@@ -24,9 +24,9 @@ class Epoch(TypedDict):
         used_components         exp H(r̄), r̄_j the mean over examples of `analysis.shares`: 1 to S, a number
 
     The other columns: `bound` is what was maximised (at the epoch's β), `gradient_norm` the mean over the steps of its
-    gradient's norm before clipping, None if it never was finite; `beta` the weight of the KL part; `learning_rate` that
-    of the epoch, or what it had come to at its end if the schedule steps at every step; `best_epoch` the epoch with the
-    best validation so far; `seconds` the training time so far. Runs from before some of these existed lack them.
+    gradient's norm before clipping, None if it was never finite; `beta` the weight of the KL part; `learning_rate` that
+    of the epoch, or its final value if the schedule steps at every step; `best_epoch` the epoch with the best
+    validation so far; `seconds` the training time so far. Runs older than a column lack it.
     """
 
     epoch: int
@@ -46,7 +46,7 @@ class Epoch(TypedDict):
 class History(Tabular, list[Epoch]):
     """The epochs of a training, which prints as a table; `Epoch` defines its columns, with their units.
 
-    Where a run lacks a column, as those of earlier versions do, it shows "–", and NaN in `to_frame`.
+    Where a run lacks a column, as runs of earlier versions may, it shows "–", and NaN in `to_frame`.
 
     Args:
         epochs: one row per epoch.
@@ -92,6 +92,6 @@ def in_words(row: Epoch, epochs: int) -> str:
 
 
 def within(epoch: int, epochs: int, what: str, last: Epoch | None) -> str:
-    """Where a training is within an epoch, in one line, with the validation of the epoch before."""
+    """Position of a training within an epoch, in one line, with the validation of the previous epoch."""
     before = "" if last is None else f"  validation {last['validation']:.2f}  best {last['best_epoch']}"
     return f"epoch {epoch}/{epochs}  {what}{before}"

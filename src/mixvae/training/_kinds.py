@@ -1,4 +1,4 @@
-"""Whether arguments are what their annotations say: the one definition of what is allowed, in one line where not."""
+"""Whether arguments match their annotations, the single definition of what is allowed; errors take one line."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from mixvae import bounds, gradients
 WORDS: dict[Any, str] = {
     int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path", NoneType: "None",
 }  # fmt: skip
-"""What a value of a type is called."""
+"""Names for values of each type."""
 HOMES: dict[str, tuple[Any, str]] = {
     "bound": (bounds, "elbo"),
     "gradient": (gradients, "reparameterised"),
     "optimizer": (torch.optim, "Adam"),
     "schedule": (torch.optim.lr_scheduler, "StepLR"),
 }
-"""Options that are functions or classes: the module of those that have a name, and the one to show as an example."""
+"""Options that are functions or classes: the module of the named ones, and the one to show as an example."""
 LONGEST = 60
-"""Most characters of a value that an error shows."""
+"""Maximum number of characters of a value that an error shows."""
 
 
 def check_kinds(kinds: Mapping[str, Any], **values: object) -> None:
-    """Refuse values that are not of the kinds which annotations give them.
+    """Refuse values that do not match their annotations.
 
     Args:
         kinds: annotations by name: numbers, texts, literals, classes, functions, and unions of these.
         values: the values by the same names.
 
     Raises:
-        ValueError: one is of another kind.
+        ValueError: a value does not match.
 
     Example:
         >>> from mixvae.training._kinds import check_kinds
@@ -54,15 +54,15 @@ def check_kinds(kinds: Mapping[str, Any], **values: object) -> None:
 
 
 def listed(name: str, given: Any, example: str) -> list[Any]:
-    """What is given as a list; a single object, a text or a mapping is none.
+    """A value given as a list; a single object, a text or a mapping is not a list.
 
     Args:
         name: name of the argument.
         given: its value.
-        example: a right one.
+        example: a valid value.
 
     Raises:
-        ValueError: it is no list.
+        ValueError: it is not a list.
     """
     if isinstance(given, str | Mapping) or callable(given) or not isinstance(given, Iterable):
         raise ValueError(f"{name} must be a list, such as {example}; got {shown(given)}")
@@ -80,14 +80,14 @@ def shown(value: object) -> str:
 
 
 def plain_number(value: Any) -> Any:
-    """A number of another library, such as numpy's, as one of Python's; anything else as it is."""
+    """A number of another library, such as numpy, as a Python number; anything else as it is."""
     if not isinstance(value, Real) or isinstance(value, int | float):
         return value
     return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _fits(value: object, kind: Any) -> bool:
-    """Whether a value is of a kind."""
+    """Whether a value matches an annotation."""
     origin = get_origin(kind)
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in get_args(kind))
@@ -118,7 +118,7 @@ def _either(words: list[str]) -> str:
 
 
 def _instead(option: str, value: object) -> str:
-    """The Python for what was given by name, as a configuration's mapping, or as the object that is to be made."""
+    """The Python code for a value given by name, as a configuration's mapping, or as the object to be made."""
     home, usual = HOMES[option]
     name, arguments = value if isinstance(value, str) else type(value).__name__, dict[str, Any]()
     if isinstance(value, Mapping):

@@ -24,7 +24,7 @@ from mixvae.training._trial import check_clipping, try_steps
 from mixvae.training._watch import all_finite
 
 NAMED = {"model": "a weight", "ema": "a weight's average", "optimizer": "the optimiser's state"}
-"""Parts of the state that must be finite, and what is NaN or infinite if they are not."""
+"""Parts of the state that must be finite, and what to call a value in them that is not."""
 
 
 class Learner:
@@ -54,9 +54,9 @@ class Learner:
         check_compile(options.compile, options.gradient, changing)
         whole = len(range(fabric.global_rank, batch, fabric.world_size))
         self.whole = -(-whole // options.accumulate)
-        """Examples of this process in one part of a whole batch."""
+        """Number of this process's examples in one part of a whole batch."""
         self.least = 1
-        """Fewest examples that can be computed at once."""
+        """Minimum number of examples that can be computed at once."""
         self.bare = Objective(
             model, options.bound, options.gradient, score_all=options.score_all, compile=options.compile,
             whole=self.whole, device=fabric.device, nats=options.free_bits,
@@ -94,7 +94,7 @@ class Learner:
         total = None
         for i, (some, its_noise) in enumerate(parts):
             with self.fabric.no_backward_sync(self.objective, enabled=i < count - 1):
-                value = self.objective(Inputs(some, its_noise.contiguous(), active))  # the strides of the trial
+                value = self.objective(Inputs(some, its_noise.contiguous(), active))  # with the strides of the trial
                 self.fabric.backward(-value * (self.fabric.world_size / examples))
             total = value.detach().clone() if total is None else total + value.detach()
         norm = self._norm()
@@ -141,7 +141,7 @@ class Learner:
         }
 
     def restore(self, saved: Checkpoint, where: str) -> None:
-        """Go back to a saved state; `where` it is from, for messages."""
+        """Go back to a saved state; `where` says where it is from, for messages."""
         load_tensors(self.model, saved["model"], where)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.schedule is not None and saved["schedule"] is not None:
@@ -157,10 +157,10 @@ def broken_part(state: Checkpoint) -> str | None:
 
 
 def _check_parts(model: MixtureVAE, accumulate: int, batch: int, world: int) -> None:
-    """Refuse to compute a batch in parts where it has too few examples, or where its gradient would be another one.
+    """Refuse to compute a batch in parts if it has too few examples, or if its gradient would differ.
 
     Raises:
-        ValueError: one of the two is so.
+        ValueError: either is the case.
     """
     if accumulate == 1:
         return

@@ -1,8 +1,8 @@
 """Processes that end together: those of one training, and the cells of a sweep with the sweep.
 
-A process that is started here has a pipe as its standard input, whose other end its parent holds open. The pipe closes
-when the parent ends for whatever reason, `kill -9` included; the parent waits for its children. So each notices the
-other's end immediately, on every Unix.
+A process that is started here has a pipe as its standard input, and its parent holds the other end open. The pipe
+closes when the parent ends for whatever reason, `kill -9` included; the parent waits for its children. So each
+immediately notices when the other ends, on every Unix.
 
 The processes of one training also share a place where each notes that it fails. The first to do so tells the user why;
 the others end silently with the same status.
@@ -29,7 +29,7 @@ from torch import distributed
 NOTES = "MIXVAE_NOTES"
 """Environment variable with the descriptor of the notes file, for the processes of a training."""
 GRACE_SECONDS = 10.0
-"""How long a process may take to end by itself, once it has to: it may be saving."""
+"""How long a process may take to end by itself once it has to: it may be saving."""
 NOTICE_SECONDS = 2.0
 """How long it takes after a broken connection to learn whether the process at its other end has ended."""
 GOODBYE = b"."
@@ -40,7 +40,7 @@ NOTE = "{:7} {:7}\n"
 def start(
     command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[Any]:
-    """Start a process that can notice when this one ends; it has to call `when_parent_ends`."""
+    """Start a process that can notice when this one ends, by calling `when_parent_ends`."""
     return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **options)
 
 
@@ -66,7 +66,7 @@ def _stop() -> None:
 
 
 class Ranks:
-    """The processes of one training, seen from one of them; something else, such as torchrun, started them.
+    """The processes of one training, seen from one of them; they were started by something else, such as torchrun.
 
     Args:
         rank: number of this process.
@@ -76,9 +76,9 @@ class Ranks:
     def __init__(self, rank: int, world: int):
         self.rank, self.world = rank, world
         self.inside = False
-        """Whether this process trains, and so needs the others."""
+        """Whether this process is training, and so needs the others."""
         self.again: Callable[[], str] = lambda: "give the command again"
-        """What the user can do when one is lost, in words."""
+        """What the user can do when a process is lost, in words."""
         self._who, self._how, self._status = "another process", "", 1
         self._told = False
         self.failing = False
@@ -88,7 +88,7 @@ class Ranks:
             threading.Thread(target=self._watch_agent, name="agent", daemon=True).start()
 
     def note(self, status: int) -> int | None:
-        """Note that this process fails: None if it is the first, which reports why, else the first one's status."""
+        """Note that this process fails: None if it is the first, which reports why, else the status of the first."""
         self.failing = True
         try:
             first = self._note(NOTE.format(self.rank, status))
@@ -149,7 +149,7 @@ class StartedRanks(Ranks):
         super().__init__(rank, world)
         self._notes, self._children = notes, list[subprocess.Popen[Any]]()
         self.meeting = True
-        """Whether the processes have yet to connect, for which they wait without a limit."""
+        """Whether the processes have yet to connect, for which they wait indefinitely."""
         if rank == 0:
             atexit.register(self._end)
         else:

@@ -43,16 +43,16 @@ class Logger(Protocol):
 
 
 class Loggers:
-    """The loggers of one training. One that fails is dropped, which is said once; the training goes on.
+    """The loggers of one training. One that fails is dropped, which is reported once; the training goes on.
 
     Args:
         given: the user's loggers.
         folder: the run directory, which also gets TensorBoard's files where that is installed.
         progress: where failures are reported.
-        before: those that Fabric has already, which come first.
+        before: loggers that Fabric already has, which come first.
 
     Raises:
-        ValueError: they are no list, or one is no logger.
+        ValueError: they are not a list, or one is not a logger.
     """
 
     def __init__(self, given: Sequence[Logger], folder: Path | None, progress: Progress, before: Sequence[Logger] = ()):
@@ -86,7 +86,7 @@ class Loggers:
         if status == "success":
             self._each(lambda logger: logger.finalize(status))
             return
-        for logger in self.all:  # the training's own error is what is told
+        for logger in self.all:  # the training's own error is the one reported
             with suppress(Exception):
                 logger.finalize(status)
 
@@ -102,7 +102,7 @@ class Loggers:
         for logger in list(self.all):
             try:
                 act(logger)
-            except Exception as error:  # noqa: BLE001  (a service that is gone raises whatever it likes)
+            except Exception as error:  # noqa: BLE001  (a service that is gone may raise anything)
                 self.all.remove(logger)
                 line = f"{type(logger).__name__} failed and gets nothing more; the training goes on: {said(error)}"
                 self.progress.announce(f"warning: {line}")

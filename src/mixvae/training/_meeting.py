@@ -1,6 +1,6 @@
 """What the processes that torchrun or srun started tell each other before they are connected for a training.
 
-How they are connected is a setting of the run, which only the first of them is sure to have. So it is told by the
+How they are connected is a setting of the run, which only the first of them is sure to have. So it is sent by the
 server at MASTER_ADDR and MASTER_PORT that connects them afterwards: torchrun's, or one in the first process.
 """
 
@@ -24,22 +24,22 @@ from mixvae.training._processes import environments
 WAIT_SECONDS = 600.0
 """How long to wait for the first process, which may be reading a run on a slow disk."""
 READ_SECONDS = 30.0
-"""How long the first process, if it fails, waits until all others know why."""
+"""How long the first process, if it fails, waits for all others to learn why."""
 POLL_SECONDS = 0.05
 _STORES: list[Any] = []
-"""The server or its client, kept: the processes will be connected by the same one."""
+"""The server or its client, kept because the processes will be connected by the same one."""
 _NUMBERS = itertools.count()
 
 
 def told_by_first(act: Callable[[], Any]) -> Any:
-    """What a function returns in the first process, a value of JSON, which all others get.
+    """The JSON value that a function returns in the first process, which all others receive.
 
     A process that was started alone, or by mixvae itself, calls the function.
 
     Raises:
         ValueError: the function raised one, or an `OSError`, in the first process: with the same message in all; or the
             first process cannot be reached.
-        Failed: the first process says nothing.
+        Failed: the first process does not answer.
     """
     started = cluster()
     if started is None:
@@ -59,11 +59,11 @@ def told_by_first(act: Callable[[], Any]) -> Any:
 
 
 def _listen(store: Any, key: str, started: Cluster) -> Any:
-    """What the first process tells.
+    """What the first process sends.
 
     Raises:
         ValueError: the first process failed.
-        Failed: it says nothing.
+        Failed: it does not answer.
     """
     try:
         if not _wait(lambda: store.check([key]), WAIT_SECONDS):
@@ -86,7 +86,7 @@ def _silent(started: Cluster) -> Failed:
 
 
 def _wait(happened: Callable[[], bool], seconds: float) -> bool:
-    """Wait until something happens, so that a signal is heard meanwhile; returns whether it does."""
+    """Wait until something happens, so that signals are handled meanwhile; returns whether it does."""
     until = time.monotonic() + seconds
     while not happened():
         if time.monotonic() > until:
@@ -96,10 +96,10 @@ def _wait(happened: Callable[[], bool], seconds: float) -> bool:
 
 
 def _store(started: Cluster) -> Any:
-    """The server that connects the processes; the first process begins it unless torchrun has.
+    """The server that connects the processes; the first process starts it unless torchrun has.
 
     Raises:
-        ValueError: it cannot be begun there.
+        ValueError: it cannot be started there.
         Failed: it cannot be reached.
     """
     if not _STORES:
@@ -131,7 +131,7 @@ def _store(started: Cluster) -> Any:
 
 
 def _answers(address: str, port: int) -> bool:
-    """Whether something listens there; torch itself would say in many lines that nothing does yet."""
+    """Whether something is listening there; torch itself would report at length that nothing is yet."""
     try:
         socket.create_connection((address, port), 1.0).close()
     except OSError:

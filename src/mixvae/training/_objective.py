@@ -19,15 +19,15 @@ from mixvae.training._kinds import check_kinds
 from mixvae.training._options import Compile
 
 ROUNDED, ROUNDED_HALF = 0.01, 0.2
-"""Relative errors of a parameter's gradient that rounding may explain, in full and in half precision."""
+"""Relative errors of a parameter's gradient that rounding can explain, in full and in half precision."""
 NEGLIGIBLE = 1e-3
-"""Share of the whole gradient's norm that is added to a parameter's own: tiny gradients are mere rounding."""
+"""Share of the whole gradient's norm that is added to a parameter's own, as tiny gradients are mere rounding."""
 REPLAYING = (sticking_the_landing, doubly_reparameterised)
 """Estimators that rewind the random generator, which a graph cannot do."""
 
 
 def check_compile(compile: Compile, gradient: Estimator, changing: nn.Module | None) -> None:
-    """Refuse an unknown compile mode, and what cannot become a graph.
+    """Refuse an unknown compile mode, and anything that cannot become a graph.
 
     Args:
         compile: how to compile.
@@ -35,7 +35,7 @@ def check_compile(compile: Compile, gradient: Estimator, changing: nn.Module | N
         changing: the posterior, if it runs different encoders at every step.
 
     Raises:
-        ValueError: one of them is refused.
+        ValueError: one of these is refused.
     """
     check_kinds({"compile": Compile}, compile=compile)
     if compile != "none" and gradient in REPLAYING:
@@ -66,7 +66,7 @@ class Inputs:
 
 
 class Objective(nn.Module):
-    """What is maximised: the sum of the bounds of some examples, as one module that Fabric can wrap.
+    """The objective: the sum of the bounds of some examples, as one module that Fabric can wrap.
 
     Args:
         model: the model to train.
@@ -152,7 +152,7 @@ class Objective(nn.Module):
                 )
 
     def _gradient(self, bound: Tensor) -> dict[str, Tensor]:
-        """Gradient of a bound in every parameter that it depends on."""
+        """Gradient of a bound in every parameter on which it depends."""
         learned = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(bound, list(learned.values()), allow_unused=True)
         return {name: g.detach().clone() for name, g in zip(learned, gradients, strict=True) if g is not None}

@@ -38,7 +38,7 @@ class TrainingOptions:
     Bounds, gradients, optimisers and schedules are functions or classes here; only a configuration names them.
 
     Args:
-        epochs: most passes over the training examples.
+        epochs: maximum number of passes over the training examples.
         batch: examples per step, over all devices together.
         draws_per_component: draws L per component.
         bound: what is maximised, in nats per example.
@@ -46,39 +46,39 @@ class TrainingOptions:
             `proportional`; the last two draw L·S times from the whole mixture.
         active: components S to draw from at each step, chosen at random; all by default.
         score_all: score every draw under all components (S2A: unbiased for the ELBO and the MISELBO of the whole
-            mixture, while `pooled` becomes a looser bound, of fewer draws), or only under the active ones (S2S:
-            cheaper, and a lower bound of it).
+            mixture, while `pooled` becomes a looser bound, with fewer draws), or only under the active ones (S2S:
+            cheaper, and a lower bound on it).
         validation_components: components to validate, as a mixture of their own with the weights that they have
             relative to each other, the same at every epoch; all by default.
         validation_bound: bound by which epochs are compared: `miselbo`, or `pooled`, which is tighter with several
             draws and is of the same kind for any number of components.
         validation_draws: draws per validation example over all validated components together, the same at every epoch;
-            one of each component by default. Give models that are compared by their best epochs equally many.
-        keep: whether the weights of the `best` epoch by the validation, or those of the `last` one, are kept.
+            one of each component by default. Use the same number for models that are compared by their best epochs.
+        keep: whether the weights of the `best` epoch by validation are kept, or those of the `last`.
         optimizer: makes an optimiser from parameters; Adam at a rate of 5·10⁻⁴ by default.
         schedule: makes a learning-rate schedule from an optimiser.
         schedule_every: whether the schedule steps after every `epoch` or every `step`. A OneCycleLR over all steps has
             total_steps = epochs · ⌈examples / batch⌉. ReduceLROnPlateau, which follows the validation, needs `epoch`.
-        beta: weight β of the KL part after the warm-up; 1 maximises a bound on log p(x). Validation is always at 1.
+        beta: weight β of the KL part after the warm-up; 1 maximises a bound on log p(x). Validation always uses 1.
         warmup: epochs over which β rises linearly to `beta`.
         cycles: divide the warm-up into this many cycles of equal length, 3 epochs or more; β rises over the first half
             of each, and stays at `beta` for the second. One rise over the whole warm-up by default.
-        free_bits: λ, nats per example of the KL that cost nothing: while the mean of log q(z|x) − log p(z) over a batch
-            is below λ, the gradient leaves them out, and that is then the gradient of max(λ, KL). 0 turns it off.
+        free_bits: λ, nats per example of the KL that are free: while the mean of log q(z|x) − log p(z) over a batch
+            is below λ, the gradient leaves them out; it is thus the gradient of max(λ, KL). 0 turns it off.
         patience: stop after this many epochs without a better validation bound, counted after the warm-up.
         clip: largest norm of the gradient.
         accumulate: parts in which a batch is computed, one after another, before one step of the optimiser: the memory
             of one part, and the gradient of the whole batch up to rounding. Where others accumulate k batches of n,
             give batch = k·n and accumulate = k; steps and schedules count whole batches. Dropout, and estimators that
             choose components, draw anew for each part. BatchNorm, which would see parts, is refused.
-        ema: decay of a running average of the weights, which is then validated and kept in their place.
+        ema: decay of a running average of the weights, which is then validated and kept instead of them.
         compile: `none`, `default` or `reduce-overhead`: whether the bound and its gradient become one graph of
             `torch.compile`, with CUDA graphs where they reduce overhead. It takes a minute or so before the first step.
-            A run can only be resumed with the setting that it was begun with.
+            A run can be resumed only with the setting it was begun with.
         save_every: seconds between checkpoints.
 
     Raises:
-        ValueError: an option is of another kind than its annotation, out of range, or contradicts another one.
+        ValueError: an option does not match its annotation, is out of range, or contradicts another.
 
     References:
         Cyclical annealing: Fu et al., Cyclical Annealing Schedule (2019), https://arxiv.org/abs/1903.10145

@@ -21,10 +21,10 @@ _OWN: list[Ranks] = []
 
 
 def environments(package: str = "lightning_fabric") -> list[Any]:
-    """What tells Lightning how its processes were started, where it would be wrong about a job of SLURM.
+    """Tells Lightning how its processes were started, where it would misjudge a SLURM job.
 
     Args:
-        package: where Lightning's classes are from; `lightning` has its own ones, in `lightning.fabric`.
+        package: where Lightning's classes are from; `lightning` has its own, in `lightning.fabric`.
     """
     started, known = cluster(), importlib.import_module(f"{package}.plugins.environments")
     if started is None:  # Lightning would take the tasks of the whole job for processes of this training
@@ -51,7 +51,7 @@ def meet(fabric: Fabric) -> None:
         and strategy.num_processes > 1
         and not environment.creates_processes_externally
     ):
-        os.environ |= {  # which makes Fabric leave starting the others to us
+        os.environ |= {  # so that Fabric leaves starting the others to us
             "MASTER_ADDR": environment.main_address,
             "MASTER_PORT": str(environment.main_port),
             "NODE_RANK": str(environment.node_rank()),
@@ -70,12 +70,12 @@ def meet(fabric: Fabric) -> None:
 
 @contextmanager
 def as_one(fabric: Fabric, again: Callable[[], str], *, quiet: bool) -> Iterator[None]:
-    """Do something in all processes that ends in all of them if it fails in one, and is reported once.
+    """Run a block in all processes; if it fails in one, it ends in all of them, and the failure is reported once.
 
     Args:
         fabric: the processes.
         again: what the user can do when a process is lost, in words.
-        quiet: if it fails in several processes, only the first raises the error, and the others just end.
+        quiet: if it fails in several processes, only the first to fail raises the error, and the others just end.
     """
     if fabric.world_size == 1:
         yield
@@ -137,7 +137,7 @@ def check_same(fabric: Fabric, checksum: Callable[[], str], what: str) -> None:
 
     Args:
         fabric: the processes.
-        checksum: computes a checksum of it; one process alone has nothing to compare.
+        checksum: computes its checksum; a single process has nothing to compare.
         what: what it is.
 
     Raises:

@@ -53,7 +53,7 @@ def amend(
 
 
 def _nested(schedule: LRScheduler | ReduceLROnPlateau | None) -> Iterator[LRScheduler]:
-    """A schedule and those that it is made of, which have their own base rates."""
+    """A schedule and the schedules it is made of, which have their own base rates."""
     if isinstance(schedule, LRScheduler) and hasattr(schedule, "base_lrs"):
         yield schedule
     for inner in getattr(schedule, "_schedulers", []):

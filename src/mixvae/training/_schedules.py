@@ -1,4 +1,4 @@
-"""Schedules of the learning rate and of β, held against the length of their training before its first step."""
+"""Schedules of the learning rate and of β, checked against the length of their training before its first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixvae.training._options import TrainingOptions
 from mixvae.training._shown import tell
 
 MUCH = 2
-"""How many times as long as its training a schedule is that was meant to step more often."""
+"""How many times as long as its training a schedule must be to have been meant to step more often."""
 SHORTEST_CYCLE = 3
 """Epochs of the shortest cycle in which β rises: the first half of two is one epoch, at its final value."""
 
@@ -19,13 +19,13 @@ SHORTEST_CYCLE = 3
 def check_schedules(
     schedule: LRScheduler | ReduceLROnPlateau | None, options: TrainingOptions, steps: int, progress: Progress
 ) -> None:
-    """Refuse a schedule that ends before its training; tell of one that outlasts it, and of a β that never rises.
+    """Refuse a schedule that ends before its training; report one that outlasts it, and a β that never rises.
 
     Args:
         schedule: the schedule of the learning rate.
-        options: how many epochs, when it steps, and how β rises.
+        options: number of epochs, when the schedule steps, and how β rises.
         steps: steps of an epoch.
-        progress: where it is told.
+        progress: where to report it.
 
     Raises:
         ValueError: a OneCycleLR would be asked for more steps than it has.
@@ -45,7 +45,7 @@ def check_schedules(
 
 
 def _length(schedule: LRScheduler) -> int | None:
-    """Steps that a schedule has, or those of a cycle; None if it knows of none."""
+    """Steps that a schedule has, or those of a cycle; None if it has no fixed number."""
     length = getattr(schedule, "total_size" if isinstance(schedule, CyclicLR) else "total_steps", None)
     return int(length) if isinstance(length, int | float) else None
 
@@ -53,7 +53,7 @@ def _length(schedule: LRScheduler) -> int | None:
 def _tell_length(
     each: LRScheduler, length: int, count: int, options: TrainingOptions, steps: int, progress: Progress
 ) -> None:
-    """Tell of a schedule that has another length than the steps that it takes."""
+    """Report a schedule whose length differs from the number of steps that it takes."""
     name = type(each).__name__
     if options.schedule_every == "epoch" and length > MUCH * count:
         tell(
@@ -61,7 +61,7 @@ def _tell_length(
             f"{name} takes {length} steps, but one per epoch, and there are {options.epochs} epochs: give "
             f"schedule_every step, under which they take {options.epochs * steps}",
         )
-    elif isinstance(each, CyclicLR):  # it begins again
+    elif isinstance(each, CyclicLR):  # it starts over
         return
     elif length < count:
         tell(progress, f"{name} is over after {length} of {count} steps: give total_steps {count}")
@@ -74,7 +74,7 @@ def _tell_length(
 
 
 def _stepped(schedule: LRScheduler | ReduceLROnPlateau | None, count: int) -> Iterator[tuple[LRScheduler, int]]:
-    """A schedule and those that it is made of, each with the largest of its steps' numbers, from 0."""
+    """A schedule and the schedules it is made of, each with the number of its last step, from 0."""
     if isinstance(schedule, LRScheduler):
         yield schedule, count
     inner = getattr(schedule, "_schedulers", [])
@@ -83,13 +83,13 @@ def _stepped(schedule: LRScheduler | ReduceLROnPlateau | None, count: int) -> It
             yield from _stepped(each, count)
         return
     starts = [0, *schedule._milestones]  # noqa: SLF001  (torch shows it nowhere else)
-    ends = [*(start - 1 for start in starts[1:]), count]  # each begins at 0 where the one before has stopped
+    ends = [*(start - 1 for start in starts[1:]), count]  # each begins at 0 where the previous one stopped
     for each, start, end in zip(inner, starts, ends, strict=True):
         yield from _stepped(each, max(0, min(end, count) - start))
 
 
 def _tell_beta(options: TrainingOptions, progress: Progress) -> None:
-    """Tell of a β that does not come to its final value, or that has it from the beginning."""
+    """Report a β that does not reach its final value, or that has it from the beginning."""
     length = options.warmup // (options.cycles or 1)
     rise = length if options.cycles is None else -(-length // 2)
     if options.beta == 0:

@@ -1,4 +1,4 @@
-"""How far a training has come, as its user sees it."""
+"""How far a training has come, as shown to the user."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mixvae.training._history import Epoch, in_words, within
 SECONDS = 0.1
 """Seconds between two reports within an epoch."""
 NOBODY = Silent()
-"""Where all processes of a training but the first report, which tells for all of them."""
+"""Where all processes of a training but the first report; the first speaks for all."""
 
 
 def tell(progress: Progress, text: str) -> None:
-    """Tell something in one line where progress is shown, and as a warning where it is silent by default.
+    """Report a line where progress is shown, or as a warning where it is silent by default.
 
     Args:
         progress: where progress is reported.
-        text: what to tell.
+        text: the line.
     """
     progress.announce(f"warning: {text}")
     if progress is SILENT:
@@ -32,7 +32,7 @@ class Shown:
 
     Args:
         progress: where to report.
-        epochs: most epochs.
+        epochs: maximum number of epochs.
         steps: steps of an epoch.
     """
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 from mixvae.training._cluster import requeue
 
 REQUEUE = signal.SIGUSR1
-"""Signal after which a job of SLURM goes back into the queue: `#SBATCH --signal=USR1@90` sends it before time is up."""
+"""Signal after which a SLURM job goes back into the queue: `#SBATCH --signal=USR1@90` sends it before time is up."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, REQUEUE)
 """Signals after which a training saves and ends."""
 
@@ -49,7 +49,7 @@ def end(number: int, where: str = "", *, saved: bool, first: bool) -> NoReturn:
 
     Args:
         number: the signal; 0 if only another process received it.
-        where: how far the training is, in words.
+        where: how far the training has come, in words.
         saved: whether there is a checkpoint to resume from.
         first: whether this is the first process, which requeues the job.
 
@@ -74,7 +74,7 @@ def end(number: int, where: str = "", *, saved: bool, first: bool) -> NoReturn:
 
 @contextmanager
 def requeueing(*, first: bool) -> Iterator[None]:
-    """End at once after SIGUSR1: for a training whose last checkpoint is recent at any time.
+    """End at once after SIGUSR1: for a training whose last checkpoint is always recent.
 
     Args:
         first: whether this is the first process, which requeues the job.

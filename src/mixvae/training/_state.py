@@ -1,4 +1,4 @@
-"""Where a training stands, when it is over, and where its checkpoints go."""
+"""Progress of a training, when it is over, and where its checkpoints go."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from mixvae.training._history import Epoch
 
 Checkpoint = dict[str, Any]
-"""Everything that a training resumes from: tensors and plain values."""
+"""Everything from which a training resumes: tensors and plain values."""
 
 
 @dataclass
 class State:
-    """Where a training stands, apart from tensors.
+    """Progress of a training, apart from tensors.
 
     Args:
         epoch: epochs completed.
@@ -79,7 +79,7 @@ class Store(Protocol):
     def save(
         self, state: Checkpoint, weights: dict[str, Tensor] | None, rows: Sequence[Epoch], progress: State
     ) -> None:
-        """Commit a checkpoint; weights are the best ones, if newer than those saved last."""
+        """Commit a checkpoint; `weights` are the best ones, if newer than the last saved."""
         ...
 
     def log(self, row: Epoch) -> None:

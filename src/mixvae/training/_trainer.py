@@ -37,14 +37,14 @@ from mixvae.training._validation import BATCH, Measured, Validation
 from mixvae.training._watch import EVERY, Watch
 
 
-class _Stopped(Exception):  # noqa: N818  (no error: a callback ended the training, which is saved)
+class _Stopped(Exception):  # noqa: N818  (not an error: a callback ended the training, which is saved)
     pass
 
 
 class Trainer:
     """One training: `run` resumes from the last checkpoint in the run directory, if there is one.
 
-    See `fit` for the arguments. `settings` is what loggers are told of the training, nested by name.
+    See `fit` for the arguments. `settings` is what loggers record about the training, nested by name.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Trainer:
         self.last_save = time.monotonic()
 
     def _try(self) -> None:
-        """Let bound, gradient and compiler refuse whatever they refuse now, before anything is written.
+        """Let bound, gradient and compiler refuse now whatever they refuse, before anything is written.
 
         Raises:
             ValueError: one of them does.
@@ -229,7 +229,7 @@ class Trainer:
         return chosen.to(self.fabric.device) if self.learner.on_device else chosen
 
     def _tell_step(self, bound: Tensor, norm: Tensor, rate: float | Tensor) -> None:
-        """Call those callbacks that want to know of every step."""
+        """Call the callbacks with an `on_step` of their own."""
         if not self.callbacks.at_steps:
             return
         beta, learning_rate = (torch.full_like(bound, 0.0).add_(value) for value in (self._beta, rate))
@@ -265,7 +265,7 @@ class Trainer:
         return seen.signalled or seen.stopping
 
     def _row(self, before: float, started: float, examples: int) -> Epoch:
-        """Validate, and describe the epoch that ends, which had so many examples."""
+        """Validate, and describe the epoch that ends, given its number of examples."""
         state = self.state
         self.stopping = self._look()
         measured = self._validate()
@@ -294,7 +294,7 @@ class Trainer:
         return row
 
     def _end(self, row: Epoch) -> None:
-        """Record an epoch and tell of it, save if it is time, and stop if asked to."""
+        """Record and report an epoch, save if it is time, and stop if asked to."""
         self.rows.append(row)
         if self.fabric.is_global_zero:
             if self.store is not None:
@@ -342,7 +342,7 @@ class Trainer:
         """Commit the state, which is complete in itself, and the best weights for others to read.
 
         Raises:
-            FloatingPointError: something in it is NaN or infinite; the previous checkpoint stays.
+            FloatingPointError: something in it is NaN or infinite; the previous checkpoint is kept.
         """
         self.last_save = time.monotonic()
         self._look()
@@ -385,7 +385,7 @@ class Trainer:
         self.best_weights = saved["best"]
 
     def _interrupt(self) -> None:
-        """End after a checkpoint, for the reason that this or another process, or a callback, had."""
+        """End after a checkpoint, for whatever reason this or another process, or a callback, gave."""
         again = self._anywhere(self.signal.number == REQUEUE)  # no process ends while the first one saves
         if not (self.signalled or self.signal.number):
             raise _Stopped

@@ -1,4 +1,4 @@
-"""Trial steps, so that what optimiser, schedule or bound refuse, they refuse before a training begins."""
+"""Trial steps: whatever optimiser, schedule or bound refuse, they refuse before a training begins."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 MOST_THREADS = 1024
-"""Most CPU threads: torch ends the process if it cannot start as many as requested."""
+"""Maximum number of CPU threads: torch ends the process if it cannot start as many as requested."""
 LOOKED_AT = 10_000
-"""Examples that are checked at a time."""
+"""Number of examples checked at a time."""
 
 
 def try_steps(
@@ -79,7 +79,7 @@ def _step(taker: Any, *arguments: float) -> None:
     """Take one step.
 
     Raises:
-        ValueError: it raised, or has no `step`.
+        ValueError: the step raised, or there is no `step`.
     """
     try:
         taker.step(*arguments)
@@ -91,10 +91,10 @@ def _step(taker: Any, *arguments: float) -> None:
 def check_request(
     data: Dataset, options: TrainingOptions, fabric: Fabric, seed: int, threads: int | None, progress: Progress
 ) -> None:
-    """Refuse arguments of another kind, and numbers that are out of range, whatever the model is.
+    """Refuse arguments of the wrong kind, and numbers that are out of range, whatever the model.
 
     Raises:
-        ValueError: one is.
+        ValueError: an argument is wrong.
     """
     check_kinds({"seed": int, "threads": int | None}, seed=seed, threads=threads)
     if not isinstance(progress, Progress) or isinstance(progress, type):
@@ -124,19 +124,20 @@ def check_clipping(optimizer: torch.optim.Optimizer, fabric: Fabric, clip: float
 
 
 def fewest(bounds: Callable[[int], Any], whole: int) -> int:
-    """Compute the bounds of one and of two examples; returns the fewest that a training step can have, 1 or 2.
+    """Compute the bounds of one and of two examples; returns the minimum for a training step, 1 or 2.
 
     Args:
         bounds: computes the bounds of the first n examples, given n.
         whole: examples in a whole batch.
 
     Raises:
-        ValueError: it raises for two examples, or for one where batches have no more, or is not one value per example.
+        ValueError: it raises for two examples, or for one if batches have no more, or does not give one value per
+            example.
     """
     try:
         _check_bounds(bounds(1), 1)
         alone: Exception | None = None
-    except Exception as error:  # noqa: BLE001  (a BatchNorm raises a ValueError, a user's layer whatever it likes)
+    except Exception as error:  # noqa: BLE001  (BatchNorm raises a ValueError, a user's layer may raise anything)
         alone = error
     if whole > 1:
         with plain_errors("the bound cannot be computed"):
@@ -177,7 +178,7 @@ def joined(batches: Sequence[Tensor], least: int) -> list[Tensor]:
 
 
 def tell_coupling(model: MixtureVAE, x: Tensor, progress: Progress) -> None:
-    """Warn of a decoder that makes the training bound none, such as one with BatchNorm."""
+    """Warn of a decoder under which the training bound is not a bound, such as one with BatchNorm."""
     if what := coupling(model, x):
         warning = (
             f"{what} lets the likelihood of an example depend on its batch in training, so that what is maximised is "
@@ -202,10 +203,10 @@ def rehearsing(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def check_values(model: MixtureVAE, *parts: Split) -> None:
-    """Check all values of data once, so that no step has to.
+    """Check all values of the data once, so that no step has to.
 
     Raises:
-        ValueError: some lie outside the support of the model's likelihood, or are binarised at every step while it
+        ValueError: some lie outside the support of the model's likelihood, or are binarised at every step although it
             describes grey values.
     """
     dtype = next(model.parameters()).dtype

@@ -1,4 +1,4 @@
-"""The bound by which epochs are compared, and what it is made of."""
+"""The bound by which epochs are compared, and its parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mixvae.training._options import TrainingOptions
 BOUNDS = {"miselbo": miselbo, "pooled": pooled}
 """Bounds by which epochs can be compared, by name."""
 BATCH = 500
-"""Examples that are validated at once."""
+"""Number of examples validated at once."""
 SEED = 0
 
 
@@ -51,10 +51,10 @@ def validation_bound(
         Σ_{s∈Φ} π_s/Π log 1/L Σ_l p(x, z_sl) / q_Φ(z_sl|x),    z_sl ~ q_s(z|x),
 
     a lower bound on log p(x) for every Φ, as q_Φ is a distribution. The estimators for subsets that training uses are
-    unbiased over a *random* Φ and no bound for a fixed one: their outer weights A/S · π_s do not sum to one over Φ, and
-    draws of Φ scored under all components can exceed log p(x), by log A/S if the others lie far away. That an unchosen
-    component is bad is not seen here; in return only Φ is encoded. So is the pooled bound, with the sum over s within
-    the logarithm.
+    unbiased over a *random* Φ, but not a bound for a fixed one: their outer weights A/S · π_s do not sum to one over Φ,
+    and draws of Φ scored under all components can exceed log p(x), by log A/S if the others lie far away. A bad
+    component outside Φ goes unnoticed; in return only Φ is encoded. The pooled bound is the same with the sum over s
+    within the logarithm.
 
     Args:
         model: the model.
@@ -83,7 +83,7 @@ class Validation:
     Args:
         examples: the validation examples, on the model's device.
         subset: the components to validate as a mixture of their own; all by default.
-        noise_shape: components that are drawn from, and latent size.
+        noise_shape: number of components drawn from, and latent size.
         device: where the model is.
         draws: draws L of each component.
         bound: miselbo or pooled.
@@ -112,14 +112,14 @@ class Validation:
         *,
         subset_on_device: bool = True,
     ) -> Validation:
-        """What the options of a training ask for.
+        """The validation that the options of a training ask for.
 
         Args:
             examples: the validation examples, on the model's device.
             options: the options.
             q: the posterior's components for any examples.
             device: where the model is.
-            subset_on_device: whether indices of components are to be there too, or on the CPU.
+            subset_on_device: whether indices of components are on the device too, or on the CPU.
 
         Raises:
             ValueError: the draws cannot be divided equally among the components.
@@ -146,14 +146,14 @@ class Validation:
         world: int = 1,
         report: Callable[[int], object] = lambda done: None,
     ) -> Measured:
-        """Means over all examples, of which each process computes its share.
+        """Means over all examples; each process computes its share.
 
         Args:
             model: the model, in evaluation mode.
             over_all: sums a tensor over all processes.
             rank: number of this process.
             world: number of processes.
-            report: is told how many examples of this process are done.
+            report: called with the number of examples that this process has done.
         """
         device, dtype = self.device, next(model.parameters()).dtype
         sums, done = torch.zeros(4 + self.noise_shape[0], dtype=torch.float64, device=device), 0

@@ -1,4 +1,4 @@
-"""What a training learns at every step without waiting for its device."""
+"""What a training records at every step without waiting for its device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Watch:
         self.broken = torch.full((), NEVER, dtype=torch.int64, device=device)
 
     def note(self, step: int, over_all: Tensor, norm: Tensor) -> None:
-        """Add a step without reading anything of it.
+        """Add a step without reading any of its values.
 
         Args:
             step: its number, from 0.
