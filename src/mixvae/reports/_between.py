@@ -10,18 +10,18 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 LEVEL = 0.05
-"""Below this p value a difference of two configurations counts as different from zero."""
+"""p value below which a difference between two configurations counts as different from zero."""
 UNEQUAL = 0.1
-"""Below this p value variances count as different: the larger level, as a miss costs more than a needless Welch."""
+"""p value below which variances count as different: the larger level, as a miss costs more than a needless Welch."""
 FEWEST = 3
-"""Trainings that a configuration needs for its variance to be compared: two deviate equally from their mean."""
+"""Trainings that a configuration needs for its variance to be compared, as two deviate equally from their mean."""
 ONE_TRAINING = "one training: says nothing about the method"
-"""What every table says of gains that have no error between trainings."""
+"""What every table says about gains without an error between trainings."""
 K = TypeVar("K", bound=Hashable)
 
 
 def student(degrees: float) -> float:
-    """Half width of a 95 % interval in standard errors that have these degrees of freedom; NaN for none.
+    """Half width of a 95 % interval in standard errors with these degrees of freedom; NaN for none.
 
     Example:
         >>> from mixvae.reports import student
@@ -34,7 +34,7 @@ def student(degrees: float) -> float:
 
 
 class Difference(NamedTuple):
-    """Difference of two configurations' means, and its error; NaN where there is none.
+    """Difference between two configurations' means, and its error; NaN where there is none.
 
     Args:
         mean: the difference.
@@ -58,7 +58,7 @@ class BetweenTrainings(Generic[K]):
     Args:
         means: mean over the trainings of each configuration.
         counts: number of trainings of each.
-        variances: variance s_c² of the trainings of each; NaN of one training.
+        variances: variance s_c² of the trainings of each; NaN for a single training.
         homogeneity: p value of Levene's test that the variances are equal; NaN if it cannot be tested.
     """
 
@@ -69,7 +69,7 @@ class BetweenTrainings(Generic[K]):
 
     @property
     def is_pooled(self) -> bool:
-        """Whether one variance is taken for all configurations: equality was not refuted, or cannot be tested."""
+        """Whether one variance is used for all configurations: equality was not rejected, or cannot be tested."""
         return not self.homogeneity < UNEQUAL
 
     @property
@@ -96,9 +96,9 @@ class BetweenTrainings(Generic[K]):
 
         Args:
             new: a configuration.
-            old: the one that is subtracted from it.
-            pooled: whether one variance is taken for all configurations; as the test of equal variances says by
-                default.
+            old: the configuration that is subtracted from it.
+            pooled: whether one variance is used for all configurations; by default decided by the test of equal
+                variances.
 
         Raises:
             ValueError: both are the same configuration.
@@ -115,7 +115,7 @@ class BetweenTrainings(Generic[K]):
             return self.sd * math.sqrt(math.fsum(1 / self.counts[key] for key in of)), self.degrees
         squares = [self.variances[key] / self.counts[key] for key in of]
         total = math.fsum(squares)
-        if not total > 0:  # trainings that never differ, or one that has no variance
+        if not total > 0:  # trainings that never differ, or a single one without a variance
             return math.sqrt(total), self.degrees
         return math.sqrt(total), total**2 / math.fsum(
             square**2 / (self.counts[key] - 1) for square, key in zip(squares, of, strict=True)
@@ -137,11 +137,12 @@ def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K
     """Analysis of variance of independent trainings: s² = Σ_c Σ_i (y_ci − ȳ_c)² / Σ_c (n_c − 1).
 
     Trainings are never paired, not even those of one seed: their initial weights depend on the configuration, so that
-    one seed gives unrelated trainings. The variance is taken to be the same for all configurations unless Levene's
-    test refutes that at 10 %; then each difference is Welch's, of its two configurations alone. Deviations are from the
-    mean: from the median (Brown and Forsythe), five trainings of each refute next to nothing. Few refute little in any
-    case: if one of four configurations has three times the standard deviation of the others, five trainings of each
-    notice in two of three experiments, and the 95 % intervals that result cover in 91 %; with twenty, both are right.
+    one seed gives unrelated trainings. The variance is assumed to be the same for all configurations unless Levene's
+    test rejects that at 10 %; then each difference is Welch's, from its two configurations alone. Deviations are from
+    the mean: with those from the median (Brown and Forsythe), five trainings of each reject almost nothing. Few
+    trainings have little power in any case: if one of four configurations has three times the standard deviation of the
+    others, five trainings of each detect it in two of three experiments, and the resulting 95 % intervals cover in
+    91 %; with twenty, both are right.
 
     Args:
         values: one value per training, such as its mean bound in nats, by configuration; at least one each.
@@ -179,7 +180,7 @@ def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K
 
 
 def _homogeneity(groups: Sequence[np.ndarray]) -> float:
-    """The p value of Levene's test, of configurations with enough trainings; NaN if that are less than two.
+    """The p value of Levene's test over configurations with enough trainings; NaN if there are fewer than two.
 
     It is the F test of an analysis of variance of |y_ci − ȳ_c|. Also NaN if no two trainings differ.
     """
@@ -202,7 +203,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     tests depend on each other.
 
     Args:
-        p_values: the p values of the family; NaN, of a contrast that could not be tested, counts in m and stays NaN.
+        p_values: the p values of the family; NaN, for a contrast that could not be tested, counts in m and stays NaN.
 
     References:
         Holm, A simple sequentially rejective multiple test procedure (1979), https://www.jstor.org/stable/4615733
@@ -221,7 +222,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def unequal_variances(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What to say of the errors of a table, where variances differ between configurations: a note or none.
+    """What to say about a table's errors if variances differ between configurations: a note or none.
 
     Args:
         rows: rows that hold the p values of equal variances, as NAME_homogeneity.

@@ -1,4 +1,4 @@
-"""What the tables of runs and of configurations show."""
+"""What the tables of runs and configurations show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PARTS = (
 
 
 def _split(error: str, of: str) -> tuple[Column, ...]:
-    """Columns of the gain of the ELBO and its parts."""
+    """Columns for the gain in the ELBO and its parts."""
     return tuple(
         Column(
             title, f"gain_{part}", f"gain_{part}_{error}", 3, about,
@@ -138,6 +138,6 @@ def scores(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Column], list[Row]]:
 
 
 def _features(name: str) -> str:
-    """Name of features: that of draws begins with their number."""
+    """Name of features; for draws, it begins with their number."""
     number, _, noun = name.partition(" ")
     return counted(int(number), noun.removesuffix("s")) if number.isdecimal() else name

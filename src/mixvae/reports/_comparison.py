@@ -32,7 +32,7 @@ from mixvae.runs import Run
 POSTERIOR = "posterior"
 """The proposal whose NLL is the pooled one."""
 AMORTISED = "{}: proposal posterior: the NLL is the pooled one."
-"""What every table says of evaluations without refined proposals."""
+"""What every table says about evaluations without refined proposals."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,16 +42,16 @@ class Comparison(Tabular):
     Args:
         table: results of each run, ordered by data and number of components, with the paired gain in log p(x) over the
             first run on the same examples as `gain`, and its standard error over examples as `gain_se`: a gain of one
-            training over another, which says nothing about the method. If both maximised one bound, the gain of the
-            ELBO is split as `gain_elbo` = `gain_model` + `gain_posterior`, each with its `_se`. `slack` is how far the
-            bound that was trained lies below log p(x). `nll_tight` and `gain_tight` are False where log p(x) is not
+            training over another, which says nothing about the method. If both maximised the same bound, the gain in
+            the ELBO is split as `gain_elbo` = `gain_model` + `gain_posterior`, each with its `_se`. `slack` is how far
+            the bound that was trained lies below log p(x). `nll_tight` and `gain_tight` are False where log p(x) is not
             tight, `nll_reliable` and `gain_reliable` where the error is not to be relied on.
         evaluations: the evaluation behind each row.
-        configurations: means over trainings that differ in their seed only, in the same order, with the gain over the
+        configurations: means over trainings that differ only in their seed, in the same order, with the gain over the
             first configuration on the same examples as `gain`, its standard error between trainings as `gain_se` and
             the half width of its 95 % interval as `gain_margin`, NaN if every configuration has one training; the split
             likewise.
-        copies: runs that are one training, of one seed, and count once.
+        copies: runs that are copies of one training, with one seed, and count once.
     """
 
     table: list[Row]
@@ -61,13 +61,13 @@ class Comparison(Tabular):
 
     @property
     def title(self) -> str:
-        """What is compared, and what the errors of gains are worth."""
+        """What is compared, and what the errors of gains mean."""
         gains = any("gain" in row for row in self.table)
         return f"Comparison; gain_se is over examples of {ONE_TRAINING}" if gains else "Comparison"
 
     @property
     def _shown(self) -> list[Row]:
-        """What the command line shows of each run; the table has more."""
+        """What the command line shows for each run; the table has more."""
         shown = [column for column in filled(self.columns, self.table) if not column.page_only]
         return [{column.title: column.text(row) for column in shown} for row in self.table]
 
@@ -78,7 +78,7 @@ class Comparison(Tabular):
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Columns of the table of runs: without gains of single trainings where configurations have them."""
+        """Columns of the table of runs: without gains of single trainings if configurations have gains."""
         return tuple(column for column in COLUMNS if not (self.has_several and column in (GAIN, *SPLIT)))
 
     @property
@@ -93,7 +93,7 @@ class Comparison(Tabular):
 
     @property
     def has_splits(self) -> bool:
-        """Whether a gain can be split into that of the model and that of the posterior."""
+        """Whether a gain can be split into a part of the model and one of the posterior."""
         return any("gain_elbo" in row for row in self._gains)
 
     @property
@@ -151,7 +151,7 @@ class Comparison(Tabular):
 
     @property
     def splits(self) -> Figure:
-        """Gains of the ELBO, split into that of the model and that of the posterior."""
+        """Gains in the ELBO, split into the model's part and the posterior's."""
         rows = {
             self._label(row): [(row[f"gain_{part}"], row[self._error(f"gain_{part}")]) for part in PARTS]
             for row in self._gains
@@ -169,7 +169,7 @@ class Comparison(Tabular):
         )
 
     def _error(self, name: str) -> str:
-        """Key of the error that is shown."""
+        """Key of the displayed error."""
         return f"{name}_margin" if self.has_several else f"{name}_se"
 
     def _label(self, row: Row) -> str:
@@ -182,14 +182,14 @@ class Comparison(Tabular):
 
 
 def marked(row: Row) -> str:
-    """What a figure says of a gain that is not tight."""
+    """What a figure says about a gain that is not tight."""
     if row["gain_tight"] is not False:
         return ""
     return f" ({NOT_TIGHT})" if row["gain_reliable"] else f" ({NOT_TIGHT};\nbar unreliable)"
 
 
 def looseness(rows: Mapping[str, Row]) -> list[str]:
-    """What to say of the NLLs that are not tight, and what to do about it, in a note or none.
+    """A note on the NLLs that are not tight and what to do about it, or none.
 
     Example:
         >>> from mixvae.reports import looseness
@@ -215,7 +215,7 @@ def looseness(rows: Mapping[str, Row]) -> list[str]:
 def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation] | None = None) -> Comparison:
     """Put evaluated runs side by side, ordered by data and number of components.
 
-    Runs that differ in their seed only are trainings of one configuration; configurations are compared with the error
+    Runs that differ only in their seed are trainings of one configuration; configurations are compared with the error
     between trainings, by `between_trainings`.
 
     Args:
@@ -273,7 +273,7 @@ def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation]
 
 
 def _add_gain(new: Member, old: Member) -> None:
-    """Put the gain of a training over another into its row, and the split if both maximised one bound."""
+    """Put the gain of a training over another into its row, and the split if both maximised the same bound."""
     row = new[2]
     row["gain"], row["gain_se"] = paired_gain(new[1], old[1], quiet=True)
     row["draws_of_baseline"] = old[2]["draws_per_step"]
@@ -285,7 +285,7 @@ def _add_gain(new: Member, old: Member) -> None:
 
 
 def _examples(evaluation: Evaluation) -> tuple[Any, ...]:
-    """Sorting key: what an evaluation is of."""
+    """Sorting key: what was evaluated."""
     identity = evaluation.identity
     return identity.legacy, identity.data or "", identity.split or "", identity.examples
 

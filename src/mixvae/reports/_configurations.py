@@ -17,7 +17,7 @@ from mixvae.runs import Run
 ELBO, POOLED = "mixvae.bounds.elbo", "mixvae.bounds.pooled"
 """Their names in recipes."""
 PARTS = ("elbo", "model", "posterior")
-"""The gain of the ELBO and what it is made of."""
+"""The gain in the ELBO and its parts."""
 AVERAGED = (
     "parameters", "elbo", "nll", "nll_miselbo", "nll_pooled", "kl_posterior", "slack", "jsd", "effective_components",
     "train_seconds", "draws_per_step",
@@ -29,7 +29,7 @@ Member = tuple[Run, Evaluation, Row]
 
 
 def configuration_of(run: Run) -> str:
-    """Checksum of all that a training was made from but its seed, and of how long it was to train."""
+    """Checksum of everything that a training was made from except its seed, and of how long it was to train."""
     recipe = run.recipe
     identity = {name: value for name, value in recipe.identity.items() if name != "seed"}
     ended = None if run.is_done else run.epoch
@@ -38,10 +38,10 @@ def configuration_of(run: Run) -> str:
 
 
 def objective(run: Run, evaluation: Evaluation) -> tuple[Any, ...] | None:
-    """What a training maximised, so that two of them can be told apart; None if that is not known.
+    """What a training maximised, in a form that can be compared; None if unknown.
 
     The number of draws is part of it, unless it is the ELBO, whose value neither draws nor random subsets change. For
-    the pooled bound, whose logarithm is of the mean over all draws, it is that of all components together.
+    the pooled bound, the logarithm of a mean over all draws, it is the number over all components together.
     """
     made = run.recipe.identity.get("training", {})
     if (bound := made.get("bound")) is None:
@@ -56,7 +56,7 @@ def objective(run: Run, evaluation: Evaluation) -> tuple[Any, ...] | None:
 def slack(run: Run, evaluation: Evaluation) -> float | None:
     """How far the bound that was trained lies below log p(x), in nats; None if it was not evaluated.
 
-    Bounds with importance weights depend on the number of draws: they count only if it is that of the training.
+    Bounds with importance weights depend on the number of draws: they count only if it equals that of the training.
     """
     trained = objective(run, evaluation)
     if trained is None or not isinstance(trained[0], str):
@@ -70,17 +70,17 @@ def slack(run: Run, evaluation: Evaluation) -> float | None:
 
 
 def draws_per_step(run: Run, components: int) -> int | None:
-    """Decoder evaluations per example and step of a training of S components, S·L; None if that is not known."""
+    """Decoder evaluations per example and step of a training of S components, S·L; None if unknown."""
     made = run.recipe.identity.get("training", {})
     each = made.get("draws_per_component")
     return None if each is None else each * (made["active"] or components)
 
 
 def unequal_draws(draws: Mapping[str, tuple[float | None, float | None]]) -> list[str]:
-    """What to say of gains at unequal draws per step, in a note or none.
+    """A note on gains at unequal draws per step, or none.
 
     Args:
-        draws: draws per step of both, by what is compared; None if that is not known.
+        draws: draws per step of both, by what is compared; None if unknown.
 
     Example:
         >>> from mixvae.reports import unequal_draws
@@ -97,7 +97,7 @@ def unequal_draws(draws: Mapping[str, tuple[float | None, float | None]]) -> lis
 
 
 def splits(new: Member, old: Member) -> bool:
-    """Whether the gain of a training over another can be split: they maximised one bound, and have what it takes."""
+    """Whether the gain of a training over another can be split: they maximised the same bound, and have its parts."""
     kinds = [objective(run, evaluation) for run, evaluation, _ in (new, old)]
     return all(parts(evaluation) for _, evaluation, _ in (new, old)) and kinds[0] is not None and kinds[0] == kinds[1]
 
@@ -111,7 +111,7 @@ def parts(of: Evaluation) -> dict[str, np.ndarray]:
 
 
 def trust(results: Sequence[Mapping[str, Any]], name: str) -> Row:
-    """Whether what is made from these results is tight, and whether its error can be relied on.
+    """Whether a value computed from these results is tight, and whether its error can be relied on.
 
     Example:
         >>> from mixvae.reports import trust
@@ -137,7 +137,7 @@ def configurations(grouped: Mapping[str, Mapping[int, Sequence[Member]]]) -> Ite
     """One row per configuration of one set of examples: means over trainings, and gains over the first one.
 
     Args:
-        grouped: trainings by configuration and seed; of several with one seed the first counts.
+        grouped: trainings by configuration and seed; of several with the same seed, the first counts.
     """
     trainings = {name: [copies[0] for copies in seeds.values()] for name, seeds in grouped.items()}
     between = between_trainings(

@@ -1,4 +1,4 @@
-"""The report of some runs: one self-contained HTML page."""
+"""The report on some runs: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def write(
     out: str | Path | None = None,
     evaluations: Sequence[Evaluation] | None = None,
 ) -> Path:
-    """Write the report of some runs as one HTML file that makes no network requests.
+    """Write the report on some runs as one HTML file that makes no network requests.
 
     Pictures are also saved in each run's `figures`, unless that folder is not writable.
 
@@ -106,13 +106,13 @@ def write(
 
 
 def without_weights(opened: Sequence[Run]) -> list[str]:
-    """What to say of runs that came without weights, in a note or none."""
+    """A note on runs that came without weights, or none."""
     names = ", ".join(run.path.name for run in opened if not run.has_weights)
     return [f"Without weights, and hence without pictures: {names}."] if names else []
 
 
 def _representation(run: Run) -> dict[str, Any] | None:
-    """Table of how well a run's latents predict labels, if that was measured; preferably on the test split."""
+    """Table of how well a run's latents predict labels, if measured; preferably on the test split."""
     stored = sorted(runs.representations(run), key=lambda pair: pair[0] != "test")
     if not stored:
         return None
@@ -121,6 +121,6 @@ def _representation(run: Run) -> dict[str, Any] | None:
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """Columns that hold anything, and rows of texts and sorting keys, for a template."""
+    """Non-empty columns, and rows of texts and sorting keys, for a template."""
     columns = filled(columns, rows)
     return {"columns": columns, "rows": pages.table(columns, rows)}

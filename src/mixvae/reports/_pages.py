@@ -22,13 +22,13 @@ from mixvae.reports._words import WORDS
 
 MISSING = "–"
 PER_INCH = 108
-"""CSS pixels per inch of a figure: its text of 10 points is then as large as that of the page, 15 pixels."""
+"""CSS pixels per inch of a figure: its 10-point text is then as large as the page's, 15 pixels."""
 NOT_TIGHT = "not tight"
 MARKS = {
     "*": f"{NOT_TIGHT}: log p(x) is estimated from below, so the true NLL may be lower",
     "?": "Pareto k̂ is unreliable for too many examples, so this error is not to be relied on",
 }
-"""Marks after values and errors that are not what they seem, and what they mean."""
+"""Marks after values and errors that need a caveat, and what they mean."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Column:
         value: key of its value in a row.
         error: key of the value's error, if it has one.
         digits: decimals.
-        about: what the heading means; by default what `WORDS` says of it.
+        about: what the heading means; by default what `WORDS` says about it.
         error_about: what the error is.
         signed: whether to show a plus before positive values.
         negated: whether to show −value, such as the −ELBO of an ELBO.
         trust: beginning of the keys NAME_tight and NAME_reliable, which are False in rows whose value is not tight, and
             whose error is not to be relied on.
         page_only: whether it is left out in a terminal, and shown on a page only when asked for.
-        positive: whether a value that rounds to zero is shown as below the last decimal, as a p value is.
+        positive: whether a value that rounds to zero is shown as smaller than the last decimal, as for p values.
 
     Example:
         >>> from mixvae.reports import Column
@@ -93,11 +93,11 @@ class Column:
         return f"{text} *" if self.note(row) else text
 
     def note(self, row: Mapping[str, Any]) -> str:
-        """That the row's value is not tight, if so."""
+        """Says that the row's value is not tight, if so."""
         return NOT_TIGHT if self.unmarked(row) != MISSING and row.get(f"{self.trust}_tight") is False else ""
 
     def unmarked(self, row: Mapping[str, Any]) -> str:
-        """The row's value as text, with its error, but for the mark of a value that is not tight."""
+        """The row's value as text, with its error, but without the mark for a value that is not tight."""
         value = self._shown(row)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return MISSING
@@ -154,11 +154,11 @@ def filled(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list
 
 
 def meanings(columns: Sequence[Column], known: Sequence[Column] = ()) -> dict[str, str]:
-    """What headings and errors of a table mean, of those that do not speak for themselves.
+    """What a table's headings and errors mean, where they do not speak for themselves.
 
     Args:
         columns: the table's columns.
-        known: columns that were explained before, whose meanings are left out.
+        known: columns already explained, whose meanings are left out.
 
     Example:
         >>> from mixvae.reports import Column, meanings
@@ -177,7 +177,7 @@ def meanings(columns: Sequence[Column], known: Sequence[Column] = ()) -> dict[st
 
 
 def legend(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the marks in a table mean, of those that it has.
+    """What the marks that occur in a table mean.
 
     Example:
         >>> from mixvae.reports import Column, legend
@@ -201,7 +201,7 @@ def embed(picture: Figure | bytes) -> str:
 
 
 class Look(NamedTuple):
-    """What a page says of a picture: its kind, alternative text, and size in CSS pixels, 0 if unknown."""
+    """What a page says about a picture: its kind, alternative text, and size in CSS pixels, 0 if unknown."""
 
     kind: str
     alt: str
@@ -210,13 +210,13 @@ class Look(NamedTuple):
 
 
 def looked_at(address: str) -> Look:
-    """What a picture says of itself: `figures.png` puts its kind, a description and its scale into the file."""
+    """What a picture says about itself: `figures.png` puts its kind, a description and its scale into the file."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
             told, scale = image.info, PER_INCH / image.info.get("dpi", (PER_INCH,))[0]
             width, height = (round(scale * side) for side in image.size)
         return Look(str(told.get("Comment") or figures.PLOT), str(told.get("Description") or ""), width, height)
-    except (OSError, ValueError, Image.DecompressionBombError):  # a picture that came with somebody's results
+    except (OSError, ValueError, Image.DecompressionBombError):  # a picture that came with someone else's results
         return Look(figures.PLOT, "", 0, 0)
 
 

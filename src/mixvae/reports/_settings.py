@@ -1,4 +1,4 @@
-"""What a run was made from, and how to make it again, in words for the page."""
+"""What a run was made from, and how to reproduce it, in words for the page."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ WHERE = ("device", "processes", "threads", "strategy", "save_every")
 FOLLOWING = "model.tensors."
 """Settings that follow from others: shown in full, but never as a difference."""
 WRAPPERS = ("init_args", "object", "partial", "tuple")
-"""Keys by which a model's description says of what kind a value is."""
+"""Keys with which a model's description gives the kind of a value."""
 UNRECORDED = "not recorded"
-"""What stands for a fact that a run or an evaluation does not know of itself."""
+"""Placeholder for a fact that a run or an evaluation does not record."""
 TIGHT = {True: "tight", False: "not tight", None: "tightness unknown: too few draws, or not recorded"}
 
 
 def settings(run: Run) -> dict[str, str]:
-    """All settings of a run by dotted name, as text: those of its recipe, of its data, and where it was trained.
+    """All settings of a run by dotted name, as text: those of its recipe and its data, and where it was trained.
 
-    Learning rate, weight decay and clipping appear once more for every epoch from which on they were changed.
+    Learning rate, weight decay and clipping appear once more for every epoch from which they were changed.
 
     Example:
         >>> from mixvae.config import read
@@ -70,7 +70,7 @@ def differing(each: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
 
 
 def reproduction(run: Run, evaluation: Evaluation, row: Row) -> dict[str, Any]:
-    """Commands that train and evaluate a run again, what to know about them, and what identifies the result."""
+    """Commands that train and evaluate a run again, notes on them, and what identifies the result."""
     recorded = run.manifest
     runtime, path = recorded.get("runtime", {}), str(run.path)
     commands, note = (
@@ -108,7 +108,7 @@ def reproduction(run: Run, evaluation: Evaluation, row: Row) -> dict[str, Any]:
 
 
 def facts(run: Run, row: Row) -> dict[str, str]:
-    """What a run's results are worth, and how its training ended."""
+    """How reliable a run's results are, and how its training ended."""
     proposal = "posterior" if row.get("proposal") == "posterior" else "refined proposal"
     bias = f"; estimated bias {row['nll_bias']:.4f} nats" if row.get("nll_bias") is not None else ""
     found = {"NLL": f"{TIGHT[row.get('nll_tight')]}, by draws from the {proposal}{bias}"}
@@ -149,7 +149,7 @@ def _flags(run: Run) -> list[str]:
             options |= {f"{group}.{n}": v for n, v in value.items() if v != defaults.get(group, {}).get(n, v)}
         elif value != defaults.get(group):
             options[group] = value
-    options.pop("model.shape", None)  # that of the data
+    options.pop("model.shape", None)  # taken from the data
     return config.flags(options)
 
 
@@ -165,7 +165,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    """A setting as one reads it."""
+    """A setting in readable form."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return _text(value[0]) if len(value) == 1 else f"[{', '.join(map(_text, value))}]"
     if value is None or isinstance(value, bool):

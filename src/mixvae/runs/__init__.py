@@ -80,6 +80,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in ("fit", "train"):  # which import Lightning Fabric
+    if name not in ("fit", "train"):  # these import Lightning Fabric
         raise AttributeError(f"module 'mixvae.runs' has no attribute {name!r}")
     return getattr(importlib.import_module("mixvae.runs._training"), name)

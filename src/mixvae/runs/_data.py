@@ -1,4 +1,4 @@
-"""The data of a run: loaded as configured, and compared with those that a recipe names."""
+"""The data of a run: loaded as configured, and compared with the data named by a recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def data_identity(data: Dataset) -> dict[str, Any]:
 
 
 def changed_data(old: Mapping[str, Any], data: Dataset) -> str:
-    """What differs between a data set and that of a recipe: data, labels, or nothing."""
+    """What differs between a data set and the one in a recipe: data, labels, or nothing."""
     new = data_identity(data)
     if old["sha256"] is not None and old["sha256"] != new["sha256"]:
         return "data"

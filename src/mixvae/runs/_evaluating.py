@@ -34,8 +34,8 @@ def evaluate(
     """Estimate the likelihood of some examples, and store the result under its own identity in `RUN/evaluations`.
 
     A stored result for the same weights, data, examples, draws, seed and proposal is read instead of recomputed.
-    Results of new examples are kept apart, in `RUN/evaluations/new`: they are never the result of the run that
-    `evaluation_of` and reports show.
+    Results on new examples are kept apart, in `RUN/evaluations/new`: `evaluation_of` and reports never show them as the
+    run's result.
 
     Args:
         run: the run directory.
@@ -46,7 +46,7 @@ def evaluate(
         chunk: latents decoded at once; memory depends on nothing else.
         seed: seed of the draws.
         proposal: where the draws of the headline come from: proposals refined for each example, or the posterior.
-        data: new examples to evaluate in place of the run's own: a file or folder, an array (N, *shape), a `Split`, or
+        data: new examples to evaluate instead of the run's own: a file or folder, an array (N, *shape), a `Split`, or
             whatever else `as_dataset` takes, which is read into memory. They are treated as the run's test examples
             were: resized, and binarised once by the same seed.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
@@ -104,7 +104,7 @@ def check(
         chunk: latents decoded at once.
         seed: seed of all noise.
         temperatures: steps from prior to posterior.
-        data: new examples to check in place of the run's own, as in `evaluate`.
+        data: new examples to check instead of the run's own, as in `evaluate`.
         progress: where to report progress; silent by default.
 
     Raises:
@@ -119,10 +119,10 @@ def check(
 
 
 def evaluation_of(run: str | Path | Run) -> Evaluation:
-    """The evaluation of a run's current weights to show: by preference on the test split, on most examples, newest.
+    """The evaluation of a run's current weights to show: preferably on the test split, on most examples, newest.
 
     Raises:
-        FileNotFoundError: the run was not evaluated, or not since it was last trained, or is one of cells.
+        FileNotFoundError: the run has not been evaluated, or not since it was last trained, or is a run of cells.
         ValueError: a stored evaluation is damaged.
     """
     run = open_run(run)
@@ -137,7 +137,7 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
         if identity.weights == run.weights_sha256:
             ranked.append((identity.split == "test", identity.examples, created, path))
     if not ranked:
-        run.refuse_cells(FileNotFoundError)  # its latents are queried in another way: nothing is damaged
+        run.refuse_cells(FileNotFoundError)  # its latents are queried differently: nothing is damaged
         raise FileNotFoundError(f"{run.path} has no evaluation of its weights: run `mixvae evaluate {run.path}` first")
     return read_evaluation(max(ranked)[-1])
 
@@ -182,11 +182,11 @@ def per_example(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """Values of every example by name, (N,) each: its number, its NLL in nats, and every bound and diagnostic.
 
     `nll` is −log p(x), estimated from above, and `nll_mc_se` its Monte-Carlo standard error over the draws; `pareto_k`
-    says whether that can be relied on. `elbo`, `miselbo` and `pooled` are bounds on log p(x), larger is better.
+    says whether it can be relied on. `elbo`, `miselbo` and `pooled` are bounds on log p(x), larger is better.
 
     The NLL is often taken as a score of how unlike the training data an example is. It says how many nats the model
-    spends on this example, which ranks examples of one kind. It is no test for examples of another kind: models give
-    simple images from elsewhere higher likelihoods than those that they were trained on, as in Nalisnick et al. (2019),
+    spends on this example, which ranks examples of one kind. It is not a test for examples of another kind: models give
+    simple images from elsewhere higher likelihoods than the images they were trained on, as in Nalisnick et al. (2019),
     where SVHN beats CIFAR-10. A low NLL does not show that an example belongs to the data.
 
     References:

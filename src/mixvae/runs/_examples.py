@@ -1,4 +1,4 @@
-"""The examples that a run is asked about: those of a split of its data, or new ones, treated as its test examples."""
+"""The examples of a query of a run: a split of its data, or new ones, treated as its test examples."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ NewData = str | Path | np.ndarray | Tensor | Split | Any
 """New examples: a file or folder that `load_dataset` reads, an array (N, *shape), or whatever else `as_dataset` takes,
 such as a `Split`, a torch `Dataset`, a `DataLoader` or an iterable. They are read into memory."""
 NEW = "new"
-"""What takes the place of a split's name where examples are new ones."""
+"""What replaces the name of a split for new examples."""
 ONCE = {"stochastic": "binarised once by a fixed seed", "fixed": "binarised once by a fixed seed"}
 """What happens to held-out examples, by the run's `binarize`."""
 ANOTHER = 8
-"""Factor between typical values of new examples and the largest of the training from which on units differ."""
+"""Factor between typical values of new examples and the largest in training from which units count as different."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Examples:
 
     Args:
         part: the examples.
-        data: name of the data, or of the file of new ones.
+        data: name of the data, or of the file with new examples.
         split: train, validation or test, or new.
         sha256: checksum of the data set, or of all examples of the file.
     """
@@ -52,7 +52,7 @@ class Examples:
 
     @property
     def is_new(self) -> bool:
-        """Whether they are not of the run's own data."""
+        """Whether they are not from the run's own data."""
         return self.split == NEW
 
 
@@ -105,7 +105,7 @@ def prepared(run: Run, split: Split, seed: int = 0) -> Tensor:
 
 
 def _own(run: Run, split: str) -> Dataset:
-    """The data of a run that is asked about a split of them.
+    """The data of a run, to query a split of them.
 
     Raises:
         ValueError: they are gone, or were made in Python.
@@ -142,7 +142,7 @@ def _as_tested(run: Run, data: NewData, progress: Progress) -> tuple[str, Split]
 
 
 def _read(data: NewData, resize: Any) -> tuple[str, Split]:
-    """New examples as they are, in memory, with the name that tables show."""
+    """New examples unchanged, in memory, with the name that tables show."""
     if isinstance(data, str | Path):
         return Path(data).name, datasets.load_examples(data, binarize="none", resize=resize)
     if isinstance(data, Split):
@@ -152,11 +152,11 @@ def _read(data: NewData, resize: Any) -> tuple[str, Split]:
 
 
 def _other_unit(own: Given | None, new: Split, run: str) -> str:
-    """What new examples hold in another unit than those that a run was trained on, and the remedy; empty if nothing.
+    """What new examples hold in a unit other than that of the training examples, and the remedy; empty if nothing.
 
-    Bytes have a unit, intensities in [0, 1]. That of real numbers is told by their range: by typical values beyond
-    `ANOTHER` times the largest of the training; and, of images, by values in [0, 1] where those of the training are
-    `ANOTHER` times as large, or begin where the training's are negative by half of their range or more.
+    Bytes have a unit, intensities in [0, 1]. The unit of real numbers is inferred from their range: from typical values
+    beyond `ANOTHER` times the largest of the training; and, of images, from values in [0, 1] where the training's are
+    `ANOTHER` times as large, or negative by half of their range or more.
 
     Args:
         own: how the training examples were given.
@@ -195,13 +195,13 @@ def _other_unit(own: Given | None, new: Split, run: str) -> str:
 
 
 def _given(run: Run) -> Given | None:
-    """How the training examples of a run were given; None if an earlier version made it."""
+    """How the training examples of a run were given; None if it was made by an earlier version."""
     recorded = run.manifest["runtime"]["data"]
     return Given(**recorded["given"]) if "given" in recorded else None
 
 
 def _column(run: Run, new: Split) -> str:
-    """The remedy where a table has one column more than the training examples, which had labels; empty elsewhere."""
+    """The remedy if a table has one more column than the training examples, which had labels; otherwise empty."""
     given = _given(run)
     more = len(new.shape) == 1 and run.model.at_origin().event_shape == (new.shape[0] - 1,)
     if given is None or not given.labels or new.y is not None or not more:
@@ -210,7 +210,7 @@ def _column(run: Run, new: Split) -> str:
 
 
 def _found(run: Run) -> Given | None:
-    """How the training examples of a run without a record of it were given, where they can be read.
+    """How the training examples of a run that has no record of it were given, if they can be read.
 
     Returns:
         None if they are gone, or would have to be downloaded.

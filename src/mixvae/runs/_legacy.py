@@ -1,7 +1,7 @@
 """Run directories from before runs had an identity: they can be read, and compared with each other only.
 
 They hold config.yaml, metrics.jsonl, results.json and examples.npz, perhaps weights, but no record of what each was
-made from; that is unknown.
+made from, which is unknown.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def is_run(path: Path) -> bool:
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """What `run.json` would hold, as far as known."""
+    """What `run.json` would hold, as far as is known."""
     config = mixvae.config.read(path / "config.yaml")
     rows = _rows(path / "metrics.jsonl")
     results = _results(path / "results.json") if (path / "results.json").exists() else {}
@@ -171,7 +171,7 @@ def evaluation(path: Path) -> Evaluation | None:
 
 
 def representations(path: Path) -> list[tuple[str, Representation]]:
-    """Split and scores of how well the latents predict labels, if that was measured."""
+    """Split and scores of how well the latents predict labels, if measured."""
     file = path / "representation.json"
     if not file.exists():
         return []

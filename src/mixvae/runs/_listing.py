@@ -1,4 +1,4 @@
-"""All runs of a folder at a glance."""
+"""All runs in a folder at a glance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mixvae.runs._evaluating import evaluation_of
 from mixvae.runs._run import Run
 
 SHOWN = ("nll", "nll_se", "tight", "pareto_k_unreliable", "nll_pooled", "nll_pooled_se")
-"""Results that the table holds."""
+"""Results shown in the table."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +74,7 @@ def _row(run: Run, folder: Path) -> Row:
         identity = evaluation.identity
         row |= {"components": identity.components, "split": identity.split, "total_draws": identity.total_draws}
         row |= {name: evaluation.results.get(name) for name in SHOWN} | {"proposal": identity.proposal}
-    except FileNotFoundError:  # it was not evaluated
+    except FileNotFoundError:  # it has not been evaluated
         pass
     except (OSError, ValueError):
         row["state"] = "damaged"

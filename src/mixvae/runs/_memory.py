@@ -2,8 +2,8 @@
 
 A run is recognised by its content (configuration, recipe and weights) and not by its path, so that a copy is recognised
 and a changed run is not. The memory is a folder in the user's state folder ($XDG_STATE_HOME), with one file per run
-that lists the folders its classes came from. They are looked for there and not in the working folder, where a run that
-comes back from someone else may be accompanied by other classes of the same name.
+that lists the folders its classes came from. Classes are looked up there and not in the working folder, where a run
+that comes back from someone else may be accompanied by other classes of the same name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def folder() -> Path:
 
 
 def names_of_others(manifest: Mapping[str, Any], source: str, trust: config.Trust) -> list[str]:
-    """Classes named by a run that are neither mixvae's nor torch's.
+    """Classes named by a run that belong neither to mixvae nor to torch.
 
     Raises:
         ValueError: one of them is not trusted.

@@ -44,7 +44,7 @@ def open_run(
     if isinstance(path, Run):
         return path
     run = Run(directory_of(path), data=data, model=model, trust=trust)
-    run.manifest  # noqa: B018  (read now, so that anything but a run is refused now)
+    run.manifest  # noqa: B018  (read now, to refuse anything but a run immediately)
     return run
 
 
@@ -54,7 +54,7 @@ def open_runs(paths: Iterable[str | Path | Run]) -> list[Run]:
     opened = []
     for path in paths:
         run = path if isinstance(path, Run) else Run(directory_of(path), shared=shared)
-        run.manifest  # noqa: B018  (read now, so that anything but a run is refused now)
+        run.manifest  # noqa: B018  (read now, to refuse anything but a run immediately)
         opened.append(run)
     return opened
 

@@ -43,7 +43,7 @@ from mixvae.training import default_device
 LatentSource = Literal["prior", "aggregated"]
 
 REPRESENTED = 10_000
-"""Most training examples that classifiers are fitted to; the SVM's time grows with their square."""
+"""Maximum number of training examples to which classifiers are fitted; the SVM's time grows with its square."""
 
 
 def components(
@@ -111,7 +111,7 @@ def sample(
         n: how many.
         kind: means of p(x|z), or draws from it, which have its noise.
         latents: drawn from the prior, or from the aggregated posterior of the training examples, 1/N Σ_n q(z|x_n).
-        seed: seed of everything that is drawn; torch's generator is left as it was.
+        seed: seed of all draws; torch's generator is left as it was.
         progress: where to report progress, batch by batch; silent by default.
 
     Raises:
@@ -160,8 +160,8 @@ def reconstruct(
         run: the run directory.
         n: how many examples.
         split: train, validation or test.
-        data: new examples in place of the run's own, as in `evaluate`.
-        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        data: new examples instead of the run's own, as in `evaluate`.
+        seed: seed of the draws needed where p(x|z) has no mean in closed form.
         progress: where to report how new examples were treated; silent by default.
 
     Raises:
@@ -200,10 +200,10 @@ def interpolate(
         run: the run directory.
         between: numbers of the two examples, from 0.
         steps: points of a path, both ends included.
-        spherical: take spherical paths in place of straight ones.
+        spherical: take spherical paths instead of straight ones.
         split: train, validation or test.
-        data: new examples in place of the run's own, as in `evaluate`.
-        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        data: new examples instead of the run's own, as in `evaluate`.
+        seed: seed of the draws needed where p(x|z) has no mean in closed form.
         progress: where to report how new examples were treated; silent by default.
 
     Raises:
@@ -243,7 +243,7 @@ def encode_split(
         run: the run directory.
         split: train, validation or test.
         examples: only the first N examples.
-        data: new examples in place of the run's own, as in `evaluate`.
+        data: new examples instead of the run's own, as in `evaluate`.
         progress: where to report how new examples were treated; silent by default.
 
     Raises:
@@ -281,7 +281,7 @@ def representation(
         split: the split to score; classifiers and clusters are fitted to training latents.
         seeds: one repetition for each.
         examples: at most this many training examples, chosen by the seed.
-        samples: concatenated draws in the features of the paper's rival; as many as components by default.
+        samples: number of concatenated draws in the features of the paper's rival; by default the number of components.
         progress: where to report progress; silent by default.
 
     Raises:
@@ -330,7 +330,7 @@ def _components(run: Run, part: Split) -> int:
 
 
 def _stored(file: Path, identity: dict[str, object]) -> Representation | None:
-    """Scores that are stored under an identity, if they are intact."""
+    """Scores stored under an identity, if they are intact."""
     try:
         content = read_stored(file)
         return scores_in(content, file) if content.get("identity") == identity else None
@@ -339,7 +339,7 @@ def _stored(file: Path, identity: dict[str, object]) -> Representation | None:
 
 
 def representations(run: str | Path | Run) -> list[tuple[str, Representation]]:
-    """Splits and scores that are stored for a run's current weights.
+    """Splits and scores stored for a run's current weights.
 
     Raises:
         ValueError: one of the files is damaged.

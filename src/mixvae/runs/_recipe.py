@@ -80,16 +80,16 @@ class Recipe:
         return list(_differences(self.identity, asked.identity))
 
     def amended(self, asked: Recipe, epoch: int, step: int) -> Recipe:
-        """This recipe with the amendable settings of another one, from some step on."""
+        """This recipe with the amendable settings of another, from a given step on."""
         if canonical(self.amendable) == canonical(asked.amendable):
             return self
         kept = [
             entry for entry in self.journal if (entry["epoch"], entry["step"]) != (epoch, step)
-        ]  # without a step taken under it, an entry is replaced
+        ]  # an entry under which no step was taken is replaced
         return replace(self, journal=(*kept, {"epoch": epoch, "step": step, **asked.amendable}))
 
     def to_json(self) -> dict[str, Any]:
-        """As `run.json` holds it."""
+        """The form that `run.json` holds."""
         return {"version": VERSION, "sha256": self.sha256, "identity": self.identity, "journal": list(self.journal)}
 
     @classmethod
@@ -161,7 +161,7 @@ ROOM = {
 }  # fmt: skip
 """Modules in which bare class names of a model's configuration are looked up."""
 LATER = {"log_var_range": [-6.0, 2.0]}
-"""Options that earlier versions did not have, and the value that each had fixed."""
+"""Options that earlier versions did not have, and the fixed value that each then had."""
 
 
 def recipe_of_model(
@@ -255,7 +255,7 @@ def describe_options(options: TrainingOptions) -> dict[str, Any]:
 def describe_optimizer(
     make: Callable[..., torch.optim.Optimizer], parameters: Sequence[nn.Parameter] = ()
 ) -> tuple[list[dict[str, Any]], str]:
-    """Options of each parameter group, defaults included but not what is off, and the optimiser's class."""
+    """Options of each parameter group, including defaults but not those that are off, and the optimiser's class."""
     with plain_errors(f"the optimiser {called(make)} cannot be made"):
         made = make(list(parameters) or [nn.Parameter(torch.zeros(1))])
     groups = [{k: plain(v, numbers=float) for k, v in group.items() if k != "params"} for group in made.param_groups]
@@ -297,7 +297,7 @@ def describe_spec(spec: Spec, room: str) -> dict[str, Any]:
 
 
 def _without_later(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without those added later that have the value of before, so that older runs keep their identity."""
+    """Options without later additions that have their former fixed value, so that older runs keep their identity."""
     return {name: value for name, value in described.items() if name not in LATER or value != LATER[name]}
 
 
@@ -308,11 +308,11 @@ def _defaults(kind: Callable[..., Any], numbers: type[float] | None = None) -> d
 
 
 def plain(value: Any, *, numbers: type[float] | None = None) -> Any:
-    """A value as JSON holds it.
+    """A value in the form that JSON holds.
 
     Args:
         value: the value; anything but numbers and texts is named.
-        numbers: `float` where integers stand for real numbers.
+        numbers: `float` where integers represent real numbers.
     """
     if value is None or isinstance(value, bool | str):
         return value

@@ -1,4 +1,4 @@
-"""Evaluations that are asked for: what they will be made from, where they are stored, and what is stored."""
+"""Requested evaluations: what they will be made from, where they are stored, and what is stored."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from mixvae.runs._run import Run
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 
 FINITE = ("elbo", "miselbo", "pooled", "log_px")
-"""Values of every example without which there is no result."""
+"""Per-example values without which there is no result."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """An evaluation that is asked for: its examples, and the identity that it will have.
+    """A requested evaluation: its examples, and the identity that it will have.
 
     Args:
         run: the run.
         of: where the examples come from.
-        x: the examples, as the model takes them.
+        x: the examples, in the form that the model takes.
         identity: what the evaluation is made from.
         chunk: latents decoded at once.
     """
@@ -56,21 +56,21 @@ class Request:
 
     @property
     def file(self) -> Path:
-        """Where it is stored: that of new examples in a folder of its own, where no report looks."""
+        """Where it is stored; an evaluation of new examples goes into a separate folder, where no report looks."""
         folder = self.run.layout.evaluations
         if self.identity.split == NEW:
             return folder / NEW / f"{str(self.identity.data)[:12]}-{self.identity.key}.json"
         return folder / f"{self.identity.key}.json"
 
     def stored(self) -> Evaluation | None:
-        """The stored evaluation; None if there is none, or one that was made from something else."""
+        """The stored evaluation; None if there is none, or it was made from something else."""
         return None if self.run.is_legacy else stored_evaluation(self.file, self.identity)
 
     def estimate(self, progress: Progress, first: int = 0, last: int | None = None) -> Estimate:
-        """Evaluate the examples, or those from `first` to before `last`, whose numbers key their draws.
+        """Evaluate the examples, or those from `first` up to but excluding `last`; their numbers key their draws.
 
         Raises:
-            ValueError: the bound of one is not finite.
+            ValueError: the bound of an example is not finite.
         """
         x = self.x[first:last]
         made = evaluation.evaluate(
@@ -92,7 +92,7 @@ class Request:
         return made
 
     def finish(self, estimate: Estimate) -> Evaluation:
-        """Store the estimate of all examples, with what else `results.json` holds."""
+        """Store the estimate of all examples, with everything else that `results.json` holds."""
         result = Evaluation(self.identity, estimate.arrays(), estimate.summary() | self._beside(estimate))
         if not self.run.is_legacy:
             save_evaluation(self.file, result)
@@ -105,7 +105,7 @@ class Request:
             write_json(self.run.layout.results, dict(result.results))
 
     def _beside(self, estimate: Estimate) -> dict[str, Any]:
-        """What results hold beside means and errors: measures of the model, and what they were made from."""
+        """What results hold besides means and errors: measures of the model, and what they were made from."""
         model, x, identity = self.run.model, self.x, self.identity
         means, _ = encode(model, x)
         trained = self.run.manifest["progress"]
@@ -141,7 +141,7 @@ def request(
     progress: Progress,
     chunk: int = 1024,
 ) -> Request:
-    """Read the examples that an evaluation is asked for; see `evaluate` for the arguments.
+    """Read the examples of a requested evaluation; see `evaluate` for the arguments.
 
     Raises:
         FileNotFoundError: it is not a run, or has not finished an epoch.
@@ -170,7 +170,7 @@ def request(
 
 
 def _bits_per_dim(model: MixtureVAE, x: Tensor, log_px: np.ndarray) -> float | None:
-    """−log₂ p(x) per value, if p(x) is a probability and not a density."""
+    """−log₂ p(x) per value, if p(x) is a probability rather than a density."""
     with torch.no_grad(), evaluating(model):
         support: Any = model.at_origin().support
     return float(-log_px.mean() / math.log(2) / x[0].numel()) if support.is_discrete else None

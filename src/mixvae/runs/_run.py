@@ -36,7 +36,7 @@ from mixvae.training import History, default_device, is_over
 
 
 class Run:
-    """One training on disk. Made by `open_run`; open it again after the run was continued.
+    """One training on disk. Made by `open_run`; open it again after the run has been continued.
 
     Args:
         path: the run directory.
@@ -114,7 +114,7 @@ class Run:
 
     def _check_trust(self) -> None:
         """Refuse classes that are neither allowed nor trusted, unless this user trained the run."""
-        if not self.is_legacy:  # a legacy configuration is a file, which is checked on reading
+        if not self.is_legacy:  # a legacy configuration is a file, which is checked when read
             memory.check(self.manifest, str(self.layout.manifest), self._trust)
 
     def _refuse_changed(self, config: Config) -> None:
@@ -133,7 +133,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """Recipe that the run was made from."""
+        """Recipe from which the run was made."""
         return Recipe.from_json(self.manifest["recipe"])
 
     @property
@@ -160,7 +160,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Its state: training, done, stopped, damaged or legacy."""
+        """State of the run: training, done, stopped, damaged or legacy."""
         if self.is_legacy:
             return "legacy"
         try:
@@ -238,7 +238,7 @@ class Run:
         """Arguments of `datasets.load_dataset` for data that were moved.
 
         Args:
-            place: the new file or folder; of data in several files, the folder that holds them.
+            place: the new file or folder; for data in several files, the folder that holds them.
             origin: the arguments when the run was trained.
         """
         name, _ = datasets.resolve_paths(place)
@@ -295,9 +295,9 @@ class Run:
         load_tensors(model, weights, str(self.layout.weights))
         return model.eval()
 
-    @fork_rng(devices=[])  # random weights that are replaced are nobody's draws
+    @fork_rng(devices=[])  # the random weights are replaced, so they must not count as draws
     def blank(self) -> MixtureVAE:
-        """The model with arbitrary weights, for which no random numbers of the caller's are drawn.
+        """The model with arbitrary weights, made without drawing from the caller's random numbers.
 
         Raises:
             ValueError: it cannot be named by import path and was not passed.
@@ -354,11 +354,12 @@ class Run:
         return self.why_not_recipe(asked, config.training.epochs, config.training.patience)
 
     def start_of(self, config: Config, *, recorded: bool = False) -> str | None:
-        """Checksum of the weights that a configuration starts from; the one recorded here if they are gone.
+        """Checksum of the weights from which a configuration starts; the one recorded here if they are gone.
 
         Args:
             config: the configuration.
-            recorded: use the one recorded here if it names the same start, even if that was trained further since.
+            recorded: use the one recorded here if it names the same start, even if that run has been trained further
+                since.
         """
         mine = (self.recipe.identity.get("start") or {}).get("sha256")
         if config.start.run is None or (recorded and self.config.start == config.start):
@@ -373,7 +374,7 @@ class Run:
 
         Args:
             asked: the recipe.
-            epochs: most epochs to train.
+            epochs: maximum number of epochs to train.
             patience: epochs without improvement after which training stops.
             amend: whether an unfinished run may continue under other amendable settings.
         """

@@ -1,7 +1,7 @@
-"""One evaluation by several workers: each evaluates some of the examples, and what they stored is merged.
+"""One evaluation by several workers: each evaluates some of the examples, and the stored parts are merged.
 
-A shard holds whole groups of the examples whose proposals are sought together, and its draws are keyed by the numbers
-of the examples in the whole. So merged shards are what one worker would have computed, bit for bit on equal machines.
+A shard holds whole groups of examples whose proposals are sought together, and its draws are keyed by the numbers of
+the examples in the whole. So merged shards are what one worker would have computed, bit for bit on equal machines.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOLDER = "shards"
 NAMED = re.compile(r"-(\d+)of(\d+)$", re.ASCII)
 """How the name of a shard ends."""
 OTHER = {"weights": "weights", "recipe": "weights", "data": "data", "observations": "examples"}
-"""What a shard was made from if its identity differs there."""
+"""What to call the differing part, by the field in which a shard's identity differs."""
 NOTES = {"refined": (*SETTINGS, *COUNTS), "posterior": ()}
 """Names of the notes on the proposals, by their kind."""
 ARRAYS = tuple(name for name, kind in Estimate.__annotations__.items() if kind == "np.ndarray")
@@ -44,16 +44,16 @@ ARRAYS = tuple(name for name, kind in Estimate.__annotations__.items() if kind =
 
 @dataclass(frozen=True)
 class Shard:
-    """Bounds of some of the examples of an evaluation; no evaluation itself, so that nothing takes it for a whole one.
+    """Bounds of some of an evaluation's examples; not an evaluation itself, so as never to be mistaken for a whole one.
 
     Args:
         identity: what the whole evaluation is made from.
-        number: which part it is, from 1.
+        number: number of the part, from 1.
         of: number of parts.
         first: number of its first example.
         bounds: values of its examples by name, (n,) each.
-        notes: what happened in making their proposals.
-        path: its file, or that of the whole evaluation if there is one already.
+        notes: what happened when their proposals were made.
+        path: its file, or that of the whole evaluation if it already exists.
     """
 
     identity: Identity
@@ -70,7 +70,7 @@ class Shard:
 
     @property
     def is_merged(self) -> bool:
-        """Whether the whole evaluation was there already, so that nothing was computed or stored."""
+        """Whether the whole evaluation already existed, so that nothing was computed or stored."""
         return self.path.parent.name != FOLDER
 
 
@@ -100,7 +100,7 @@ def evaluate_shard(
     data: NewData | None = None,
     progress: Progress = SILENT,
 ) -> Shard:
-    """Evaluate one of several parts of the examples, and store it in `shards/` beside the evaluation to be.
+    """Evaluate one of several parts of the examples, and store it in `shards/` beside the future evaluation.
 
     A stored shard of the same weights, data, examples, draws, seed, proposal and chunk is read instead of recomputed.
     It is part `number`, from 1, of `of` parts; see `evaluate` for the other arguments, which must be the same for all.
@@ -109,8 +109,8 @@ def evaluate_shard(
 
     Raises:
         FileNotFoundError: it is not a run, or has not finished an epoch.
-        ValueError: there is no such part, the examples cannot be divided into so many, nothing can be stored there, or
-            as `evaluate` says.
+        ValueError: there is no such part, the examples cannot be divided into that many, nothing can be stored there,
+            or for the reasons given in `evaluate`.
 
     Example:
         >>> from mixvae.config import read
@@ -142,7 +142,7 @@ def evaluate_shard(
     if stored is not None and stored[1] == chunk:
         return stored[0]
     made = asked.estimate(progress, first, last)
-    if (whole := asked.stored()) is not None:  # another worker was as far, and all were merged meanwhile
+    if (whole := asked.stored()) is not None:  # meanwhile another worker finished, and all were merged
         return _part(whole, asked, number, of, first, last)
     shard = Shard(asked.identity, number, of, first, made.arrays(), dict(made.proposal_notes), path)
     _save(shard, chunk)
@@ -150,7 +150,7 @@ def evaluate_shard(
 
 
 def _part(whole: Evaluation, asked: Request, number: int, of: int, first: int, last: int) -> Shard:
-    """A part of an evaluation that is whole already; what happened in making it is known of the whole only."""
+    """A part of an evaluation that is already whole; its notes are known only for the whole."""
     bounds = {name: values[first:last] for name, values in whole.bounds.items()}
     return Shard(whole.identity, number, of, first, bounds, {}, asked.file)
 
@@ -168,14 +168,14 @@ def merge_shards(
     progress: Progress = SILENT,
     chunk: int | None = None,
 ) -> Evaluation:
-    """Make all shards of an evaluation the evaluation itself, stored as `evaluate` would have, and remove them.
+    """Merge all shards of an evaluation, store the result as `evaluate` would have, and remove them.
 
-    The arguments are those of `evaluate`, as the shards got them; without `chunk`, theirs is taken. An evaluation
-    that is stored already is returned.
+    The arguments are those of `evaluate`, as given for the shards; without `chunk`, theirs is used. An evaluation that
+    is already stored is returned.
 
     Raises:
         FileNotFoundError: it is not a run, or has not finished an epoch.
-        ValueError: a shard is missing or damaged, or some do not fit together or to the run.
+        ValueError: a shard is missing or damaged, or shards do not match each other or the run.
     """
     asked = request(
         run, total_draws, draws_per_component=draws_per_component, split=split, examples=examples, seed=seed,
@@ -200,7 +200,7 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path], chunk: int | No
     """The estimate of all examples.
 
     Raises:
-        ValueError: a shard is missing or damaged, or some do not fit together or to the run.
+        ValueError: a shard is missing or damaged, or shards do not match each other or the run.
     """
     if not files:
         others = sorted({path.stem.rpartition("-")[0] for path in folder.glob("*.json")})
@@ -235,7 +235,7 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path], chunk: int | No
 
 
 def extent(identity: Identity, chunk: int, number: int, of: int) -> tuple[int, int]:
-    """First example of a shard, and the one after its last: whole groups, as equally many as possible.
+    """First example of a shard, and one past its last: whole groups, divided as evenly as possible.
 
     Raises:
         ValueError: there are fewer groups than shards.
@@ -275,7 +275,7 @@ def _save(shard: Shard, chunk: int) -> None:
 
 
 def _command(asked: Request, number: int, of: int) -> str:
-    """How a shard is evaluated, in words."""
+    """How to evaluate a shard, in words."""
     command = shlex.join(["mixvae", "evaluate", str(asked.run.path), "--shard", f"{number}/{of}"])
     return f"`{command}`, with these settings"
 
@@ -284,7 +284,7 @@ def _read(path: Path, asked: Request) -> tuple[Shard, int]:
     """A stored shard, and its chunk.
 
     Raises:
-        ValueError: it is missing or damaged, or was made from something else than requested; the message says how to
+        ValueError: it is missing or damaged, or was made from something other than requested; the message says how to
             make it again.
     """
     found = NAMED.search(path.stem)
@@ -329,7 +329,7 @@ def _checked(name: str, arrays: Mapping[str, np.ndarray], examples: int) -> np.n
     """The values of some examples.
 
     Raises:
-        ValueError: they are missing, of another number or type, or not finite where they always are.
+        ValueError: they are missing, of another number or type, or not finite where they must be.
     """
     values = arrays.get(name)
     if values is None:

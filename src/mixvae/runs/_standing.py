@@ -13,7 +13,7 @@ from mixvae.runs._store import Layout
 
 
 def standing(config: Config, out: str | Path, data: Dataset | None = None) -> str:
-    """State of a run directory with respect to a configuration: `new`, `unfinished` or `trained`.
+    """State of a run directory relative to a configuration: `new`, `unfinished` or `trained`.
 
     Args:
         config: the configuration.
@@ -42,7 +42,7 @@ def standing(config: Config, out: str | Path, data: Dataset | None = None) -> st
 
 
 def standing_run(path: Path, *, resume: bool, legacy: bool = False) -> Run | None:
-    """The run that already is in a directory, if any.
+    """The run that is already in a directory, if any.
 
     Raises:
         ValueError: something is there that cannot be resumed.
@@ -70,8 +70,8 @@ def refuse(run: Run, reason: str, amending: str = "") -> None:
 
     Args:
         run: the run.
-        reason: what `Run.why_not` says.
-        amending: how the caller allows a learning rate, weight decay or clipping to change, if it does.
+        reason: what `Run.why_not` returned.
+        amending: how the caller lets learning rate, weight decay or clipping change, if at all.
 
     Raises:
         ValueError: the run was made from something else.

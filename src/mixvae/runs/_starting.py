@@ -1,4 +1,4 @@
-"""Models that trainings start from: new ones, and trained ones with added components."""
+"""Models from which trainings start: new ones, and trained ones with added components."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 EXAMPLES = 10_000
-"""Most training examples that a prior may choose its pseudo-inputs from."""
+"""Maximum number of training examples from which a prior may choose its pseudo-inputs."""
 
 
 def new_model(config: Config, data: Dataset, fabric: Fabric, *, started: bool = False) -> tuple[MixtureVAE, Config]:
-    """Build a model from its seed or its start, and try it out on two examples, before anything is written.
+    """Build a model from its seed or its start, and test it on two examples, before anything is written.
 
-    The first process reads the start for all of them.
+    The first process reads the start for all processes.
     """
     if config.model.shape is not None and tuple(config.model.shape) != tuple(data.shape):
         raise ValueError(
@@ -72,7 +72,7 @@ def _copies(config: Config) -> int:
 
 
 def _extended(config: Config) -> MixtureVAE:
-    """Model that a configuration starts from, with components added and parts frozen as configured."""
+    """Model from which a configuration starts, with components added and parts frozen as configured."""
     start = open_run(str(config.start.run)).load()
     start.freeze(*config.training.freeze)  # first, so that the prior remains that of the old components
     return start.extended(config.model.components, noise=config.start.noise, fresh=config.start.fresh)
@@ -91,7 +91,8 @@ def extension(
 
     Args:
         run: the trained run.
-        components: total number of components, one more by default; the run's own number to just train it further.
+        components: total number of components, one more by default; with the run's own number it is just trained
+            further.
         freeze: parts to hold fixed, such as decoder and prior; a VampPrior becomes the Gaussians that it currently is.
         noise: noise on the copied components, relative to each tensor's own standard deviation.
         fresh: start the added components from random weights instead of copies.

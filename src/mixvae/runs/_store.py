@@ -46,7 +46,7 @@ MARK = "# A copy for people: run.json is the record of this run."
 FOLDERS = ("last", "evaluations", "figures", "tensorboard")
 """Subfolders of a run."""
 WRITTEN = ("run", "state", "model", "config", "metrics")
-"""Stems of files that only the holder of the lease writes."""
+"""Stems of files that only the lease holder writes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Layout:
 
     @property
     def weights(self) -> Path:
-        """Weights of the epoch that is best on validation."""
+        """Weights of the best epoch on validation."""
         return self.path / "model.safetensors"
 
     @property
@@ -112,7 +112,7 @@ class Layout:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is here, or only what a process left that was killed before its first checkpoint."""
+        """Whether nothing is here, or only what was left by a process killed before its first checkpoint."""
         if not self.path.exists():
             return True
         shown = {p for p in self.path.rglob("*") if not p.is_dir() and not (p.name.startswith(".") and p.is_file())}
@@ -145,7 +145,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def _try_parts(content: Mapping[str, Any]) -> None:
-    """Read what readers rely on, so that an invalid record fails here and not in the middle of a command."""
+    """Read what readers rely on, so that an invalid record fails here rather than in the middle of a command."""
     Recipe.from_json(content["recipe"]).amendable  # noqa: B018
     if content["config"] is not None:
         content["files"]["config"]  # noqa: B018
@@ -162,7 +162,7 @@ class RunStore:
         path: the run directory.
         recipe: the requested recipe; after resuming, the amended one.
         goal: requested epochs and patience.
-        runtime: what else is recorded: versions, threads, devices, the location of the data.
+        runtime: other things that are recorded: versions, threads, devices, the location of the data.
         config: the configuration, if there is one.
         model: description of a model that was built in Python.
         text: the configuration as YAML.
@@ -283,7 +283,7 @@ class RunStore:
             forget(before)
         self._described, self.is_stale = True, False
         if weights is not None:
-            self.layout.results.unlink(missing_ok=True)  # it is for older weights; the evaluation itself stays
+            self.layout.results.unlink(missing_ok=True)  # it is for older weights; the evaluation itself is kept
 
     def log(self, row: Epoch) -> None:
         """Append a row to the copy for people to watch."""

@@ -23,7 +23,7 @@ VERSION = 2
 
 
 class Results(TypedDict, total=False):
-    """Means and errors of an evaluation, and the counts beside them."""
+    """Means and errors of an evaluation, with the accompanying counts."""
 
     nll: float
     nll_se: float | None
@@ -98,7 +98,7 @@ def save_arrays(path: Path, form: str, content: Mapping[str, Any], arrays: Mappi
 
 
 def stored_evaluation(path: Path, identity: Identity, extra: Mapping[str, Any] | None = None) -> Evaluation | None:
-    """The evaluation that is stored there; None, to recompute it, if it was made from something else or is damaged."""
+    """The evaluation stored at a path; None, to recompute it, if it was made from something else or is damaged."""
     try:
         content = read_manifest(path)
         requested = {"version": VERSION, "identity": asdict(identity), "extra": dict(extra or {})}
@@ -134,7 +134,7 @@ def scores_in(content: Mapping[str, Any], path: Path) -> Representation:
 
 
 def _are_scores(metrics: object) -> bool:
-    """Whether these are equally many numbers for each of some metrics."""
+    """Whether these are lists of numbers by metric, all of the same length."""
     if not isinstance(metrics, dict) or not metrics:
         return False
     lists = list(metrics.values())

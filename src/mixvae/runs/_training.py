@@ -1,4 +1,4 @@
-"""Trainings that become runs: from a configuration, or of a model that was built in Python."""
+"""Trainings that become runs: from a configuration, or of a model built in Python."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def train(
     Args:
         config: data, model and training.
         out: the run directory.
-        resume: resume an existing run, for example to give it more epochs. Whatever determines its weights must be
-            that of `config`; learning rate, weight decay and clipping may change, and the run records the change.
-        amend: whether these may change. If they do not, a finished run is left alone.
+        resume: resume an existing run, for example to give it more epochs. Whatever determines its weights must match
+            `config`; learning rate, weight decay and clipping may change, and the run records the change.
+        amend: whether these may change. If not, a finished run is left alone.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
@@ -138,7 +138,7 @@ def _run(trainer: Trainer, store: RunStore) -> History:
 
 
 def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str, Any]:
-    """What is recorded of a training but is not part of its identity."""
+    """What is recorded about a training but is not part of its identity."""
     origin = None if data.origin is None else dict(data.origin)
     relatives = {} if origin is None else datasets.relative_paths(origin, path)
     return {
@@ -173,7 +173,7 @@ def _changed(options: TrainingOptions, changed: Mapping[str, Any]) -> TrainingOp
     """Options with some of them changed.
 
     Raises:
-        TypeError: there is no such option; the message says what takes it, or which one is near.
+        TypeError: there is no such option; the message says what takes it, or which name is close.
     """
     for name in changed:
         if name not in TrainingOptions.__dataclass_fields__:
@@ -182,7 +182,7 @@ def _changed(options: TrainingOptions, changed: Mapping[str, Any]) -> TrainingOp
 
 
 def _remedy(name: str) -> str:
-    """What to give `fit` instead of an option that it does not have."""
+    """What to pass to `fit` instead of an option that it does not have."""
     for setting, more in mixvae.config.takers(name).items():
         group, option, argument = setting.split(".")
         if group == "training":
@@ -198,7 +198,7 @@ def _with_batches(options: TrainingOptions, data: Dataset, *, asked: bool) -> Tr
     """Options with the batch size of data whose batches are made elsewhere.
 
     Raises:
-        ValueError: another batch size is asked for.
+        ValueError: another batch size is requested.
     """
     plan = data.train.plan
     if plan is None:
@@ -237,9 +237,9 @@ def fit(
 
     Args:
         model: the model, a `MixtureVAE` or a module with its `forward`.
-        data: training and validation examples: a `Dataset`, or whatever `mixvae.datasets.as_dataset` makes one of, such
-            as an array, a torch `Dataset`, or `(train, validation)` of arrays or DataLoaders. A DataLoader decides the
-            batches.
+        data: training and validation examples: a `Dataset`, or whatever `mixvae.datasets.as_dataset` can turn into one,
+            such as an array, a torch `Dataset`, or `(train, validation)` of arrays or DataLoaders. A DataLoader decides
+            the batches.
         options: how to train; `TrainingOptions()` by default.
         seed: seed of shuffling, binarisation and draws.
         run: the run directory; nothing is written by default.
@@ -250,7 +250,7 @@ def fit(
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
         callbacks: what to call at every step and epoch, each a `mixvae.training.Callback` or a function of an epoch's
             row. They can end the training by `StopTraining`.
-        loggers: loggers of Lightning that get the settings once and the metrics of every epoch, such as
+        loggers: Lightning loggers that receive the settings once and the metrics of every epoch, such as
             `lightning_fabric.loggers.CSVLogger("logs")`; on resuming, those of the epochs that follow. TensorBoard's
             files are in the run directory anyway, if it is installed.
         **changed: options of `TrainingOptions` to change, as in `fit(model, data, epochs=20)`.
@@ -260,10 +260,10 @@ def fit(
 
     Raises:
         TypeError: there is no such option.
-        ValueError: an argument is of another kind than its annotation, or out of range, the run was made from something
-            else, one of its files is damaged, or another process is training it.
+        ValueError: an argument does not match its annotation, or is out of range, the run was made from something else,
+            one of its files is damaged, or another process is training it.
         FloatingPointError: the bound became NaN or infinite; the last good checkpoint is kept.
-        KeyboardInterrupt: Ctrl-C, after a checkpoint was written.
+        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint has been written.
 
     Example:
         >>> from functools import partial
