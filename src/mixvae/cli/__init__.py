@@ -206,7 +206,7 @@ def _flags(words: list[str]) -> list[str]:
     parameters = inspect.signature(COMMANDS[words[0]]).parameters.values()
     flags = {parameter.name for parameter in parameters if parameter.annotation == "bool"}
     whole = []
-    words = [re.sub(r"^--data\.name(?==|$)", "--data_name", word) for word in words]  # as a training calls it
+    words = [re.sub(r"^--data\.name(?==|$)", "--data_name", word) for word in words]  # the name it has in a training
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = word.removeprefix("--")
         alone = word.startswith("--") and following.lower() not in ("true", "false", "yes", "no")
@@ -254,7 +254,7 @@ def _value(words: list[str], index: int) -> str | None:
 
 
 def _underscored(word: str) -> str:
-    """Accept dashes for underscores in an option's name."""
+    """Accept dashes for underscores in option names."""
     if not word.startswith("--"):
         return word
     option, equals, value = word.partition("=")

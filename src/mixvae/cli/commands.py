@@ -30,10 +30,10 @@ def presets() -> None:
 
 
 def of_first(act: Callable[[], Any]) -> Any:
-    """What a function makes of a run: in the first process of several nodes, which alone is to have the run.
+    """Result of a function of a run, called in the first process of several nodes, which alone needs the run.
 
     Args:
-        act: reads the run, and returns a value of JSON.
+        act: reads the run and returns a JSON value.
 
     Raises:
         FileNotFoundError: there is no run.

@@ -147,7 +147,7 @@ def toy(
 
 
 def _probe(experiments: Iterable[Experiment]) -> None:
-    """Show what experiments take on this machine; those that train no grid of models have words only."""
+    """Show what experiments take on this machine; those that train no grid of models are only described."""
     from rich.table import Table
 
     from mixvae.reproduce.probing import core_hours

@@ -41,7 +41,7 @@ REMEDIES = {
     errno.EDQUOT: "free some space",
     errno.EMFILE: "raise `ulimit -n`",
 }
-"""What helps against what the system refuses."""
+"""Remedies for what the system refuses."""
 
 
 def explain(error: BaseException, commands: Sequence[str], options: Callable[[], list[str]]) -> tuple[str, int]:
@@ -81,7 +81,7 @@ def explain(error: BaseException, commands: Sequence[str], options: Callable[[],
 
 
 def _refused(error: OSError) -> str:
-    """What the system refused, and what helps."""
+    """What the system refused, and the remedy."""
     files = " → ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
     told = f"{files}: {error.strerror}" if files else str(error.strerror)
     remedy = REMEDIES.get(error.errno or 0)

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from mixvae.reports import Column, Comparison
 
 LONGEST = 1000
-"""Most characters of an error; the middle of a longer one, such as a long value, is left out."""
+"""Maximum number of characters in an error; the middle of a longer one, such as a long value, is left out."""
 PAGE = 120
 """Characters per line when printing to a file."""
 
 NARROW = 10
-"""Characters that a heading may be as wide as, whatever is below it."""
+"""Width in characters that a heading may always have, however narrow its column."""
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def show(what: Any) -> None:
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Print the tables of runs and of what they share but the seed, and what makes the comparison unfair."""
+    """Print the tables of runs and of configurations, and what makes the comparison unfair."""
     from mixvae.reports import CONFIGURATIONS
 
     first = comparison.table[0]
@@ -133,13 +133,13 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def show_rows(columns: Sequence[Column], rows: Sequence[Row], title: str, known: Sequence[Column] = ()) -> None:
-    """Print rows as a table of the columns that hold anything, in parts if it is too wide, and what is in it.
+    """Print rows as a table of the non-empty columns, in parts if it is too wide, and explain what is in it.
 
     Args:
         columns: its columns; those that are `page_only` are left out.
         rows: its rows.
-        title: what it is of.
-        known: columns that were explained before.
+        title: what the table shows.
+        known: columns already explained.
     """
     from rich.table import Table
 
@@ -168,7 +168,7 @@ def _heading(column: Column, rows: Sequence[Row]) -> str:
 
 
 def _parts(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[list[Column]]:
-    """Columns in groups that fit a width, each starting with the one or two that name the rows."""
+    """Columns in groups that fit a width, each starting with the one or two columns that name the rows."""
 
     def needed(part: Sequence[Column]) -> int:
         longest = (max(map(len, (*_heading(column, rows).splitlines(), *map(column.text, rows)))) for column in part)
@@ -192,7 +192,7 @@ def _parts(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[l
 
 
 def show_scores(rows: Sequence[Row], run: str = "") -> None:
-    """Print how well latents predict labels, under the name of the run if there are more."""
+    """Print how well latents predict labels, under the name of the run if there are several."""
     from mixvae.reports import scores
 
     title = "labels from latents"

@@ -1,4 +1,4 @@
-"""What a trained run is asked: likelihoods, samples, reconstructions, paths, latents, and its networks as programs."""
+"""Queries of a trained run: likelihoods, samples, reconstructions, paths, latents, and its networks as programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mixvae.progress import Terminal
 
 Split = Literal["train", "validation", "test"]
 WIDEST = 50
-"""Most pictures that are shown side by side."""
+"""Maximum number of pictures shown side by side."""
 
 
 def evaluate_runs(

@@ -139,7 +139,7 @@ def _named(out: str) -> str:
 
 
 def _name(files: Sequence[str]) -> str:
-    """What to name results after: the first file, and how many more there are."""
+    """Stem of the names of results: the first file, and how many more there are."""
     return Path(files[0]).stem + (f"+{len(files) - 1}" if len(files) > 1 else "")
 
 

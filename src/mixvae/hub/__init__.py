@@ -1,8 +1,8 @@
 """Runs on the Hugging Face hub: fetched into its cache, pulled into run directories, uploaded in one commit.
 
 Needs the extra `hub`: `pip install 'mixvae[hub]'`. Tokens, the cache and the address of the hub are huggingface_hub's:
-`hf auth login`, `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`. What a run directory on the hub is made of is for
-`mixvae.publishing` to say.
+`hf auth login`, `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`. `mixvae.publishing` decides what a run directory on the hub
+consists of.
 """
 
 from mixvae.hub._address import SCHEME, Address, is_address

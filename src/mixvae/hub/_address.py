@@ -1,4 +1,4 @@
-"""Where a run lies on the hub."""
+"""Where a run is on the hub."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TypeGuard
 
 SCHEME = "hub://"
 MAIN = "main"
-"""The branch that is meant where no revision is given."""
+"""The branch used if no revision is given."""
 LONGEST = 96
-"""Most characters of a repository's name."""
+"""Maximum number of characters in a repository's name."""
 _ADDRESS = re.compile(r"(?:hub://)?(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", re.ASCII)
 
 
@@ -44,7 +44,7 @@ class Address:
         """Read an address, with or without `hub://`.
 
         Raises:
-            ValueError: it is no ORG/NAME or ORG/NAME@REVISION.
+            ValueError: it is not ORG/NAME or ORG/NAME@REVISION.
         """
         found = _ADDRESS.fullmatch(text)
         if found is None or ".." in text or "--" in found[1] or len(found[1]) > LONGEST:
@@ -53,7 +53,7 @@ class Address:
 
 
 def is_address(text: object) -> TypeGuard[str]:
-    """Whether this is meant as an address, and not as a folder.
+    """Whether this is meant as an address rather than a folder.
 
     Example:
         >>> from mixvae.hub import is_address

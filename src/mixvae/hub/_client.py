@@ -1,4 +1,4 @@
-"""huggingface_hub as the other modules use it: imported when needed, its errors in one line, its progress as ours."""
+"""huggingface_hub as the other modules use it: imported when needed, with one-line errors and our own progress."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def plain_answers(address: Address) -> Iterator[None]:
     """Turn whatever huggingface_hub raises about a repository into one line.
 
     Raises:
-        Unreachable: the hub does not answer, or not as a hub does.
-        ValueError: it refuses.
-        OSError: its cache on this machine cannot be read or written.
+        Unreachable: the hub does not answer, or not as a hub would.
+        ValueError: the hub refuses.
+        OSError: the cache on this machine cannot be read or written.
     """
     from huggingface_hub import errors
 
@@ -65,7 +65,7 @@ def _unreachable(error: BaseException) -> Unreachable:
 
 
 def _refusal(error: Any, address: Address) -> Exception:
-    """The error for a hub that answers, but not as hoped."""
+    """The error for a hub that answers with an error."""
     from huggingface_hub import errors
 
     repo, status = address.repo, error.response.status_code
@@ -104,7 +104,7 @@ def without_bars() -> Iterator[None]:
 
 
 def bar(progress: Progress = SILENT, before: int = 0, total: int = 0, text: str = "") -> type:
-    """A class for huggingface_hub to use as its progress bar, which draws nothing but reports to ours.
+    """A class for huggingface_hub to use as its progress bar, which draws nothing and reports to ours.
 
     Args:
         progress: where to report; silent by default.

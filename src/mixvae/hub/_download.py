@@ -20,9 +20,9 @@ from mixvae.hub._listing import CARD, MANIFEST, is_listed, is_manifest, is_whole
 from mixvae.progress import SILENT, Progress
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-"""A whole commit, which always names the same files."""
+"""A full commit hash, which always names the same files."""
 LARGEST_CARD = 2**20
-"""Most bytes of a model card that is downloaded."""
+"""Maximum number of bytes of a model card that is downloaded."""
 SCVI_MODEL = "_scvi_required_metadata.json"
 """A file that models of `scvi.hub` have."""
 
@@ -30,9 +30,9 @@ SCVI_MODEL = "_scvi_required_metadata.json"
 def fetch(address: str | Address, progress: Progress = SILENT) -> Path:
     """Download a run into the hub's cache, or find it there.
 
-    A commit that is in the cache is found without the network. A branch or a tag is looked up on the hub; if that
-    cannot be reached, what the cache has of it is used, and `progress` says so. An interrupted download continues with
-    the files that are missing.
+    A commit that is in the cache is found without the network. A branch or a tag is looked up on the hub; if the hub
+    cannot be reached, the cached version is used, and `progress` says so. An interrupted download continues with the
+    files that are missing.
 
     Args:
         address: ORG/NAME or ORG/NAME@REVISION, with or without `hub://`.
@@ -65,22 +65,22 @@ def pull(address: str | Address, out: str | Path | None = None, progress: Progre
 
     Args:
         address: ORG/NAME or ORG/NAME@REVISION, with or without `hub://`.
-        out: the run directory; runs/NAME by default. If it is this very commit already, it is left as it is.
+        out: the run directory; runs/NAME by default. If it already holds this very commit, it is left as it is.
         progress: where to report progress; silent by default.
 
     Returns:
         The run directory.
 
     Raises:
-        ValueError: something else is at `out`, or nothing can be written there, which is found out before anything is
-            downloaded; or as in `fetch`.
+        ValueError: something else is at `out`, or nothing can be written there, both of which are checked before
+            anything is downloaded; or for the reasons given in `fetch`.
         Unreachable: the hub cannot be reached, and the cache does not have the run.
         OSError: the directory cannot be written.
     """
     address = Address.parse(address) if isinstance(address, str) else address
     target = Path(out or Path("runs") / address.name).expanduser()
     if _pulled_from(target) is None:
-        for place in (target, target.parent):  # it is made beside where it comes to lie
+        for place in (target, target.parent):  # it is made next to its final place
             check_folder(place, str(target))
     folder = fetch(address, progress)
     origin = {"repo": address.repo, "commit": folder.name}
@@ -101,7 +101,7 @@ def pull(address: str | Address, out: str | Path | None = None, progress: Progre
 
 
 def _pulled_from(target: Path) -> Mapping[str, Any] | None:
-    """Repository and commit of the run that is there already; None if nothing is.
+    """Repository and commit of the run that is already there; None if nothing is.
 
     Raises:
         ValueError: something else is there.
@@ -120,7 +120,7 @@ def _occupied(target: Path) -> ValueError:
 
 
 def _copy(folder: Path, out: Path, origin: Mapping[str, str]) -> None:
-    """Copy a run out of the cache; its manifest says where it is from."""
+    """Copy a run out of the cache, recording in its manifest where it is from."""
     content = read_manifest(folder / MANIFEST)
     for entry in listed(content, str(folder)):
         write_bytes(out / entry["path"], read_listed(folder / entry["path"], entry))
@@ -149,8 +149,8 @@ class _Revision:
     """One commit of a repository.
 
     Args:
-        address: the revision that was asked for.
-        commit: the commit that it is.
+        address: the requested revision.
+        commit: the commit that it refers to.
         sizes: bytes of each of its files.
     """
 
@@ -181,13 +181,13 @@ class _Revision:
         return manifest.parent
 
     def _get(self, path: str, fits: Callable[[Path], bool], shown: type, revision: str = "") -> Path:
-        """Download one file, anew if the cache has one that does not fit.
+        """Download one file, again if the cached one is not the right one.
 
         Args:
             path: the file.
             fits: whether a file is the right one.
             shown: the class of the progress bar.
-            revision: by which name the cache is to find it again; the commit by default.
+            revision: name under which the cache finds it again; the commit by default.
         """
         hub, repo = library(), self.address.repo
         was_cached = isinstance(hub.try_to_load_from_cache(repo, path, revision=self.commit), str)

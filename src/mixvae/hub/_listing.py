@@ -11,7 +11,7 @@ from mixvae.files import checksum, read_manifest, read_regular
 from mixvae.files._forms import conform
 
 MANIFEST = "run.json"
-"""The record of a run, which has a checksum of itself."""
+"""The record of a run, which contains its own checksum."""
 CARD = "README.md"
 """The model card: for people, who may edit it on the hub. Nothing reads it, and it has no checksum."""
 LISTED = re.compile(r"config\.yaml|model\.safetensors|evaluations/\w[\w.-]*\.(json|npz)", re.ASCII)
@@ -40,7 +40,7 @@ class _Content(TypedDict):
 
 
 def entry_of(path: str, content: bytes) -> Entry:
-    """What a manifest says of a file.
+    """What a manifest says about a file.
 
     Example:
         >>> from mixvae.hub import entry_of
@@ -96,7 +96,7 @@ def is_listed(path: Path, entry: Entry) -> bool:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file is a manifest that is intact."""
+    """Whether a file is an intact manifest."""
     try:
         read_manifest(path)
     except (OSError, ValueError):

@@ -12,7 +12,7 @@ from mixvae.hub._listing import CARD, LISTED, MANIFEST
 from mixvae.progress import SILENT, Progress
 
 BEGUN = {".gitattributes", CARD}
-"""Files of a repository that was only just made."""
+"""Files of a newly created repository."""
 
 
 class Commit(NamedTuple):
@@ -36,18 +36,17 @@ def upload(
     private: bool = False,
     progress: Progress = SILENT,
 ) -> Commit:
-    """Upload the files of a run in one commit, in place of those of an earlier run.
+    """Upload the files of a run in one commit, replacing those of an earlier run.
 
-    Files are sent one by one and count together, once the last has arrived. If that is interrupted, the same call sends
-    only those that are missing; what is on the hub already is neither sent nor committed again.
+    Files are sent one by one and are committed together, once the last has arrived. If that is interrupted, the same
+    call sends only those that are missing; what is on the hub already is neither sent nor committed again.
 
     Args:
-        repo: ORG/NAME, which is made if there is none.
+        repo: ORG/NAME, created if it does not exist.
         files: what to upload, by path in the repository.
         message: what the commit says.
-        tag: a name for the commit, which no other content of these files may have: where there is a tag of that name,
-            it stays.
-        private: make a repository that only its owners see.
+        tag: a name for the commit, reserved for exactly these files: if a tag of that name exists, it is kept.
+        private: create a repository that only its owners see.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
@@ -86,7 +85,7 @@ def _check_own(address: Address, before: set[str]) -> None:
 
 
 def _send(client: Any, address: Address, files: list[Any], progress: Progress) -> None:
-    """Send the content of files that are new; they count once they are committed."""
+    """Send the content of new files; they take effect once committed."""
     total, before = sum(file.upload_info.size for file in files), 0
     for file in files:
         progress.update(before, total, f"uploading {file.path_in_repo}")

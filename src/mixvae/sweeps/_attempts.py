@@ -1,4 +1,4 @@
-"""Trying cells again on machines that can be lost."""
+"""Retrying cells on machines that can be lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mixvae.progress import Progress
 from mixvae.sweeps._tasks import Task
 
 ATTEMPTS = 3
-"""How often a cell is tried. Each attempt resumes from the last checkpoint of the one before."""
+"""How many times a cell is tried. Each attempt resumes from the last checkpoint of the previous one."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Started:
     """A cell has begun.
 
     Args:
-        node: where.
+        node: the machine it runs on.
     """
 
     node: str
@@ -46,7 +46,7 @@ class Cluster(Protocol):
         ...
 
     def wait(self, attempts: Sequence[Any]) -> tuple[Any, Started | Ended]:
-        """The next thing that happens to one of some attempts, and to which."""
+        """The next event of one of the given attempts, and which attempt it concerns."""
         ...
 
     def cancel(self, attempts: Sequence[Any]) -> None:
@@ -60,9 +60,9 @@ def run_all(
     """Train cells on a cluster, as `Runner.run` does, each in up to `ATTEMPTS` attempts.
 
     Args:
-        cluster: what trains them.
+        cluster: the machines that train them.
         tasks: the cells.
-        jobs: most cells to queue at a time; all by default.
+        jobs: maximum number of cells queued at a time; all by default.
         progress: where to report progress.
     """
     waiting = deque((task, 1) for task in tasks)

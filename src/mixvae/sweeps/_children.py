@@ -1,6 +1,6 @@
 """A cell's own process, and what keeps a machine from starting one.
 
-Imports the standard library only: Ray's workers are sent it by value, and need neither mixvae nor torch for it.
+Imports the standard library only: it is sent to Ray's workers by value, and they need neither mixvae nor torch for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRANSIENT = os.EX_TEMPFAIL
 TAIL = 3
 """Last lines of a log that an error quotes."""
 STARTERS = ("SLURM_", "TORCHELASTIC_")
-"""What the variables begin with by which srun and torchrun tell processes that they train one model together."""
+"""Prefixes of the variables by which srun and torchrun tell processes that they train one model together."""
 VERSIONS = """
 import json
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +36,7 @@ for name in ("mixvae", "torch"):
         found[name] = None
 print(json.dumps(found))
 """
-"""Prints the installed versions that decide what a cell's weights are."""
+"""Prints the installed versions, which determine a cell's weights."""
 
 
 def run_child(
@@ -45,10 +45,10 @@ def run_child(
     environment: Mapping[str, str] | None = None,
     children: set[subprocess.Popen[str]] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run Python in a process that ends when this one does; return its status and the last lines that it wrote.
+    """Run Python in a process that ends when this one does; return its status and its last lines of output.
 
-    The child notices the end of its parent, whatever the cause, by its standard input (`training._lives`). It trains by
-    itself, even if srun started its parent on several machines.
+    The child notices the end of its parent, whatever the cause, by its standard input (`training._lives`). It trains on
+    its own, even if srun started its parent on several machines.
 
     Args:
         words: arguments of Python.
@@ -97,7 +97,7 @@ def versions() -> dict[str, str | None]:
 
 
 def unfit(mark: str, here: str, wanted: Mapping[str, str | None]) -> str:
-    """What keeps this machine from training cells for a driver, in one line; empty if nothing does.
+    """Why this machine cannot train cells for a driver, in one line; empty if it can.
 
     Args:
         mark: file that the driver keeps in the folder of the runs.
@@ -127,13 +127,13 @@ def attempt(
 ) -> Iterator[dict[str, Any]]:
     """Train a cell in a worker of another machine; yield that it started, and how it ended.
 
-    The child does not see which runs this machine's user has trained: it trusts what the driver tells it to.
+    The child does not see which runs this machine's user has trained: it trusts what the driver tells it to trust.
 
     Args:
         words: arguments of Python.
         log: file to which the child's standard error is appended.
         settings: environment variables to set.
-        mark: as in `unfit`, like those that follow.
+        mark: as in `unfit`, as are the arguments that follow.
         here: the child's working folder.
         wanted: versions.
     """

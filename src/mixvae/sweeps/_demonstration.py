@@ -20,7 +20,7 @@ def demo(
     epochs: int | None = None,
     progress: Progress = SILENT,
 ) -> tuple[reports.Comparison, Path]:
-    """Train S = 1, 2, 4 on the embedded digits, evaluate each, and write one report. What is done is not repeated.
+    """Train S = 1, 2, 4 on the embedded digits, evaluate each, and write one report. Finished work is not repeated.
 
     Args:
         out: folder of the runs and of `report.html`.

@@ -15,7 +15,7 @@ from mixvae.evaluation import ProposalName, check_draws
 from mixvae.files import canonical
 
 MOST_CELLS = 10_000
-"""Most trainings in one grid."""
+"""Maximum number of trainings in one grid."""
 
 
 @dataclass(frozen=True)

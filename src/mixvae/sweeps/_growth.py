@@ -1,4 +1,4 @@
-"""Growing a trained mixture, as long as another component gains on held-out data."""
+"""Growing a trained mixture as long as another component gains on held-out data."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Growth(Tabular):
     """How a mixture grew.
 
     Args:
-        steps: one for every component that was tried.
+        steps: one for each component that was tried.
 
     Example:
         >>> from mixvae.sweeps import Growth, Step
@@ -59,7 +59,7 @@ class Growth(Tabular):
 
     @property
     def title(self) -> str:
-        """What the errors of gains are over."""
+        """What the errors of the gains are taken over."""
         return f"Growth; gain_se is over validation examples of {reports.ONE_TRAINING}"
 
     @property
@@ -92,7 +92,7 @@ def grow(
     it is due to the component and not to the further training. The evaluation's draws come from the posterior, where
     its log p(x) is the pooled bound: refined proposals would hide what a component adds to the posterior, and cost
     more. Its error is over validation examples: it decides whether this one model grows further, and says nothing about
-    what another seed would give. Every training is a run directory; what is done is not repeated.
+    what another seed would give. Every training is a run directory; finished work is not repeated.
 
     Args:
         run: the trained run.
@@ -145,7 +145,7 @@ def grow(
 
 
 def _check_steps(base: runs.Run, folder: Path, most: int, settings: Callable[[runs.Run, int], config.Config]) -> None:
-    """Refuse a folder of other steps, before any of them is resumed.
+    """Refuse a folder that holds different steps, before any of them is resumed.
 
     Raises:
         ValueError: a step was made from something else, or would train further although a later one started from it.

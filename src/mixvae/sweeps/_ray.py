@@ -29,15 +29,15 @@ _ADDRESS = re.compile(r"(\[[\da-f:.]+\]|[\w-]{1,63}(?:\.[\w-]{1,63})*\.?):(\d{1,
 CONNECT_SECONDS = 5.0
 """How long to try to reach the head of a cluster."""
 ANSWER_SECONDS = 30.0
-"""How long what listens there may take to prove to be Ray, which itself would try for minutes."""
+"""How long a listener may take to prove to be Ray, which itself would try for minutes."""
 EXAMINE_SECONDS = 120.0
-"""How long to wait until every machine has said whether it can train."""
+"""How long to wait for every machine to report whether it can train."""
 STOP_SECONDS = 15.0
-"""How long cells that are stopped may take to save."""
+"""How long stopped cells may take to save."""
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_LOG_TO_DRIVER": "0"}
-"""Ray's own switches, unless the user has set them: it reports its usage to nobody, and nothing on the terminal."""
+"""Ray's own switches, unless the user has set them: it sends no usage statistics and prints nothing on the terminal."""
 ALONE = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""For a Ray that is started here: it obeys this process only, and looks for no address but 127.0.0.1."""
+"""For a Ray that is started here: it obeys only this process, and uses no address but 127.0.0.1."""
 OWN = {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 * 2**20}
 """How Ray is started on this machine: nothing listens beyond it, and nothing large passes through the object store."""
 
@@ -46,12 +46,12 @@ OWN = {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_stor
 class RayRunner:
     """Trains cells on the machines of a Ray cluster, which share the folder of the runs.
 
-    A cell that is lost with its machine, or that is killed, is resumed elsewhere from its last checkpoint. A cell takes
+    A cell that is killed, or lost with its machine, is resumed elsewhere from its last checkpoint. A cell takes
     as many CPUs as `training.threads` says, one by default, and `training.devices` GPUs if `training.accelerator` is
     cuda.
 
     Args:
-        jobs: most cells to train in parallel; as many as there is room for by default.
+        jobs: maximum number of cells trained in parallel; as many as there is room for by default.
         address: HOST:PORT of the cluster's head; $RAY_ADDRESS by default, or else Ray is started on this machine.
 
     Example:
@@ -94,7 +94,7 @@ def resources(training: TrainingConfig, name: str) -> dict[str, int]:
 
 
 class _RayCluster:
-    """A `Cluster` of the Ray that this process is connected to. An attempt is a stream of what happens to it."""
+    """A `Cluster` on the Ray that this process is connected to. An attempt is a stream of its events."""
 
     def __init__(self, ray: Any, needs: Mapping[str, dict[str, int]], mark: str):
         self._ray, self._needs = ray, needs
@@ -107,7 +107,7 @@ class _RayCluster:
         """Make sure that every machine can train, and that there is room for every cell.
 
         Raises:
-            ValueError: one cannot, or there is none.
+            ValueError: a machine cannot, or there is no room.
         """
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -139,7 +139,7 @@ class _RayCluster:
         return attempt.remote(task.words(), str(task.log), settings, **self._fit)
 
     def wait(self, attempts: Sequence[Any]) -> tuple[Any, Started | Ended]:
-        """The next thing that happens to one of some attempts."""
+        """The next event of one of the given attempts."""
         [attempt], _ = self._ray.wait(list(attempts), num_returns=1)
         try:
             event = self._ray.get(next(attempt))
@@ -156,7 +156,7 @@ class _RayCluster:
 
 
 def _reason(error: Exception) -> str:
-    """What Ray, or what it ran, says went wrong, in a sentence."""
+    """What went wrong according to Ray, or to what it ran, in a sentence."""
     return said(getattr(error, "cause", None) or error).partition(". ")[0]
 
 
@@ -167,11 +167,11 @@ def _has_room(there: Mapping[str, float], need: Mapping[str, int]) -> bool:
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[Any]:
-    """Connect to a cluster, or to one that is started on this machine for as long as this lasts."""
+    """Connect to a cluster, or to one that is started on this machine for the duration of the block."""
     switches = QUIET if address else QUIET | ALONE | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ.update({name: value for name, value in switches.items() if name not in os.environ})
     try:
-        import ray  # which reads the switches
+        import ray  # reads the switches
     except ImportError:
         raise ValueError("--on ray needs Ray, which is not installed: pip install 'mixvae[cluster]'") from None
     if address:
@@ -205,7 +205,7 @@ def _head(given: str | None) -> str | None:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuse an address at which no cluster answers that this machine belongs to.
+    """Refuse an address unless a cluster that this machine belongs to answers there.
 
     Raises:
         ValueError: nothing listens there, or what listens is no such cluster.
@@ -223,7 +223,7 @@ def _check_reachable(address: str) -> None:
             f"what listens at {address} does not answer as a Ray cluster that this machine belongs to: give HOST:PORT "
             "of its head, as `ray start --head --port=PORT` was given, on a machine of the cluster"
         ) from None
-    if done.returncode:  # Ray aborts where it knows of no node on this machine, without a word on why
+    if done.returncode:  # Ray aborts without explanation if it knows of no node on this machine
         reason = re.search(r"^[\w.]*Error: [^.\n]*", done.stderr, re.MULTILINE)
         raise ValueError(
             f"Ray at {address} cannot be used from here{': ' + reason[0] if reason else ''}; start the command on a "
@@ -233,7 +233,7 @@ def _check_reachable(address: str) -> None:
 
 @contextmanager
 def _marked(folder: Path) -> Iterator[Path]:
-    """Keep a file in a folder by which other machines know that they see the same one."""
+    """Keep a file in a folder, by which other machines recognise that they see the same folder."""
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / f".driver-{secrets.token_hex(8)}"

@@ -22,21 +22,21 @@ class Runner(Protocol):
     """Where the cells of a grid are trained."""
 
     def run(self, tasks: Sequence[Task], progress: Progress) -> Generator[tuple[str, str], None, None]:
-        """Train and evaluate cells; closing the generator stops those that still train.
+        """Train and evaluate cells; closing the generator stops those still in training.
 
         Args:
             tasks: the cells. They may begin and end in any order.
             progress: where to report which cell begins.
 
         Yields:
-            The name of each cell that has ended, and its error; an empty text if it is done.
+            The name of each cell that has ended, and its error; an empty string if it succeeded.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LocalRunner:
-    """Trains every cell in a process of this machine.
+    """Trains every cell in a process on this machine.
 
     Args:
         jobs: number of cells to train in parallel, sharing the processor's cores.
@@ -69,7 +69,7 @@ class LocalRunner:
             try:
                 for future in as_completed(futures):
                     yield future.result()
-            except BaseException:  # cells that have not begun are cancelled, the others save and stop
+            except BaseException:  # pending cells are cancelled, the others save and stop
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(children):
                     child.terminate()
@@ -77,7 +77,7 @@ class LocalRunner:
 
 
 LOCAL = LocalRunner()
-"""Trains one cell after the other on this machine."""
+"""Trains one cell after another on this machine."""
 RUNNERS: dict[str, Callable[..., Runner]] = {"local": LocalRunner, "ray": RayRunner}
 """Every runner, by its name on the command line."""
 

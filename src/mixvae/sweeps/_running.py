@@ -40,12 +40,12 @@ def run_cells(grid: Grid, *, runner: Runner = LOCAL, progress: Progress = SILENT
     """Train and evaluate every cell of a grid, each in its own process.
 
     Finished cells are skipped, interrupted ones resumed, and a cell that fails is reported while the rest continues. A
-    cell that another process trains is waited for. A folder whose content does not match the grid as it is now is
-    refused before anything runs.
+    cell that another process trains is waited for. A folder whose content does not match the current grid is refused
+    before anything runs.
 
     Args:
         grid: the cells.
-        runner: where they are trained, as `choose_runner` returns it; one after the other on this machine by default.
+        runner: where they are trained, as `choose_runner` returns it; one after another on this machine by default.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
@@ -73,7 +73,7 @@ def run_cells(grid: Grid, *, runner: Runner = LOCAL, progress: Progress = SILENT
 
 
 def _stored(path: Path, grid: Grid) -> Evaluation | None:
-    """The stored evaluation of a cell; that of a legacy run is by draws from the posterior, whatever is asked for."""
+    """The stored evaluation of a cell; a legacy run's is from draws of the posterior, whatever was requested."""
     run = runs.open_run(path)
     settings: dict[str, Any] = grid.evaluation
     if run.is_legacy:

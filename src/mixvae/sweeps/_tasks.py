@@ -20,7 +20,7 @@ from mixvae.training import _lives as lives
 DOING = {"new": "training", "unfinished": "resuming", "trained": "evaluating"}
 """What is done to a cell, by the state of its run directory."""
 WAIT_SECONDS = 5.0
-"""How often to look whether another process has stopped training a cell."""
+"""How often to check whether another process has stopped training a cell."""
 SCRIPT = "import sys; from mixvae.sweeps import run_cell; run_cell(*sys.argv[1:])"
 
 
@@ -60,7 +60,7 @@ class Task:
         return DOING[self.standing]
 
     def words(self) -> list[str]:
-        """Write its configuration, and return the arguments of a Python that trains and evaluates it."""
+        """Write its configuration, and return the arguments with which Python trains and evaluates it."""
         file = self.folder / "cells" / f"{self.name}.yaml"
         write_text(file, config.to_yaml(self.config))
         return ["-c", SCRIPT, str(file), str(self.out), json.dumps(dict(self.evaluation)), *self.trusted]
