@@ -30,7 +30,7 @@ Scale = Literal["smoke", "small", "paper"]
 
 
 def find(name: str) -> Experiment:
-    """The experiment of this name.
+    """The experiment with this name.
 
     Raises:
         ValueError: there is none; the closest name is suggested.
@@ -67,7 +67,7 @@ def reproduce(
         epochs: epochs of every training, instead of the scale's.
         warmup: epochs of warm-up, instead of the scale's.
         models: only these of its models.
-        runner: where trainings are run, as `mixvae.sweeps.choose_runner` returns it; one after the other by default.
+        runner: where trainings are run, as `mixvae.sweeps.choose_runner` returns it; one after another by default.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
@@ -135,12 +135,12 @@ def reproduce(
 
 
 def _word(value: object) -> str:
-    """A value as the command line takes it: a list with commas."""
+    """A value in the form that the command line takes: lists with commas."""
     return str(value) if isinstance(value, int) else ",".join(map(str, cast("Sequence[object]", value)))
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
+    """The same with None in place of NaN, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list):

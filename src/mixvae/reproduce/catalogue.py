@@ -39,7 +39,7 @@ SMALL_DIGITS: dict[str, dict[str, Any]] = {
 
 
 def _steps(models: Sequence[str], sizes: Sequence[int]) -> list[tuple[tuple[str, int], tuple[str, int]]]:
-    """Each size over the one before it, for every model."""
+    """Each size over the previous one, for every model."""
     return [((m, new), (m, old)) for m in models for old, new in zip(sizes, sizes[1:], strict=False)]
 
 
@@ -90,7 +90,7 @@ def _nll(name: str) -> Experiment:
 
 
 def _iwae(sizes: Sequence[int], hidden: int, widths: dict[int, int], depths: dict[int, int], **rest: Any) -> Trainings:
-    """Mixtures of S, against one encoder of as many parameters trained by the IWAE bound with S draws."""
+    """Mixtures of S encoders against one encoder with as many parameters, trained with the IWAE bound and S draws."""
     variants, pairs = [], []
     small = {"model.decoder": {"class_path": "MLPDecoder", "hidden": [hidden] * 2}}
     for s in sizes:

@@ -19,10 +19,10 @@ AT = "at_equal_seconds"
 
 
 def at_equal_seconds(measured: Measured) -> Measured:
-    """Measurements with the best validation bound of every training within the seconds that the quickest one took.
+    """Measurements with the best validation bound of every training within the time that the quickest one took.
 
     It is NaN for a training whose first epoch took longer. Seconds are those of training and validating, on whatever
-    machine each training ran: they are comparable only if that was the same one, as busy.
+    machine each training ran: they are comparable only if it was the same machine, equally busy.
     """
     seconds = _quickest(measured)
     return {

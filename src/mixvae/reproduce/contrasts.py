@@ -44,10 +44,10 @@ class Question:
     Args:
         claim: the claim.
         pairs: (better, worse) by model and size.
-        metric: log_px, a bound (pooled, miselbo, elbo), a score of `mixvae.analysis` on [mean, std], or what the plan
-            measures besides.
-        primary: whether it is what the experiment was made to decide, so that its contrasts are Holm-corrected; any
-            other is exploratory.
+        metric: log_px, a bound (pooled, miselbo, elbo), a score of `mixvae.analysis` on [mean, std], or anything else
+            that the plan measures.
+        primary: whether the experiment was made to decide it, so that its contrasts are Holm-corrected; otherwise it is
+            exploratory.
     """
 
     claim: str
@@ -101,12 +101,12 @@ def verdicts(questions: Sequence[Question], contrasts: Sequence[Sequence[Row]]) 
 
 
 def _gap(row: Row) -> Gap:
-    """A contrast as a difference that is positive according to its claim."""
+    """A contrast as a difference that should be positive according to its claim."""
     return Gap(f"{row['contrast']} ({row['metric']})", row["difference"], row["margin"], row.get("p_holm"))
 
 
 def unequal_draws(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) -> list[str]:
-    """What to say of variants that are compared at unequal numbers of draws per step, in a note or none.
+    """A note on variants that are compared at unequal numbers of draws per step, or none.
 
     Example:
         >>> from mixvae.reproduce.contrasts import unequal_draws

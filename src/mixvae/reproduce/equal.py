@@ -31,13 +31,13 @@ SCORES = ("knn", "svm", "mlp", "qda", "ari", "nmi", "asw")
 
 
 def encoder_parameters(shape: Sequence[int], latent: int, hidden: Sequence[int]) -> int:
-    """Number of parameters of a gated encoder, counted on one that has no storage."""
+    """Number of parameters of a gated encoder, counted on one without storage."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in GatedEncoder(shape, latent, hidden).parameters())
 
 
 def wide(times: int, shape: Sequence[int], latent: int, hidden: Sequence[int]) -> list[int]:
-    """Widths of one gated encoder, as deep, that has the parameters of several.
+    """Widths of one gated encoder that is as deep as several and has as many parameters.
 
     Example:
         >>> from mixvae.reproduce.equal import wide
@@ -125,7 +125,7 @@ def _vampprior(pseudo_inputs: int, size: int, fewer: int, options: dict[str, Any
 
 
 def _convergence(size: int, draws: int, options: dict[str, Any], **rest: Any) -> Trainings:
-    """Until patience ends, by a validation bound of equally many draws; and the same runs at equal wall-clock."""
+    """Until patience ends, by a validation bound with equally many draws; and the same runs at equal wall-clock."""
     one, many = ("vanilla", 1), ("vanilla", size)
     variants = [Variant(*one, "vanilla", shared(size, 1)), Variant(*many, "vanilla", shared(size, size))]
     questions = [
@@ -158,7 +158,7 @@ def _pixelcnn(
 
 
 def _hundreds(sizes: Sequence[int], options: dict[str, Any], **rest: Any) -> Trainings:
-    """One-hot components of one encoder, two of them drawn from at each step; one component with two draws."""
+    """One-hot components of one encoder, two of which are drawn from at each step; one component with two draws."""
     one = ("one", 1)
     variants = [Variant(*one, "one_hot", {**shared(2, 1), "training.active": None})]
     questions = []

@@ -30,7 +30,7 @@ def unknown(what: str, name: str, known: Sequence[str] | dict[str, Any]) -> Valu
 
 @dataclass(frozen=True)
 class Changes:
-    """What a user changes in a scale of an experiment; None leaves it.
+    """What a user changes in a scale of an experiment; None leaves a setting as it is.
 
     Args:
         seeds: seeds of every training.
@@ -57,7 +57,7 @@ class Changes:
             raise ValueError("models must name at least one model")
 
     def named(self, **names: str) -> dict[str, Any]:
-        """What is changed, by the names that a plan has for it: `named(epochs="training.epochs")`."""
+        """What is changed, by the names that a plan uses for it: `named(epochs="training.epochs")`."""
         values = {new: getattr(self, name) for name, new in names.items()}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -79,13 +79,13 @@ class Changes:
 
 @dataclass(frozen=True)
 class Gap:
-    """One difference that is positive according to a claim.
+    """One difference that should be positive according to a claim.
 
     Args:
         name: what is compared with what.
         gain: the difference.
         margin: half width of its 95 % interval between trainings; NaN if there is one training of each.
-        p: p value that decides in place of the margin, corrected for the number of claims; None to go by the margin.
+        p: p value that decides instead of the margin, corrected for the number of claims; None to use the margin.
     """
 
     name: str
@@ -136,8 +136,8 @@ def judge(claim: str, gaps: Sequence[Gap], *, primary: bool = False) -> Verdict:
     """Judge a claim by the differences that should be positive according to it.
 
     It holds if every difference exceeds its margin, and does not hold if one difference is below zero by more than its
-    margin; where a difference has a corrected p value, that is below 5 % takes the place of exceeding the margin.
-    Anything else does not decide it, such as one training of each model, which has neither.
+    margin; where a difference has a corrected p value, a value below 5 % takes the place of exceeding the margin.
+    Anything else leaves it undecided, such as one training of each model, which has neither.
 
     Args:
         claim: the claim.
@@ -172,9 +172,9 @@ class Findings(Tabular):
         table: its rows.
         verdicts: the paper's claims, judged.
         figures: pictures by name, as figures or PNG.
-        commands: the commands of its single steps.
+        commands: the commands of its individual steps.
         notes: caveats on the numbers.
-        contrasts: the differences that the claims are judged by, one row each.
+        contrasts: the differences by which the claims are judged, one row each.
     """
 
     columns: Sequence[Column]

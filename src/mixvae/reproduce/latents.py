@@ -13,13 +13,13 @@ from mixvae.progress import Progress
 
 NAMES = ("latent means", "t-SNE", "components", "spread", "classes")
 SHOWN = 1000
-"""Most examples that are drawn."""
+"""Maximum number of examples drawn."""
 
 
 def latent_pictures(run: runs.Run, progress: Progress) -> dict[str, bytes]:
     """Principal components, t-SNE, and how components cooperate, as PNG by name.
 
-    Stored pictures of the same weights and data are read. For a legacy run these are the pictures that it came with.
+    Stored pictures for the same weights and data are read. For a legacy run these are the pictures that it came with.
 
     Args:
         run: the run.
@@ -41,7 +41,7 @@ def latent_pictures(run: runs.Run, progress: Progress) -> dict[str, bytes]:
 
 
 def _stored(manifest: Path, identity: dict[str, Any]) -> dict[str, bytes] | None:
-    """Pictures that are stored under an identity, if they are intact."""
+    """Pictures stored under an identity, if they are intact."""
     try:
         content = read_manifest(manifest)
         if content["identity"] != identity:
@@ -56,7 +56,7 @@ def _file(name: str) -> str:
 
 
 def _draw(run: runs.Run) -> dict[str, Figure]:
-    """Draw them all."""
+    """Draw all pictures."""
     from sklearn.manifold import TSNE
 
     features = runs.encode_split(run, examples=SHOWN)

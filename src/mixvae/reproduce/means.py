@@ -17,12 +17,12 @@ _SIXTY: dict[str, Any] = {**LAST, "training.epochs": 60, "training.warmup": 10}
 
 
 def _halved(size: int) -> list[float]:
-    """Weights of which each is half of the one before it, but for the last."""
+    """Weights each of which is half of the previous one, except for the last."""
     return [0.5**s for s in range(1, size)] + [0.5 ** (size - 1)]
 
 
 def _ways(size: int, draws: int, preset: str, **rest: Any) -> Trainings:
-    """Estimators of the gradient, learned weights and warm starts, each against one component trained alike."""
+    """Estimators of the gradient, learned weights and warm starts, each against one component trained the same way."""
     alike: dict[str, dict[str, Any]] = {
         "elbo": {}, "sticking the landing": _STL,
         "pooled": {"training.bound": "pooled"}, "doubly reparameterised": _DREG,
@@ -64,7 +64,7 @@ def _places(places: Mapping[str, Mapping[str, Any]], size: int, draws: int, **re
 
 
 def _few(examples: int, epochs: int, warmup: int, batch: int = 100) -> dict[str, Any]:
-    """Options of so few training examples, passed so often that there are about as many steps."""
+    """Options for few training examples, with more epochs so that there are about as many steps."""
     return {
         "data.limit": examples, "training.batch": batch, "training.epochs": epochs, "training.warmup": warmup,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What was measured of the trainings of an experiment, by variant."""
+"""What was measured on the trainings of an experiment, by variant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Cell:
     Args:
         run: the training.
         evaluation: its evaluation.
-        scores: how well classes are found in its latents, if that was measured.
+        scores: how well classes are found in its latents, if measured.
         more: other measurements by name.
     """
 
@@ -37,11 +37,11 @@ class Cell:
 
     @property
     def objective(self) -> tuple[Any, ...] | None:
-        """What the training maximised; None if that is not known."""
+        """What the training maximised; None if unknown."""
         return objective(self.run, self.evaluation)
 
     def value(self, metric: str) -> float:
-        """Mean of a bound or part of the ELBO over test examples, or of a score over repetitions, or what is else."""
+        """Mean of a bound or part of the ELBO over test examples, of a score over repetitions, or another value."""
         if metric in self.more:
             return self.more[metric]
         bounds = {**self.evaluation.bounds, **parts(self.evaluation)}
@@ -80,7 +80,7 @@ def scores_of(run: runs.Run) -> Scores:
 
 
 def worst(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The largest of the values that are known; None if none is."""
+    """The largest of the known values; None if there are none."""
     return max((result[key] for result in results if result.get(key) is not None), default=None)
 
 

@@ -24,7 +24,7 @@ def draw(
     """Gains, scores, learning curves, samples, and pictures of the latents.
 
     Args:
-        measured: what was measured of every training.
+        measured: what was measured on every training.
         rows: the experiment's table.
         scores: scores of the latents, if they were measured; then the latents are drawn too.
         progress: where to report progress.

@@ -1,4 +1,4 @@
-"""What an experiment takes on this machine, from a few steps of each of its models."""
+"""How long an experiment takes on this machine, from a few steps of each of its models."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ SIZES = {
 }
 """Shape, and numbers of training, validation and test examples, of data that may have to be downloaded first."""
 EVALUATED = 4
-"""Examples that are evaluated."""
+"""Number of examples that are evaluated."""
 PSEUDO_INPUTS = 1000
-"""Random examples that a prior may take pseudo-inputs from."""
+"""Number of random examples from which a prior may take pseudo-inputs."""
 VALIDATING = 1 / 3
-"""Cost of validating a draw, relative to a training step's: there is no gradient."""
+"""Cost of validating a draw relative to training on it: there is no gradient."""
 _known: dict[str, tuple[float, float]] = {}
 
 
@@ -35,13 +35,13 @@ def core_hours(plan: Trainings, progress: Callable[[str], object] = lambda text:
     """Estimated core-hours of training and evaluating all of a plan on the CPU, whatever else the machine does.
 
     Every model takes two steps with the batch of its training, and evaluates four examples, with random weights; on
-    random images of the right size where the data may have to be downloaded. Patience is taken never to end a
-    training. Starting the processes, classifying by latents and drawing are left out. Results are remembered as long as
-    the process lives.
+    random images of the right size where the data may have to be downloaded. Patience is assumed never to end a
+    training. Starting the processes, classifying by latents and drawing are left out. Results are cached for the
+    lifetime of the process.
 
     Args:
         plan: the trainings.
-        progress: is told which model is tried.
+        progress: where to report which model is being tried.
     """
     one = replace(plan, seeds=plan.seeds[:1])
     seconds = 0.0

@@ -59,7 +59,7 @@ class Toys:
         """The same with other seeds.
 
         Raises:
-            ValueError: something else is given, or a seed twice.
+            ValueError: something else is given, or a seed is given twice.
         """
         if changes.epochs is not None or changes.warmup is not None or changes.models is not None:
             raise ValueError("toys trains no models of data: leave out epochs, warm-up and models")
@@ -101,7 +101,7 @@ class Toys:
         return Findings(self.columns, rows, verdicts, drawn, commands)
 
     def _approximation(self, target: str, seed: int, folder: Path, progress: Progress) -> tuple[list[Row], bytes]:
-        """Table and picture of a target: those of an earlier call, if no setting and no file has changed."""
+        """Table and picture of a target, from an earlier call if no setting and no file has changed."""
         settings: dict[str, Any] = {
             "version": VERSION, "target": target, "components": list(self.components), "steps": self.steps,
             "seed": seed, "rival": True, "span": SPAN,

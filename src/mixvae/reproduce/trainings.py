@@ -52,7 +52,7 @@ KINDS = (
 )
 BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the NLL")
 EACH = ("elbo", "nll", "nll_miselbo", "nll_pooled", "jsd")
-"""Results of every training that a row holds."""
+"""Per-training results that a row holds."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Variant:
         preset: the configuration that it starts from.
         options: its changes to the preset.
         against: model and size of its baseline; the same model at the experiment's first size by default.
-        trainings: train it with only the first N seeds of the experiment; with all by default.
+        trainings: train it only with the first N seeds of the experiment; with all by default.
         start: model and size whose training of the same seed it starts from; random weights by default.
         share: share of the experiment's epochs that it trains for.
     """
@@ -104,7 +104,7 @@ class Trainings:
         examples: evaluate only the first N test examples.
         represent: also classify and cluster by the latents.
         clock: also read the validation bound of every training at the time when the quickest one ended.
-        samples: draw so many examples from the prior of one training of each model, to look at.
+        samples: number of examples to draw from the prior of one training of each model, to look at.
         cost: how long it takes, in words.
     """
 
@@ -182,7 +182,7 @@ class Trainings:
             Failed: a training failed; finished ones are kept.
         """
         grid, done = self.grid(out), dict[Path, Evaluation]()
-        for starts in (False, True):  # what another training starts from comes first
+        for starts in (False, True):  # trainings that others start from come first
             cells = {name: cell for name, cell in grid.cells.items() if (cell.start.run is not None) is starts}
             result = sweeps.run_cells(replace(grid, cells=cells), runner=runner, progress=progress)
             if result.failed:
@@ -229,7 +229,7 @@ class Trainings:
         )
 
     def _columns(self, *, discrete: bool) -> list[Column]:
-        """Columns of the table, but for scores of the latents."""
+        """Columns of the table, except scores of the latents."""
         nll, gain = (reports.NLL_BETWEEN, reports.GAIN_BETWEEN) if self.has_several else (reports.NLL, reports.GAIN)
         split = reports.SPLIT_BETWEEN if self.has_several else reports.SPLIT
         bits = [BITS] if discrete else []
@@ -256,7 +256,7 @@ class Trainings:
 
     @property
     def has_several(self) -> bool:
-        """Whether every model is trained with several seeds, without which nothing is known of the method."""
+        """Whether every model is trained with several seeds, without which nothing is known about the method."""
         return len(self.seeds) > 1
 
     def baseline(self, variant: Variant) -> Key:
@@ -298,7 +298,7 @@ class Trainings:
         return row
 
     def _split(self, new: Key, old: Key, measured: Measured) -> Row:
-        """The gain of the ELBO and its parts, if both models were trained by one bound."""
+        """The gain in the ELBO and its parts, if both models were trained with the same bound."""
         trained = measured[old][0].objective
         alike = {
             key: cells
@@ -318,7 +318,7 @@ class Trainings:
         return row
 
     def _kind(self, pair: tuple[Key, Key]) -> str:
-        """Whether the difference of two variants in log p(x) is a primary contrast."""
+        """Whether the difference between two variants in log p(x) is a primary contrast."""
         primary = {pair for question in self.questions if question.primary for pair in question.pairs}
         return PRIMARY if pair in primary else EXPLORATORY
 

@@ -1,4 +1,4 @@
-"""Cells from one or several files, and cells whose counts stay on disk."""
+"""Cells from one or more files, and cells whose counts stay on disk."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def read_cells(
     """Read the cells of one or several files, which must have the same genes; their order is that of the first file.
 
     A file is an .h5ad, a .loom, an .h5 by Cell Ranger, or a matrix.mtx beside its barcodes.tsv and features.tsv; a
-    folder stands for its files in order of their names. Several files are put together, first to last, with the columns
-    of `obs` that they share and the column `file`.
+    folder stands for its files in the order of their names. Several files are concatenated, first to last, with the
+    columns of `obs` that they share and the column `file`.
 
     Args:
         paths: the files and folders.
@@ -86,7 +86,7 @@ def with_genes(cells: AnnData, genes: Sequence[str], layer: str | None = None) -
 
 
 def _together(parts: list[AnnData], files: Sequence[Path], keys: Sequence[str | None], layer: str | None) -> AnnData:
-    """Put files together that have the same genes, in the order of the first."""
+    """Concatenate files that have the same genes, in the order of the first."""
     names = names_of(files)
     if len(parts) == 1:
         if FILE_KEY in keys and FILE_KEY not in parts[0].obs:  # for a model that was trained on several
@@ -112,7 +112,7 @@ def _check_shared(genes: pd.Index, first: pd.Index, file: Path, first_file: Path
     """Check that a file's genes are those of the first file, in any order.
 
     Raises:
-        ValueError: they are others, or cannot be told apart.
+        ValueError: the genes differ, or have ambiguous names.
     """
     for where, names in ((first_file, first), (file, genes)):
         if not names.is_unique:
@@ -249,12 +249,12 @@ def _on_disk(files: Sequence[Path], keys: Sequence[str | None], layer: str | Non
 
 
 def _order(names: pd.Index, genes: pd.Index) -> np.ndarray | None:
-    """Places of genes among the names of a file; None where they are all in order."""
+    """Positions of genes among the names in a file; None if they are all in order."""
     return None if names.equals(genes) else names.get_indexer(genes)
 
 
 def _opened(path: Path) -> tuple[AnnData, Any]:
-    """The cells of an .h5ad file without counts, and what reads these.
+    """The cells of an .h5ad file without counts, and a reader of the counts.
 
     Raises:
         ValueError: it is of another kind or damaged, or its counts are not rows of `X`.

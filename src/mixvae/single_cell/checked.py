@@ -19,7 +19,7 @@ from mixvae._failures import LARGEST
 from mixvae._resources import check, short
 
 DEEPEST = 100
-"""Most levels of groups in an .h5ad file."""
+"""Maximum number of levels of groups in an .h5ad file."""
 
 
 class Unfit(ValueError):
@@ -41,7 +41,7 @@ def check_file(path: Path) -> None:
 
 
 def check_hdf5(path: Path, *, copied: bool = False) -> None:
-    """Check that a file holds all of its cells itself, and fits into memory when unpacked; no array is read.
+    """Check that a file itself holds all of its cells, and fits into memory when unpacked; no array is read.
 
     Args:
         path: the .h5ad, .h5 or .loom file.
@@ -78,14 +78,14 @@ def check_annotated(file: h5py.File, path: Path) -> None:
 
 
 def check_matrices(adata: AnnData, path: Path) -> None:
-    """Check the places of the values in sparse matrices, which scipy believes and writes to, wherever that is.
+    """Check the positions of the values in sparse matrices, which scipy trusts and writes to, wherever they point.
 
     Args:
         adata: cells in memory.
         path: their file, for the error message.
 
     Raises:
-        Unfit: a place lies outside of its matrix.
+        Unfit: a position lies outside its matrix.
     """
     groups = {"layers": adata.layers, "obsm": adata.obsm, "varm": adata.varm, "obsp": adata.obsp, "varp": adata.varp}
     held = {f"{name}[{key!r}]": part[key] for name, part in groups.items() for key in part}
@@ -96,7 +96,7 @@ def check_matrices(adata: AnnData, path: Path) -> None:
 
 
 def check_places(matrix: Any, name: str, path: str | Path) -> None:
-    """Check that the values of a sparse matrix by rows or columns have places within it.
+    """Check that the values of a sparse matrix by rows or columns have positions within it.
 
     Args:
         matrix: the matrix.
@@ -104,7 +104,7 @@ def check_places(matrix: Any, name: str, path: str | Path) -> None:
         path: its file, for the error message.
 
     Raises:
-        Unfit: they do not.
+        Unfit: a position lies outside it.
     """
     try:
         matrix.check_format(full_check=True)
@@ -145,13 +145,13 @@ def _foreign(path: Path, where: str, how: str) -> Unfit:
 
 
 def _categories(item: h5py.Dataset, where: str) -> list[tuple[str, Any]]:
-    """Categories that a column of an old file refers to, which may be reachable in no other way."""
+    """Categories that a column of an old file refers to, and that may not be reachable otherwise."""
     reference = item.attrs.get("categories")
     return [(f"{where}.categories", item.file[reference])] if isinstance(reference, h5py.Reference) else []
 
 
 def _size(item: Any, where: str, path: Path, known: dict[Any, int | None]) -> int:
-    """Unpacked bytes of an entry and everything below it; what is linked twice is read twice."""
+    """Unpacked bytes of an entry and everything below it; an entry that is linked twice is read twice."""
     if isinstance(item, h5py.Dataset):
         own = (item.size or 0) * item.dtype.itemsize
         return own + sum(_size(part, place, path, known) for place, part in _categories(item, where))
@@ -299,7 +299,7 @@ class Record:
 
 
 def _faults(content: Mapping[str, Any], options: Mapping[str, _Form]) -> Iterator[str]:
-    """What is wrong with a record, empty texts for what is right; later checks rely on earlier ones."""
+    """What is wrong with a record, with empty texts for what is right; later checks rely on earlier ones."""
     yield from _closed(content.get("settings"), "settings", options)
     yield _fault(content.get("genes"), "genes", _GENES)
     yield _fault(registry := content.get("registry"), "registry", _OBJECT)

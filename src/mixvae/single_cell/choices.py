@@ -1,4 +1,4 @@
-"""Checks of what is chosen among cells: by numbers, by labels, by groups to compare."""
+"""Checks of selections of cells: by numbers, by labels, by groups to compare."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mixvae.single_cell.data import and_more, check_keys
 
 
 def find_cells(indices: Any, cells: int) -> np.ndarray:
-    """Numbers of the cells that are chosen by numbers, from the end if negative, by a mask, or by a slice.
+    """Numbers of the cells that are selected by numbers, from the end if negative, by a mask, or by a slice.
 
     Args:
         indices: numbers of any shape, one truth value for each cell, or a slice.
-        cells: how many there are.
+        cells: number of cells.
 
     Raises:
         ValueError: there are no such cells, or these are neither numbers nor a mask.
@@ -56,7 +56,7 @@ def chosen_cells(indices: Any, cells: int) -> np.ndarray:
 
     Args:
         indices: as for `find_cells`, in one dimension; None for all.
-        cells: how many there are.
+        cells: number of cells.
 
     Raises:
         ValueError: there are no such cells, or none are chosen.
@@ -80,7 +80,7 @@ def check_source(adata: AnnData | None, indices: Any, dataloader: object) -> Non
 
 
 def check_labels(labels: pd.Series, unlabeled: str) -> None:
-    """Check that a classifier has something to tell apart, and warn if no cell is without a label.
+    """Check that a classifier has several labels to tell apart, and warn if every cell has a label.
 
     Args:
         labels: label of each cell.
@@ -108,7 +108,7 @@ def check_labels(labels: pd.Series, unlabeled: str) -> None:
 
 
 def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
-    """Check that cells have no batch, label or other category that a model was not trained on.
+    """Check that cells have no batch, label or other category on which a model was not trained.
 
     Args:
         adata: the cells.
@@ -116,7 +116,7 @@ def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
 
     Raises:
         MissingKey: a column is missing.
-        ValueError: they do.
+        ValueError: a cell does.
     """
     states = {name: field["state_registry"] for name, field in registry["field_registries"].items()}
     known = {registry["setup_args"].get(f"{name}_key"): states[name] for name in ("batch", "labels") if name in states}
@@ -128,15 +128,15 @@ def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
 
 
 def check_known(column: pd.Series, categories: Collection[Any], otherwise: str) -> None:
-    """Check that no cell has a category that a model was not trained on.
+    """Check that no cell has a category on which a model was not trained.
 
     Args:
         column: category of each cell; missing ones are left to others.
-        categories: those that the model was trained on.
-        otherwise: what to do with cells that have another one, if that is not just of another type.
+        categories: the categories on which the model was trained.
+        otherwise: what to do with cells that have another category, unless it merely has another type.
 
     Raises:
-        ValueError: one has.
+        ValueError: a cell has.
     """
     present = column.dropna()
     new = present[~present.isin(list(categories))]
@@ -161,7 +161,7 @@ def check_groups(adata: AnnData, groupby: str | None, groups: Sequence[Any], cho
 
     Raises:
         MissingKey: there is no such column.
-        ValueError: there is no such group, no cells are chosen, or nothing is.
+        ValueError: there is no such group, no cells are selected, or nothing is given.
     """
     chosen = [indices for indices in chosen if indices is not None]
     for indices in chosen:

@@ -1,4 +1,4 @@
-"""Real cells to try the model on, and checks that an AnnData is fit for it."""
+"""Real cells to try the model on, and checks that an AnnData is suitable for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mixvae.config import nearest
 TOLERANCE = 1e-6
 """Largest distance from an integer at which a number still passes as a count."""
 BLOCKS, BLOCK = 16, 64
-"""Blocks of cells, and cells in each, whose counts are checked if they are not in memory."""
+"""Number of blocks of cells, and of cells in each, whose counts are checked if they are not in memory."""
 
 COLLECTED = "let mixvae.single_cell.Atlas.of(collection) read the X of its parts"
 
@@ -130,8 +130,8 @@ def check_setup(adata: Any, categories: Sequence[str | None], numbers: Sequence[
 
     Raises:
         MissingKey: a column or the layer is missing.
-        ValueError: a column has no value for some cell, or another kind of values; these are no cells, or there are
-            none; the counts are missing, no numbers, or held in a way that scvi-tools cannot read.
+        ValueError: a column has no value for some cell, or another kind of values; these are not cells, or there are
+            none; the counts are missing, not numbers, or stored in a way that scvi-tools cannot read.
     """
     if not isinstance(adata, AnnData):
         what = f"cells must be an AnnData; got a {type(adata).__name__}"
@@ -199,8 +199,7 @@ def _check_every(adata: AnnData, key: str, missing: np.ndarray, what: str, remed
 def check_kind(frame: pd.DataFrame, key: str) -> None:
     """Check that a column of `obs` does not hold texts for some cells and numbers for others.
 
-    Files that hold one of them each make such a column when they are put together; it can neither be sorted nor be
-    written.
+    Concatenating files that hold one kind each makes such a column, which can neither be sorted nor written.
 
     Raises:
         ValueError: it does.
@@ -218,7 +217,7 @@ def check_kind(frame: pd.DataFrame, key: str) -> None:
 
 
 def and_more(count: int, what: str = "") -> str:
-    """How many more there are than the one that an error names; empty if there are none."""
+    """How many more there are than the one named in an error; empty if there are none."""
     return f" (and {what}{count} more)" if count else ""
 
 
@@ -231,14 +230,14 @@ def check_counts(
 ) -> None:
     """Check that every cell has counts, and that they are non-negative integers.
 
-    Of counts that are not in memory, some blocks of cells are read, from the first to the last.
+    If counts are not in memory, some blocks of cells are read, from the first to the last.
 
     Args:
         adata: the cells, for their names.
         counts: the matrix to check.
-        layer: the layer that it is; `X` by default.
-        counted: whether they have to be counts; otherwise any finite numbers will do.
-        sampled: check such blocks only of counts in memory too, as they were checked before.
+        layer: the layer that holds it; `X` by default.
+        counted: whether they must be counts; otherwise any finite numbers will do.
+        sampled: check only such blocks of counts in memory too, because they were checked before.
 
     Raises:
         ValueError: a value is not a count, or a cell is empty.
@@ -256,7 +255,7 @@ def check_block(counts: Any, cells: pd.Index, layer: str | None, remedy: str, *,
         cells: names of the cells, for the error message.
         layer: the layer that they are from; `X` by default.
         remedy: where to find counts instead, for the error message.
-        counted: whether they have to be counts; otherwise any finite numbers will do.
+        counted: whether they must be counts; otherwise any finite numbers will do.
 
     Raises:
         ValueError: a value is not a count, or a cell is empty.
@@ -310,14 +309,14 @@ def check_genes(query: Iterable[str], reference: Iterable[str]) -> None:
 
 
 def find_genes(query: Iterable[str], reference: Iterable[str]) -> np.ndarray:
-    """Places of the genes of a model among those of a query, which may have further ones.
+    """Positions of the genes of a model among those of a query, which may have more.
 
     Args:
         query: names of the genes of the query.
         reference: names of the genes of the model.
 
     Raises:
-        ValueError: the query lacks some, or has several of one name.
+        ValueError: the query lacks some, or has several with the same name.
 
     Example:
         >>> from mixvae.single_cell.data import find_genes

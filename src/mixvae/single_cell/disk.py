@@ -15,11 +15,11 @@ from mixvae.single_cell.choices import find_cells
 from mixvae.single_cell.reading import reading
 
 BLOCK = 4096
-"""Cells that are read or written at once if their counts stay on disk."""
+"""Number of cells read or written at once if their counts stay on disk."""
 
 
 def on_disk() -> ValueError:
-    """What to raise where counts on disk would have to be in memory."""
+    """The error to raise where counts on disk would have to be in memory."""
     return ValueError(
         "these counts are on disk, to be read and summed only: adata.X[rows] reads some of them, and "
         "adata.to_memory() makes an AnnData with all"
@@ -28,12 +28,12 @@ def on_disk() -> ValueError:
 
 @dataclass(frozen=True)
 class Part:
-    """Counts of one file, of which only the rows that are asked for are read.
+    """Counts of one file, of which only the requested rows are read.
 
     Args:
         counts: a sparse dataset of anndata, a dataset of h5py, or a matrix in memory; (cells, genes of the file).
         name: the file, for error messages.
-        order: places of the genes in the file; None where all are taken in order.
+        order: positions of the genes in the file; None if all are taken in order.
     """
 
     counts: Any
@@ -47,11 +47,11 @@ class Part:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of the counts; for those in 16 bits, of which there are no sparse matrices, in 32 bits."""
+        """Type of the counts; 16-bit ones, for which there are no sparse matrices, become 32-bit."""
         return np.dtype(np.float32) if self.counts.dtype == np.float16 else self.counts.dtype
 
     def read(self, rows: np.ndarray) -> sp.csr_matrix:
-        """Read rows, in ascending order; those that follow each other are read at once, which is faster.
+        """Read rows, in ascending order; consecutive ones are read at once, which is faster.
 
         Raises:
             ValueError: they cannot be read.
@@ -66,12 +66,12 @@ class Part:
         return block if self.order is None else block[:, self.order]
 
     def taking(self, order: np.ndarray) -> Part:
-        """The same with some of its genes only, by their places."""
+        """The same with only some of its genes, by their positions."""
         return Part(self.counts, self.name, order if self.order is None else self.order[order])
 
 
 class Unread(NDArrayOperatorsMixin):
-    """Values on disk in place of an array; whatever asks for them is refused. scvi-tools asks for their number only."""
+    """Values on disk in place of an array; any access to them is refused. scvi-tools asks only for their number."""
 
     shape = (0,)
 
@@ -89,7 +89,7 @@ class Unread(NDArrayOperatorsMixin):
 
 
 class Rows(sp.csr_matrix):
-    """Counts of files, one below another, of which only the cells that are asked for are read.
+    """Counts of files, one below another, of which only the requested cells are read.
 
     scvi-tools takes it for a sparse matrix. It can be indexed and summed; what needs all values at once is refused.
 
@@ -110,7 +110,7 @@ class Rows(sp.csr_matrix):
         """Refuse the arrays of a sparse matrix in memory.
 
         Raises:
-            ValueError: one is asked for.
+            ValueError: one is requested.
         """
         if name == "data":
             return Unread()
@@ -166,7 +166,7 @@ class Rows(sp.csr_matrix):
             yield self._read(self.cells[first : first + BLOCK])
 
     def sum(self, axis: int | None = None, dtype: Any = np.float64, out: None = None) -> Any:
-        """Sum over cells, genes or both, for which all are read; in float64, as sums of many float32 are inexact."""
+        """Sum over cells, genes or both, which reads all counts; in float64, as sums of many float32 are inexact."""
         sums = [block.sum(axis, dtype, out) for block in self._blocks()]
         return np.concatenate(sums) if axis in (1, -1) else sum(sums)
 
@@ -175,6 +175,6 @@ class Rows(sp.csr_matrix):
         return self
 
     def taking(self, cells: np.ndarray, genes: np.ndarray) -> Rows:
-        """The same with some of the cells and genes only, by their places."""
+        """The same with only some of the cells and genes, by their positions."""
         in_order = np.array_equal(genes, np.arange(self.n_genes))
         return Rows(self.parts if in_order else [part.taking(genes) for part in self.parts], self.cells[cells])

@@ -1,4 +1,4 @@
-"""The joint density of cells and latents, of SCVI and of mixtures alike: what every bound of theirs is made of."""
+"""The joint density of cells and latents, for SCVI and mixtures alike: the basis of all their bounds."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class CellJoint(Joint):
         return self.scored(self.decoded(z)).reshape(z.shape[:-1])
 
     def scored(self, px: Distribution) -> Float[Tensor, "T B"]:
-        """Log-likelihood of the cells under what T draws of each were decoded to, flattened with draws first."""
+        """Log-likelihood of the cells under the decoded T draws of each, flattened with draws first."""
         return log_likelihood(px, self.x, self._dispersion(px))
 
     def decoded(self, z: Float[Tensor, "*L B D"]) -> Distribution:
@@ -120,7 +120,7 @@ class CellJoint(Joint):
         return torch.cat([z, self._library_prior().sample((draws,))], -1) if self.library is None else z
 
     def least_precision(self) -> float:
-        """Smallest precision of the prior in any direction; that of latent library sizes in any batch."""
+        """Smallest precision of the prior in any direction; for latent library sizes, in any batch."""
         least = least_precision(self.prior)
         if self.library is not None:
             return least
@@ -134,7 +134,7 @@ class CellJoint(Joint):
         return CellJoint(self.module, self.x[own], inputs, library, self.prior)
 
     def simulated(self, z: Float[Tensor, "B D"]) -> CellJoint:
-        """The same for counts drawn from p(x|z) at these latents by torch's generator; all that is given is kept."""
+        """The same for counts drawn from p(x|z) at these latents by torch's generator; all other inputs are kept."""
         return CellJoint(self.module, self.decoded(z).sample().to(self.x), self.inputs, self.library, self.prior)
 
 
@@ -182,13 +182,13 @@ def _beside(q: DiagonalGaussian, loc: Float[Tensor, "S B E"], log_var: Float[Ten
 def terms_of(
     joint: CellJoint, q: DiagonalGaussian, z: Float[Tensor, "L S B D"], px: Distribution | None = None
 ) -> Terms:
-    """Log-densities that every bound is made of, of draws from every component.
+    """Log-densities from which every bound is computed, for draws from every component.
 
     Args:
         joint: the joint density.
         q: the posterior.
         z: the draws.
-        px: what they were decoded to, flattened; decoded by default.
+        px: the decoded draws, flattened; computed by default.
     """
     log_px = joint.log_likelihood(z) if px is None else joint.scored(px).reshape(z.shape[:-1])
     own = torch.arange(q.batch_shape[0], device=z.device)

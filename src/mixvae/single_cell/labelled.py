@@ -1,4 +1,4 @@
-"""The prior that labels make in scANVI, as an exact density with one more latent."""
+"""The prior induced by labels in scANVI, as an exact density with one more latent."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Labelled(Distribution):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Float[Tensor, "... E"]:
-        """Draw a label, z₂, z₁ given both, and the noise by which z₂ would have been drawn."""
+        """Draw a label, z₂, z₁ given both, and the noise from which z₂ would have been drawn."""
         shape = torch.Size(sample_shape)
         module, draws = self.module, shape.numel()
         y = one_hot(torch.multinomial(module.y_prior[0], draws, replacement=True), module.n_labels)

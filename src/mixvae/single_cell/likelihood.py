@@ -1,4 +1,4 @@
-"""Log-likelihood of counts under many draws of the latents, with little memory and little to compute for each draw."""
+"""Log-likelihood of counts under many draws of the latents, with little memory and computation for each draw."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.functional import softplus
 EPSILON = 1e-8
 """Added to parameters as in scvi-tools, so that both agree up to rounding."""
 CACHED = 2**17
-"""Values computed at once on a CPU: few enough for intermediate results to stay in its cache."""
+"""Number of values computed at once on a CPU, small enough for intermediate results to stay in its cache."""
 IMPOSSIBLE = 1e30
 """Subtracted from log odds, makes the odds zero in any precision."""
 
@@ -75,10 +75,10 @@ def _log_kernel(
 
 
 class _LogKernel(torch.autograd.Function):
-    """`_log_kernel`, which would keep a dozen arrays for its gradient: here both are computed together, in blocks.
+    """`_log_kernel`, which would store a dozen arrays for its gradient: here both are computed together, in blocks.
 
-    The gradient is made for one backward pass, which scales it in place. Another pass, and one that asks for a graph of
-    its own, differentiate `_log_kernel`.
+    The gradient is made for one backward pass, which scales it in place. Further passes, and those that request a graph
+    of their own, differentiate `_log_kernel`.
     """
 
     @staticmethod
@@ -102,7 +102,7 @@ class _LogKernel(torch.autograd.Function):
 
 
 def _blocks(like: Float[Tensor, "T B G"]) -> Iterator[tuple[slice, slice]]:
-    """Draws and cells that are computed at once: all of them unless on a CPU."""
+    """Draws and cells computed at once: all of them unless on a CPU."""
     draws, cells, genes = like.shape
     rows = max(1, CACHED // genes) if like.device.type == "cpu" else draws * cells
     width = min(cells, rows)

@@ -51,12 +51,12 @@ def bounds(
     """Log p(x) of every cell, and ELBO, MISELBO and pooled bound, with errors and diagnostics, in nats.
 
     The headline `log_px` takes its draws from a proposal that is refined for each cell (its modes, the curvature there,
-    pilot rounds), so that models can be compared whatever their encoders are worth; `pareto_k`, `ess` and `bias` say
+    pilot rounds), so that models can be compared however good their encoders are; `pareto_k`, `ess` and `bias` say
     how tight it is. The other bounds take theirs from the encoders. With a latent library size all of them average over
     it too. Noise is keyed by (seed, cell, draw): the numbers do not depend on batch size or the order of cells, up to
-    rounding. It moves the refined proposals, and with them `log_px` of a cell, by up to 0.012 nats in a trial with 20
-    draws. Estimates of the same counts can be paired (`paired_gain`, `split_gain`); those of batches
-    from a `dataloader` have no checksum of their counts, and cannot.
+    rounding, which moves the refined proposals, and with them `log_px` of a cell, by up to 0.012 nats in a trial with
+    20 draws. Estimates of the same counts can be paired (`paired_gain`, `split_gain`); those of batches from a
+    `dataloader` have no checksum of their counts, and cannot.
 
     Args:
         model: a trained SCVI, scANVI, or mixture of either.
@@ -140,8 +140,8 @@ def get_marginal_ll(
 ) -> float | torch.Tensor:
     """Lower bound of the marginal log-likelihood in nats; higher is better.
 
-    In place of `scvi.model.SCVI.get_marginal_ll`, whose draws come from the encoder: for counts of hundreds of genes
-    that bound lies nats below log p(x), further for a worse encoder.
+    A replacement for `scvi.model.SCVI.get_marginal_ll`, whose draws come from the encoder: for counts of hundreds of
+    genes that bound lies nats below log p(x), and lower for a worse encoder.
 
     Args:
         model: a trained SCVI, scANVI, or mixture of either.
@@ -151,7 +151,7 @@ def get_marginal_ll(
         batch_size: cells at once.
         return_mean: return the mean over cells, a NumPy number as in scvi-tools; otherwise one value per cell.
         dataloader: batches of cells, instead of `adata`.
-        bound: log_px, the tightest, by refined proposals; or of the encoders' draws the pooled bound, the paper's
+        bound: log_px, the tightest, by refined proposals; or, from the encoders' draws, the pooled bound, the paper's
             MISELBO, or the ELBO. `bounds` returns all, with errors.
         seed: seed of the draws.
 
@@ -175,7 +175,7 @@ def numbered(
     batch_size: int | None,
     dataloader: Iterable[Batch] | None,
 ) -> tuple[int | None, Iterator[tuple[Batch, np.ndarray]]]:
-    """How many cells there are, None if batches are given, and batches of them with the cells' indices.
+    """Number of cells, None if batches are given, and batches of them with the cells' indices.
 
     The module is in evaluation mode.
 

@@ -1,4 +1,4 @@
-"""Batches of cells in the order that is asked for, wherever the cells are."""
+"""Batches of cells in the requested order, wherever the cells are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mixvae.single_cell.data import check_block
 
 
 class InOrder(Dataset):
-    """Cells of another data set in the order of the given rows, each as often as it is given.
+    """Cells of another data set in the order of the given rows, each as often as its row is given.
 
-    scvi-tools reads cells on disk in the order of their rows, as HDF5 needs it, whatever order is asked for.
+    scvi-tools reads cells on disk in the order of their rows, as HDF5 needs it, whatever order is requested.
 
     Args:
         cells: the data set.
@@ -38,7 +38,7 @@ class InOrder(Dataset):
         return {key: _taken(values, places) for key, values in read.items()}
 
     def _check(self, counts: Any, cells: np.ndarray) -> None:
-        """Check counts that were read, as only a sample of those on disk was checked before.
+        """Check counts as they are read, as only a sample of those on disk was checked before.
 
         Raises:
             ValueError: a value is not a count, or a cell is empty.
@@ -56,7 +56,7 @@ def _taken(values: Any, rows: np.ndarray) -> Any:
 
 
 class CellLoader(dataloaders.AnnDataLoader):
-    """`scvi.dataloaders.AnnDataLoader`, whose batches of cells on disk are in the order of the indices too.
+    """`scvi.dataloaders.AnnDataLoader`, whose batches are in the order of the indices for cells on disk too.
 
     Args:
         adata_manager: scvi-tools' manager of the cells.
@@ -74,14 +74,14 @@ class CellLoader(dataloaders.AnnDataLoader):
 class DataSplitter(dataloaders.DataSplitter):
     """`scvi.dataloaders.DataSplitter` with such loaders, so that batches are the same in memory and on disk.
 
-    By this name scvi-tools knows which splits to check before a training.
+    scvi-tools recognises by this name which splits to check before a training.
     """
 
     data_loader_cls = CellLoader
 
 
 def leave_out_one(loader: DataLoader) -> None:
-    """Leave out the last batch of an epoch if it is one cell, which BatchNorm cannot be trained on.
+    """Leave out the last batch of an epoch if it is a single cell, on which BatchNorm cannot be trained.
 
     Args:
         loader: scvi-tools' loader of the cells of one process.
@@ -115,7 +115,7 @@ class LabelSplitter(dataloaders.SemiSupervisedDataSplitter):
     """`scvi.dataloaders.SemiSupervisedDataSplitter` whose training leaves out a batch of one cell."""
 
     def train_dataloader(self) -> DataLoader:
-        """The cells that are trained on."""
+        """The training cells."""
         if self.data_loader_class is not dataloaders.SemiSupervisedDataLoader:
             loader = super().train_dataloader()
             leave_out_one(loader)

@@ -1,4 +1,4 @@
-"""Minified data of mixtures: posteriors of cells in place of their counts."""
+"""Minified data of mixtures: posteriors of cells instead of their counts."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Minifying(MixtureQueries):
                 self.adata.obsm.pop(key, None)
 
     def _awaits_minifying(self, adata: AnnData) -> bool:
-        """Whether cells come without counts but with posteriors, under the keys by which scvi-tools tells them."""
+        """Whether cells come without counts but with posteriors, under the keys by which scvi-tools recognises them."""
         held = adata.obsm or {}  # None in a collection
         posteriors = (f"_{self._LATENT_QZM_KEY}", f"_{self._LATENT_QZV_KEY}")
         if adata.isbacked or not all(key in held for key in posteriors):

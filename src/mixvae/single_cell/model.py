@@ -29,7 +29,7 @@ LONGEST_WARMUP = 400
 
 
 class WithoutCells(BaseMinifiedModeModelClass):
-    """Lets a model be made without cells, as scvi-tools does for classes named SCVI: a data module brings them."""
+    """Lets a model be made without cells, as scvi-tools does for classes named SCVI: a data module provides them."""
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None):
         bare = adata is None and registry is None
@@ -54,8 +54,8 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
         n_components: number of encoders S; 1 is SCVI.
         freeze_decoder: train the encoders only; usually with `from_scvi_model`.
         prior: p(z): "standard_normal", "gaussian_mixture" of learned Gaussians, or "vamp", the posteriors of learned
-            pseudo-cells, which begin as cells chosen at random.
-        n_prior_components: how many Gaussians or pseudo-cells; has no meaning for the normal prior.
+            pseudo-cells, initialised as cells chosen at random.
+        n_prior_components: number of Gaussians or pseudo-cells; has no meaning for the normal prior.
         **kwargs: everything else that `scvi.module.VAE` takes.
 
     Raises:
@@ -82,7 +82,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
     _data_splitter_cls = DataSplitter
     _training_plan_cls = MixtureTrainingPlan
     becomes_mixture = False
-    """Whether it is becoming another model with all of its encoders."""
+    """Whether it is being turned into another model with all of its encoders."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
         Raises:
             MissingKey: a column or layer is missing; both a `KeyError`, as in scvi-tools, and a `ValueError`.
             ValueError: a column lacks the value of a cell or holds text for numbers, the counts are a sparse array, or
-                `adata` is no AnnData.
+                `adata` is not an AnnData.
         """
         categories = [batch_key, labels_key, *(categorical_covariate_keys or [])]
         check_setup(adata, categories, [size_factor_key, *(continuous_covariate_keys or [])], layer)
@@ -242,7 +242,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
         are trained. A batch of one cell at the end of an epoch, which BatchNorm cannot handle, is dropped from it.
 
         Args:
-            max_epochs: most epochs; chosen by scvi-tools by default.
+            max_epochs: maximum number of epochs; chosen by scvi-tools by default.
             *args: what `scvi.model.SCVI.train` takes.
             **kwargs: what `scvi.model.SCVI.train` takes.
         """
@@ -287,7 +287,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
         return cells > 1 and cells % (options.get("batch_size") or 128) == 1
 
     def _begin_prior(self, adata: AnnData) -> None:
-        """Begin the pseudo-inputs of a VampPrior as cells chosen at random."""
+        """Initialise the pseudo-inputs of a VampPrior as cells chosen at random."""
         prior = getattr(getattr(self, "module", None), "prior", None)
         if not begins_as_cells(prior) or _is_minified(adata):
             return

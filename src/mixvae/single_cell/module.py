@@ -47,7 +47,7 @@ class MixtureModule(VAE):
         freeze_decoder: keep decoder, dispersions and the decoder's batch statistics as they are.
         prior: of z: "standard_normal", "gaussian_mixture" of learned Gaussians, or "vamp", the posteriors of learned
             cells, by all encoders.
-        n_prior_components: how many Gaussians or learned cells.
+        n_prior_components: number of Gaussians or learned cells.
         **kwargs: everything that `scvi.module.VAE` takes.
 
     References:
@@ -186,14 +186,14 @@ class MixtureModule(VAE):
     def terms(
         self, tensors: Batch, draws_per_component: int = 1, *, noise: Float[Tensor, "L S B E"] | None = None
     ) -> Terms:
-        """Log-densities that every bound is made of, by draws from every component.
+        """Log-densities from which every bound is computed, for draws from every component.
 
         If the library size is latent, it is drawn with z and counts as one more latent of all components.
 
         Args:
             tensors: one batch of cells as loaded by scvi-tools.
             draws_per_component: draws L from each component.
-            noise: standard normal noise of the latents, and of the library size in the last place if it is latent.
+            noise: standard normal noise of the latents, and, in the last position, of the library size if it is latent.
         """
         inputs = self._get_inference_input(tensors)
         outputs = self.inference(**inputs, n_samples=draws_per_component, stratified=True, noise=noise)
@@ -225,7 +225,7 @@ class MixtureModule(VAE):
         KL(q ‖ p) = 1/S Σ_s KL(q_s ‖ p) − JSD, the first part in closed form, the JSD estimated by the same draws.
         """
         if self.minified_data_type == ADATA_MINIFY_TYPE.LATENT_POSTERIOR:
-            return super().loss(tensors, inference_outputs, generative_outputs)  # refused in the words of scvi-tools
+            return super().loss(tensors, inference_outputs, generative_outputs)  # refused in scvi-tools' own words
         terms = self._terms(tensors, inference_outputs, generative_outputs)
         qz, ql = inference_outputs[MODULE_KEYS.QZ_KEY], inference_outputs[MODULE_KEYS.QL_KEY]
         reconstruction = -elbo(terms.log_px, terms.weight)
@@ -242,7 +242,7 @@ class MixtureModule(VAE):
     def _kl_of_components(
         self, qz: CellPosterior, terms: Terms, inferred: dict[str, Any], tensors: Batch
     ) -> Float[Tensor, " B"]:
-        """Mean over components of KL(q_s ‖ p): in closed form for the normal prior, by the draws for another one."""
+        """Mean over components of KL(q_s ‖ p): in closed form for the normal prior, otherwise from the draws."""
         if isinstance(self.prior, StandardNormal):
             return qz.kl_to_standard_normal()
         log_pz = terms.log_pz
@@ -256,7 +256,7 @@ class MixtureModule(VAE):
     def marginal_ll(
         self, tensors: Batch, n_mc_samples: int, return_mean: bool = False, n_mc_samples_per_pass: int = 1
     ) -> Float[Tensor, " B"] | float:
-        """Pooled bound of log p(x) of every cell in nats, by at least `n_mc_samples` draws in total.
+        """Pooled bound on log p(x) of every cell in nats, from at least `n_mc_samples` draws in total.
 
         Args:
             tensors: one batch of cells.

@@ -20,7 +20,7 @@ class FusedTrainingPlan(TrainingPlan):
 
 
 class MixtureTrainingPlan(FusedTrainingPlan):
-    """The plan of `MixtureSCVI`, whose loss averages over several draws from every component if that is asked for.
+    """The plan of `MixtureSCVI`, whose loss averages over several draws from every component if requested.
 
     Args:
         *args: what `scvi.train.TrainingPlan` takes.

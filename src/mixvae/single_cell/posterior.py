@@ -83,13 +83,13 @@ class CellPosterior(Distribution):
         return (0.5 * math.log(2 * math.pi * math.e) + self.scales.log()).sum(-1).mean(-1)
 
     def kl_to_standard_normal(self) -> Float[Tensor, " B"]:
-        """Mean over components of KL(q_s ‖ N(0, I)), in closed form; minus the JSD it is the mixture's KL."""
+        """Mean over components of KL(q_s ‖ N(0, I)), in closed form; minus the JSD, it is the mixture's KL."""
         square = self.means.square() + self.scales.square()
         return 0.5 * (square - 1 - 2 * self.scales.log()).sum(-1).mean(-1)
 
 
 class ComponentEncoders(nn.ModuleDict):
-    """S encoders of scvi-tools in place of its one.
+    """S encoders of scvi-tools in place of a single one.
 
     They are named c0, c1, … because surgery on a trained model (scArches) finds layers by ".0." and ".1." in their
     names, and would unfreeze an encoder named 0.
@@ -128,7 +128,7 @@ def moments(encoder: Any, x: Float[Tensor, "B G"], *covariates: Tensor) -> tuple
 
 
 def _hidden(layers: Any, x: Tensor, *covariates: Tensor) -> Tensor:
-    """Output of scvi-tools' hidden layers, whose own forward pass copies x even where it joins no covariates to it."""
+    """Output of scvi-tools' hidden layers, whose own forward pass copies x even if it joins no covariates to it."""
     if layers.n_cov:
         return layers(x, *covariates)
     for layer in chain.from_iterable(layers.fc_layers):

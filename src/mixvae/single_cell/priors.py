@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from mixvae.single_cell.module import MixtureModule
 
 LEAST = 0.05
-"""Where log(1 + count) of pseudo-inputs is clamped to at the beginning, so that counts of 0 still learn."""
+"""Smallest initial log(1 + count) of pseudo-inputs, so that counts of 0 still learn."""
 
 SEEN = {
     MODULE_KEYS.BATCH_INDEX_KEY: REGISTRY_KEYS.BATCH_KEY,
     MODULE_KEYS.CAT_COVS_KEY: REGISTRY_KEYS.CAT_COVS_KEY,
     MODULE_KEYS.CONT_COVS_KEY: REGISTRY_KEYS.CONT_COVS_KEY,
 }
-"""What encoders may see of a cell besides its counts, and its keys in scvi-tools' batches."""
+"""What encoders may see of a cell besides its counts, and the keys of these in scvi-tools' batches."""
 
 
 _TO_COME: ContextVar[bool] = ContextVar("weights to come", default=False)
@@ -41,7 +41,7 @@ _TO_COME: ContextVar[bool] = ContextVar("weights to come", default=False)
 
 @contextmanager
 def weights_to_come() -> Iterator[None]:
-    """Make models whose weights are loaded afterwards, so that no pseudo-inputs have to begin as cells."""
+    """Make models whose weights are loaded afterwards, so that no pseudo-inputs have to be initialised as cells."""
     token = _TO_COME.set(True)
     try:
         yield
@@ -50,7 +50,7 @@ def weights_to_come() -> Iterator[None]:
 
 
 def begins_as_cells(prior: object) -> bool:
-    """Whether the pseudo-inputs of a new model's prior begin as cells."""
+    """Whether the pseudo-inputs of a new model's prior are initialised as cells."""
     return isinstance(prior, CellVampPrior) and not _TO_COME.get()
 
 
@@ -58,12 +58,12 @@ class CellVampPrior(VampPrior):
     """Variational mixture of posteriors of cells, p(z) = 1/K Σ_k 1/S Σ_s q_s(z | u_k), with learned counts u_k > 0.
 
     log(1 + u) = softplus(r) of unconstrained r, so that small and large counts learn alike. Encoders normalise
-    pseudo-inputs by their running statistics. Encoders that see batches and covariates see those of the cells that the
-    pseudo-inputs began as. The library size of a pseudo-input plays no part: z does not depend on it.
+    pseudo-inputs by their running statistics. Encoders that see batches and covariates see those of the cells from
+    which the pseudo-inputs started. The library size of a pseudo-input plays no part: z does not depend on it.
 
     Args:
         module: the module whose encoders see the pseudo-inputs; it is referenced, not registered.
-        pseudo_inputs: how many, K.
+        pseudo_inputs: number of pseudo-inputs K.
         categories: categorical covariates.
         numbers: continuous covariates.
 
@@ -82,7 +82,7 @@ class CellVampPrior(VampPrior):
 
     @torch.no_grad()
     def begin_as(self, tensors: Mapping[str, Tensor | None]) -> None:
-        """Begin the pseudo-inputs as given cells.
+        """Initialise the pseudo-inputs as given cells.
 
         Args:
             tensors: K cells, as scvi-tools loads them.
@@ -128,7 +128,7 @@ def prior_named(name: str, module: MixtureModule, clusters: int, **covariates: i
 
 
 def prior_of(module: VAE) -> Distribution:
-    """The prior of z of any module of SCVI's kind, standard normal for SCVI, made by labels for scANVI.
+    """The prior of z of any module of SCVI's kind, standard normal for SCVI, induced by labels for scANVI.
 
     Its first D dimensions are z; further ones are latents of the prior's own, over which it is to be integrated.
     """
@@ -142,8 +142,8 @@ def prior_of(module: VAE) -> Distribution:
 class Summed(Distribution):
     """A prior of z in scvi-tools' form, whose `log_prob` ends in an axis of size 1 to be summed over.
 
-    Latents of the prior's own are drawn, so that the density of z is estimated without bias. It is made only when it is
-    asked for: a training decodes at every step, and never asks.
+    Latents of the prior's own are drawn, so that the density of z is estimated without bias. It is made only on
+    request: a training decodes at every step, and never needs it.
 
     Args:
         prior: makes the distribution, whose first D dimensions are z.

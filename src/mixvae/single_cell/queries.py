@@ -32,14 +32,14 @@ from mixvae.single_cell.validation import ValidatedCells
 
 OBSM_KEY = "X_mixvae_responsibilities"
 AT_ONCE = 2**20
-"""Counts that a query encodes at once by default: larger batches than those of a training are read and encoded faster,
+"""Counts that a query encodes at once by default: batches larger than in training are read and encoded faster,
 and networks in evaluation mode give the same results."""
 OF_COUNTS = ("zinb", "nb")
 """Likelihoods with the parameters that scvi-tools reads by name."""
 
 
 class MixtureQueries(ValidatedCells):
-    """The queries of scvi-tools that a mixture answers differently; stands before SCVI's class or scANVI's."""
+    """The queries of scvi-tools that a mixture answers differently; a base before SCVI's class or scANVI's."""
 
     module: MixtureModule
 
@@ -63,7 +63,7 @@ class MixtureQueries(ValidatedCells):
             adata: the cells; those of the model by default.
             indices: use only these cells.
             give_mean: return the mean of the mixture; otherwise one draw from it.
-            mc_samples: draws to estimate the mean by if it has no closed form (`latent_distribution="ln"`).
+            mc_samples: draws from which to estimate the mean if it has no closed form (`latent_distribution="ln"`).
             batch_size: cells at once.
             return_dist: return mean and variance of the mixture instead, both (cells, latent).
             dataloader: batches of cells, instead of `adata`.
@@ -205,7 +205,7 @@ class MixtureQueries(ValidatedCells):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Batches of cells, as large as a query can make use of unless their size is given."""
+        """Batches of cells, as large as is useful for a query unless their size is given."""
         if batch_size is None:
             batch_size = max(settings.batch_size, AT_ONCE // adata.n_vars)
         return super()._make_data_loader(adata, indices, batch_size, **kwargs)
@@ -269,7 +269,7 @@ class MixtureQueries(ValidatedCells):
         return {name: value.mean(0) for name, value in arrays.items()} if give_mean and n_samples > 1 else arrays
 
     def get_normalized_expression(self, *args: Any, **kwargs: Any) -> Any:
-        """Decoded expression as by scvi-tools' `get_normalized_expression`, each draw from one component.
+        """Decoded expression as in scvi-tools' `get_normalized_expression`, each draw from one component.
 
         Args:
             *args: what scvi-tools' `get_normalized_expression` takes.

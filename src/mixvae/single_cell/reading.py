@@ -22,7 +22,7 @@ from mixvae.single_cell.checked import Unfit, check_annotated, check_file, check
 MATRIX = re.compile(r"(.*)matrix\.mtx(\.gz)?")
 """Name of a 10x matrix; what precedes it also precedes the names of its cells and genes."""
 ENTRY = 12
-"""Least bytes of an entry of a sparse matrix: a number, its row and its column."""
+"""Minimum number of bytes of an entry of a sparse matrix: a number, its row and its column."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def reading(file: str | Path) -> Iterator[None]:
 
 
 def read_file(file: str | Path, *, copied: bool = False) -> AnnData:
-    """Read the cells of one file that holds all of them itself.
+    """Read the cells of one file that itself holds all of them.
 
     Args:
         file: an .h5ad, a .loom, an .h5 by Cell Ranger, or a matrix.mtx beside its barcodes.tsv and features.tsv.
@@ -72,7 +72,7 @@ def read_file(file: str | Path, *, copied: bool = False) -> AnnData:
 
 
 def files_of(paths: Sequence[str | Path]) -> Iterator[Path]:
-    """The files, with each folder's in order of their names.
+    """The files, with those of each folder in the order of their names.
 
     Raises:
         ValueError: a folder holds none, or files of several kinds.
@@ -91,13 +91,13 @@ def files_of(paths: Sequence[str | Path]) -> Iterator[Path]:
 
 
 def kind_of(file: Path) -> str | None:
-    """Suffix by which a file's reader is chosen; None for others, which are taken for .h5ad."""
+    """Suffix by which a file's reader is chosen; None for others, which are assumed to be .h5ad."""
     suffix = ".mtx" if file.name.endswith(".mtx.gz") else file.suffix
     return suffix if suffix in READERS else None
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """Shortest names that tell files apart: without folder and suffix if these suffice.
+    """Shortest names that tell files apart: without folder and suffix if possible.
 
     Example:
         >>> from pathlib import Path
@@ -110,7 +110,7 @@ def names_of(files: Sequence[Path]) -> list[str]:
 
 
 def _stem(file: Path) -> str:
-    """Name of a file without its suffix; of a matrix.mtx what precedes this name, or the folder."""
+    """Name of a file without its suffix; for a matrix.mtx, what precedes this name, or the folder."""
     if matrix := MATRIX.fullmatch(file.name):
         return matrix[1].rstrip("_-.") or file.absolute().parent.name
     return file.stem
@@ -126,7 +126,7 @@ def _read_10x(file: Path) -> AnnData:
     """Read an .h5 by Cell Ranger, or an .h5ad under this name.
 
     Raises:
-        Unfit: it is neither, or holds several genomes apart from each other.
+        Unfit: it is neither, or holds several genomes separately.
     """
     import scanpy
 
@@ -175,7 +175,7 @@ def _read_mtx(file: Path) -> AnnData:
 
 
 def _table(file: Path, prefix: str, *names: str) -> pd.DataFrame:
-    """The table of a matrix by one of these names, as text."""
+    """The table of a matrix under one of these names, as text."""
     there = [file.parent / f"{prefix}{name}.tsv{suffix}" for name in names for suffix in (".gz", "")]
     for path in filter(Path.is_file, there):
         with reading(path):

@@ -19,9 +19,9 @@ from mixvae.runs import Recipe
 from mixvae.runs._recipe import path_of
 
 ROWS = 4096
-"""Cells whose counts are hashed at once."""
+"""Number of cells whose counts are hashed at once."""
 OPTIMIZER = {"optimizer": "Adam", "lr": 1e-3, "weight_decay": 1e-6, "eps": 0.01}
-"""scvi-tools' defaults, passed explicitly so that what is recorded is what was done."""
+"""scvi-tools' defaults, passed explicitly so that the record says what was done."""
 MONITOR = "elbo_validation"
 """What early stopping monitors: scvi-tools' name for the negative ELBO of the validation cells."""
 PLAIN_NAMES = {"n_components": "components", "n_latent": "latent", "gene_likelihood": "likelihood"}
@@ -38,14 +38,14 @@ class Training:
     """How a model of cells is trained.
 
     Args:
-        epochs: most epochs.
+        epochs: maximum number of epochs.
         patience: epochs without a better validation ELBO after which training stops; None for never.
         warmup: epochs of KL warm-up.
         batch: cells per step, over all processes together.
         seed: seed of weights, split and noise.
         split: indices of the cells to train on, to validate on and to hold out; scvi-tools' 90 % and 10 % by default.
         accelerator: the device, as in Lightning.
-        processes: how many train together, each on its share of every batch.
+        processes: number of processes that train together, each on its share of every batch.
         draws_per_component: draws from each encoder per cell and step, which only mixtures take.
 
     Raises:
@@ -114,7 +114,7 @@ def recipe_of(model: SCVI, training: Training, start: Mapping[str, Any] | None =
     Args:
         model: a `MixtureSCVI` or `scvi.model.SCVI`.
         training: how it is trained.
-        start: the weights that it starts from, if they are not random: their sha256 and the noise on them.
+        start: the weights from which it starts, if they are not random: their sha256 and the noise on them.
     """
     first = {
         "epoch": 0,
@@ -134,7 +134,7 @@ def recipe_of(model: SCVI, training: Training, start: Mapping[str, Any] | None =
 
 
 def options_of(model: SCVI) -> dict[str, Any]:
-    """Arguments that a model was made with, apart from the cells."""
+    """Arguments with which a model was made, apart from the cells."""
     options = dict(model.init_params_["non_kwargs"])
     for extra in model.init_params_["kwargs"].values():
         options |= extra
@@ -187,7 +187,7 @@ def _cells(model: SCVI) -> dict[str, Any]:
 
 
 def _hash_counts(digest: Any, counts: Any) -> None:
-    """Hash a matrix by the values that are trained on, whether it is sparse or dense."""
+    """Hash a matrix by the values used in training, whether it is sparse or dense."""
     for start in range(0, counts.shape[0], ROWS):
         rows = sp.csr_matrix(counts[start : start + ROWS], dtype=np.float32, copy=True)
         rows.sum_duplicates()

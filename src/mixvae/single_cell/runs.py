@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 LATENT_KEY = "X_mixvae"
 FEWEST = 10
-"""Fewest cells of which scvi-tools keeps one to validate on."""
+"""Minimum number of cells of which scvi-tools keeps one for validation."""
 CLASSES: dict[str, type[SCVI]] = {"mixvae.single_cell.MixtureSCVI": MixtureSCVI, "scvi.model.SCVI": SCVI}
 """The classes of model that a run may have, by recorded name."""
 
@@ -98,7 +98,7 @@ class Settings:
             )
 
     def training(self, cells: int) -> Training:
-        """How to train the model; by default the number of epochs is chosen by the number of cells.
+        """How to train the model; by default the number of epochs depends on the number of cells.
 
         Raises:
             ValueError: a number is out of range, or there are too few cells.
@@ -161,7 +161,7 @@ def train(
 
 
 def _check_unfinished(out: Path, recipe: Recipe, training: Training) -> None:
-    """Check that a directory has no run, or one to go on with.
+    """Check that a directory has no run, or one that can be continued.
 
     Raises:
         ValueError: the run is finished, or of something else.
@@ -180,7 +180,7 @@ def load(run: str | Path, adata: AnnData) -> MixtureSCVI:
 
     Args:
         run: the run directory, or the address of a run on the hub, `hub://ORG/NAME@REVISION`.
-        adata: the cells, whose batches and covariates must be those of the training.
+        adata: the cells, whose batches and covariates must occur in the training.
 
     Raises:
         ValueError: it is not a finished run of cells, one of its files is damaged, genes differ, or a batch was not
@@ -263,7 +263,7 @@ def finished(path: Path, model: SCVI, training: Training, source: str, start: Ma
         model: the untrained model; `take_weights` gives it the run's.
         training: how to train it; a run with another goal is refused.
         source: file or name of the cells, for the record.
-        start: the weights that the model starts from, if they are not random: their sha256 and the noise on them.
+        start: the weights from which the model starts, if they are not random: their sha256 and the noise on them.
 
     Raises:
         ValueError: something else is there, another process is training it, or a file is damaged.
@@ -296,8 +296,8 @@ def embed(
             among others.
         out: the .h5ad file to write.
         backed: leave the counts, the X of .h5ad files, on disk, and write the embedding block by block.
-        responsibilities: whether to write them too; 64 draws of every cell are decoded for them, which takes many times
-            as long as the latents.
+        responsibilities: whether to write responsibilities too; 64 draws of every cell are decoded for them, which
+            takes many times as long as the latents.
     """
     out, files = Path(out), list(files_of(_listed(files)))
     if os.path.realpath(out) in map(os.path.realpath, files):

@@ -74,7 +74,7 @@ class MixtureSCANVAE(MixtureModule, SCANVAE):
             cont_covs: continuous covariates.
             cat_covs: categorical covariates.
             use_posterior_mean: classify the mean of every component; otherwise one draw from the mixture.
-            **minified: what minified cells have in place of counts: qzm, qzv and observed_lib_size.
+            **minified: what minified cells have instead of counts: qzm, qzv and observed_lib_size.
 
         Returns:
             Logarithms of probabilities, or probabilities where the classifier gives these (`logits=False`).
@@ -121,7 +121,7 @@ class MixtureSCANVAE(MixtureModule, SCANVAE):
         Args:
             tensors: one batch of cells.
             inference_outputs: posterior and stratified draws.
-            generative_ouputs: what the draws were decoded to.
+            generative_ouputs: the decoded draws.
             kl_weight: β.
             labelled_tensors: cells with labels.
             classification_ratio: weight of their cross-entropy.

@@ -21,8 +21,8 @@ class MixtureSCANVI(Minifying, SCANVI):
     """`scvi.model.SCANVI` with `n_components` encoders, q(z₁|x) = 1/S Σ_s q_s(z₁|x); everything else is scANVI's.
 
     `predict` averages the components' probabilities, so that a cell on which they disagree is predicted with less
-    confidence. Likelihoods and bounds are those under the prior that labels make, p(z₁) = Σ_y p(y) ∫ p(z₂) p(z₁|z₂, y)
-    dz₂, for which z₂ is one more latent; scvi-tools takes a standard normal prior there.
+    confidence. Likelihoods and bounds are those under the prior induced by labels, p(z₁) = Σ_y p(y) ∫ p(z₂) p(z₁|z₂, y)
+    dz₂, for which z₂ is one more latent; scvi-tools uses a standard normal prior there.
 
     Args:
         adata: cells set up by `setup_anndata`, some of which have labels.
@@ -35,7 +35,7 @@ class MixtureSCANVI(Minifying, SCANVI):
         gene_likelihood: zinb, nb or poisson.
         use_observed_lib_size: take the library size from the counts; otherwise it is one more latent.
         linear_classifier: classify by a linear layer.
-        datamodule: brings the cells instead of `adata`.
+        datamodule: provides the cells instead of `adata`.
         n_components: number of encoders S; 1 is scANVI.
         **model_kwargs: everything else that `scvi.module.SCANVAE` takes.
 
@@ -175,7 +175,7 @@ class MixtureSCANVI(Minifying, SCANVI):
             **kwargs: what `scvi.model.SCANVI.from_scvi_model` takes.
 
         Raises:
-            ValueError: the model is no mixture, has a frozen decoder, or a prior that scANVI has no place for.
+            ValueError: the model is not a mixture, has a frozen decoder, or has a prior that scANVI cannot use.
         """
         if not isinstance(scvi_model, MixtureSCVI):
             raise ValueError(

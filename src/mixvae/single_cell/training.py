@@ -131,7 +131,7 @@ def fit(
 
 @contextmanager
 def _ending() -> Iterator[None]:
-    """End after SIGTERM or Ctrl-C as other trainings do: Lightning ends with status 0 or 1, and says nothing."""
+    """End after SIGTERM or Ctrl-C as other trainings do: Lightning ends with status 0 or 1, and reports nothing."""
     old = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -202,7 +202,7 @@ class _Epochs(Callback):
         sampler.generator = torch.Generator().manual_seed(self._seed(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Seed the noise of the epoch at its first batch: how much was drawn before that depends on resuming."""
+        """Seed the noise of the epoch at its first batch: how much was drawn before depends on resuming."""
         del pl_module, batch
         if batch_idx == 0:
             torch.manual_seed(self._seed(trainer) * trainer.world_size + trainer.global_rank)
@@ -241,7 +241,7 @@ class _Epochs(Callback):
         self.progress.update(row["epoch"], self.training.epochs, words)
 
     def _row(self, trainer: Any) -> Epoch:
-        """The record of an epoch: bounds, of which more is better, and whatever scvi-tools logs, unchanged.
+        """The record of an epoch: bounds, where higher is better, and whatever scvi-tools logs, unchanged.
 
         Raises:
             ValueError: there are no cells to validate on.
@@ -263,7 +263,7 @@ class _Epochs(Callback):
 
 
 def _runtime(source: str, path: Path, training: Training) -> dict[str, Any]:
-    """What is recorded of a training but is not part of its identity."""
+    """What is recorded about a training but is not part of its identity."""
     relative = os.path.relpath(source, path.absolute()) if Path(source).is_absolute() else None
     return {
         "data": {"name": source, "origin": None, "relative": relative, "sizes": training.sizes},

@@ -1,4 +1,4 @@
-"""What models of cells check before scvi-tools sees it: counts, genes and setup of every AnnData, and saved models."""
+"""What models of cells check before scvi-tools does: counts, genes and setup of every AnnData, and saved models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mixvae.single_cell.priors import weights_to_come
 
 
 class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelClass):
-    """A model of scvi-tools that refuses wrong cells; stands before SCVI's class or scANVI's among the bases."""
+    """A model of scvi-tools that refuses wrong cells; precedes SCVI's class or scANVI's among the bases."""
 
     module: Any
     _data_loader_cls = CellLoader
@@ -44,7 +44,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
             adata: the new cells.
             reference_model: a trained model, or the folder of one.
             registry: setup of data from a data module, instead of cells.
-            inplace_subset_query_vars: bring the genes of `adata` into line with the reference's.
+            inplace_subset_query_vars: match the genes of `adata` to the reference's.
             *args: what scvi-tools' `load_query_data` takes.
             **kwargs: what scvi-tools' `load_query_data` takes.
 
@@ -65,9 +65,9 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
     def prepare_query_anndata(
         adata: AnnData, reference_model: Any, return_reference_var_names: bool = False, inplace: bool = True
     ) -> Any:
-        """Bring the genes of new cells into line with those of a reference model, as scvi-tools does.
+        """Match the genes of new cells to those of a reference model, as scvi-tools does.
 
-        Genes that the cells lack get counts of 0, of which a warning says how many they are.
+        Genes that the cells lack get counts of 0; a warning says how many there are.
 
         Args:
             adata: the new cells.
@@ -99,7 +99,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
             **kwargs: what scvi-tools' `load` takes.
 
         Raises:
-            ValueError: the genes are not those the model was trained on.
+            ValueError: the genes are not those on which the model was trained.
         """
         if "n_components" in kwargs:
             raise ValueError(
@@ -135,7 +135,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
             check_setup(adata, categories, numbers, setup["layer"])
             check_categories(adata, self.registry)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*has fewer than 3 cells")  # which matters to a training only
+            warnings.filterwarnings("ignore", ".*has fewer than 3 cells")  # matters only to a training
             return super()._validate_anndata(adata, copy_if_view)
 
     def differential_expression(
@@ -149,7 +149,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Genes that are expressed differently in groups of cells, as by scvi-tools' `differential_expression`.
+        """Genes that are expressed differently in groups of cells, as in scvi-tools' `differential_expression`.
 
         Args:
             adata: the cells; those of the model by default.
@@ -190,7 +190,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
         data_loader_class: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Batches of cells, whose counts and indices are checked before."""
+        """Batches of cells, whose counts and indices are checked first."""
         self._check_counts(adata)
         numbers = chosen_cells(indices, adata.n_obs)
         data_loader_class = data_loader_class or self._data_loader_cls

@@ -1,4 +1,4 @@
-"""Cells to .h5ad files, whole or block by block. A full disk ends that with an error, and not with a crash."""
+"""Writes cells to .h5ad files, whole or block by block. A full disk ends in an error rather than a crash."""
 
 from __future__ import annotations
 
@@ -38,13 +38,14 @@ def write_on_disk(
 ) -> None:
     """Write cells whose counts are on disk to one .h5ad file, with arrays for `obsm` as they are computed.
 
-    A single file is copied with everything that it holds; of several, counts, `obs` and `var` are put together.
+    A single file is copied with everything that it holds; for several, counts, `obs` and `var` are concatenated.
 
     Args:
-        cells: what `read_cells` made of the files.
+        cells: what `read_cells` returned for the files.
         files: their files.
         out: the file.
-        computed: what makes a part of each array, (cells, size), from the numbers of these cells, by key of `obsm`.
+        computed: functions that compute part of an array, (cells, size), from the numbers of these cells, by key of
+            `obsm`.
 
     Raises:
         OSError: the disk is full.
@@ -103,7 +104,7 @@ class _Disk(io.RawIOBase):
 
 @contextmanager
 def _hdf5(path: Path, mode: Literal["w", "r+"]) -> Iterator[h5py.File]:
-    """An HDF5 file to write to, which is closed in good order whatever happens.
+    """An HDF5 file to write to, which is closed properly whatever happens.
 
     Raises:
         OSError: the disk is full.

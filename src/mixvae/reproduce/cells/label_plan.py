@@ -18,7 +18,7 @@ from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
 from mixvae.sweeps import Runner
 
 SCANVI = (SCVI_NAME, 1)
-"""The model that others are compared with: it starts from SCVI."""
+"""The model with which others are compared: it starts from SCVI."""
 MARGIN = "half width of the 95 % interval between trainings, with the variance pooled over the models of one setting"
 PAIRED = "half width of the 95 % interval between seeds, of pairs of trainings that share their hidden cells"
 
@@ -28,7 +28,7 @@ class Score(NamedTuple):
 
     Args:
         title: its heading.
-        sign: 1 if more is better, −1 if less is.
+        sign: 1 if higher is better, −1 if lower is.
         about: what it is.
     """
 
@@ -126,7 +126,7 @@ def label_table(results: Sequence[Evaluation]) -> list[Row]:
     """One row per data set, share, model and S: means over trainings, and changes over scANVI, with their margins.
 
     Variances are pooled over the models of one data set and share: scores of few hidden cells vary more than those of
-    many, so that those of several settings have no common variance.
+    many, so scores of different settings have no common variance.
 
     Raises:
         ValueError: results of one data set are of different cells or labels.

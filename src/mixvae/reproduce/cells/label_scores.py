@@ -16,7 +16,7 @@ def label_scores(probability: Float[np.ndarray, "N Y"], label: Int[np.ndarray, "
 
     accuracy, 1/N Σ_i 1[ŷ_i = y_i]; f1, the mean over classes of 2 TP / (2 TP + FP + FN), of those classes that a cell
     has or is predicted to have; ece, see `calibration_error`; log_loss, −1/N Σ_i log p_{i y_i} in nats; and brier,
-    1/N Σ_i Σ_y (p_iy − 1[y = y_i])², from 0 to 2. The last two are proper: no other probabilities than the true ones
+    1/N Σ_i Σ_y (p_iy − 1[y = y_i])², from 0 to 2. The last two are proper: no probabilities other than the true ones
     have a smaller expectation.
 
     Args:
@@ -24,7 +24,7 @@ def label_scores(probability: Float[np.ndarray, "N Y"], label: Int[np.ndarray, "
         label: number of each cell's class.
 
     Raises:
-        ValueError: there are no cells, or a label is of no class.
+        ValueError: there are no cells, or a label is not one of the classes.
 
     Example:
         >>> import numpy as np
@@ -57,8 +57,8 @@ def label_scores(probability: Float[np.ndarray, "N Y"], label: Int[np.ndarray, "
 def calibration_error(probability: Float[np.ndarray, "N Y"], label: Int[np.ndarray, " N"], bins: int = BINS) -> float:
     r"""Expected calibration error Σ_b n_b/N |accuracy of b − mean confidence of b|.
 
-    A cell's confidence is the largest of its probabilities, and bin b of B holds those in ((b − 1)/B, b/B]. Of few
-    cells it is biased upwards: it is not zero for true probabilities, and the less so the fewer cells a bin has.
+    A cell's confidence is the largest of its probabilities, and bin b of B holds those in ((b − 1)/B, b/B]. For few
+    cells it is biased upwards: it is not zero for true probabilities, and the larger the fewer cells a bin has.
 
     Args:
         probability: probabilities, which sum to 1 over the classes.

@@ -36,9 +36,9 @@ from mixvae.single_cell.runs import finished, take_weights
 from mixvae.single_cell.scanvi import MixtureSCANVI
 
 SHOWN, HIDDEN = "shown_label", "hidden"
-"""Column of the labels that a model is shown, and what it holds for the others."""
+"""Column with the labels that a model is shown, and its content for all other cells."""
 PROPOSAL = "labels"
-"""What stands in these results' identities for where draws come from: there are none."""
+"""Placeholder in these results' identities for where draws come from: there are none."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Transfer:
 
     @property
     def pretrained(self) -> str:
-        """Name of the run directory of the pretrained model, which all shares have in common."""
+        """Name of the run directory of the pretrained model, which all shares use."""
         return f"{self.data}-{self.job.name}"
 
 
@@ -92,7 +92,7 @@ class Settings:
         warmup: epochs of its KL warm-up.
         label_epochs: epochs of scANVI.
         label_warmup: epochs of its KL warm-up.
-        per_label: most cells of each label in one epoch of scANVI.
+        per_label: maximum number of cells of each label in one epoch of scANVI.
         batch: cells per step.
 
     Raises:
@@ -112,7 +112,7 @@ class Settings:
 
 
 class PlainSCANVI(SCANVI):
-    """scANVI whose last batch of an epoch, of one cell, is left out as for mixtures; scvi-tools ends in an error."""
+    """scANVI that leaves out the last batch of an epoch if it is one cell, as mixtures do; scvi-tools fails."""
 
     _data_splitter_cls = LabelSplitter
 
@@ -242,7 +242,7 @@ class _Labelled:
         """Check that a result is of these cells.
 
         Raises:
-            ValueError: it is of others.
+            ValueError: it is of other cells.
         """
         agree(path, {name: result[name] for name in self.known}, self.known)
 

@@ -8,7 +8,7 @@ KINDS = (SCVI_NAME, MIXTURE, FROZEN, UNNORMALISED)
 
 
 def named_by_draws(kind: str, draws: int) -> str:
-    """A kind of model whose training takes so many draws from each component.
+    """A kind of model whose training takes this many draws from each component.
 
     Example:
         >>> from mixvae.reproduce.cells.names import named_by_draws

@@ -20,7 +20,7 @@ from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
 from mixvae.sweeps import Runner
 
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
-"""The scores of scib-metrics that are shown first; the higher the better."""
+"""The scores of scib-metrics that are shown first; higher is better."""
 MARGIN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
 
 

@@ -32,7 +32,7 @@ class Priors:
     """Train mixtures with several priors on cells, and compare held-out likelihoods with the error between trainings.
 
     Args:
-        kinds: priors beside the standard normal one.
+        kinds: priors besides the standard normal one.
         sizes: numbers of components S.
         seeds: seeds of every model.
         settings: settings of training and evaluation, the arguments of `mixvae.reproduce.cells.study.Plan`.
@@ -123,12 +123,12 @@ def _order(item: tuple[tuple[str, int], Any]) -> tuple[int, int]:
 
 
 def _row(kind: str, size: int, own: Sequence[Mapping[str, Any]], standard: Sequence[Mapping[str, Any]]) -> Row:
-    """What a row tells besides its bounds."""
+    """What a row contains besides its bounds."""
     both = [*own, *standard]
     row: Row = {"prior": PRIORS[kind], "kind": kind, "size": size, "seeds": len(own)}
     row["seconds"] = float(np.median([one["seconds"] for one in own]))
     known = [one["pareto_k_unreliable"] for one in own if one["pareto_k_unreliable"] is not None]
-    if known:  # as it is not of few draws
+    if known:  # unknown with few draws
         row["unreliable"] = sum(known) / len(known)
     return row | trust(own, "log_px") | trust(both, "log_px_change")
 

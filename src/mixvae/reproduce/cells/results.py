@@ -40,12 +40,12 @@ class Job:
 
     @property
     def described(self) -> dict[str, Any]:
-        """The job as JSON, as before there were several draws if there is one."""
+        """The job as JSON, in the older form if there is a single draw per step."""
         return asdict(self) if self.draws > 1 else {k: v for k, v in asdict(self).items() if k != "draws"}
 
     @property
     def key(self) -> Key:
-        """What it is in tables: its kind, with its draws if they are several, and its number of components."""
+        """Its name in tables: its kind, with its draws if there are several, and its number of components."""
         return named_by_draws(self.kind, self.draws), self.components
 
 
@@ -125,8 +125,8 @@ def legacy_evaluation(content: Mapping[str, Any]) -> Evaluation:
 def table(results: Sequence[Evaluation]) -> list[Row]:
     """One row per model and S: means over trainings, and gains over SCVI, each with the margin of its 95 % interval.
 
-    Models are compared by `compared`. Samples of SCVI's encoder side by side are of SCVI's own trainings, so that their
-    gains over it are paired, and their scores don't count as further trainings.
+    Models are compared by `compared`. Samples of SCVI's encoder side by side come from SCVI's own trainings, so their
+    gains over it are paired, and their scores do not count as further trainings.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
@@ -161,7 +161,7 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
 
 
 def compared(results: Sequence[Evaluation]) -> dict[str, BetweenTrainings[Key]]:
-    """Trainings of all models, by bound or score; all but samples side by side, which have no trainings of their own.
+    """Trainings of all models, by bound or score, except samples side by side, which have no trainings of their own.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
@@ -170,7 +170,7 @@ def compared(results: Sequence[Evaluation]) -> dict[str, BetweenTrainings[Key]]:
 
 
 def unchanged(results: Sequence[Evaluation]) -> list[tuple[int, Gain]]:
-    """How far log p(x) under a frozen decoder differs from that under SCVI's own training of it, by S.
+    """How far log p(x) under a frozen decoder differs from that of the SCVI that it was taken from, by S.
 
     The decoder is the same, and so is log p(x) of every cell: differences are errors of the estimates, and the standard
     error over cells is their Monte-Carlo error. Means over seeds.
@@ -195,7 +195,7 @@ Scored = Mapping[Key, Mapping[int, Mapping[str, float]]]
 
 
 def _scored(results: Sequence[Evaluation]) -> Scored:
-    """What was measured of every training, and of samples of SCVI's encoder.
+    """What was measured on every training, and on samples of SCVI's encoder.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
@@ -233,11 +233,11 @@ def _compared(scored: Scored) -> dict[str, BetweenTrainings[Key]]:
 
 
 def _bounds(result: Evaluation) -> dict[str, float]:
-    """What is compared of a model's likelihood; legacy results have no refined one."""
+    """The parts of a model's likelihood that are compared; legacy results have no refined one."""
     values = {"elbo": result["elbo"], "miselbo": -result["nll_miselbo"], "pooled": -result["nll_pooled"]}
     if "log_px" in result.bounds:
         values |= {"log_px": -result["nll"], "posterior": result["elbo"] + result["nll"]}
-        if result["pareto_k_unreliable"] is not None:  # as it is of few draws
+        if result["pareto_k_unreliable"] is not None:  # unknown with few draws
             values |= {"unreliable": result["pareto_k_unreliable"]}
     if "marginal_ll" in result.results:
         values |= {"marginal_ll": result["marginal_ll"]}

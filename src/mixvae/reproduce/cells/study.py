@@ -40,7 +40,7 @@ LABELS = ("cell_type", "precise_type")
 COMPARED = (1, 3)
 """Sizes of the mixtures that are trained with further seeds."""
 FEWEST = 20
-"""Fewest cells in a trial."""
+"""Minimum number of cells in a trial."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     MIXTURE: {},
     UNNORMALISED: {"use_batch_norm": "none"},
@@ -55,7 +55,7 @@ class Plan:
     """How every model of the study is trained and evaluated.
 
     Args:
-        epochs: most epochs.
+        epochs: maximum number of epochs.
         warmup: epochs of KL warm-up.
         patience: epochs without a better validation ELBO after which training stops.
         total_draws: draws per held-out cell, over all components.
@@ -113,7 +113,7 @@ def split(cells: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def trial(cells: int) -> AnnData:
-    """PBMC cells in place of CORTEX, to try out the experiment.
+    """PBMC cells instead of CORTEX, to try out the experiment.
 
     Raises:
         ValueError: there are not that many, or too few to hold any out.
@@ -147,7 +147,7 @@ def run(
     Args:
         out: folder of the runs.
         listed: models to train; `jobs()` by default.
-        epochs: most epochs.
+        epochs: maximum number of epochs.
         warmup: epochs of KL warm-up.
         patience: epochs without a better validation ELBO after which training stops.
         total_draws: draws per held-out cell, over all components.
