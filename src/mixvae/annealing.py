@@ -214,8 +214,9 @@ def bracket(
     With z* ~ p(z) and x ~ p(x|z*), z* is an exact draw from p(z|x). Chains from it backwards through the temperatures
     of `anneal`, by the same transitions with the same frozen step sizes, have inverse weights whose mean is unbiased
     for 1/p(x): minus its log is an upper bound in expectation. Where the bounds meet, both are close to log p(x). This
-    carries over to real observations only as far as simulated ones resemble them. The arguments are those of `anneal`;
-    of the observations only number and shape matter.
+    carries over to real observations only as far as simulated ones resemble them.
+
+    The arguments are those of `anneal`; of the observations only number and shape matter.
 
     Raises:
         ValueError: there are no observations, a number is not positive, or log p(x|z*) is not finite.

@@ -151,9 +151,9 @@ def doubly_reparameterised(
 
     Value and gradient are those of log 1/N Σ_n w_n with N = L·S *independent* draws of the mixture: a component by its
     weight, then z from it. For S > 1 this lower bound on log p(x) differs from the stratified one of
-    `reparameterised(pooled)`, which takes L draws of every component; either may be the tighter. With u_n = w_n / Σ_m
-    w_m the score term is E[u ∂_φ log q(z)] = E[∂_z u · ∂_φ T], so that the encoder's gradient is E Σ_n (1 − β + β u_n)
-    u_n ∂_z log w_n · ∂_φ T, the squared weights of the paper at β = 1.
+    `reparameterised(pooled)`, which takes L draws of every component; either may be the tighter. With
+    u_n = w_n / Σ_m w_m the score term is E[u ∂_φ log q(z)] = E[∂_z u · ∂_φ T], so that the encoder's gradient is
+    E Σ_n (1 − β + β u_n) u_n ∂_z log w_n · ∂_φ T, the squared weights of the paper at β = 1.
 
     On stratified draws those squared weights are biased: the mixture's score has parts r_j ∂ log q_j for every j, at
     draws that came from s ≠ j, and only the distribution drawn from can be reparameterised. So this estimator draws

@@ -217,7 +217,7 @@ def _named_in_spec(spec: Any, where: str, place: str) -> Iterator[tuple[str, str
 
 
 def _as_parsed(value: Any) -> Any:
-    """A value as the parser reads it, which reads a text such as `{class_path: name}` as the class it spells out."""
+    """A value as the parser reads it: a text such as `{class_path: name}` becomes the class that it spells out."""
     if not isinstance(value, str) or NAME.fullmatch(value):
         return value
     try:

@@ -54,12 +54,12 @@ def as_dataset(
     once at the beginning, to check them and compute their checksum. Validation and test examples are held in memory.
 
     Args:
-        data: `(train, validation[, test])`, a mapping with these keys, or one collection of examples, which is split 80
-            : 10 : 10 by the seed. Each is an array or tensor (N, D), (N, H, W) or (N, C, H, W), a `Split`, a torch
+        data: `(train, validation[, test])`, a mapping with these keys, or one collection of examples, which is divided
+            80 : 10 : 10 by the seed. Each is an array or tensor (N, D), (N, H, W) or (N, C, H, W), a `Split`, a torch
             `Dataset` or `DataLoader`, anything with `__len__` and `__getitem__`, or an iterable that can be begun anew.
             Labels come with their examples, in a `TensorDataset(x, y)` for instance: a tuple holds parts of the data.
-            An example is an image, an array, a pair (example, label), or a mapping. A DataLoader decides the batches of
-            the training: its sampler, batch size, workers and `collate_fn` are used, its sampler seeded by epoch.
+            An example is an image, an array, a pair (example, label), or a mapping. A DataLoader decides the batches
+            of the training: its sampler, batch size, workers and `collate_fn` are used, its sampler seeded by epoch.
         column: which entry to take of examples that are mappings, as in Hugging Face data sets.
         binarize: `stochastic` binarises training examples anew at every step, the others once; `fixed` binarises all
             once; `threshold` at ½; `none` keeps the values.

@@ -148,7 +148,7 @@ class Split:
         return x
 
     def fixed(self, seed: int = 0) -> Float[Tensor, "N ..."]:
-        """All examples, ready for a model: by a fixed seed if the split is binarised at every step; none are mirrored."""
+        """All examples, ready for a model: binarised by a fixed seed, if they are at every step, and never mirrored."""
         generator = torch.Generator(self.x.device).manual_seed(seed)
         return replace(self, flip=False).batch(slice(None), generator)
 

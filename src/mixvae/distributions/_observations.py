@@ -326,8 +326,8 @@ class DiscretizedLogisticMixture(Distribution):
         """Mean image of the draws: discretised, clipped, and every channel linear in the drawn channels before it.
 
         The mean of a discretised logistic is a sum over its levels, and a later channel's mean is averaged over the
-        levels of the channels before it. Up to 32 levels are all used, with an error below 2e-4; of more, both ends and
-        12 in between by Gauss's rule in the quantiles, with an error below 1e-3 for 8 bits and 5e-3 for 6.
+        levels of the channels before it. Up to 32 levels are all used, with an error below 2e-4; with more, both ends
+        and 12 in between by Gauss's rule in the quantiles, with an error below 1e-3 for 8 bits and 5e-3 for 6.
         """
         log_weight, mean, log_scale, coefficients = self.logistics
         parts = (mean, log_scale.exp(), coefficients)

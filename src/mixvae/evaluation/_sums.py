@@ -19,7 +19,7 @@ SHORTEST_TAIL = 5
 
 
 class WeightSums:
-    """Sums over log weights that an importance-sampling estimate of log p(x) and its diagnostics need.
+    """Sums of weights, from their logs, that an estimate of log p(x) and its diagnostics need.
 
     With strata of n_k draws, the variance of the mean weight is Σ_k n_k Var_k w / n²: differences between the strata's
     means are not part of the error.

@@ -28,8 +28,8 @@ class FlowPosterior(Posterior):
     whose inverse is fast, such as `CouplingFlow`. A shared flow is never inverted while training, so an inverse
     autoregressive one will do. On two levels the flow acts on z1.
 
-    Monotone flows, such as neural autoregressive ones, are inverted numerically and on a bounded interval. Flows of one
-    per component are inverted once here as a test; in evaluation mode every inverse is checked by going forward again,
+    Monotone flows, such as neural autoregressive ones, are inverted numerically and on a bounded interval. Flows per
+    component are inverted once here as a test; in evaluation mode every inverse is checked by going forward again,
     except those of flows with `fast_inverse`. A training step, which reads no values, checks nothing.
 
     Args:
