@@ -370,7 +370,7 @@ def test_moved_data_and_new_data_are_two_options(two, images, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--data DATA evaluate this file or folder of new examples in place of the run's own" in shown
+    assert "--data DATA evaluate this file or folder of new examples instead of the run's own" in shown
     assert "--data-name DATA_NAME new location of the run's own data, if they were moved" in shown
 
 

@@ -179,7 +179,7 @@ def components(
         run: the run directory.
         draws_per_component: draws per component and example.
         split: which examples.
-        examples: how many of them.
+        examples: how many examples.
         out: folder of components.png, spread.png, classes.png (with labels) and posteriors.png (with 2 latents);
             RUN/figures by default.
         data_name: new location of the run's data, if they were moved.

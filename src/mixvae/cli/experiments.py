@@ -195,8 +195,8 @@ def reproduce(
         jobs: number of trainings to run in parallel; 1 by default, and on Ray as many as there is room for.
         address: HOST:PORT of the Ray cluster; $RAY_ADDRESS by default, or else Ray is started on this machine.
         list: list the experiments, and how long each scale takes.
-        probe: with --list, estimate from a few steps of each model how long smoke and small take on this machine, of
-            all experiments or of the one that is named; takes minutes.
+        probe: with --list, estimate from a few steps of each model how long smoke and small take on this machine, for
+            all experiments or the one that is named; takes minutes.
     """
     from rich.table import Table
 

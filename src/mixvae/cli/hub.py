@@ -20,10 +20,10 @@ def push(
 
     Args:
         run: the run directory.
-        repo: ORG/NAME on the hub, which is made if there is none.
+        repo: ORG/NAME on the hub; created if it does not exist.
         license: licence of weights and card, as the hub abbreviates it, such as mit or cc-by-4.0; must be given.
         baseline: a run on the same data that the card compares with.
-        private: make a repository that only its owners see.
+        private: create a repository that only its owners see.
     """
     if license is None:
         raise ValueError("give --license, such as --license mit: without one nobody else may use the weights")
@@ -36,7 +36,7 @@ def push(
 
 
 def pull(repo: str, out: str | None = None) -> None:
-    """Download a run from the Hugging Face hub, check all of its files, and make a run directory of it.
+    """Download a run from the Hugging Face hub, check all its files, and make it a run directory.
 
     Args:
         repo: ORG/NAME or ORG/NAME@REVISION, where REVISION is a branch, a tag or a commit.

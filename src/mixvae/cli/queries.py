@@ -46,15 +46,15 @@ def evaluate_runs(
         draws_per_component: draws of each component instead, the paper's protocol.
         split: which examples.
         examples: evaluate only the first N examples.
-        chunk: latents decoded at once, on which alone memory depends; 1024 by default, and with --merge the shards'.
+        chunk: latents decoded at once, which alone decides memory; 1024 by default, or with --merge the shards' value.
         seed: seed of the draws.
         proposal: where draws of the NLL come from: proposals refined for each example, or the posterior.
         per_example: also write the values of every example of one run, its NLL among them, to this .npz or .csv file.
-        check: then check the NLL of the first N examples by annealed importance sampling; some minutes for a few dozen.
-        data: evaluate this file or folder of new examples in place of the run's own; results are kept apart.
+        check: then check the NLL of the first N examples by annealed importance sampling; minutes for a few dozen.
+        data: evaluate this file or folder of new examples instead of the run's own; results are kept apart.
         shard: evaluate only part I/N of the examples, such as 2/4, and store it for --merge.
-        merge: make the shards of all workers the evaluation, instead of evaluating; give the same settings.
-        representation: first classify and cluster by the latents, fitted to training ones; RUN/evaluations.
+        merge: combine the shards of all workers into the evaluation, with the same settings; evaluates nothing itself.
+        representation: first classify and cluster by the latents, fitted to training examples; in RUN/evaluations.
         samples: concatenated draws in the features of the paper's rival; as many as components by default.
         data_name: new location of the run's own data, if they were moved.
     """
@@ -153,7 +153,7 @@ def sample(
         out: a .png or .npy file; RUN/figures/samples.png by default.
         kind: means of p(x|z), or draws from it, which have its noise.
         latents: drawn from the prior, or from the aggregated posterior of the training examples.
-        seed: seed of all that is drawn.
+        seed: seed of all draws.
         data_name: new location of the run's own data, if they were moved.
     """
     from mixvae import figures, runs
@@ -181,8 +181,8 @@ def reconstruct(
         n: how many examples.
         out: a .png file, or .npy for the reconstructions; RUN/figures/reconstructions.png by default.
         split: which examples.
-        data: reconstruct this file or folder of new examples in place of the run's own.
-        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        data: reconstruct this file or folder of new examples instead of the run's own.
+        seed: seed of the draws that estimate the mean of p(x|z) where it has no closed form.
         data_name: new location of the run's own data, if they were moved.
     """
     from mixvae import figures, runs
@@ -207,7 +207,7 @@ def interpolate(
     *,
     spherical: bool = False,
 ) -> None:
-    """Decode the path from one example to another, from the centre of every component at the one to that at the other.
+    """Decode the path between two examples, for every component from its centre at one to its centre at the other.
 
     Args:
         run: the run directory.
@@ -215,10 +215,10 @@ def interpolate(
         steps: points of a path, both ends included.
         out: a .png file, or .npy for the paths, (S, steps, *shape); RUN/figures/interpolation.png by default.
         split: which examples.
-        data: take the two from this file or folder of new examples, not from the run's own.
-        seed: seed of what is drawn where p(x|z) has no mean in closed form.
+        data: take the two examples from this file or folder instead of the run's own.
+        seed: seed of the draws that estimate the mean of p(x|z) where it has no closed form.
         data_name: new location of the run's own data, if they were moved.
-        spherical: turn from one to the other at constant speed; straight paths by default.
+        spherical: interpolate spherically, at constant angular speed; straight paths by default.
     """
     from mixvae import figures, runs
 
@@ -253,7 +253,7 @@ def encode_run(
         run: the run directory.
         out: a .npz file with mean and std, (N, S, D) each, and labels (N,); RUN/latents.npz by default.
         split: which examples.
-        data: encode this file or folder of new examples in place of the run's own; without --out to FILE-latents.npz.
+        data: encode this file or folder of new examples instead of the run's own; into FILE-latents.npz without --out.
         data_name: new location of the run's own data, if they were moved.
     """
     from mixvae import runs

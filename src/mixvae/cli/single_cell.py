@@ -45,7 +45,7 @@ def train(
     """Train MixtureSCVI on the cells of a file or folder; the same command again resumes a killed run.
 
     Args:
-        files: what holds the raw counts: .h5ad, .loom, 10x .h5, 10x matrix.mtx, or a folder of files of one kind.
+        files: files with the raw counts: .h5ad, .loom, 10x .h5, 10x matrix.mtx, or a folder of files of one kind.
         components: number of encoders S.
         batch_key: column of obs with the batch.
         labels_key: column of obs with labels.
@@ -54,7 +54,7 @@ def train(
         continuous_covariates: columns of obs with numbers, separated by commas.
         latent: latent size.
         likelihood: distribution of the counts.
-        epochs: most epochs; by default chosen by the number of cells.
+        epochs: maximum number of epochs; by default chosen by the number of cells.
         patience: epochs without a better validation ELBO after which training stops.
         seed: seed of weights, split and draws.
         accelerator: auto, cpu, cuda, gpu, mps or tpu, as in Lightning.
@@ -107,7 +107,7 @@ def embed(
 
     Args:
         run: the run directory.
-        files: cells with the genes of the run, in any order and among others, as `mixvae sc train` takes them.
+        files: cells with the genes of the run, in any order, possibly with others; as `mixvae sc train` takes them.
         out: the .h5ad file to write; FILE-embedded.h5ad by default.
         backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
         responsibilities: write the responsibilities of the components too, which takes many times as long as the
