@@ -19,7 +19,8 @@ import torch
 from scvi.model import SCVI
 
 from mixvae.evaluation import Estimate, standard_error, unreliable_k
-from mixvae.reproduce.cells.results import MIXTURE, SCVI_NAME, Job
+from mixvae.reproduce.cells.names import MIXTURE, SCVI_NAME
+from mixvae.reproduce.cells.results import Job
 from mixvae.reproduce.cells.study import Plan, split
 from mixvae.single_cell import MixtureSCVI, bounds, cortex
 from mixvae.single_cell.recipes import Training
