@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mixvae.reproduce.cells.names import MIXTURE, SCVI_NAME, UNNORMALISED, named_by_draws
+from mixvae.reproduce.cells.names import BASELINE, MIXTURE, UNNORMALISED, named_by_draws
 from mixvae.reproduce.cells.plan import Cells
 from mixvae.reproduce.contrasts import Question
 
@@ -14,7 +14,7 @@ def cortex(sizes: Sequence[int], unnormalised: int, **rest: Any) -> Cells:
     """Mixtures of cells against one encoder with as many draws per step, and against scvi-tools' SCVI with one."""
     equal = [((MIXTURE, s), (named_by_draws(MIXTURE, s), 1)) for s in sizes if s > 1 and s % 2]
     free = [((UNNORMALISED, unnormalised), (named_by_draws(UNNORMALISED, unnormalised), 1))]
-    over_scvi = [((MIXTURE, s), (SCVI_NAME, 1)) for s in sizes if s > 1]
+    over_scvi = [((MIXTURE, s), BASELINE) for s in sizes if s > 1]
     questions = [
         *(Question(f"{many[1]} encoders are better than one with as many draws.", [(many, one)], primary=True)
           for many, one in equal),

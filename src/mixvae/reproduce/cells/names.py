@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 SCVI_NAME, RIVAL, FROZEN, MIXTURE, UNNORMALISED = "scvi", "samples", "frozen", "mixture", "nobatchnorm"
+BASELINE = (SCVI_NAME, 1)
+"""The model over which the others' gains are computed, and its number of components."""
 KINDS = (SCVI_NAME, MIXTURE, FROZEN, UNNORMALISED)
 """Kinds of models that are trained; the rival is computed from a trained SCVI."""
 

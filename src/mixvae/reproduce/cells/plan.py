@@ -84,8 +84,6 @@ class Cells:
         plan = replace(self, settings={**self.settings, **changes.named(epochs="epochs", warmup="warmup")})
         if changes.seeds is not None:
             plan = replace(plan, seeds=changes.seeds, more_seeds=())
-        if changes.models is None:
-            return plan
         models = changes.models_of(KINDS)
         kept = {"sizes": MIXTURE, "frozen": FROZEN, "unnormalised": UNNORMALISED}
         plan = replace(plan, **{name: () for name, kind in kept.items() if kind not in models})

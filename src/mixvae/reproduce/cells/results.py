@@ -15,10 +15,9 @@ from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 from mixvae.reports import BetweenTrainings, between_trainings, student, trust
-from mixvae.reproduce.cells.names import FROZEN, KINDS, RIVAL, SCVI_NAME, named_by_draws
+from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, RIVAL, SCVI_NAME, named_by_draws
 from mixvae.reproduce.contrasts import Key
 
-BASELINE: Key = (SCVI_NAME, 1)
 LEGACY_BATCH = 128
 """Cells per step in results that do not record it."""
 
