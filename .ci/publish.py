@@ -4,7 +4,8 @@
 
 Of every run: run.json, which has the learning curve too, config.yaml, scores of latents, and evaluations with
 log p(x) and the ELBO of every example in float32. The command in command.txt, given that folder as `--out`, then prints
-the table and trains nothing.
+the table and trains nothing. With further seeds it trains what is missing, in a copy, which can be published in turn: so
+a long experiment is carried out in parts.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ COPIED = ("run.json", "config.yaml")
 
 
 def publish(out: Path, target: Path) -> None:
-    """Copy every finished run of a folder; the target must not exist."""
+    """Copy every evaluated run of a folder; the target must not exist."""
     command, _, _ = read_json(out / "results.json")["command"].rpartition(" --out ")
     target.mkdir(parents=True)
     (target / "command.txt").write_text(f"{command}\n")
     for manifest in sorted(out.glob("*/run.json")):
         run, copy = manifest.parent, target / manifest.parent.name
+        if not any(run.glob("evaluations/*.json")):
+            continue
         (copy / "evaluations").mkdir(parents=True)
         for name in COPIED:
             if (run / name).exists():  # runs of cells have no config.yaml

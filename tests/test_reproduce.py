@@ -511,8 +511,11 @@ def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
 
 def prints_without_weights(out, words, results, capsys):
     """What is published of an experiment gives the same table, and trains nothing."""
-    published = out.parent / "published"
+    published, begun = out.parent / "published", out / "vanilla-S1-seed9"
+    begun.mkdir()
+    shutil.copy(out / "vanilla-S1-seed0" / "run.json", begun)  # trained, and not evaluated
     runpy.run_path(str(PUBLISH))["publish"](out, published)
+    assert not (published / begun.name).exists()
     assert not list(published.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in published.rglob("*")) < 200_000
     command = (published / "command.txt").read_text().split()
