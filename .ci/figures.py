@@ -45,9 +45,19 @@ def parts(found: Findings, new: Key, old: Key) -> list[tuple[float, float]]:
     """Gain of the ELBO, of log p(x) and of the posterior, each with its margin."""
     for row in found.table:
         if (row["model"], row["size"]) == new and row.get("over") == named(old):
-            return [(row[f"gain_{part}"], row[f"gain_{part}_margin"]) for part in PARTS]
+            both = {**row, "gain_model": row["gain"], "gain_model_margin": row["gain_margin"]}  # as in the table
+            return [(both[f"gain_{part}"], both[f"gain_{part}_margin"]) for part in PARTS]
     contrasts = {row["metric"]: row for row in found.contrasts if row["contrast"] == f"{named(new)} over {named(old)}"}
     return [(contrasts[metric]["difference"], contrasts[metric]["margin"]) for metric in METRICS]
+
+
+def mark(found: Findings, new: Key) -> str:
+    """An asterisk if log p(x) of a variant, or of its baseline, is not tight."""
+    return (
+        " *"
+        if any((row["model"], row["size"]) == new and row.get("gain_tight") is False for row in found.table)
+        else ""
+    )
 
 
 def main() -> None:
@@ -55,10 +65,10 @@ def main() -> None:
     there = {name: asked for name, asked in SHOWN.items() if (DATA / asked[0]).is_dir()}
     found = {folder: found_in(DATA / folder) for folder in dict.fromkeys(folder for folder, _, _ in there.values())}
     rows = {
-        name.replace(" = ", "\u00a0=\u00a0"): parts(found[folder], new, old)
+        name.replace(" = ", "\u00a0=\u00a0") + mark(found[folder], new): parts(found[folder], new, old)
         for name, (folder, new, old) in there.items()
     }
-    figure = figures.splits(rows, "95 % intervals between trainings", "gain over one encoder")
+    figure = figures.splits(rows, "95 % intervals between trainings; * log p(x) not tight", "gain over one encoder")
     write_bytes(Path(DATA.parent) / "images" / "when.png", figures.png(figure))
     print(figure.get_label())
 

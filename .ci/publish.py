@@ -4,8 +4,8 @@
 
 Of every run: run.json, which has the learning curve too, config.yaml, scores of latents, and evaluations with
 log p(x) and the ELBO of every example in float32. The command in command.txt, given that folder as `--out`, then prints
-the table and trains nothing. With further seeds it trains what is missing, in a copy, which can be published in turn: so
-a long experiment is carried out in parts.
+the table and trains nothing. With further seeds it trains what is missing, in a copy, which can be published in turn:
+so a long experiment is carried out in parts.
 """
 
 from __future__ import annotations

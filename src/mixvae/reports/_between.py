@@ -136,13 +136,13 @@ def _p_value(mean: float, se: float, degrees: float) -> float:
 def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K]:
     """Analysis of variance of independent trainings: s² = Σ_c Σ_i (y_ci − ȳ_c)² / Σ_c (n_c − 1).
 
-    Trainings are never paired, not even those of one seed: their initial weights depend on the configuration, so that
-    one seed gives unrelated trainings. The variance is assumed to be the same for all configurations unless Levene's
-    test rejects that at 10 %; then each difference is Welch's, from its two configurations alone. Deviations are from
-    the mean: with those from the median (Brown and Forsythe), five trainings of each reject almost nothing. Few
-    trainings have little power in any case: if one of four configurations has three times the standard deviation of the
-    others, five trainings of each detect it in two of three experiments, and the resulting 95 % intervals cover in
-    91 %; with twenty, both are right.
+    Trainings are never paired, not even those of one seed. Their initial weights depend on the configuration, but one
+    seed orders the examples alike, and may make trainings alike: the error of a difference is then too large. The
+    variance is assumed to be the same for all configurations unless Levene's test rejects that at 10 %; then each
+    difference is Welch's, from its two configurations alone. Deviations are from the mean: with those from the median
+    (Brown and Forsythe), five trainings of each reject almost nothing. Few trainings have little power in any case: if
+    one of four configurations has three times the standard deviation of the others, five trainings of each detect it in
+    two of three experiments, and the resulting 95 % intervals cover in 91 %; with twenty, both are right.
 
     Args:
         values: one value per training, such as its mean bound in nats, by configuration; at least one each.
