@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import levene, ttest_ind
 
 from mixvae.reports import between_trainings, holm, unequal_variances
-from mixvae.reproduce import Gap, judge
+from mixvae.reproduce import EXPERIMENTS, Gap, judge
 from mixvae.reproduce.contrasts import Question, contrast_rows, unequal_draws, verdicts
+from mixvae.reproduce.findings import Changes
 
 A, B, C = ("m", 1), ("m", 2), ("m", 4)
 
@@ -154,3 +155,17 @@ def test_unequal_draws_are_told_of_each_pair_once():
     [told] = unequal_draws([(B, A), (B, A), (C, A)], draws)
     assert told.count("m S = 2 over m S = 1 (8, 4)") == 1
     assert "S = 4" not in told
+
+
+def test_leaving_out_models_corrects_for_as_many_contrasts():
+    plan = EXPERIMENTS["places"].scales["small"]
+    part = plan.changed(Changes(models=["occluded"]))
+    assert part.family == 9
+    assert part.changed(Changes(models=["occluded"])).family == 9
+    assert [question.claim for question in part.questions] == ["occluded: S = 4 is better than S = 1."]
+    values = {("occluded", 1): [0.0, 0.1, 0.2], ("occluded", 4): [0.3, 0.4, 0.5]}
+    trainings = {"log_px": between_trainings(values)}
+    ((row,),) = contrast_rows(part.questions, trainings, dict.fromkeys(values, 8), part.family)
+    assert row["p_holm"] == pytest.approx(9 * row["p"])
+    cut = EXPERIMENTS["ablation"].scales["small"].changed(Changes(models=["levels + vamp", "flow + levels + vamp"]))
+    assert cut.questions[-1].claim == "All parts together are best. (1 of its 7 contrasts)"

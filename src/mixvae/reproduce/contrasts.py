@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mixvae import reports
 from mixvae._tables import Row
@@ -61,8 +62,33 @@ class Question:
         return PRIMARY if self.primary else EXPLORATORY
 
 
+def about(questions: Sequence[Question], variants: Collection[Key]) -> list[Question]:
+    """The claims about some of a plan's variants; a claim that loses contrasts says how many are left.
+
+    Example:
+        >>> from mixvae.reproduce.contrasts import Question, about
+        >>> steps = [(("m", 2), ("m", 1)), (("m", 3), ("m", 2))]
+        >>> about([Question("Every step gains.", steps)], {("m", 1), ("m", 2)})[0].claim
+        'Every step gains. (1 of its 2 contrasts)'
+    """
+    kept = []
+    for question in questions:
+        pairs = [(new, old) for new, old in question.pairs if new in variants and old in variants]
+        part = f" ({len(pairs)} of its {len(question.pairs)} contrasts)" if len(pairs) < len(question.pairs) else ""
+        kept += [replace(question, pairs=pairs, claim=question.claim + part)] if pairs else []
+    return kept
+
+
+def primary_contrasts(questions: Sequence[Question]) -> int:
+    """Number of contrasts that are corrected together."""
+    return sum(len(question.pairs) for question in questions if question.primary)
+
+
 def contrast_rows(
-    questions: Sequence[Question], trainings: Mapping[str, BetweenTrainings[Key]], draws: Mapping[Key, int]
+    questions: Sequence[Question],
+    trainings: Mapping[str, BetweenTrainings[Key]],
+    draws: Mapping[Key, int],
+    family: int = 0,
 ) -> list[list[Row]]:
     """The contrasts of every claim, one row per pair.
 
@@ -70,13 +96,15 @@ def contrast_rows(
         questions: the claims of an experiment.
         trainings: the trainings of all variants by the metrics of the claims.
         draws: decoder evaluations per example and step, by variant.
+        family: number of primary contrasts of the whole plan, by which p values are corrected though some are left out.
     """
     found = [
         [_contrast(question, new, old, trainings[question.metric], draws) for new, old in question.pairs]
         for question in questions
     ]
-    family = [row for rows in found for row in rows if row["kind"] == PRIMARY]
-    for row, corrected in zip(family, holm([row["p"] for row in family]), strict=True):
+    primary = [row for rows in found for row in rows if row["kind"] == PRIMARY]
+    left_out = [math.nan] * (family - len(primary))
+    for row, corrected in zip(primary, holm([*(row["p"] for row in primary), *left_out]), strict=False):
         row["p_holm"] = corrected
     return found
 

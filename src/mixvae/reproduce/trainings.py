@@ -24,8 +24,10 @@ from mixvae.reproduce.contrasts import (
     KIND,
     Key,
     Question,
+    about,
     contrast_rows,
     named,
+    primary_contrasts,
     unequal_draws,
     verdicts,
 )
@@ -104,6 +106,7 @@ class Trainings:
         examples: evaluate only the first N test examples.
         represent: also classify and cluster by the latents.
         clock: also read the validation bound of every training at the time when the quickest one ended.
+        family: number of primary contrasts of the whole plan, if models are left out.
         samples: number of examples to draw from the prior of one training of each model, to look at.
         cost: how long it takes, in words.
     """
@@ -118,6 +121,7 @@ class Trainings:
     represent: bool = False
     clock: bool = False
     samples: int = 0
+    family: int = 0
     cost: str = ""
 
     def changed(self, changes: Changes) -> Trainings:
@@ -139,9 +143,8 @@ class Trainings:
                 raise ValueError(f"{variant.model} is compared with {baseline[0]}: name both")
             if variant.start is not None and variant.start not in keys:
                 raise ValueError(f"{variant.model} starts from {variant.start[0]}: name both")
-        pairs = [[pair for pair in question.pairs if keys.issuperset(pair)] for question in self.questions]
-        questions = [replace(q, pairs=kept) for q, kept in zip(self.questions, pairs, strict=True) if kept]
-        return replace(self, variants=variants, questions=questions)
+        family = self.family or primary_contrasts(self.questions)
+        return replace(self, variants=variants, questions=about(self.questions, keys), family=family)
 
     def seeds_of(self, variant: Variant) -> Sequence[int]:
         """Seeds with which a variant is trained."""
@@ -206,7 +209,7 @@ class Trainings:
         draws = self._draws(grid)
         metrics = dict.fromkeys(("log_px", *(question.metric for question in self.questions)))
         trainings = {metric: between(measured, metric) for metric in metrics}
-        contrasts = contrast_rows(self.questions, trainings, draws)
+        contrasts = contrast_rows(self.questions, trainings, draws, self.family)
         rows = [
             {**self._row(variant, measured, trainings["log_px"]), "draws_per_step": draws[variant.key]}
             for variant in self.variants
@@ -346,6 +349,8 @@ class Trainings:
     def _notes(self, rows: list[Row], measured: Measured, draws: Mapping[Key, int]) -> list[str]:
         """Caveats on the numbers."""
         notes = []
+        if left_out := self.family - primary_contrasts(self.questions) if self.family else 0:
+            notes.append(f"p Holm counts {left_out} primary contrasts of models that were left out.")
         if any(cell.evaluation.identity.legacy for cells in measured.values() for cell in cells):
             notes.append(
                 "Legacy results, from before results recorded the weights and data that they were made from: they pair "

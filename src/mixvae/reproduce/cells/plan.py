@@ -15,7 +15,14 @@ from mixvae.evaluation import Gain
 from mixvae.progress import Progress
 from mixvae.reports import LEVEL, Column
 from mixvae.reproduce.cells.names import FROZEN, KINDS, MIXTURE, RIVAL, UNNORMALISED
-from mixvae.reproduce.contrasts import Question, contrast_rows, unequal_draws, verdicts
+from mixvae.reproduce.contrasts import (
+    Question,
+    about,
+    contrast_rows,
+    primary_contrasts,
+    unequal_draws,
+    verdicts,
+)
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
 from mixvae.sweeps import Runner
 
@@ -122,9 +129,8 @@ class Cells:
         if not self.questions:
             return Findings(self.columns, rows, self._verdicts(rows), drawn, notes=notes)
         draws = {(row["model"], row["size"]): row["draws_per_step"] for row in rows if "draws_per_step" in row}
-        pairs = [[pair for pair in question.pairs if draws.keys() >= set(pair)] for question in self.questions]
-        asked = [replace(q, pairs=kept) for q, kept in zip(self.questions, pairs, strict=True) if kept]
-        contrasts = contrast_rows(asked, compared(results), draws)
+        asked = about(self.questions, draws)
+        contrasts = contrast_rows(asked, compared(results), draws, primary_contrasts(self.questions))
         judged = [*verdicts(asked, contrasts), *still(unchanged(results))]
         notes += unequal_draws([pair for question in asked for pair in question.pairs], draws)
         listed = [row for each in contrasts for row in each]
