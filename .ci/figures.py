@@ -32,6 +32,9 @@ SHOWN: dict[str, tuple[str, Key, Key]] = {
     "Half-hidden digits, S = 4": ("places", ("occluded", 4), ("occluded", 1)),
     "100 digits, S = 4": ("places", ("100 examples", 4), ("100 examples", 1)),
     "FashionMNIST, S = 4": ("fair", ("elbo", 4), ("elbo", 1)),
+    "FashionMNIST, sticking the landing, S = 4": (
+        "fashion_ways", ("sticking the landing", 4), ("sticking the landing", 1)
+    ),
     "FashionMNIST, VampPrior, S = 4": ("vampprior", ("vamp", 4), ("vamp", 1)),
     "FashionMNIST, PixelCNN, S = 4": ("pixelcnn", ("conv", 4), ("conv", 1)),
     "CORTEX, S = 3": ("cortex_equal", ("mixture", 3), ("mixture, 3 draws", 1)),
