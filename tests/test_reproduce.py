@@ -557,6 +557,13 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         out = str(tmp_path / "refused")
         assert told in refused(capsys, "reproduce", "latents", "--scale", "smoke", "--out", out, *words)
     assert not (tmp_path / "refused").exists()
+    assert "--seeds takes numbers" in refused(capsys, "reproduce", "latents", "--seeds", "²")
+    (tmp_path / "taken").mkdir()
+    for content in ('{"experiment": "digits", "seconds": 9}', '{"nll": 3}', "[]", "3"):
+        (tmp_path / "taken" / "results.json").write_text(content)
+        told = refused(capsys, "reproduce", "latents", "--scale", "smoke", "--out", str(tmp_path / "taken"))
+        assert "not of latents: choose another --out" in told
+    assert len(list((tmp_path / "taken").iterdir())) == 1
     assert "trains no models of data" in refused(capsys, "reproduce", "toys", "--epochs", "3")
     assert "jobs must be at least 1" in refused(
         capsys, "reproduce", "latents", "--jobs", "0", "--scale", "smoke", "--out", str(tmp_path / "x")

@@ -71,7 +71,8 @@ def reproduce(
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
-        ValueError: there is no such experiment, a number is wrong, or it cannot run there.
+        ValueError: there is no such experiment, a number is wrong, it cannot run there, or the folder has results of
+            something else.
         Failed: a training failed; finished ones are kept.
 
     References:
@@ -86,7 +87,7 @@ def reproduce(
     if not isinstance(plan, Trainings) and not isinstance(runner, LocalRunner):
         raise ValueError(f"{name} trains its models one after the other in this process: it runs --on local only")
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
-    start, before = time.perf_counter(), _seconds(folder)
+    start, before = time.perf_counter(), _seconds(folder, name, scale)
     findings = plan.carry_out(folder, runner=runner, progress=progress)
     tested = [*findings.table, *({f"{row['metric']}_homogeneity": row["homogeneity"]} for row in findings.contrasts)]
     findings = replace(findings, notes=[*reports.unequal_variances(tested), *findings.notes])
@@ -148,7 +149,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _seconds(folder: Path) -> float:
-    """Seconds taken by earlier calls."""
+def _seconds(folder: Path, name: str, scale: str) -> float:
+    """Seconds taken by earlier calls of this experiment at this scale.
+
+    Raises:
+        ValueError: the folder has results of something else, which would be overwritten.
+    """
     path = folder / "results.json"
-    return float(read_json(path)["seconds"]) if path.exists() else 0.0
+    if not path.exists():
+        return 0.0
+    old = read_json(path)
+    there = old.get("experiment") if isinstance(old, dict) else None
+    if there != name:
+        what = f"results of the experiment {there}" if isinstance(there, str) else "no results of an experiment"
+        raise ValueError(f"{path} has {what}, not of {name}: choose another --out, or move it away")
+    seconds = old.get("seconds") if old.get("scale") == scale else None
+    return float(seconds) if isinstance(seconds, int | float) else 0.0
