@@ -12,8 +12,8 @@ from pathlib import Path
 from tables import DATA, found_in
 
 from mixvae import figures
+from mixvae._tables import Row
 from mixvae.files import write_bytes
-from mixvae.reports import PARTS
 from mixvae.reproduce import Findings
 from mixvae.reproduce.contrasts import Key, named
 
@@ -41,26 +41,28 @@ SHOWN: dict[str, tuple[str, Key, Key]] = {
     "CORTEX, S = 5": ("cortex_equal", ("mixture", 5), ("mixture, 5 draws", 1)),
 }  # fmt: skip
 """Folder, and what is compared with what, by the name of the row."""
+GAINS = ("gain_elbo", "gain", "gain_posterior")
 METRICS = ("elbo", "log_px", "posterior")
+"""Names of the gain of the ELBO and its parts, in tables and among contrasts."""
+
+
+def row_of(found: Findings, new: Key, old: Key) -> Row:
+    """The row of a variant whose gain is over another; empty if its gain is over some third one."""
+    asked = (*new, named(old))
+    return next((row for row in found.table if (row["model"], row["size"], row.get("over")) == asked), {})
 
 
 def parts(found: Findings, new: Key, old: Key) -> list[tuple[float, float]]:
     """Gain of the ELBO, of log p(x) and of the posterior, each with its margin."""
-    for row in found.table:
-        if (row["model"], row["size"]) == new and row.get("over") == named(old):
-            both = {**row, "gain_model": row["gain"], "gain_model_margin": row["gain_margin"]}  # as in the table
-            return [(both[f"gain_{part}"], both[f"gain_{part}_margin"]) for part in PARTS]
+    if row := row_of(found, new, old):
+        return [(row[gain], row[f"{gain}_margin"]) for gain in GAINS]
     contrasts = {row["metric"]: row for row in found.contrasts if row["contrast"] == f"{named(new)} over {named(old)}"}
     return [(contrasts[metric]["difference"], contrasts[metric]["margin"]) for metric in METRICS]
 
 
-def mark(found: Findings, new: Key) -> str:
+def mark(found: Findings, new: Key, old: Key) -> str:
     """An asterisk if log p(x) of a variant, or of its baseline, is not tight."""
-    return (
-        " *"
-        if any((row["model"], row["size"]) == new and row.get("gain_tight") is False for row in found.table)
-        else ""
-    )
+    return " *" if row_of(found, new, old).get("gain_tight") is False else ""
 
 
 def main() -> None:
@@ -68,7 +70,7 @@ def main() -> None:
     there = {name: asked for name, asked in SHOWN.items() if (DATA / asked[0]).is_dir()}
     found = {folder: found_in(DATA / folder) for folder in dict.fromkeys(folder for folder, _, _ in there.values())}
     rows = {
-        name.replace(" = ", "\u00a0=\u00a0") + mark(found[folder], new): parts(found[folder], new, old)
+        name.replace(" = ", "\u00a0=\u00a0") + mark(found[folder], new, old): parts(found[folder], new, old)
         for name, (folder, new, old) in there.items()
     }
     figure = figures.splits(rows, "95 % intervals between trainings; * log p(x) not tight", "gain over one encoder")

@@ -349,7 +349,7 @@ class Trainings:
     def _notes(self, rows: list[Row], measured: Measured, draws: Mapping[Key, int]) -> list[str]:
         """Caveats on the numbers."""
         notes = []
-        if left_out := self.family - primary_contrasts(self.questions) if self.family else 0:
+        if (left_out := self.family - primary_contrasts(self.questions)) > 0:
             notes.append(f"p Holm counts {left_out} primary contrasts of models that were left out.")
         if any(cell.evaluation.identity.legacy for cells in measured.values() for cell in cells):
             notes.append(
