@@ -14,6 +14,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -25,27 +26,39 @@ COPIED = ("run.json", "config.yaml")
 
 
 def publish(out: Path, target: Path) -> None:
-    """Copy every evaluated run of a folder; the target must not exist."""
+    """Copy every evaluated run of a folder; the target must not exist, and is there as a whole or not at all."""
+    if target.exists():
+        raise SystemExit(f"{target} exists: delete it, or choose another")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent) as home:
+        copy(out, Path(home) / target.name)
+        (Path(home) / target.name).rename(target)
+
+
+def copy(out: Path, target: Path) -> None:
+    """Copy every evaluated run of a folder."""
     command, _, _ = read_json(out / "results.json")["command"].rpartition(" --out ")
-    target.mkdir(parents=True)
+    if not command:
+        raise SystemExit(f"{out / 'results.json'} has no command that ends with --out FOLDER: reproduce it again")
+    target.mkdir()
     (target / "command.txt").write_text(f"{command}\n")
     for manifest in sorted(out.glob("*/run.json")):
-        run, copy = manifest.parent, target / manifest.parent.name
+        run, its = manifest.parent, target / manifest.parent.name
         if not any(run.glob("evaluations/*.json")):
             continue
-        (copy / "evaluations").mkdir(parents=True)
+        (its / "evaluations").mkdir(parents=True)
         for name in COPIED:
             if (run / name).exists():  # runs of cells have no config.yaml
-                shutil.copy(run / name, copy)
+                shutil.copy(run / name, its)
         for path in run.glob("representation*.json"):
-            shutil.copy(path, copy)
+            shutil.copy(path, its)
         for path in run.glob("evaluations/*.json"):
             if "results" not in (content := read_stored(path)):
-                shutil.copy(path, copy / path.relative_to(run))
+                shutil.copy(path, its / path.relative_to(run))
                 continue
             made = read_evaluation(path)
             arrays = {name: made.bounds[name].astype(np.float32) for name in KEPT}
-            save_evaluation(copy / path.relative_to(run), replace(made, bounds=arrays), content["extra"])
+            save_evaluation(its / path.relative_to(run), replace(made, bounds=arrays), content["extra"])
 
 
 if __name__ == "__main__":

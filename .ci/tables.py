@@ -25,7 +25,7 @@ from mixvae.reproduce.contrasts import CONTRASTS
 
 DATA = Path(__file__).resolve().parent.parent / "docs" / "data"
 BLOCK = re.compile(r"(?<=<!-- reproduce )([\w/-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
-UNSHOWN = {"seeds", "draws_per_step", "kind", "gain_p", "gain_model", "nll_pooled", "nll_miselbo", "parameters"}
+UNSHOWN = {"seeds", "kind", "gain_p", "gain_model", "nll_pooled", "nll_miselbo", "parameters"}
 """Columns that the text says, or another column, or the table of contrasts."""
 
 
@@ -48,7 +48,18 @@ def found_in(folder: Path) -> Findings:
     parser.add_argument("--warmup", type=int)
     given = vars(parser.parse_args(shlex.split((folder / "command.txt").read_text())[2:]))
     with TemporaryDirectory() as home:
-        return reproduce(**given, out=shutil.copytree(folder, Path(home) / folder.name))
+        copy = shutil.copytree(folder, Path(home) / folder.name)
+        found = reproduce(**given, out=copy)
+        if new := made(copy) - made(folder):
+            raise SystemExit(f"{folder} lacks {', '.join(sorted(new))}: train it with the command, and publish again")
+    return found
+
+
+def made(folder: Path) -> set[str]:
+    """Runs and evaluations in a folder."""
+    return {
+        str(path.relative_to(folder)) for each in ("*/run.json", "*/evaluations/*.json") for path in folder.glob(each)
+    }
 
 
 def block(folder: str) -> str:

@@ -209,7 +209,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, capsys, monkeypa
     assert "unknown --on 'rya': did you mean ray?" in refused(capsys, "sweep", grid, "--on", "rya")
     assert "--on local takes no --address" in refused(capsys, "sweep", grid, "--address", "node:6379")
     assert "jobs must be at least 1" in refused(capsys, "sweep", grid, "--on", "ray", "--jobs", "0")
-    assert "it runs --on local only" in refused(capsys, "reproduce", "toys", "--scale", "smoke", "--on", "ray")
+    for flags in (("--on", "ray"), ("--jobs", "2")):  # the second was ignored
+        told = refused(capsys, "reproduce", "toys", "--scale", "smoke", *flags)
+        assert "leave out --on and --jobs" in told
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install 'mixvae[cluster]'" in refused(capsys, "sweep", grid, "--on", "ray")
     assert not (tmp_path / "cells").exists()

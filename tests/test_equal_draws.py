@@ -18,13 +18,14 @@ from mixvae.files import read_json
 from mixvae.model import evaluating
 from mixvae.progress import SILENT
 from mixvae.reproduce import EXPERIMENTS
-from mixvae.reproduce.clock import AT, at_equal_seconds
+from mixvae.reproduce.clock import AT, at_equal_seconds, disturbed
 from mixvae.reproduce.contrasts import unequal_draws
 from mixvae.reproduce.equal import EQUAL, encoder_parameters, wide
 from mixvae.reproduce.findings import Changes
 from mixvae.reproduce.means import MEANS
 from mixvae.reproduce.measured import Cell
 from mixvae.reproduce.probing import _sizes, core_hours
+from mixvae.runs import evaluation_of
 from mixvae.sweeps import LOCAL
 
 AS_SMALL = {
@@ -89,6 +90,14 @@ def test_a_warm_start_follows_half_of_the_training_of_its_seed(tmp_path, monkeyp
         plan.changed(Changes(models=["elbo", "warm start"]))
 
 
+@pytest.mark.parametrize("epochs", [1, 31])
+def test_epochs_that_cannot_be_halved_are_refused(tmp_path, epochs):
+    """One epoch became none, and 31 became 16 or 15 as Python rounds."""
+    plan = EXPERIMENTS["ways"].scales["small"].changed(Changes(epochs=epochs))
+    with pytest.raises(ValueError, match=f"half trains for 0.5 of the epochs, .*; got {epochs}: give a multiple of 2"):
+        plan.grid(tmp_path)
+
+
 def test_few_examples_are_passed_as_often_as_many(tmp_path):
     cells = few(EXPERIMENTS["places"].scales["small"]).grid(tmp_path).cells.values()
     steps = {math.ceil((cell.data.limit or 1197) / cell.training.batch) * cell.training.epochs for cell in cells}
@@ -140,13 +149,29 @@ def test_runs_are_read_at_the_time_of_the_quickest():
         return Cell(SimpleNamespace(metrics=[{"seconds": s, "validation": v} for s, v in rows]), None)
 
     measured = {
-        ("m", 1): [run((1.0, -9.0), (2.0, -7.0), (3.0, -8.0))],
-        ("m", 4): [run((2.0, -6.0), (4.0, -5.0)), run((3.5, -4.0))],
+        ("m", 1): [run((1.0, -9.0), (2.0, -7.0), (3.0, -8.0), (9.0, -6.0))],
+        ("m", 4): [run((2.0, -6.0), (4.0, -5.0), (6.0, -3.0))],
     }
     found = at_equal_seconds(measured)
-    assert found["m", 1][0].value(AT) == -7.0, "the best by then, not the last"
-    assert found["m", 4][0].value(AT) == -6.0
-    assert math.isnan(found["m", 4][1].value(AT))
+    assert disturbed(measured) == []
+    assert found["m", 1][0].value(AT) == -6.0, "four epochs of a second each: one that was disturbed does not count"
+    assert found["m", 4][0].value(AT) == -5.0, "the best of two epochs of two seconds"
+
+
+def test_nothing_is_read_at_equal_seconds_of_a_busy_machine():
+    """One recipe had taken from 15 to 785 seconds, and was compared at the clock of whichever was first."""
+
+    def run(pace):
+        return Cell(SimpleNamespace(metrics=[{"seconds": pace * i, "validation": -9.0 + i} for i in (1, 2, 3)]), None)
+
+    measured = {("m", 1): [run(1.0), run(1.1)], ("m", 4): [run(2.0), run(2.5)]}
+    assert disturbed(measured)[0].count("m S = 4 1.2 times") == 1
+    assert "S = 1" not in disturbed(measured)[0]
+    assert all(math.isnan(cell.value(AT)) for cells in at_equal_seconds(measured).values() for cell in cells)
+    measured["m", 4][1] = run(2.3)
+    assert disturbed(measured) == []
+    assert [cell.value(AT) for cell in at_equal_seconds(measured)["m", 4]] == [-8.0, -8.0]
+    assert [cell.value(AT) for cell in at_equal_seconds(measured)["m", 1]] == [-6.0, -7.0], "within three seconds"
 
 
 @pytest.mark.parametrize(
@@ -172,6 +197,15 @@ def test_smoke_scales_run_and_say_what_is_primary(tmp_path, capsys, name, words)
     page = (out / "report.html").read_text()
     assert "p Holm" in page
     assert "draws per step" in page
+    if name == "ways":
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        with pytest.raises(SystemExit):
+            main(["reproduce", name, "--scale", "smoke", *words, "--epochs", "4", "--out", str(out)])
+        assert "which these settings would train on" in capsys.readouterr().err
+        assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        seconds = {row["model"]: row["train_seconds"] for row in results["table"]}
+        own = min(evaluation_of(run)["train_seconds"] for run in out.glob("warm-start-S2-seed*"))
+        assert seconds["warm start"] == pytest.approx(own + seconds["half"]), "with those of its start"
     if name == "convergence":
         assert all(row[AT] is None or row[AT] < 0 for row in results["table"])
 

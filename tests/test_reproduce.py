@@ -18,7 +18,7 @@ from mixvae._failures import Failed
 from mixvae.cli import main
 from mixvae.cli.output import PAGE, names, show_comparison, show_rows
 from mixvae.evaluation import Evaluation, Identity
-from mixvae.files import commit, read_json, weights_to_bytes
+from mixvae.files import canonical, checksum, commit, read_json, weights_to_bytes, write_json
 from mixvae.progress import SILENT
 from mixvae.reports import ONE_TRAINING, between_trainings, student
 from mixvae.reports._configurations import configuration_of
@@ -27,7 +27,8 @@ from mixvae.reproduce.contrasts import Question
 from mixvae.reproduce.equal import EQUAL
 from mixvae.reproduce.findings import Changes
 from mixvae.reproduce.means import MEANS
-from mixvae.reproduce.trainings import Trainings, Variant
+from mixvae.reproduce.trainings import Trainings
+from mixvae.reproduce.variants import Variant
 from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
 from mixvae.runs._stored import save_evaluation
@@ -254,7 +255,8 @@ def test_errors_of_several_seeds_are_between_trainings(cells):
     assert (two["svm"], one["svm"]) == (pytest.approx(0.625), pytest.approx(0.505))
     assert two["svm_std"] == pytest.approx(0.05 / math.sqrt(2))
     assert (two["train_seconds"], one["draws_per_step"], two["draws_per_step"]) == (1800.0, 1, 2)
-    assert [verdict.holds for verdict in found.verdicts] == [True, False, True]
+    assert [verdict.holds for verdict in found.verdicts] == [None, None, True], "log p(x) is not tight"
+    assert found.verdicts[0].evidence.endswith(", not tight")
     _, half = pooled_by_loops((0.50, 0.51), (0.60, 0.65))
     assert f"+0.12 ± {half:.2g}" in found.verdicts[2].evidence
     assert f"0.625 ± {half / math.sqrt(2):.3f}" in shown
@@ -267,6 +269,39 @@ def test_errors_of_several_seeds_are_between_trainings(cells):
     assert not any(ONE_TRAINING in note for note in found.notes)
     assert "between trainings" in found.figure.axes[0].get_xlabel()
     found.figure.canvas.draw()
+
+
+def test_a_copy_is_no_training_of_another_seed(cells):
+    """A run whose record had been given another seed was one more training."""
+    out = cells[0]
+    shutil.rmtree(out / "m-S2-seed1")
+    shutil.copytree(out / "m-S2-seed0", out / "m-S2-seed1")
+    record = read_json(out / "m-S2-seed1" / "run.json")
+    record["recipe"]["identity"]["seed"] = 1
+    resealed(out / "m-S2-seed1" / "run.json", record)
+    with pytest.raises(
+        ValueError, match="m-S2-seed1 has the weights of m-S2-seed0, which was trained with another seed"
+    ):
+        plan().carry_out(out, runner=LOCAL, progress=SILENT)
+
+
+def test_an_evaluation_is_of_the_recipe_of_its_run(cells):
+    run = cells[0] / "m-S2-seed0"
+    (path,) = run.glob("evaluations/*refined.json")
+    stored = read_json(path)
+    own = runs.open_run(run).recipe.sha256
+    for recipe, found in ((own, True), ("0" * 64, False)):
+        stored["identity"]["recipe"] = recipe
+        resealed(path, stored)
+        assert (runs.find_evaluation(run, 1000, examples=400) is not None) is found
+    with pytest.raises(FileNotFoundError, match="has no evaluation of its weights"):
+        runs.evaluation_of(run)
+
+
+def resealed(path, content):
+    """Write a record with a checksum that is right, as its owner could."""
+    content = {name: value for name, value in content.items() if name != "checksum"}
+    write_json(path, content | {"checksum": checksum(canonical(content))})
 
 
 def test_one_seed_decides_nothing_and_says_so(cells):

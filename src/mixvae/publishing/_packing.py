@@ -13,7 +13,7 @@ from mixvae.hub import Entry, entry_of
 from mixvae.publishing._portable import portable, portable_record
 from mixvae.runs import Layout, Run, open_run
 from mixvae.runs._store import MARK
-from mixvae.runs._stored import read_stored
+from mixvae.runs._stored import is_current, read_stored
 
 
 def pack(run: str | Path | Run, out: str | Path) -> Run:
@@ -75,8 +75,7 @@ def _read(run: Run) -> tuple[dict[str, Any], bytes]:
 def _evaluations(run: Run) -> Iterator[Path]:
     """Evaluations and scores that are stored for a run's current weights."""
     for file in sorted(run.layout.evaluations.glob("*.json")):
-        identity = read_stored(file).get("identity")
-        if isinstance(identity, dict) and identity.get("weights") == run.weights_sha256:
+        if is_current(read_stored(file).get("identity"), run):
             yield file
 
 

@@ -30,6 +30,7 @@ from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness
 from mixvae.reports._configurations import PARTS, objective, parts, trust, unequal_draws
 from mixvae.reports._page import pictures, without_weights, write
 from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, filled, legend, meanings, render, table
+from mixvae.reports._seeds import Trained, WithinSeeds, within_seeds
 from mixvae.reports._settings import differing, settings
 
 __all__ = [
@@ -56,6 +57,8 @@ __all__ = [
     "Column",
     "Comparison",
     "Difference",
+    "Trained",
+    "WithinSeeds",
     "between_trainings",
     "compare",
     "differing",
@@ -79,4 +82,5 @@ __all__ = [
     "unequal_variances",
     "without_weights",
     "write",
+    "within_seeds",
 ]

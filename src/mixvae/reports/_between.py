@@ -106,8 +106,7 @@ class BetweenTrainings(Generic[K]):
         if new == old:
             raise ValueError(f"a difference is of two configurations; got {new} twice")
         se, degrees = self._error(new, old, pooled=self.is_pooled if pooled is None else pooled)
-        mean = self.means[new] - self.means[old]
-        return Difference(mean, se, student(degrees) * se, degrees, _p_value(mean, se, degrees))
+        return difference_of(self.means[new] - self.means[old], se, degrees)
 
     def _error(self, *of: K, pooled: bool) -> tuple[float, float]:
         """Standard error of the sum or difference of means, and its degrees of freedom."""
@@ -122,14 +121,17 @@ class BetweenTrainings(Generic[K]):
         )
 
 
+def difference_of(mean: float, se: float, degrees: float) -> Difference:
+    """A difference with its standard error, by Student's t."""
+    return Difference(mean, se, student(degrees) * se, degrees, _p_value(mean, se, degrees))
+
+
 def _p_value(mean: float, se: float, degrees: float) -> float:
-    """Two-sided p value of Student's t; NaN without an error."""
+    """Two-sided p value of Student's t; NaN without an error, also where no two trainings of a configuration differ."""
     from scipy.special import stdtr
 
-    if math.isnan(se) or not degrees > 0:
+    if not se > 0 or not degrees > 0:
         return math.nan
-    if se == 0:
-        return float(mean == 0)
     return float(2 * stdtr(degrees, -abs(mean) / se))
 
 

@@ -19,10 +19,10 @@ from mixvae import figures, reports
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.catalogue import EXPERIMENTS
-from mixvae.reproduce.contrasts import CONTRASTS
+from mixvae.reproduce.contrasts import CONTRASTS, alike_seeds
 from mixvae.reproduce.findings import Changes, Experiment, Findings, Gap, Verdict, judge, unknown
 from mixvae.reproduce.trainings import Trainings
-from mixvae.sweeps import LOCAL, LocalRunner, Runner
+from mixvae.sweeps import LOCAL, Runner
 
 __all__ = ["EXPERIMENTS", "Experiment", "Findings", "Gap", "Scale", "Verdict", "find", "judge", "reproduce"]
 
@@ -84,13 +84,14 @@ def reproduce(
     given = changes.named(seeds="seeds", epochs="epochs", warmup="warmup", models="models")
     if given:
         plan = plan.changed(changes)
-    if not isinstance(plan, Trainings) and not isinstance(runner, LocalRunner):
-        raise ValueError(f"{name} trains its models one after the other in this process: it runs --on local only")
+    if not isinstance(plan, Trainings) and runner != LOCAL:
+        raise ValueError(f"{name} trains its models one after the other in this process: leave out --on and --jobs")
     folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder, name, scale)
     findings = plan.carry_out(folder, runner=runner, progress=progress)
     tested = [*findings.table, *({f"{row['metric']}_homogeneity": row["homogeneity"]} for row in findings.contrasts)]
-    findings = replace(findings, notes=[*reports.unequal_variances(tested), *findings.notes])
+    notes = [*reports.unequal_variances(tested), *alike_seeds(findings.contrasts), *findings.notes]
+    findings = replace(findings, notes=notes)
     if scale == "smoke":
         undecided = [replace(verdict, holds=None) for verdict in findings.verdicts]
         notes = ["A smoke run: it shows that everything works, and says nothing about the claims.", *findings.notes]

@@ -11,7 +11,8 @@ from mixvae.reproduce.equal import EQUAL, FIVE, LAST, LONG, PAPER, SMOKE, shared
 from mixvae.reproduce.findings import Experiment
 from mixvae.reproduce.means import MEANS
 from mixvae.reproduce.toys import Toys
-from mixvae.reproduce.trainings import Trainings, Variant
+from mixvae.reproduce.trainings import Trainings
+from mixvae.reproduce.variants import Variant
 
 MODELS = ("vanilla", "vamp", "conv", "conv_vamp", "two_level", "two_level_vamp", "flow", "composite")
 """The paper's eight models, by their presets."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mixvae import reports
 from mixvae._tables import Row
-from mixvae.reports import BetweenTrainings, Column, holm
+from mixvae.reports import LEVEL, Column, Trained, between_trainings, holm, trust, within_seeds
 from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Gap, Verdict, judge
 
 Key = tuple[str, int]
 """Model and size of a variant."""
+ESTIMATED = ("log_px", "posterior")
+"""Metrics that are tight or not: log p(x), and the ELBO less it; bounds are what they are."""
 KIND = (
     f"{PRIMARY}: written into the plan beforehand, and decided by p Holm; {EXPLORATORY}: any other, whose p is "
     "uncorrected and decides nothing by itself"
@@ -22,7 +25,7 @@ CONTRASTS = (
     Column("of", "metric"),
     Column("kind", "kind", about=KIND),
     Column(
-        "difference ± between trainings", "difference", "margin", 3, signed=True,
+        "difference ± between trainings", "difference", "margin", 3, signed=True, trust="difference",
         error_about="half width of the 95 % interval between trainings, uncorrected",
     ),
     Column("df", "degrees_of_freedom", digits=1, about="degrees of freedom of the error"),
@@ -33,6 +36,12 @@ CONTRASTS = (
            about="uncorrected, by the variances of the two configurations alone"),
     Column("Levene p", "homogeneity", digits=3, positive=True,
            about="of equal variances; below 0.1 the error is Welch's"),
+    Column(
+        "within seeds ± between trainings", "within", "within_margin", 3, signed=True, trust="difference",
+        about="difference of trainings of the same seed, if an F test says at 5 % that these are alike; exploratory",
+        error_about="half width of the 95 % interval with seeds as blocks, uncorrected",
+    ),
+    Column("p within seeds", "within_p", digits=4, positive=True, about="of that difference, two-sided, uncorrected"),
     Column("draws per step", "draws_per_step", about="decoder evaluations per example and step S·L of both"),
 )  # fmt: skip
 """Columns of the table of contrasts."""
@@ -86,22 +95,29 @@ def primary_contrasts(questions: Sequence[Question]) -> int:
 
 def contrast_rows(
     questions: Sequence[Question],
-    trainings: Mapping[str, BetweenTrainings[Key]],
+    values: Mapping[str, Mapping[Key, Trained]],
     draws: Mapping[Key, int],
     family: int = 0,
+    results: Mapping[Key, Sequence[Mapping[str, Any]]] | None = None,
 ) -> list[list[Row]]:
     """The contrasts of every claim, one row per pair.
 
     Args:
         questions: the claims of an experiment.
-        trainings: the trainings of all variants by the metrics of the claims.
+        values: value of every training by the metrics of the claims, by variant, and by seed.
         draws: decoder evaluations per example and step, by variant.
         family: number of primary contrasts of the whole plan, by which p values are corrected though some are left out.
+        results: results of the evaluations of every variant, which say whether log p(x) is tight.
     """
+    compared = {metric: _Compared(metric, each, results or {}) for metric, each in values.items()}
     found = [
-        [_contrast(question, new, old, trainings[question.metric], draws) for new, old in question.pairs]
+        [
+            {**compared[question.metric].row(new, old), "kind": question.kind,
+             "draws_per_step": f"{draws[new]}, {draws[old]}"}
+            for new, old in question.pairs
+        ]
         for question in questions
-    ]
+    ]  # fmt: skip
     primary = [row for rows in found for row in rows if row["kind"] == PRIMARY]
     left_out = [math.nan] * (family - len(primary))
     for row, corrected in zip(primary, holm([*(row["p"] for row in primary), *left_out]), strict=False):
@@ -109,15 +125,29 @@ def contrast_rows(
     return found
 
 
-def _contrast(question: Question, new: Key, old: Key, between: BetweenTrainings[Key], draws: Mapping[Key, int]) -> Row:
-    """One contrast, not yet corrected."""
-    gain, welch = between.difference(new, old), between.difference(new, old, pooled=False)
-    return {
-        "contrast": f"{named(new)} over {named(old)}", "metric": question.metric, "kind": question.kind,
-        "difference": gain.mean, "margin": gain.margin, "se": gain.se, "degrees_of_freedom": gain.degrees, "p": gain.p,
-        "p_welch": welch.p, "homogeneity": between.homogeneity,
-        "draws_per_step": f"{draws[new]}, {draws[old]}",
-    }  # fmt: skip
+class _Compared:
+    """All trainings of an experiment by one metric, compared between trainings and within seeds."""
+
+    def __init__(self, metric: str, values: Mapping[Key, Trained], results: Mapping[Key, Sequence[Mapping[str, Any]]]):
+        self.metric, self.results = metric, results if metric in ESTIMATED else {}
+        self.between = between_trainings({key: list(own.values()) for key, own in values.items()})
+        self.within = within_seeds(values)
+
+    def row(self, new: Key, old: Key) -> Row:
+        """One contrast, not yet corrected."""
+        gain, welch = self.between.difference(new, old), self.between.difference(new, old, pooled=False)
+        row: Row = {
+            "contrast": f"{named(new)} over {named(old)}", "metric": self.metric,
+            "difference": gain.mean, "margin": gain.margin, "se": gain.se, "degrees_of_freedom": gain.degrees,
+            "p": gain.p, "p_welch": welch.p,
+            "homogeneity": self.between.homogeneity, "seeds_alike": self.within.alike,
+        }  # fmt: skip
+        if self.results:
+            row |= trust([*self.results[new], *self.results[old]], "difference")
+        if self.within.alike < LEVEL:
+            gain = self.within.difference(new, old)
+            row |= {"within": gain.mean, "within_margin": gain.margin, "within_p": gain.p}
+        return row
 
 
 def verdicts(questions: Sequence[Question], contrasts: Sequence[Sequence[Row]]) -> list[Verdict]:
@@ -130,7 +160,9 @@ def verdicts(questions: Sequence[Question], contrasts: Sequence[Sequence[Row]]) 
 
 def _gap(row: Row) -> Gap:
     """A contrast as a difference that should be positive according to its claim."""
-    return Gap(f"{row['contrast']} ({row['metric']})", row["difference"], row["margin"], row.get("p_holm"))
+    what = f"{row['contrast']} ({row['metric']})"
+    is_tight = row.get("difference_tight") is not False
+    return Gap(what, row["difference"], row["margin"], row.get("p_holm"), is_tight=is_tight)
 
 
 def unequal_draws(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) -> list[str]:
@@ -142,6 +174,20 @@ def unequal_draws(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) ->
         ['Compared at unequal draws per step (S·L): m S = 2 over m S = 1 (2, 1): a gain may be that of the draws.']
     """
     return reports.unequal_draws({f"{named(new)} over {named(old)}": (draws[new], draws[old]) for new, old in pairs})
+
+
+def alike_seeds(contrasts: Sequence[Row]) -> list[str]:
+    """A note on metrics in which trainings of one seed are alike, or none.
+
+    Example:
+        >>> from mixvae.reproduce.contrasts import alike_seeds
+        >>> alike_seeds([{"metric": "log_px", "seeds_alike": 0.001}, {"metric": "elbo", "seeds_alike": 0.5}])
+        ['Trainings of one seed are alike (F test: log_px p = 0.001): see differences within seeds, exploratory.']
+    """
+    found = {row["metric"]: row["seeds_alike"] for row in contrasts if row["seeds_alike"] < LEVEL}
+    alike = ", ".join(f"{metric} p = {p:.2g}" for metric, p in found.items())
+    told = f"Trainings of one seed are alike (F test: {alike}): see differences within seeds, exploratory."
+    return [told] if found else []
 
 
 def named(key: Key) -> str:

@@ -11,7 +11,8 @@ import torch
 from mixvae.networks import GatedEncoder
 from mixvae.reproduce.contrasts import Question
 from mixvae.reproduce.findings import Experiment
-from mixvae.reproduce.trainings import Trainings, Variant
+from mixvae.reproduce.trainings import Trainings
+from mixvae.reproduce.variants import Variant
 
 LAST: dict[str, Any] = {"training.keep": "last", "training.patience": None}
 """No epoch is selected."""
@@ -238,7 +239,7 @@ _EXPERIMENTS = (
             "smoke": _vampprior(8, 2, 1, {**TINY_ENCODER, **LAST}, cost="half a minute", **SMOKE),
             "small": _vampprior(
                 500, 4, 3, {**FASHION, **FIFTH, **LAST, **FIFTY},
-                seeds=FIVE, total_draws=500, examples=2000, cost="five hours of one core",
+                seeds=FIVE, total_draws=2000, examples=2000, cost="five hours of one core",
             ),
             "paper": _vampprior(500, 4, 3, {**LONG, **LAST}, cost="days on one GPU", **PAPER),
         },

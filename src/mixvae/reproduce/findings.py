@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from mixvae import config
 from mixvae._failures import at_least
 from mixvae._tables import Row, Tabular
+from mixvae.evaluation import Evaluation
 from mixvae.progress import Progress
-from mixvae.reports import LEVEL, ONE_TRAINING, Column
+from mixvae.reports import LEVEL, NOT_TIGHT, ONE_TRAINING, Column
 from mixvae.sweeps import Runner
 
 PRIMARY, EXPLORATORY = "primary", "exploratory"
@@ -86,23 +87,28 @@ class Gap:
         gain: the difference.
         margin: half width of its 95 % interval between trainings; NaN if there is one training of each.
         p: p value that decides instead of the margin, corrected for the number of claims; None to use the margin.
+        is_tight: whether neither side is merely a bound on what is compared, so that a difference can be of the bounds.
     """
 
     name: str
     gain: float
     margin: float
     p: float | None = None
+    is_tight: bool = True
 
     @property
     def is_decided(self) -> bool:
-        """Whether the difference is not zero, whatever its sign."""
+        """Whether the difference is not zero, whatever its sign; never where it is not tight, or without an error."""
+        if not self.is_tight or not self.margin > 0:
+            return False
         return abs(self.gain) > self.margin if self.p is None else self.p < LEVEL
 
     def __str__(self) -> str:
         if math.isnan(self.margin):
             return f"{self.name}: {self.gain:+.3g} ({ONE_TRAINING})"
         corrected = "" if self.p is None else f", Holm p = {self.p:.2g}"
-        return f"{self.name}: {self.gain:+.3g} ± {self.margin:.2g}{corrected}"
+        loose = "" if self.is_tight else f", {NOT_TIGHT}"
+        return f"{self.name}: {self.gain:+.3g} ± {self.margin:.2g}{corrected}{loose}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,8 @@ def judge(claim: str, gaps: Sequence[Gap], *, primary: bool = False) -> Verdict:
 
     It holds if every difference exceeds its margin, and does not hold if one difference is below zero by more than its
     margin; where a difference has a corrected p value, a value below 5 % takes the place of exceeding the margin.
-    Anything else leaves it undecided, such as one training of each model, which has neither.
+    Anything else leaves it undecided, such as one training of each model, which has neither, or log p(x) that is not
+    tight, of which a difference may be that of the bounds.
 
     Args:
         claim: the claim.
@@ -153,6 +160,8 @@ def judge(claim: str, gaps: Sequence[Gap], *, primary: bool = False) -> Verdict:
         'not decided'
         >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", 0.5, 0.4, p=0.06)], primary=True).word
         'not decided'
+        >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=0.1, is_tight=False)]).evidence
+        'S = 2 over S = 1: +0.5 ± 0.1, not tight'
         >>> judge("S = 2 beats S = 1.", [Gap("S = 2 over S = 1", gain=0.5, margin=float("nan"))]).evidence
         'S = 2 over S = 1: +0.5 (one training: says nothing about the method)'
     """
@@ -189,6 +198,25 @@ class Findings(Tabular):
     def figure(self) -> Figure | bytes:
         """The first picture."""
         return next(iter(self.figures.values()))
+
+
+def refuse_copies(trainings: Mapping[str, Evaluation]) -> None:
+    """Check that trainings of one model with different seeds are different trainings.
+
+    Args:
+        trainings: evaluation of every training, by its name.
+
+    Raises:
+        ValueError: two have the same weights.
+    """
+    seen: dict[str, str] = {}
+    for name, evaluation in trainings.items():
+        weights = evaluation.identity.weights
+        if weights is not None and (other := seen.setdefault(weights, name)) != name:
+            raise ValueError(
+                f"{name} has the weights of {other}, which was trained with another seed: delete the copy, and give "
+                "the command again"
+            )
 
 
 class Plan(Protocol):

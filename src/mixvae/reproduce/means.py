@@ -8,7 +8,8 @@ from typing import Any
 from mixvae.reproduce.contrasts import Question
 from mixvae.reproduce.equal import FASHION, FIFTH, FIFTY, FIVE, LAST, LONG, PAPER, SMOKE, TINY_ENCODER, shared
 from mixvae.reproduce.findings import Experiment
-from mixvae.reproduce.trainings import Trainings, Variant
+from mixvae.reproduce.trainings import Trainings
+from mixvae.reproduce.variants import Variant
 
 _STL = {"training.gradient": "sticking_the_landing"}
 _DREG = {"training.bound": "pooled", "training.gradient": "doubly_reparameterised"}

@@ -45,7 +45,8 @@ class Cell:
         if metric in self.more:
             return self.more[metric]
         bounds = {**self.evaluation.bounds, **parts(self.evaluation)}
-        return float(np.mean(bounds[metric] if metric in bounds else self.scores[ALL][metric]))
+        values = bounds[metric] if metric in bounds else self.scores[ALL][metric]
+        return float(np.mean(values, dtype=np.float64))  # published values are in float32
 
 
 Measured = Mapping[Key, Sequence[Cell]]
@@ -65,8 +66,12 @@ def by_example(new: Sequence[Cell], old: Sequence[Cell], values: Callable[[Evalu
     """
     for cell in (*new, *old):
         differences(cell.evaluation, old[0].evaluation, quiet=True)  # refuses other examples
-    means = [np.mean([values(cell.evaluation) for cell in cells], 0) for cells in (new, old)]
-    return means[0] - means[1]
+    return average(new, values) - average(old, values)
+
+
+def average(cells: Sequence[Cell], values: Callable[[Evaluation], np.ndarray]) -> np.ndarray:
+    """Mean over trainings of a bound of every test example, (N,)."""
+    return np.asarray([values(cell.evaluation) for cell in cells], dtype=np.float64).mean(0)
 
 
 def scores_of(run: runs.Run) -> Scores:

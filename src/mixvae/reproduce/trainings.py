@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, standard_error
 from mixvae.progress import Progress
 from mixvae.reports import ONE_TRAINING, PARTS, BetweenTrainings, Column, parts
-from mixvae.reproduce.clock import AT, add_clock, at_equal_seconds
+from mixvae.reproduce.clock import add_clock, at_equal_seconds, disturbed, least
 from mixvae.reproduce.contrasts import (
     KIND,
     Key,
@@ -31,9 +30,10 @@ from mixvae.reproduce.contrasts import (
     unequal_draws,
     verdicts,
 )
-from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Changes, Findings
-from mixvae.reproduce.measured import ALL, Cell, Measured, between, by_example, mean, scores_of, worst
+from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Changes, Findings, refuse_copies
+from mixvae.reproduce.measured import ALL, Cell, Measured, average, between, by_example, mean, scores_of, worst
 from mixvae.reproduce.pictures import draw
+from mixvae.reproduce.variants import Variant, refuse_other_starts
 
 MODEL = (
     Column("model", "model"),
@@ -42,11 +42,12 @@ MODEL = (
     Column("parameters", "parameters", digits=0, page_only=True),
     reports.DRAWS,
 )
+SECONDS = "training time of one model, with what it starts from: of the quickest training, as other work may slow any"
 COOPERATION = (
     Column("JSD", "jsd", digits=3, about="nats"),
     Column("effective S", "effective_components"),
     Column("k̂ unreliable", "pareto_k_unreliable", about="largest share of test examples whose NLL is not tight"),
-    replace(reports.SECONDS, about="training time of one model, median over trainings"),
+    replace(reports.SECONDS, about=SECONDS),
 )
 KINDS = (
     Column("p", "gain_p", digits=4, positive=True, about="of the gain, two-sided, uncorrected"),
@@ -55,41 +56,6 @@ KINDS = (
 BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the NLL")
 EACH = ("elbo", "nll", "nll_miselbo", "nll_pooled", "jsd")
 """Per-training results that a row holds."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One model of an experiment.
-
-    Args:
-        model: its name.
-        size: number of components S, or the size that it is compared with.
-        preset: the configuration that it starts from.
-        options: its changes to the preset.
-        against: model and size of its baseline; the same model at the experiment's first size by default.
-        trainings: train it only with the first N seeds of the experiment; with all by default.
-        start: model and size whose training of the same seed it starts from; random weights by default.
-        share: share of the experiment's epochs that it trains for.
-    """
-
-    model: str
-    size: int
-    preset: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    against: Key | None = None
-    trainings: int | None = None
-    start: Key | None = None
-    share: float = 1.0
-
-    @property
-    def key(self) -> Key:
-        """Model and size."""
-        return self.model, self.size
-
-    @property
-    def name(self) -> str:
-        """Name for files and folders."""
-        return f"{re.sub(r'[^a-zA-Z0-9_]+', '-', self.model).strip('-')}-S{self.size}"
 
 
 @dataclass(frozen=True)
@@ -160,11 +126,25 @@ class Trainings:
                     continue
                 options = {**self.options, **variant.options, "seed": seed}
                 if variant.share != 1:
-                    options["training.epochs"] = round(variant.share * options["training.epochs"])
+                    options["training.epochs"] = self._part(variant, options["training.epochs"])
                 if variant.start is not None:
                     options["start.run"] = str(out / f"{names[variant.start]}-seed{seed}")
                 each.append((f"{variant.name}-seed{seed}", variant, options))
         return each
+
+    def _part(self, variant: Variant, epochs: int) -> int:
+        """Epochs of a variant that trains for a share of them.
+
+        Raises:
+            ValueError: they cannot be divided so.
+        """
+        part = variant.share * epochs
+        if not part.is_integer() or not part:
+            raise ValueError(
+                f"{variant.model} trains for {variant.share:g} of the epochs, which must be whole; got {epochs}: give "
+                f"a multiple of {1 / variant.share:g}"
+            )
+        return int(part)
 
     def grid(self, out: Path) -> sweeps.Grid:
         """Configuration of every training; what does not depend on the seed is read once."""
@@ -185,12 +165,14 @@ class Trainings:
             Failed: a training failed; finished ones are kept.
         """
         grid, done = self.grid(out), dict[Path, Evaluation]()
+        refuse_other_starts(grid)
         for starts in (False, True):  # trainings that others start from come first
             cells = {name: cell for name, cell in grid.cells.items() if (cell.start.run is not None) is starts}
             result = sweeps.run_cells(replace(grid, cells=cells), runner=runner, progress=progress)
             if result.failed:
                 raise Failed("; ".join(f"{name}: {error}" for name, error in result.failed.items()))
             done |= result.done
+        refuse_copies({path.name: evaluation for path, evaluation in done.items()})
         if self.represent:
             progress.announce("classifying by the latents where that is not done")
         cells = {
@@ -206,19 +188,20 @@ class Trainings:
 
     def _found(self, measured: Measured, grid: sweeps.Grid, progress: Progress) -> Findings:
         """Compare what was measured."""
-        draws = self._draws(grid)
-        metrics = dict.fromkeys(("log_px", *(question.metric for question in self.questions)))
-        trainings = {metric: between(measured, metric) for metric in metrics}
-        contrasts = contrast_rows(self.questions, trainings, draws, self.family)
+        draws, likelihood = self._draws(grid), between(measured, "log_px")
+        metrics = dict.fromkeys(question.metric for question in self.questions)
+        values = {metric: self._by_seed(measured, metric) for metric in metrics}
+        results = {key: [cell.evaluation.results for cell in cells] for key, cells in measured.items()}
+        contrasts = contrast_rows(self.questions, values, draws, self.family, results)
         rows = [
-            {**self._row(variant, measured, trainings["log_px"]), "draws_per_step": draws[variant.key]}
+            {**self._row(variant, measured, likelihood), "draws_per_step": draws[variant.key]}
             for variant in self.variants
         ]
         scores = self._scores(measured) if self.represent else {}
         discrete = all(cell.data.binarize == "none" for cell in grid.cells.values())
         columns = [*self._columns(discrete=discrete), *self._add_scores(rows, scores, measured)]
         if self.clock:
-            columns += add_clock(rows, measured, trainings.get(AT) or between(measured, AT))
+            columns += add_clock(rows, measured)
         listed = [row for each in contrasts for row in each]
         pictures = draw(measured, rows, scores, progress, several=self.has_several, samples=self.samples)
         return Findings(
@@ -230,6 +213,13 @@ class Trainings:
             self._notes(rows, measured, draws),
             listed,
         )
+
+    def _by_seed(self, measured: Measured, metric: str) -> dict[Key, dict[int, float]]:
+        """A metric of every training, by variant and seed."""
+        return {
+            v.key: {s: cell.value(metric) for s, cell in zip(self.seeds_of(v), measured[v.key], strict=True)}
+            for v in self.variants
+        }
 
     def _columns(self, *, discrete: bool) -> list[Column]:
         """Columns of the table, except scores of the latents."""
@@ -274,12 +264,12 @@ class Trainings:
         row: Row = {
             "model": variant.model, "size": variant.size, "seeds": len(cells),
             "elbo": mean(results, "elbo"), "nll_miselbo": mean(results, "nll_miselbo"), "nll": mean(results, "nll"),
-            "nll_se": standard_error(np.mean([cell.evaluation.bounds["log_px"] for cell in cells], 0)),
+            "nll_se": standard_error(average(cells, lambda of: of.bounds["log_px"])),
             "nll_margin": likelihood.margin(variant.key), **reports.trust(results, "nll"),
             "nll_pooled": mean(results, "nll_pooled"), "kl_posterior": mean(results, "kl_posterior"),
             "jsd": mean(results, "jsd"), "effective_components": mean(results, "effective_components"),
             "parameters": results[0]["parameters"],
-            "train_seconds": float(np.median([result["train_seconds"] for result in results])),
+            "train_seconds": sum(least(measured[key]) for key in (variant.key, variant.start) if key is not None),
             "log_px_homogeneity": likelihood.homogeneity,
             "bits_per_dim": None if None in bits else float(np.mean(bits)),
             "pareto_k_unreliable": worst(results, "pareto_k_unreliable"), "nll_bias": worst(results, "nll_bias"),
@@ -297,11 +287,14 @@ class Trainings:
             row |= {"gain_se": standard_error(by_example(cells, old, lambda of: of.bounds["log_px"]))}
             row |= {"degrees_of_freedom": gain.degrees, "over": named(baseline)}
             row |= reports.trust([*results, *(cell.evaluation.results for cell in old)], "gain")
-            row |= self._split(variant.key, baseline, measured)
+            row |= self._split(variant.key, baseline, measured, likelihood)
         return row
 
-    def _split(self, new: Key, old: Key, measured: Measured) -> Row:
-        """The gain in the ELBO and its parts, if both models were trained with the same bound."""
+    def _split(self, new: Key, old: Key, measured: Measured, likelihood: BetweenTrainings[Key]) -> Row:
+        """The gain in the ELBO and its parts, if both models were trained with the same bound.
+
+        Errors of the ELBO are of the variants trained with that bound; the model's part is the gain in log p(x).
+        """
         trained = measured[old][0].objective
         alike = {
             key: cells
@@ -312,7 +305,7 @@ class Trainings:
             return {}
         row: Row = {}
         for part in PARTS:
-            trainings = between(alike, part)
+            trainings = likelihood if part == "model" else between(alike, part)
             gain = trainings.difference(new, old)
             row |= {f"gain_{part}": gain.mean, f"gain_{part}_margin": gain.margin}
             row[f"{part}_homogeneity"] = trainings.homogeneity
@@ -348,7 +341,7 @@ class Trainings:
 
     def _notes(self, rows: list[Row], measured: Measured, draws: Mapping[Key, int]) -> list[str]:
         """Caveats on the numbers."""
-        notes = []
+        notes = disturbed(measured) if self.clock else []
         if (left_out := self.family - primary_contrasts(self.questions)) > 0:
             notes.append(f"p Holm counts {left_out} primary contrasts of models that were left out.")
         if any(cell.evaluation.identity.legacy for cells in measured.values() for cell in cells):

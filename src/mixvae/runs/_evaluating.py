@@ -15,7 +15,7 @@ from mixvae.runs._examples import NewData, SplitName, examples_of, prepared
 from mixvae.runs._opening import open_run
 from mixvae.runs._requests import request
 from mixvae.runs._run import Run
-from mixvae.runs._stored import identity_in, read_evaluation
+from mixvae.runs._stored import identity_in, is_current, read_evaluation
 
 
 def evaluate(
@@ -134,7 +134,7 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
     ranked = []
     for path in run.layout.evaluations.glob("*-draws*.json"):
         identity, created = identity_in(path)
-        if identity.weights == run.weights_sha256:
+        if is_current(identity, run):
             ranked.append((identity.split == "test", identity.examples, created, path))
     if not ranked:
         run.refuse_cells(FileNotFoundError)  # its latents are queried differently: nothing is damaged
@@ -171,7 +171,7 @@ def find_evaluation(
     for path in sorted(run.layout.evaluations.glob(f"{split}-*.json")):
         try:
             identity, _ = identity_in(path)
-            if identity.weights == run.weights_sha256 and matches(identity):
+            if is_current(identity, run) and matches(identity):
                 return read_evaluation(path)
         except (OSError, ValueError):  # damaged: `evaluate` recomputes it
             continue

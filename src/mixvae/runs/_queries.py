@@ -36,7 +36,7 @@ from mixvae.runs import _legacy as legacy
 from mixvae.runs._examples import NewData, SplitName, examples_of, part_of, prepared
 from mixvae.runs._opening import open_run
 from mixvae.runs._run import Run
-from mixvae.runs._stored import read_stored, scores_in
+from mixvae.runs._stored import is_current, read_stored, scores_in
 from mixvae.sampling import SampleKind
 from mixvae.training import default_device
 
@@ -350,7 +350,7 @@ def representations(run: str | Path | Run) -> list[tuple[str, Representation]]:
     stored = []
     for file in sorted(run.layout.evaluations.glob("representation-*.json")):
         content = read_stored(file)
-        identity = content.get("identity")
-        if isinstance(identity, dict) and identity.get("weights") == run.weights_sha256:
+        identity = content.get("identity", {})
+        if is_current(identity, run):
             stored.append((str(identity.get("split")), scores_in(content, file)))
     return stored

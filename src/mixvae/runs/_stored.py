@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.files import commit, one_line, read_manifest, read_part
 from mixvae.files._forms import conform
+
+if TYPE_CHECKING:
+    from mixvae.runs._run import Run
 
 FORMAT = "mixvae evaluation"
 VERSION = 2
@@ -107,6 +110,17 @@ def stored_evaluation(path: Path, identity: Identity, extra: Mapping[str, Any] |
         return read_evaluation(path)
     except (OSError, ValueError):
         return None
+
+
+def is_current(identity: object, run: Run) -> bool:
+    """Whether what is stored under an identity was made from a run's current weights, trained by its recipe.
+
+    Scores of latents do not record the recipe.
+    """
+    made = asdict(identity) if isinstance(identity, Identity) else identity
+    if not isinstance(made, dict) or made.get("weights") != run.weights_sha256:
+        return False
+    return made.get("recipe") is None or made["recipe"] == run.recipe.sha256
 
 
 def read_stored(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from anndata import AnnData
 from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
-from mixvae.reports import BetweenTrainings, between_trainings, student, trust
+from mixvae.reports import Trained, between_trainings, student, trust
 from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, RIVAL, SCVI_NAME, named_by_draws
 from mixvae.reproduce.contrasts import Key
 
@@ -124,24 +124,26 @@ def legacy_evaluation(content: Mapping[str, Any]) -> Evaluation:
 def table(results: Sequence[Evaluation]) -> list[Row]:
     """One row per model and S: means over trainings, and gains over SCVI, each with the margin of its 95 % interval.
 
-    Models are compared by `compared`. Samples of SCVI's encoder side by side come from SCVI's own trainings, so their
-    gains over it are paired, and their scores do not count as further trainings.
+    Samples of SCVI's encoder side by side come from SCVI's own trainings, so their gains over it are paired, and their
+    scores do not count as further trainings.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
     """
     scored = _scored(results)
-    made: dict[Key, list[Mapping[str, Any]]] = {key: [] for key in scored}
-    for result in results:
-        made[_job(result).key].append(result.results)
+    made = by_model(results)
     rows: dict[Key, Row] = {}
     for key in sorted(scored):
         rows[key] = {"model": key[0], "size": key[1], "seeds": len(scored[key])}
-        if own := made[key]:
-            rows[key]["seconds"] = float(np.median([one["seconds"] for one in own]))
+        own = made.get(key, [])
+        if own:
+            rows[key]["seconds"] = min(one["seconds"] for one in own)
             rows[key]["draws_per_step"] = Job(**own[0]["job"]).draws * key[1]
-        rows[key] |= trust(made[key], "log_px") | trust(made[key] + made[BASELINE], "log_px_gain")
-    between = _compared(scored)
+        rows[key] |= trust(own, "log_px") | trust(own + made[BASELINE], "log_px_gain")
+    between = {
+        metric: between_trainings({key: [*own.values()] for key, own in each.items()})
+        for metric, each in _by_seed(scored).items()
+    }
     for metric in _metrics(scored):
         for key, own in _having(metric, scored).items():
             row = rows[key]
@@ -159,13 +161,21 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
     return list(rows.values())
 
 
-def compared(results: Sequence[Evaluation]) -> dict[str, BetweenTrainings[Key]]:
-    """Trainings of all models, by bound or score, except samples side by side, which have no trainings of their own.
+def by_seed(results: Sequence[Evaluation]) -> dict[str, dict[Key, Trained]]:
+    """Value of every training, by bound or score, by model and by seed; samples side by side have no trainings.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
     """
-    return _compared(_scored(results))
+    return _by_seed(_scored(results))
+
+
+def by_model(results: Sequence[Evaluation]) -> dict[Key, list[Mapping[str, Any]]]:
+    """Results of all trainings of every model."""
+    made: dict[Key, list[Mapping[str, Any]]] = {}
+    for result in results:
+        made.setdefault(_job(result).key, []).append(result.results)
+    return made
 
 
 def unchanged(results: Sequence[Evaluation]) -> list[tuple[int, Gain]]:
@@ -224,9 +234,9 @@ def _having(metric: str, scored: Scored) -> dict[Key, dict[int, float]]:
     return {key: own for key, own in has.items() if own}
 
 
-def _compared(scored: Scored) -> dict[str, BetweenTrainings[Key]]:
+def _by_seed(scored: Scored) -> dict[str, dict[Key, Trained]]:
     return {
-        metric: between_trainings({k: [*own.values()] for k, own in _having(metric, scored).items() if k[0] != RIVAL})
+        metric: {key: own for key, own in _having(metric, scored).items() if key[0] != RIVAL}
         for metric in _metrics(scored)
     }
 

@@ -25,6 +25,7 @@ from mixvae.evaluation import Evaluation, Identity, fingerprint
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.cells.names import FROZEN, MIXTURE, RIVAL, SCVI_NAME, UNNORMALISED
 from mixvae.reproduce.cells.results import Job, agree, labels_sha256, legacy, legacy_evaluation
+from mixvae.reproduce.findings import refuse_copies
 from mixvae.runs import Layout, Run
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
@@ -173,6 +174,7 @@ def run(
     for job, result in zip(listed, made, strict=True):
         results.append(result)
         progress.announce(f"{job.name}: done")
+    refuse_copies({job.name: result for job, result in zip(listed, results, strict=True)})
     return results
 
 
