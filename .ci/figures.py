@@ -70,7 +70,7 @@ def main() -> None:
     there = {name: asked for name, asked in SHOWN.items() if (DATA / asked[0]).is_dir()}
     found = {folder: found_in(DATA / folder) for folder in dict.fromkeys(folder for folder, _, _ in there.values())}
     rows = {
-        name.replace(" = ", "\u00a0=\u00a0") + mark(found[folder], new, old): parts(found[folder], new, old)
+        name + mark(found[folder], new, old): parts(found[folder], new, old)
         for name, (folder, new, old) in there.items()
     }
     figure = figures.splits(rows, "95 % intervals between trainings; * log p(x) not tight", "gain over one encoder")

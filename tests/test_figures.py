@@ -100,7 +100,7 @@ def test_long_names_leave_room_for_the_curves_and_gains():
     for drawn in (figure, gains):
         drawn.canvas.draw()
         assert drawn.axes[0].get_position().width > 0.5
-    assert gains.axes[0].get_yticklabels()[1].get_text() == "S = 2 (not tight;\nbar unreliable)"
+    assert gains.axes[0].get_yticklabels()[1].get_text() == "S\u00a0=\u00a02 (not tight;\nbar unreliable)"
 
 
 def test_training_is_drawn_where_its_bound_is_one():

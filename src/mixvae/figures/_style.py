@@ -135,8 +135,9 @@ def ink(colour: str) -> RGB:
 
 
 def wrapped(text: str, width: float) -> str:
-    """Text wrapped into lines that fit into `width` inches at 10 points."""
-    lines = (textwrap.wrap(line, max(10, int(12.5 * width))) for line in text.splitlines())
+    """Text wrapped into lines that fit into `width` inches at 10 points, never at an equals sign."""
+    kept = text.replace(" = ", "\u00a0=\u00a0")
+    lines = (textwrap.wrap(line, max(10, int(12.5 * width))) for line in kept.splitlines())
     return "\n".join(part for line in lines for part in line)
 
 

@@ -121,6 +121,7 @@ def reproduce(
         "versions": {package: version(package) for package in ("mixvae", "torch", "numpy")},
     }
     write_json(folder / "results.json", _finite(results))
+    contrasts = reports.filled(CONTRASTS, findings.contrasts)
     reports.render(
         "experiment.html",
         folder / "report.html",
@@ -129,8 +130,8 @@ def reproduce(
         columns=findings.columns,
         rows=reports.table(findings.columns, findings.table),
         verdicts=findings.verdicts,
-        contrasts=CONTRASTS,
-        contrast_rows=reports.table(CONTRASTS, findings.contrasts),
+        contrasts=contrasts,
+        contrast_rows=reports.table(contrasts, findings.contrasts),
         pictures={title: reports.embed(picture) for title, picture in pictures.items()},
     )
     return findings
