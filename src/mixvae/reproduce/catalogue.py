@@ -263,7 +263,8 @@ _EXPERIMENTS = (
                 settings={"epochs": 2, "warmup": 1, "patience": 2, "total_draws": 20}, cost="a minute",
             ),
             "small": cortex(
-                (1, 2, 3, 4, 5), 3, seeds=FIVE, settings={"epochs": 200, "warmup": 50, "patience": 200},
+                (1, 2, 3, 4, 5), 3, seeds=FIVE,
+                settings={"epochs": 200, "warmup": 50, "patience": 200, "total_draws": 3000},
                 cost="nine hours of one core",
             ),
             "paper": cortex(

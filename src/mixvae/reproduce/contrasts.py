@@ -182,11 +182,11 @@ def alike_seeds(contrasts: Sequence[Row]) -> list[str]:
     Example:
         >>> from mixvae.reproduce.contrasts import alike_seeds
         >>> alike_seeds([{"metric": "log_px", "seeds_alike": 0.001}, {"metric": "elbo", "seeds_alike": 0.5}])
-        ['Trainings of one seed are alike (F test: log_px p = 0.001): see differences within seeds among the contrasts.']
+        ['Trainings of one seed are alike (F test: log_px p = 0.001): contrasts have differences within seeds too.']
     """
     found = {row["metric"]: row["seeds_alike"] for row in contrasts if row["seeds_alike"] < LEVEL}
     alike = ", ".join(f"{metric} p = {p:.2g}" for metric, p in found.items())
-    told = f"Trainings of one seed are alike (F test: {alike}): see differences within seeds among the contrasts."
+    told = f"Trainings of one seed are alike (F test: {alike}): contrasts have differences within seeds too."
     return [told] if found else []
 
 
