@@ -402,7 +402,7 @@ def test_what_is_not_tight_is_marked_in_table_page_and_plot(cells, tmp_path, cap
     assert "this error is not to be relied on" in shown
     for figure in (comparison.figure, comparison.splits):
         assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
-            "S = 2 (not tight;\nbar unreliable)"
+            "S\u00a0=\u00a02 (not tight;\nbar unreliable)"
         ]
     first, columns = comparison.table[0], comparison.columns
     trainings = {"columns": columns, "rows": reports.table(columns, comparison.table)}

@@ -27,7 +27,7 @@ from mixvae.reports._columns import (
     scores,
 )
 from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness, marked
-from mixvae.reports._configurations import PARTS, objective, parts, trust, unequal_draws
+from mixvae.reports._configurations import MODEL, PARTS, objective, parts, trust, unequal_draws
 from mixvae.reports._page import pictures, without_weights, write
 from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, filled, legend, meanings, render, table
 from mixvae.reports._seeds import Trained, WithinSeeds, within_seeds
@@ -42,6 +42,7 @@ __all__ = [
     "GAIN",
     "GAIN_BETWEEN",
     "LEVEL",
+    "MODEL",
     "MISELBO",
     "NLL",
     "NLL_BETWEEN",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mixvae._tables import Row, counted
+from mixvae.reports._configurations import MODEL
 from mixvae.reports._pages import Column
 
 _OVER_EXAMPLES = "standard error over the examples of one training"
@@ -16,17 +17,18 @@ _BETWEEN = (
 )
 _PARTS = (
     ("ELBO gain", "elbo", "in the ELBO, only over a training of the same bound, nats", None, False),
-    ("of it model", "model", "its part in log p(x), of a better model, nats", "gain", True),
+    ("of it model", MODEL, "its part in log p(x), of a better model, nats", "gain", True),
     ("of it posterior", "posterior", "its part in −KL(q(z|x) ‖ p(z|x)), of a better posterior, nats", "gain", False),
 )
 
 
-def _split(error: str, of: str) -> tuple[Column, ...]:
-    """Columns for the gain in the ELBO and its parts."""
+def _split(error: str, of: str, of_model: str) -> tuple[Column, ...]:
+    """Columns for the gain in the ELBO and its parts, with what their errors are, and what that of the model is."""
     return tuple(
         Column(
             title, f"gain_{part}", f"gain_{part}_{error}", 3, about,
-            signed=True, trust=trust, page_only=page_only, error_about=of,
+            signed=True, trust=trust, page_only=page_only,
+            error_about=of_model if part == MODEL else of,
         )
         for title, part, about, trust, page_only in _PARTS
     )  # fmt: skip
@@ -52,8 +54,10 @@ GAIN_BETWEEN = Column(
     trust="gain",
     error_about=_BETWEEN.format("all configurations"),
 )
-SPLIT = _split("se", _OVER_EXAMPLES)
-SPLIT_BETWEEN = _split("margin", _BETWEEN.format("the configurations trained by that bound"))
+SPLIT = _split("se", _OVER_EXAMPLES, _OVER_EXAMPLES)
+SPLIT_BETWEEN = _split(
+    "margin", _BETWEEN.format("the configurations trained by that bound"), _BETWEEN.format("all configurations")
+)
 NLL = Column(
     "NLL ± over examples",
     "nll",

@@ -16,7 +16,9 @@ from mixvae.runs import Run
 
 ELBO, POOLED = "mixvae.bounds.elbo", "mixvae.bounds.pooled"
 """Their names in recipes."""
-PARTS = ("elbo", "model", "posterior")
+MODEL = "model"
+"""The part of a gain that is the gain in log p(x), whose error is of all configurations."""
+PARTS = ("elbo", MODEL, "posterior")
 """The gain in the ELBO and its parts."""
 AVERAGED = (
     "parameters", "elbo", "nll", "nll_miselbo", "nll_pooled", "kl_posterior", "slack", "jsd", "effective_components",
@@ -141,13 +143,18 @@ def configurations(grouped: Mapping[str, Mapping[int, Sequence[Member]]]) -> Ite
     """
     trainings = {name: [copies[0] for copies in seeds.values()] for name, seeds in grouped.items()}
     between = between_trainings(
-        {name: [float(e.bounds["log_px"].mean()) for _, e, _ in each] for name, each in trainings.items()}
+        {
+            name: [float(e.bounds["log_px"].mean(dtype=np.float64)) for _, e, _ in each]
+            for name, each in trainings.items()
+        }
     )
     first = next(iter(trainings))
     alike = {name: each for name, each in trainings.items() if all(splits(one, trainings[first][0]) for one in each)}
     split = {
-        part: between_trainings(
-            {key: [float(parts(e)[part].mean()) for _, e, _ in each] for key, each in alike.items()}
+        part: between
+        if part == MODEL
+        else between_trainings(
+            {key: [float(parts(e)[part].mean(dtype=np.float64)) for _, e, _ in each] for key, each in alike.items()}
         )
         for part in PARTS
     }

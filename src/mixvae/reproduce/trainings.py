@@ -305,7 +305,7 @@ class Trainings:
             return {}
         row: Row = {}
         for part in PARTS:
-            trainings = likelihood if part == "model" else between(alike, part)
+            trainings = likelihood if part == reports.MODEL else between(alike, part)
             gain = trainings.difference(new, old)
             row |= {f"gain_{part}": gain.mean, f"gain_{part}_margin": gain.margin}
             row[f"{part}_homogeneity"] = trainings.homogeneity
