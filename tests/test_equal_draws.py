@@ -165,13 +165,13 @@ def test_nothing_is_read_at_equal_seconds_of_a_busy_machine():
         return Cell(SimpleNamespace(metrics=[{"seconds": pace * i, "validation": -9.0 + i} for i in (1, 2, 3)]), None)
 
     measured = {("m", 1): [run(1.0), run(1.1)], ("m", 4): [run(2.0), run(2.5)]}
-    assert disturbed(measured)[0].count("m S = 4 1.2 times") == 1
+    assert "m S = 4 2 to 2.5 s" in disturbed(measured)[0]
     assert "S = 1" not in disturbed(measured)[0]
     assert all(math.isnan(cell.value(AT)) for cells in at_equal_seconds(measured).values() for cell in cells)
     measured["m", 4][1] = run(2.3)
     assert disturbed(measured) == []
     assert [cell.value(AT) for cell in at_equal_seconds(measured)["m", 4]] == [-8.0, -8.0]
-    assert [cell.value(AT) for cell in at_equal_seconds(measured)["m", 1]] == [-6.0, -7.0], "within three seconds"
+    assert [cell.value(AT) for cell in at_equal_seconds(measured)["m", 1]] == [-6.0, -6.0], "within three seconds"
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,10 @@ def test_smoke_scales_run_and_say_what_is_primary(tmp_path, capsys, name, words)
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         with pytest.raises(SystemExit):
             main(["reproduce", name, "--scale", "smoke", *words, "--epochs", "4", "--out", str(out)])
-        assert "which these settings would train on" in capsys.readouterr().err
+        assert "which is missing or would be trained on" in capsys.readouterr().err
         assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         seconds = {row["model"]: row["train_seconds"] for row in results["table"]}
-        own = min(evaluation_of(run)["train_seconds"] for run in out.glob("warm-start-S2-seed*"))
+        own = min(evaluation_of(run)["train_seconds"] for run in out.glob("warm-start-S2-seed*"))  # as many epochs each
         assert seconds["warm start"] == pytest.approx(own + seconds["half"]), "with those of its start"
     if name == "convergence":
         assert all(row[AT] is None or row[AT] < 0 for row in results["table"])

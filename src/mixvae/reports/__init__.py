@@ -30,7 +30,7 @@ from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness
 from mixvae.reports._configurations import MODEL, PARTS, objective, parts, trust, unequal_draws
 from mixvae.reports._page import pictures, without_weights, write
 from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, filled, legend, meanings, render, table
-from mixvae.reports._seeds import Trained, WithinSeeds, within_seeds
+from mixvae.reports._seeds import Trained, within_seeds
 from mixvae.reports._settings import differing, settings
 
 __all__ = [
@@ -59,7 +59,6 @@ __all__ = [
     "Comparison",
     "Difference",
     "Trained",
-    "WithinSeeds",
     "between_trainings",
     "compare",
     "differing",

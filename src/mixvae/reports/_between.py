@@ -138,9 +138,11 @@ def _p_value(mean: float, se: float, degrees: float) -> float:
 def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K]:
     """Analysis of variance of independent trainings: s² = Σ_c Σ_i (y_ci − ȳ_c)² / Σ_c (n_c − 1).
 
-    Trainings are never paired, not even those of one seed. Their initial weights depend on the configuration, but one
-    seed orders the examples alike, and may make trainings alike: the error of a difference is then too large. The
-    variance is assumed to be the same for all configurations unless Levene's test rejects that at 10 %; then each
+    Trainings are never paired, not even those of one seed. One seed orders the examples alike, gives networks of the
+    same shape the same initial weights, and may make trainings alike: the error of a difference is then too large, and
+    `within_seeds` has another.
+
+    The variance is assumed to be the same for all configurations unless Levene's test rejects that at 10 %; then each
     difference is Welch's, from its two configurations alone. Deviations are from the mean: with those from the median
     (Brown and Forsythe), five trainings of each reject almost nothing. Few trainings have little power in any case: if
     one of four configurations has three times the standard deviation of the others, five trainings of each detect it in
@@ -174,11 +176,16 @@ def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K
     if empty := [name for name, each in arrays.items() if not len(each)]:
         raise ValueError(f"every configuration needs at least one training; {empty[0]} has none: leave it out")
     return BetweenTrainings(
-        {name: float(each.mean()) for name, each in arrays.items()},
+        {name: float(each[0] + _shifted(each).mean()) for name, each in arrays.items()},
         {name: len(each) for name, each in arrays.items()},
-        {name: float(each.var(ddof=1)) if len(each) > 1 else math.nan for name, each in arrays.items()},
+        {name: float(_shifted(each).var(ddof=1)) if len(each) > 1 else math.nan for name, each in arrays.items()},
         _homogeneity(list(arrays.values())),
     )
+
+
+def _shifted(each: np.ndarray) -> np.ndarray:
+    """Values less the first of them, which are exactly zero where none differs."""
+    return each - each[0]
 
 
 def _homogeneity(groups: Sequence[np.ndarray]) -> float:
@@ -188,7 +195,8 @@ def _homogeneity(groups: Sequence[np.ndarray]) -> float:
     """
     from scipy.special import fdtrc
 
-    far = [abs(each - each.mean()) for each in groups if len(each) >= FEWEST]
+    shifted = [_shifted(each) for each in groups if len(each) >= FEWEST]
+    far = [abs(each - each.mean()) for each in shifted]
     if len(far) < 2 or not any(each.any() for each in far):
         return math.nan
     means, grand = [each.mean() for each in far], np.concatenate(far).mean()

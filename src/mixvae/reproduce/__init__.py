@@ -19,7 +19,7 @@ from mixvae import figures, reports
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.catalogue import EXPERIMENTS
-from mixvae.reproduce.contrasts import CONTRASTS, alike_seeds
+from mixvae.reproduce.contrasts import CONTRASTS
 from mixvae.reproduce.findings import Changes, Experiment, Findings, Gap, Verdict, judge, unknown
 from mixvae.reproduce.trainings import Trainings
 from mixvae.sweeps import LOCAL, Runner
@@ -90,7 +90,7 @@ def reproduce(
     start, before = time.perf_counter(), _seconds(folder, name, scale)
     findings = plan.carry_out(folder, runner=runner, progress=progress)
     tested = [*findings.table, *({f"{row['metric']}_homogeneity": row["homogeneity"]} for row in findings.contrasts)]
-    notes = [*reports.unequal_variances(tested), *alike_seeds(findings.contrasts), *findings.notes]
+    notes = [*reports.unequal_variances(tested), *findings.notes]
     findings = replace(findings, notes=notes)
     if scale == "smoke":
         undecided = [replace(verdict, holds=None) for verdict in findings.verdicts]

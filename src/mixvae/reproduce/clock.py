@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from mixvae._tables import Row
 from mixvae.reports import Column
-from mixvae.reproduce.contrasts import Key, named
+from mixvae.reproduce.contrasts import named
 from mixvae.reproduce.measured import Cell, Measured, between
 
 AT = "at_equal_seconds"
 """Name of the validation bound at equal seconds."""
+ROUNDING = 1e-9
+"""Share of an epoch by which times that are equal may seem to differ."""
 STEADY = 1.2
 """Largest ratio of the seconds per epoch of two trainings of one variant that leaves seconds comparable."""
 
@@ -24,15 +27,23 @@ def pace(cell: Cell) -> float:
     return float(np.median(np.diff([row["seconds"] for row in cell.run.metrics], prepend=0.0)))
 
 
-def least(cells: Sequence[Cell]) -> float:
-    """Seconds of the quickest of a variant's trainings, which other work on the machine disturbed least."""
-    return min(cell.evaluation.results["train_seconds"] for cell in cells)
+def least(results: Sequence[Mapping[str, Any]], name: str = "train_seconds") -> float:
+    """Seconds of one training: as many epochs as trainings take on average, at the quickest one's seconds per epoch.
+
+    Other work on the machine disturbed that one least.
+
+    Args:
+        results: results of a variant's evaluations.
+        name: name of the seconds in them.
+    """
+    epochs = [result.get("epochs") or 1 for result in results]
+    return min(result[name] / n for result, n in zip(results, epochs, strict=True)) * float(np.mean(epochs))
 
 
 def disturbed(measured: Measured) -> list[str]:
     """A note on variants of which one training had more seconds per epoch than another, or none."""
-    ratios = {named(key): max(paces) / min(paces) for key, paces in _paces(measured).items()}
-    busy = ", ".join(f"{name} {ratio:.1f} times" for name, ratio in ratios.items() if ratio > STEADY)
+    paces = {named(key): sorted(map(pace, cells)) for key, cells in measured.items()}
+    busy = ", ".join(f"{name} {p[0]:.2g} to {p[-1]:.2g} s" for name, p in paces.items() if p[-1] > STEADY * p[0])
     told = (
         f"Nothing is compared at equal seconds, as those per epoch differ between trainings of one model ({busy}): "
         "train again on an idle machine, one at a time."
@@ -43,21 +54,22 @@ def disturbed(measured: Measured) -> list[str]:
 def at_equal_seconds(measured: Measured) -> Measured:
     """Measurements with the best validation bound of every training within the time that the quickest one took.
 
-    Time is counted in epochs of `pace` seconds. The bound is NaN for a training whose first epoch took longer, and for
-    all of them if they are `disturbed`.
+    Time is counted in epochs of `pace` seconds, of the quickest training of each variant. The bound is NaN for a
+    variant whose first epoch took longer, and for all if they are `disturbed`.
     """
     seconds = math.nan if disturbed(measured) else quickest(measured)
     return {
         key: [
-            replace(cell, more={**cell.more, AT: max(_within(cell, seconds), default=math.nan)}) for cell in cells
+            replace(cell, more={**cell.more, AT: max(_within(cell, seconds / _pace(cells)), default=math.nan)})
+            for cell in cells
         ]
         for key, cells in measured.items()
-    }  # fmt: skip
+    }
 
 
 def quickest(measured: Measured) -> float:
     """Seconds that the quickest training took."""
-    return min(len(cell.run.metrics) * pace(cell) for cells in measured.values() for cell in cells)
+    return min(len(cell.run.metrics) * _pace(cells) for cells in measured.values() for cell in cells)
 
 
 def add_clock(rows: Sequence[Row], measured: Measured) -> list[Column]:
@@ -75,11 +87,11 @@ def add_clock(rows: Sequence[Row], measured: Measured) -> list[Column]:
     ]
 
 
-def _paces(measured: Measured) -> dict[Key, list[float]]:
-    return {key: [pace(cell) for cell in cells] for key, cells in measured.items()}
+def _pace(cells: Sequence[Cell]) -> float:
+    """Seconds per epoch of a variant's quickest training."""
+    return min(map(pace, cells))
 
 
-def _within(cell: Cell, seconds: float) -> list[float]:
-    """Validation bounds of the epochs that ended within some seconds."""
-    each = pace(cell)
-    return [row["validation"] for epoch, row in enumerate(cell.run.metrics, 1) if epoch * each <= seconds]
+def _within(cell: Cell, epochs: float) -> list[float]:
+    """Validation bounds of the first so many epochs."""
+    return [row["validation"] for epoch, row in enumerate(cell.run.metrics, 1) if epoch <= epochs * (1 + ROUNDING)]

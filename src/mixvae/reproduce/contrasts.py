@@ -9,7 +9,7 @@ from typing import Any
 
 from mixvae import reports
 from mixvae._tables import Row
-from mixvae.reports import LEVEL, Column, Trained, between_trainings, holm, trust, within_seeds
+from mixvae.reports import Column, Trained, between_trainings, holm, trust, within_seeds
 from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Gap, Verdict, judge
 
 Key = tuple[str, int]
@@ -38,10 +38,11 @@ CONTRASTS = (
            about="of equal variances; below 0.1 the error is Welch's"),
     Column(
         "within seeds ± between trainings", "within", "within_margin", 3, signed=True, trust="difference",
-        about="difference of trainings of the same seed, if an F test says at 5 % that these are alike; exploratory",
-        error_about="half width of the 95 % interval with seeds as blocks, uncorrected",
+        about="difference on the seeds that both have; exploratory",
+        error_about="half width of the 95 % interval by a paired t test, uncorrected",
     ),
     Column("p within seeds", "within_p", digits=4, positive=True, about="of that difference, two-sided, uncorrected"),
+    Column("r of seeds", "seeds_alike", signed=True, about="correlation of both over seeds: how alike those are"),
     Column("draws per step", "draws_per_step", about="decoder evaluations per example and step S·L of both"),
 )  # fmt: skip
 """Columns of the table of contrasts."""
@@ -130,23 +131,22 @@ class _Compared:
 
     def __init__(self, metric: str, values: Mapping[Key, Trained], results: Mapping[Key, Sequence[Mapping[str, Any]]]):
         self.metric, self.results = metric, results if metric in ESTIMATED else {}
+        self.values = values
         self.between = between_trainings({key: list(own.values()) for key, own in values.items()})
-        self.within = within_seeds(values)
 
     def row(self, new: Key, old: Key) -> Row:
         """One contrast, not yet corrected."""
         gain, welch = self.between.difference(new, old), self.between.difference(new, old, pooled=False)
+        within, alike = within_seeds(self.values[new], self.values[old])
         row: Row = {
             "contrast": f"{named(new)} over {named(old)}", "metric": self.metric,
             "difference": gain.mean, "margin": gain.margin, "se": gain.se, "degrees_of_freedom": gain.degrees,
             "p": gain.p, "p_welch": welch.p,
-            "homogeneity": self.between.homogeneity, "seeds_alike": self.within.alike,
+            "homogeneity": self.between.homogeneity, "within": within.mean, "within_margin": within.margin,
+            "within_p": within.p, "seeds_alike": alike,
         }  # fmt: skip
         if self.results:
             row |= trust([*self.results[new], *self.results[old]], "difference")
-        if self.within.alike < LEVEL:
-            gain = self.within.difference(new, old)
-            row |= {"within": gain.mean, "within_margin": gain.margin, "within_p": gain.p}
         return row
 
 
@@ -161,7 +161,7 @@ def verdicts(questions: Sequence[Question], contrasts: Sequence[Sequence[Row]]) 
 def _gap(row: Row) -> Gap:
     """A contrast as a difference that should be positive according to its claim."""
     what = f"{row['contrast']} ({row['metric']})"
-    is_tight = row.get("difference_tight") is not False
+    is_tight = row.get("difference_tight", True)
     return Gap(what, row["difference"], row["margin"], row.get("p_holm"), is_tight=is_tight)
 
 
@@ -174,20 +174,6 @@ def unequal_draws(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) ->
         ['Compared at unequal draws per step (S·L): m S = 2 over m S = 1 (2, 1): a gain may be that of the draws.']
     """
     return reports.unequal_draws({f"{named(new)} over {named(old)}": (draws[new], draws[old]) for new, old in pairs})
-
-
-def alike_seeds(contrasts: Sequence[Row]) -> list[str]:
-    """A note on metrics in which trainings of one seed are alike, or none.
-
-    Example:
-        >>> from mixvae.reproduce.contrasts import alike_seeds
-        >>> alike_seeds([{"metric": "log_px", "seeds_alike": 0.001}, {"metric": "elbo", "seeds_alike": 0.5}])
-        ['Trainings of one seed are alike (F test: log_px p = 0.001): contrasts have differences within seeds too.']
-    """
-    found = {row["metric"]: row["seeds_alike"] for row in contrasts if row["seeds_alike"] < LEVEL}
-    alike = ", ".join(f"{metric} p = {p:.2g}" for metric, p in found.items())
-    told = f"Trainings of one seed are alike (F test: {alike}): contrasts have differences within seeds too."
-    return [told] if found else []
 
 
 def named(key: Key) -> str:

@@ -87,27 +87,30 @@ class Gap:
         gain: the difference.
         margin: half width of its 95 % interval between trainings; NaN if there is one training of each.
         p: p value that decides instead of the margin, corrected for the number of claims; None to use the margin.
-        is_tight: whether neither side is merely a bound on what is compared, so that a difference can be of the bounds.
+        is_tight: whether neither side is merely a bound on what is compared, so that a difference can be of the bounds;
+            None if that is unknown.
     """
 
     name: str
     gain: float
     margin: float
     p: float | None = None
-    is_tight: bool = True
+    is_tight: bool | None = True
 
     @property
     def is_decided(self) -> bool:
-        """Whether the difference is not zero, whatever its sign; never where it is not tight, or without an error."""
-        if not self.is_tight or not self.margin > 0:
+        """Whether the difference is not zero, whatever its sign; never without an error, or unless it is tight."""
+        if self.is_tight is not True or not self.margin > 0:
             return False
         return abs(self.gain) > self.margin if self.p is None else self.p < LEVEL
 
     def __str__(self) -> str:
+        if math.isnan(self.gain):
+            return f"{self.name}: not measured"
         if math.isnan(self.margin):
             return f"{self.name}: {self.gain:+.3g} ({ONE_TRAINING})"
         corrected = "" if self.p is None else f", Holm p = {self.p:.2g}"
-        loose = "" if self.is_tight else f", {NOT_TIGHT}"
+        loose = {True: "", False: f", {NOT_TIGHT}", None: ", tightness unknown"}[self.is_tight]
         return f"{self.name}: {self.gain:+.3g} ± {self.margin:.2g}{corrected}{loose}"
 
 

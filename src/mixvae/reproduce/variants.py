@@ -58,5 +58,5 @@ def refuse_other_starts(grid: sweeps.Grid) -> None:
         start = cell.start.run
         if start is not None and states[name] != "new" and states[Path(start).name] != "trained":
             raise ValueError(
-                f"{grid.out / name} started from {start}, which these settings would train on: choose another --out"
+                f"{grid.out / name} started from {start}, which is missing or would be trained on: choose another --out"
             )

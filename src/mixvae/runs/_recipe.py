@@ -71,6 +71,11 @@ class Recipe:
         return checksum(canonical({"version": VERSION, "identity": self.identity, "journal": self.journal}))
 
     @property
+    def past(self) -> set[str]:
+        """Its hash, and those from before each amendment: weights of an epoch before it stay as they are."""
+        return {replace(self, journal=self.journal[:n]).sha256 for n in range(1, len(self.journal) + 1)}
+
+    @property
     def amendable(self) -> dict[str, Any]:
         """The amendable settings that currently hold."""
         return {name: self.journal[-1][name] for name in AMENDABLE}

@@ -115,12 +115,12 @@ def stored_evaluation(path: Path, identity: Identity, extra: Mapping[str, Any] |
 def is_current(identity: object, run: Run) -> bool:
     """Whether what is stored under an identity was made from a run's current weights, trained by its recipe.
 
-    Scores of latents do not record the recipe.
+    If an amendment brought no better epoch, the weights are from before it. Scores of latents do not record the recipe.
     """
     made = asdict(identity) if isinstance(identity, Identity) else identity
     if not isinstance(made, dict) or made.get("weights") != run.weights_sha256:
         return False
-    return made.get("recipe") is None or made["recipe"] == run.recipe.sha256
+    return made.get("recipe") is None or made["recipe"] in run.recipe.past
 
 
 def read_stored(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from mixvae.progress import Progress
 from mixvae.reports import Column, between_trainings, trust
 from mixvae.reproduce.cells.names import MIXTURE
 from mixvae.reproduce.cells.plan import _study
+from mixvae.reproduce.clock import least
 from mixvae.reproduce.contrasts import Key, Question, contrast_rows, verdicts
 from mixvae.reproduce.findings import Changes, Findings
 from mixvae.sweeps import Runner
@@ -57,7 +58,7 @@ class Priors:
                  "over the standard normal prior and as many components, nats", error_about=MARGIN, signed=True,
                  trust=f"{k}_change") for k, t in BOUNDS.items()),
         Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
-        Column("seconds", "seconds", digits=0, about="of one training, the quickest, as other work may slow any"),
+        Column("seconds", "seconds", digits=0, about="of one training, at the quickest one's per epoch"),
     )  # fmt: skip
 
     def changed(self, changes: Changes) -> Priors:
@@ -147,7 +148,7 @@ def _row(prior: str, size: int, own: Sequence[Mapping[str, Any]], standard: Sequ
     """What a row contains besides its bounds."""
     both = [*own, *standard]
     row: Row = {"prior": prior, "size": size, "seeds": len(own), "draws_per_step": size}
-    row["seconds"] = min(one["seconds"] for one in own)
+    row["seconds"] = least(own, "seconds")
     known = [one["pareto_k_unreliable"] for one in own if one["pareto_k_unreliable"] is not None]
     if known:  # unknown with few draws
         row["unreliable"] = sum(known) / len(known)

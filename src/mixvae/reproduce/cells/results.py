@@ -16,6 +16,7 @@ from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 from mixvae.reports import Trained, between_trainings, student, trust
 from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, RIVAL, SCVI_NAME, named_by_draws
+from mixvae.reproduce.clock import least
 from mixvae.reproduce.contrasts import Key
 
 LEGACY_BATCH = 128
@@ -137,7 +138,7 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
         rows[key] = {"model": key[0], "size": key[1], "seeds": len(scored[key])}
         own = made.get(key, [])
         if own:
-            rows[key]["seconds"] = min(one["seconds"] for one in own)
+            rows[key]["seconds"] = least(own, "seconds")
             rows[key]["draws_per_step"] = Job(**own[0]["job"]).draws * key[1]
         rows[key] |= trust(own, "log_px") | trust(own + made[BASELINE], "log_px_gain")
     between = {
