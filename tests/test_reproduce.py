@@ -31,11 +31,11 @@ from mixvae.reproduce.trainings import Trainings
 from mixvae.reproduce.variants import Variant
 from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
-from mixvae.runs._stored import save_evaluation
+from mixvae.runs._stored import is_current, save_evaluation
 from mixvae.sweeps import LOCAL
 from mixvae.sweeps._running import _stored
 
-PUBLISH = Path(__file__).parent.parent / ".ci" / "publish.py"
+PUBLISH, TABLES = (Path(__file__).parent.parent / ".ci" / name for name in ("publish.py", "tables.py"))
 TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["paper"], Trainings)}
 
 
@@ -298,6 +298,21 @@ def test_an_evaluation_is_of_the_recipe_of_its_run(cells):
         runs.evaluation_of(run)
 
 
+def test_an_amendment_without_a_better_epoch_keeps_evaluations():
+    """They were taken for those of other weights, which had not changed."""
+    first, second = ({"epoch": epoch, "step": 0, "learning_rate": [1e-3 / (1 + epoch)]} for epoch in (0, 1))
+    run = SimpleNamespace(weights_sha256="w", recipe=Recipe({"seed": 0}, (first, second)))
+    for recipe, is_of in (
+        (run.recipe, True), (Recipe({"seed": 0}, (first,)), True), (Recipe({"seed": 0}, (second,)), False),
+        (Recipe({"seed": 1}, (first, second)), False),
+    ):  # fmt: skip
+        made = Identity("d", "test", 9, None, 1, 10, 0, weights="w", recipe=recipe.sha256)
+        assert is_current(made, run) is is_current(asdict(made), run) is is_of
+        assert not is_current({**asdict(made), "weights": "v"}, run)
+    assert is_current({"weights": "w"}, run), "scores of latents do not record the recipe"
+    assert not is_current(None, run)
+
+
 def resealed(path, content):
     """Write a record with a checksum that is right, as its owner could."""
     content = {name: value for name, value in content.items() if name != "checksum"}
@@ -553,6 +568,12 @@ def prints_without_weights(out, words, results, capsys):
     assert not (published / begun.name).exists()
     assert not list(published.rglob("*.safetensors"))
     assert sum(path.stat().st_size for path in published.rglob("*")) < 200_000
+    with pytest.raises(SystemExit, match="published exists: delete it, or choose another"):
+        runpy.run_path(str(PUBLISH))["publish"](out, published)
+    lacking = shutil.copytree(published, out.parent / "lacking")
+    shutil.rmtree(lacking / "vanilla-S2-seed0")
+    with pytest.raises(Failed, match="vanilla-S2-seed0: is not in the published folder"):
+        runpy.run_path(str(TABLES))["found_in"](lacking)
     command = (published / "command.txt").read_text().split()
     assert command == ["mixvae", *words[:-2]]
     main([*command[1:], "--out", str(published)])
