@@ -42,8 +42,8 @@ __all__ = [
     "GAIN",
     "GAIN_BETWEEN",
     "LEVEL",
-    "MODEL",
     "MISELBO",
+    "MODEL",
     "NLL",
     "NLL_BETWEEN",
     "NOT_TIGHT",
@@ -80,7 +80,7 @@ __all__ = [
     "trust",
     "unequal_draws",
     "unequal_variances",
+    "within_seeds",
     "without_weights",
     "write",
-    "within_seeds",
 ]

@@ -175,17 +175,13 @@ def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K
     arrays = {name: np.asarray(each, dtype=np.float64) for name, each in values.items()}
     if empty := [name for name, each in arrays.items() if not len(each)]:
         raise ValueError(f"every configuration needs at least one training; {empty[0]} has none: leave it out")
+    shifted = {name: each - each[0] for name, each in arrays.items()}  # exactly zero where none differs
     return BetweenTrainings(
-        {name: float(each[0] + _shifted(each).mean()) for name, each in arrays.items()},
-        {name: len(each) for name, each in arrays.items()},
-        {name: float(_shifted(each).var(ddof=1)) if len(each) > 1 else math.nan for name, each in arrays.items()},
-        _homogeneity(list(arrays.values())),
+        {name: float(arrays[name][0] + each.mean()) for name, each in shifted.items()},
+        {name: len(each) for name, each in shifted.items()},
+        {name: float(each.var(ddof=1)) if len(each) > 1 else math.nan for name, each in shifted.items()},
+        _homogeneity(list(shifted.values())),
     )
-
-
-def _shifted(each: np.ndarray) -> np.ndarray:
-    """Values less the first of them, which are exactly zero where none differs."""
-    return each - each[0]
 
 
 def _homogeneity(groups: Sequence[np.ndarray]) -> float:
@@ -195,8 +191,7 @@ def _homogeneity(groups: Sequence[np.ndarray]) -> float:
     """
     from scipy.special import fdtrc
 
-    shifted = [_shifted(each) for each in groups if len(each) >= FEWEST]
-    far = [abs(each - each.mean()) for each in shifted]
+    far = [abs(each - each.mean()) for each in groups if len(each) >= FEWEST]
     if len(far) < 2 or not any(each.any() for each in far):
         return math.nan
     means, grand = [each.mean() for each in far], np.concatenate(far).mean()

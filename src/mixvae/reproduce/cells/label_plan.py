@@ -11,7 +11,7 @@ from mixvae import figures
 from mixvae._tables import Row
 from mixvae.evaluation import Evaluation
 from mixvae.progress import Progress
-from mixvae.reports import Column, between_trainings
+from mixvae.reports import Column, between_trainings, within_seeds
 from mixvae.reproduce.cells.names import SCVI_NAME
 from mixvae.reproduce.cells.plan import _study
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
@@ -154,15 +154,15 @@ def _rows(data: str, hidden: float, models: Mapping[tuple[str, int], Mapping[int
     ]  # fmt: skip
     for metric in SCORES:
         between = between_trainings({key: [one[metric] for one in made.values()] for key, made in models.items()})
-        for row, (key, made) in zip(rows, models.items(), strict=True):
+        for row, key in zip(rows, models, strict=True):
             row |= {metric: between.means[key], f"{metric}_margin": between.margin(key)}
             row[f"{metric}_homogeneity"] = between.homogeneity
             if key == SCANVI:
                 continue
             change = between.difference(key, SCANVI)
-            pairs = [made[seed][metric] - models[SCANVI][seed][metric] for seed in made]
+            new, old = ({seed: one[metric] for seed, one in models[k].items()} for k in (key, SCANVI))
             row |= {f"{metric}_change": change.mean, f"{metric}_change_margin": change.margin}
-            row[f"{metric}_paired_margin"] = between_trainings({key: pairs}).margin(key)
+            row[f"{metric}_paired_margin"] = within_seeds(new, old)[0].margin
     return rows
 
 

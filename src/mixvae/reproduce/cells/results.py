@@ -14,7 +14,7 @@ from anndata import AnnData
 from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
-from mixvae.reports import Trained, between_trainings, student, trust
+from mixvae.reports import Trained, between_trainings, student, trust, within_seeds
 from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, RIVAL, SCVI_NAME, named_by_draws
 from mixvae.reproduce.clock import least
 from mixvae.reproduce.contrasts import Key
@@ -157,8 +157,8 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
                     row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
             else:
                 row[f"{metric}_margin"] = _mean([*own.values()])[1]
-                paired = [value - scored[BASELINE][seed][metric] for seed, value in own.items()]
-                row[f"{metric}_gain"], row[f"{metric}_gain_margin"] = _mean(paired)
+                gain, _ = within_seeds(own, {seed: one[metric] for seed, one in scored[BASELINE].items()})
+                row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
     return list(rows.values())
 
 
