@@ -52,17 +52,25 @@ def row_of(found: Findings, new: Key, old: Key) -> Row:
     return next((row for row in found.table if (row["model"], row["size"], row.get("over")) == asked), {})
 
 
+def contrasts_of(found: Findings, new: Key, old: Key) -> dict[str, Row]:
+    """Contrasts of two variants, by metric."""
+    name = f"{named(new)} over {named(old)}"
+    return {str(row["metric"]): row for row in found.contrasts if row["contrast"] == name}
+
+
 def parts(found: Findings, new: Key, old: Key) -> list[tuple[float, float]]:
     """Gain of the ELBO, of log p(x) and of the posterior, each with its margin."""
     if row := row_of(found, new, old):
         return [(row[gain], row[f"{gain}_margin"]) for gain in GAINS]
-    contrasts = {row["metric"]: row for row in found.contrasts if row["contrast"] == f"{named(new)} over {named(old)}"}
+    contrasts = contrasts_of(found, new, old)
     return [(contrasts[metric]["difference"], contrasts[metric]["margin"]) for metric in METRICS]
 
 
 def mark(found: Findings, new: Key, old: Key) -> str:
     """An asterisk if log p(x) of a variant, or of its baseline, is not tight."""
-    return " *" if row_of(found, new, old).get("gain_tight") is False else ""
+    row = row_of(found, new, old)
+    tight = row.get("gain_tight") if row else contrasts_of(found, new, old)["log_px"].get("difference_tight")
+    return " *" if tight is False else ""
 
 
 def main() -> None:

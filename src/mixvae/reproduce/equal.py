@@ -253,7 +253,7 @@ _EXPERIMENTS = (
             "smoke": _convergence(2, 4, {**TINY_ENCODER, "training.patience": 1}, cost="half a minute", **SMOKE),
             "small": _convergence(
                 4, 8, {**FASHION, **FIFTH, "training.epochs": 300, "training.warmup": 12, "training.patience": 30},
-                seeds=(0, 1, 2), total_draws=500, examples=2000, cost="six hours of one core",
+                seeds=(0, 1, 2), total_draws=2000, examples=2000, cost="two and a half hours of one core",
             ),
             "paper": _convergence(
                 4, 8, {**FASHION, "training.epochs": 4000, "training.warmup": 100, "training.patience": 100},
