@@ -55,7 +55,7 @@ def test_static_mnist_keeps_its_images_and_its_split(tmp_path):
     with pytest.raises(ValueError, match="test.amat holds values from 0 to 3, not 0 and 1: it is another file"):
         load("static_mnist", tmp_path)
     np.savetxt(tmp_path / "binarized_mnist_test.amat", parts["test"].reshape(3, -1)[:, :50], fmt="%d")
-    with pytest.raises(ValueError, match=r"shape \(3, 50\), and no rows of square images"):
+    with pytest.raises(ValueError, match=r"shape \(3, 50\), not rows of square images"):
         load("static_mnist", tmp_path)
 
 

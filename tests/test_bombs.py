@@ -122,8 +122,8 @@ def test_nested_and_config_flag_files_are_checked_as_well(tmp_path, capsys, monk
     assert "names os.system as model.encoder" in refused(capsys, "train", "--config=evil.yaml")
     assert "model must map settings to values" in refused(capsys, "train", "outer.yaml")
     assert "model must map settings to values" in refused(capsys, "train", "--config", "outer.yaml")
-    assert "give the file by --config" in refused(capsys, "train", "--model", "model.yaml")
-    assert "give the file by --config" in refused(capsys, "train", "--model=model.yaml")
+    assert "give the file with --config" in refused(capsys, "train", "--model", "model.yaml")
+    assert "give the file with --config" in refused(capsys, "train", "--model=model.yaml")
     with pytest.raises(ValueError, match="names os.system"):
         config.read("digits", ["--config=evil.yaml"])
     assert not (tmp_path / "pwned").exists()

@@ -276,7 +276,7 @@ def test_a_lost_node_and_a_lost_driver_change_no_weight(tmp_path):
     assert "WARNING" not in told["first"] + told["second"]
     assert "raylet" not in told["first"] + told["second"]
     [other] = {"a", "b"} - {told["lost"]}
-    assert f"{other}: done already" in told["second"]
+    assert f"{other}: already done" in told["second"]
     assert f"{told['lost']}: resuming on " in told["second"]
     uninterrupted = config.read(tmp_path / "cells" / "cells" / f"{told['lost']}.yaml")
     expected = runs.train(uninterrupted, tmp_path / "uninterrupted").weights_sha256

@@ -299,9 +299,9 @@ def test_levels_of_posterior_and_prior_that_differ_are_refused(options, message)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("training: {epochs: 7}\nmodel: {latent: 3}\ntraining: {warmup: 5}\n", "'training' stands in lines 1 and 3"),
-        ("training:\n  epochs: 7\n  batch: 5\n  epochs: 8\n", "'epochs' stands in lines 2 and 4"),
-        ("model: {encoder: {class_path: GatedEncoder, hidden: [3], hidden: [4]}}", "'hidden' stands in line 1 twice"),
+        ("training: {epochs: 7}\nmodel: {latent: 3}\ntraining: {warmup: 5}\n", "'training' is on lines 1 and 3"),
+        ("training:\n  epochs: 7\n  batch: 5\n  epochs: 8\n", "'epochs' is on lines 2 and 4"),
+        ("model: {encoder: {class_path: GatedEncoder, hidden: [3], hidden: [4]}}", "'hidden' is on line 1 twice"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(tmp_path, text, told):
@@ -320,7 +320,7 @@ def test_a_merged_key_may_be_overridden(tmp_path):
 
 
 def test_a_key_twice_in_a_flag_is_refused():
-    with pytest.raises(ValueError, match="'hidden' stands in line 1 twice"):
+    with pytest.raises(ValueError, match="'hidden' is on line 1 twice"):
         config.read("digits", ["--model.encoder={class_path: GatedEncoder, hidden: [3], hidden: [4]}"])
 
 

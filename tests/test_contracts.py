@@ -69,7 +69,7 @@ def test_posterior_extended_by_exact_copies_is_the_same_mixture(posterior):
     assert not torch.allclose(apart[:, -1], apart[:, 0]), "a noisy copy differs from what it was copied from"
     posterior.extend(2 * COMPONENTS + 2, fresh=True)
     assert posterior(x).cross_log_prob(z)[:, 0, -1].isfinite().all()
-    with pytest.raises(ValueError, match=f"has {2 * COMPONENTS + 2} components already; got components = 1"):
+    with pytest.raises(ValueError, match=f"already has {2 * COMPONENTS + 2} components; got components = 1"):
         posterior.extend(1)
 
 

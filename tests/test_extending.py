@@ -97,12 +97,12 @@ def test_interrupted_extension_resumes_to_the_same_weights(trained, tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["extend", "{run}", "--components=0"], "has 1 components already; got components = 0"),
+        (["extend", "{run}", "--components=0"], "already has 1 components; got components = 0"),
         (["extend", "{run}", "--components=2", "--freeze=head"], "no part 'head' to freeze"),
         (["extend", "{run}/none", "--components=2"], "is not a run"),
         (["components", "{run}", "--draws-per-component=0"], "at least one example and one draw"),
         (["train", "digits", "--out={run}2", "--training.freeze=[prior]", *TINY,
-          "--model.prior={{class_path: VampPrior, pseudo_inputs: 5}}"], "frozen by `mixvae extend"),
+          "--model.prior={{class_path: VampPrior, pseudo_inputs: 5}}"], "frozen only with `mixvae extend"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(trained, capsys, words, told):

@@ -264,7 +264,7 @@ def test_estimators_that_replay_random_numbers_are_not_compiled(tmp_path, capsys
 def test_compiling_refuses_varying_components_unless_gathered(tmp_path, capsys):
     words = ["--model.components=2", "--training.active=1", "--training.compile=default"]
     error = refused(capsys, "train", "digits", *words, "--out", tmp_path / "run")
-    assert "SeparateEncoders runs other encoders at each" in error
+    assert "SeparateEncoders runs different encoders at each" in error
     error = refused(capsys, "train", "digits", "--training.compile=fast", "--out", tmp_path / "run")
     assert "one of none, default, reduce-overhead" in error
 

@@ -220,7 +220,7 @@ def test_a_pulled_run_asks_for_data_of_ones_own(at, private_run, capsys):
     publishing.push(private_run, REPO, license="mit")
     data = private_run.data_config.name
     main(["pull", REPO, "--out", "pulled"])
-    assert "say where they are by --data.name" in refused(capsys, "evaluate", "pulled")
+    assert "say where they are with --data.name" in refused(capsys, "evaluate", "pulled")
     assert runs.open_run("pulled", data=data).data.sha256() == private_run.data.sha256()
     shutil.copy(data, "mine.npz")  # beside it
     assert runs.open_run("pulled").evaluate(12, examples=10).results == runs.evaluation_of(private_run).results
@@ -317,7 +317,7 @@ def test_evaluations_of_older_weights_go(at, copy):
 def test_somebody_elses_commit_meanwhile_is_not_overwritten(at, trained, pushed, capsys):
     at.meanwhile = lambda: at.push(REPO, at.repos[REPO].files | {"notes.txt": b"theirs"})
     error = refused(capsys, "--quiet", "push", trained[2].path, REPO, "--license=apache-2.0")
-    assert f"{REPO} was changed by somebody else meanwhile: give the command again" in error
+    assert f"{REPO} was changed by somebody else meanwhile: run the command again" in error
     main(["push", str(trained[2].path), REPO, "--license=apache-2.0"])
     assert at.repos[REPO].files["notes.txt"] == b"theirs"
 
@@ -568,13 +568,13 @@ def test_a_run_that_needs_trust_says_so_and_stops(at, strange, capsys, monkeypat
 
 
 WRONG = {
-    "name": (["pull", "S2"], "'S2' is no run on the hub: write ORG/NAME, or ORG/NAME@REVISION"),
-    "nobody's": (["pull", "ada/none"], "the hub has no ada/none, or keeps it from you: check the name"),
+    "name": (["pull", "S2"], "'S2' is not a run on the hub: write ORG/NAME, or ORG/NAME@REVISION"),
+    "nobody's": (["pull", "ada/none"], "the hub has no ada/none, or hides it from you: check the name"),
     "revision": (["pull", f"{REPO}@v9"], f"{REPO} has no revision v9: name a branch, a tag or a whole commit"),
     "address": (["evaluate", f"hub://{REPO}"], f"`mixvae pull {REPO}`"),
     "branch": (["push", "RUN", f"{REPO}@dev", "--license=mit"], "a run is pushed to the branch main: leave out @dev"),
     "no licence": (["push", "RUN", REPO], "give --license, such as --license mit"),
-    "licence": (["push", "RUN", REPO, "--license", "MIT License"], "'MIT License' is no licence"),
+    "licence": (["push", "RUN", REPO, "--license", "MIT License"], "'MIT License' is not a licence"),
     "unknown licence": (["push", "RUN", REPO, "--license", "unheard-of"], '"license" must be one of'),
     "no run": (["push", "nowhere", REPO, "--license=mit"], "nowhere is not a run: it has no run.json"),
     "public": (["push", "RUN", REPO, "--license=mit", "--private"], f"{REPO} is public"),
@@ -608,7 +608,7 @@ def test_tokens_that_are_missing_or_weak_are_told(at, trained, capsys, monkeypat
     assert "there is no token for ada/S2: run `hf auth login`" in refused(
         capsys, "push", trained[2].path, REPO, "--license=mit"
     )
-    assert "the hub has no bob/private, or keeps it from you" in refused(capsys, "--quiet", "pull", "bob/private")
+    assert "the hub has no bob/private, or hides it from you" in refused(capsys, "--quiet", "pull", "bob/private")
 
 
 def test_no_network_is_one_line(at, trained, capsys, monkeypatch):
@@ -654,7 +654,7 @@ def test_a_private_run_is_private_from_its_first_file_on(at, trained):
     "text", ["", "a", "a/b/c", "a/b@", "hub:/a/b", "a/../b", "a/b@../x", "a--b/c", "a b/c", "/a/b", "ä/b", "a/b@v 1"]
 )
 def test_what_is_no_address_is_refused(text):
-    with pytest.raises(ValueError, match="is no run on the hub"):
+    with pytest.raises(ValueError, match="is not a run on the hub"):
         hub.Address.parse(text)
 
 

@@ -377,7 +377,7 @@ def test_a_link_to_a_run_is_listed(trained, tmp_path):
 def test_what_a_finished_run_is_asked_for_again_is_said(copy, capsys):
     capsys.readouterr()
     main(["train", "--resume", str(copy)])
-    assert "done already after 2 epochs" in capsys.readouterr().out
+    assert "already done after 2 epochs" in capsys.readouterr().out
     assert "start.run too" in refused(
         capsys, "train", "digits", *SMALL, "--start.noise=0.5", "--out", copy.parent / "x"
     )
@@ -474,5 +474,5 @@ def test_unreadable_configuration_copy_is_reported_on_resuming(copy, capsys):
 def test_a_gain_of_something_else_is_told_in_one_line(trained, as_users_run):
     evaluation = runs.evaluation_of(trained)
     for other in (open_run(trained), str(trained), evaluation.results, 5):
-        with pytest.raises(TypeError, match=r"a paired gain is of what .* returns; got \w+"):
+        with pytest.raises(TypeError, match=r"a paired gain needs what .* returns; got \w+"):
             mixvae.paired_gain(evaluation, other)

@@ -485,7 +485,7 @@ REFUSED = {
         lambda: model_of(decoder=Decoder(nn.TransformerEncoderLayer(2, 1))),
         "is a TransformerEncoderLayer, whose argument d_model cannot be read back",
     ),
-    "another posterior": (other_posterior, "model.prior.posterior is a SeparateEncoders that is no submodule"),
+    "another posterior": (other_posterior, "model.prior.posterior is a SeparateEncoders that is not a submodule"),
     "a tensor that is not saved": (
         lambda: model_of(decoder=Decoder(Unsaved())),
         "model.decoder.network.direction is not what it would be built as",

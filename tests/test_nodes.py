@@ -216,7 +216,7 @@ def test_a_first_process_that_says_nothing_is_told(in_job, monkeypatch, tmp_path
         main(["train", f"--resume={tmp_path / 'run'}"])
     assert end.value.code == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert "the first of 2 processes says nothing at 127.0.0.1:" in line
+    assert "the first of 2 processes does not answer at 127.0.0.1:" in line
     assert "see whether it has ended, and why" in line
 
 
@@ -255,7 +255,7 @@ def test_nodes_whose_data_differ_are_refused_in_one_line(nodes):
     found = ended(by_slurm(nodes, words))
     assert [status for status, *_ in found] == [2, 2], found
     [line] = [line for _, _, said in found for line in errors(said)]
-    assert line == "mixvae: error: 1 of 2 processes have other data: copy the same files to all"
+    assert line == "mixvae: error: 1 of 2 processes have different data: copy the same files to all"
     assert not (nodes[0] / "run").exists()
 
 
@@ -297,7 +297,7 @@ def test_processes_are_counted_as_they_were_started():
     assert cluster(step(0, nodes=1)) is None
     uneven = (torchrun | {"GROUP_WORLD_SIZE": "3"}, step(0) | {"SLURM_STEP_TASKS_PER_NODE": "3,1"})
     for environment in (*uneven, step(0, nodes=2) | {"SLURM_STEP_NUM_TASKS": "3"}):
-        with pytest.raises(ValueError, match=r"processes on . nodes, not equally many on each: start as many"):
+        with pytest.raises(ValueError, match=r"processes on . nodes, not the same number on each: start as"):
             cluster(environment)
 
 
@@ -352,7 +352,7 @@ def in_job(monkeypatch):
     [
         (step(0), {"devices": 2}, "srun started 1 processes on each of 2 nodes, but devices is 2 and nodes is 2"),
         (step(0), {"nodes": 3}, "srun started 1 processes on each of 2 nodes, but devices is 1 and nodes is 3"),
-        ({}, {"nodes": 2}, "nodes 2 needs processes on each of them: start the command by `torchrun --nnodes 2`"),
+        ({}, {"nodes": 2}, "nodes 2 needs processes on each of them: start the command with `torchrun --nnodes 2`"),
         ({}, {"nodes": 0}, "nodes must be at least 1; got 0"),
     ],
 )

@@ -144,8 +144,8 @@ def test_static_binary_images_in_text_are_read(tmp_path):
         ("", "holds no examples"),
         ("a,b\n", "holds no examples"),
         ("1,2\n3\n", "line 2, has 1 values, the first line 2"),
-        ("a,b\n1,red\n", "line 2, column b: 'red' is no number; name a column of classes 'label'"),
-        ("1,2\n3,x\n", "line 2, value 2: 'x' is no number"),
+        ("a,b\n1,red\n", "line 2, column b: 'red' is not a number; name a column of classes 'label'"),
+        ("1,2\n3,x\n", "line 2, value 2: 'x' is not a number"),
     ],
 )
 def test_a_table_that_is_none_is_told_by_its_line(tmp_path, text, told):
@@ -169,10 +169,10 @@ def test_files_of_another_data_set_are_refused(tmp_path, monkeypatch):
     for name, array in zip(datasets.SOURCES["mnist"].checksums, arrays, strict=True):
         idx(tmp_path / name, array)
     assert len(datasets.load_dataset("fashion_mnist", root=tmp_path).test) == 12
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz is of fashion_mnist, not of mnist"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz belongs to fashion_mnist, not to mnist"):
         datasets.load_dataset("mnist", root=tmp_path)
     idx(tmp_path / "train-images-idx3-ubyte.gz", RNG.integers(0, 256, (12, 4, 4), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte.gz is of fashion_mnist, not of mnist"):
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte.gz belongs to fashion_mnist, not to mnist"):
         datasets.load_dataset("mnist", root=tmp_path)
     monkeypatch.setattr(_sources, "WHOLE", 12)
     with pytest.raises(ValueError, match="does not hold the values of fashion_mnist"):
@@ -353,7 +353,7 @@ def test_parquet_columns_are_numbers_vectors_and_classes(parquet):
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ({"a": ["x", "y"]}, r"column 'a', holds string, no numbers; name a column of classes 'label'"),
+        ({"a": ["x", "y"]}, r"column 'a', holds string, not numbers; name a column of classes 'label'"),
         ({"a": [[1.0], [1.0, 2.0]]}, "column 'a', holds lists of different lengths"),
         ({"a": [[1.0, 2.0], [3.0], [1.0, 2.0, 4.0]]}, "column 'a', holds lists of different lengths"),
         ({"a": [[1.0], None]}, "column 'a', holds lists of different lengths"),
@@ -409,14 +409,14 @@ def test_matlab_bombs_and_other_versions_are_refused(tmp_path, monkeypatch):
             datasets.load_examples(path)
     content = path.read_bytes()
     path.write_bytes(content[:-50])
-    with pytest.raises(ValueError, match=f"t.mat is no MATLAB file, .*: it ends after {len(content) - 50} bytes"):
+    with pytest.raises(ValueError, match=f"t.mat is not a MATLAB file, .*: it ends after {len(content) - 50} of"):
         datasets.load_examples(path)
     path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(512) + b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(ValueError, match=r"is of MATLAB's version 7.3 \(HDF5\): save it with -v7"):
         datasets.load_examples(path)
     for wrong in (b"", b"nonsense" * 40, content[:128]):
         path.write_bytes(wrong)
-        with pytest.raises(ValueError, match="t.mat (is no MATLAB file|must hold the examples)"):
+        with pytest.raises(ValueError, match="t.mat (is not a MATLAB file|must hold the examples)"):
             datasets.load_examples(path)
 
 
@@ -449,7 +449,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     (tmp_path / "._0.png").write_bytes(b"what a Mac leaves")
     (tmp_path / ".DS_Store").write_bytes(b"what a Mac leaves")
-    with pytest.raises(ValueError, match="0.png is 8×8 pixels, 1.png is 6×10: scale them by --data.resize=8"):
+    with pytest.raises(ValueError, match="0.png is 8×8 pixels, 1.png is 6×10: scale them with --data.resize=8"):
         datasets.load_examples(tmp_path)
     examples = datasets.load_examples(tmp_path, resize=[5, 4])
     assert (examples.shape, examples.x.dtype, examples.levels) == ((1, 5, 4), torch.uint8, 255)
@@ -526,7 +526,7 @@ def test_a_run_of_two_files_is_found_again_after_both_moved(tmp_path, two_files,
     monkeypatch.chdir(tmp_path / "moved")
     main(["train", "--resume", "there/run", "--training.epochs=2"])
     (tmp_path / "moved" / "data").rename(tmp_path / "far")
-    with pytest.raises(ValueError, match="are no longer at .*train.npy: say where they are by --data.name"):
+    with pytest.raises(ValueError, match="are no longer at .*train.npy: say where they are with --data.name"):
         _ = runs.open_run("there/run").data
     assert runs.open_run("there/run", data=tmp_path / "far").data.sha256() == expected
     with pytest.raises(

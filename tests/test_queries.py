@@ -609,8 +609,8 @@ def test_new_data_may_be_whatever_trains(two, images):
     assert shifted["labels"].tolist() == (y + 5).tolist(), "a split's classes keep their numbers"
     for wrong, told in (
         (datasets.as_dataset((x, x)), "name one, such as data.test"),
-        ((x, y), "examples are of one part; got a tuple"),
-        ({"test": x}, "examples are of one part; got a dict"),
+        ((x, y), "expected the examples of one part; got a tuple"),
+        ({"test": x}, "expected the examples of one part; got a dict"),
         (7, "got an int"),
         (iter(x), "can be read only once"),
     ):
@@ -622,7 +622,7 @@ def test_a_run_without_data_names_the_option_of_new_ones(tmp_path, capsys):
     python_run(tmp_path / "run", binarize="stochastic")
     shown = refused(capsys, "evaluate", tmp_path / "run")
     assert "were made in Python" in shown
-    assert "new examples are given by --data FILE (data=… in Python)" in shown
+    assert "new examples are given with --data FILE (data=… in Python)" in shown
     assert "--data FILE" not in refused(capsys, "sample", tmp_path / "run", "--latents", "aggregated")
 
 

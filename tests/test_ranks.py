@@ -127,7 +127,7 @@ def wait_until(condition, seconds=300):
 
 
 GOES_ON = "; `mixvae train --resume {run}` resumes it"
-ANEW = "; give the command again"
+ANEW = "; run the command again"
 CASES = {
     "1:step": (1, "process 1 of 2 ended (Killed)" + GOES_ON),
 }

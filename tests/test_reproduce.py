@@ -167,7 +167,7 @@ def test_one_training_of_each_has_no_error():
     assert math.isnan(student(0))
     with pytest.raises(ValueError, match="at least one training; old has none"):
         between_trainings({"new": [0.1], "old": []})
-    with pytest.raises(ValueError, match="a difference is of two configurations; got new twice"):
+    with pytest.raises(ValueError, match="a difference needs two configurations; got new twice"):
         between.difference("new", "new")
 
 

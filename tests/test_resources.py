@@ -271,7 +271,7 @@ def run(tmp_path_factory):
     ("words", "told"),
     [
         ("evaluate RUN --total-draws 1000000000000", "Pareto k̂ of 1000000000000 draws needs at least 29802.3 GiB"),
-        ("evaluate RUN --total-draws 200000000", "draws per example are at most 100,000,000, which take long already"),
+        ("evaluate RUN --total-draws 200000000", "draws per example are at most 100,000,000, which already take long"),
         ("evaluate RUN --draws-per-component 1000000000000", "Pareto k̂ of 1000000000000 draws needs at least"),
         ("evaluate RUN --total-draws 100000000 --chunk 1000000000000", "latents at once needs at least"),
         ("evaluate RUN --representation --samples 1000000000000", "1000000000000 draws of the latents"),

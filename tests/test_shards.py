@@ -135,7 +135,7 @@ def test_shards_that_do_not_fit_together_are_refused(run, tmp_path):
         merge_shards(run, **merge)
     second.path.unlink()
     with pytest.raises(
-        ValueError, match="lacks shard 2/3 of test-20-draws12-seed0-refined; evaluate it by `mixvae .*--shard 2/3`"
+        ValueError, match="lacks shard 2/3 of test-20-draws12-seed0-refined; evaluate it with `mixvae .*--shard 2/3`"
     ):
         merge_shards(run, **merge)
     shards(run, which=[2], chunk=48)

@@ -85,7 +85,7 @@ def test_a_sweep_goes_on_past_a_failing_cell_and_reports_it(grid, tmp_path, caps
         main(["sweep", str(grid)])
     out, err = capsys.readouterr()
     assert "ok: resuming" in err
-    assert "other: done already" in err
+    assert "other: already done" in err
     assert "wild: resuming" in err
     assert (other.state.stat().st_mtime_ns, run.weights.read_bytes()) == before
 
@@ -128,7 +128,7 @@ axes: {{one: {{cell: {{}}}}}}
     ],
 )
 def test_a_changed_grid_is_refused_and_not_called_done(copied, capsys, old, new, told):
-    """After a change of the grid the sweep said "done already" and printed the old table."""
+    """After a change of the grid the sweep said "already done" and printed the old table."""
     folder, _ = copied
     changed = folder / "changed.yaml"
     changed.write_text((folder / "grid.yaml").read_text().replace(old, new))
@@ -159,7 +159,7 @@ def test_grid_with_other_draws_is_reevaluated_not_retrained(copied):
     assert evaluation["total_draws"] == 9
     assert evaluation["nll_pooled"] != first["nll_pooled"]
     again = sweeps.run_cells(grid, progress=said)
-    assert said.lines[-1] == "cell: done already"
+    assert said.lines[-1] == "cell: already done"
     assert next(iter(again.done.values())).results == first.results
     assert (folder / "cells" / "cell" / "last" / "state.pt").stat().st_mtime_ns == state
 
@@ -170,7 +170,7 @@ def test_grid_with_another_proposal_is_evaluated_with_it(copied):
     assert first["proposal"] == "refined"
     (folder / "other.yaml").write_text((folder / "grid.yaml").read_text() + "proposal: posterior\n")
     said = Recorded()
-    for told in ("cell: evaluating", "cell: done already"):
+    for told in ("cell: evaluating", "cell: already done"):
         said.lines.clear()
         done = sweeps.run_cells(sweeps.read_grid(folder / "other.yaml"), progress=said).done
         assert said.lines[0] == told

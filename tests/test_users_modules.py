@@ -169,7 +169,7 @@ class Describing(nn.Module):
         (lambda: MLPDecoder(3, SHAPE, (8,)), "the decoder cannot decode latents of size 2, which is the posterior's"),
         (lambda: Decoder(network(nn.Sigmoid()), Bernoulli), "Bernoulli takes logits: leave the sigmoid out"),
         (lambda: Describing(torch.sigmoid), r"must return a torch Distribution of x; .* wrap a network"),
-        (lambda: Describing(separate), r"join them by torch.distributions.Independent\(p, 3\)"),
+        (lambda: Describing(separate), r"join them with torch.distributions.Independent\(p, 3\)"),
         (lambda: Decoder(Describing(separate)), "is a decoder by itself"),
         (lambda: MLPDecoder(2, (1, 4, 4), (8,)), r"of shape \(1, 4, 4\); x has shape \(1, 8, 8\)"),
     ],
@@ -217,7 +217,7 @@ def test_observations_that_cannot_be_held_are_refused():
     with pytest.raises(ValueError, match="an example must hold numbers; got a str"):
         evaluate(model(), ["a"], 20)
     with pytest.raises(
-        ValueError, match=r"x is of torch.float64, the model of torch.float32: pass x.to\(torch.float32\)"
+        ValueError, match=r"x is torch.float64, but the model is torch.float32: pass x.to\(torch.float32\)"
     ):
         model()(torch.ones(2, *SHAPE).double())
 

@@ -81,7 +81,7 @@ _NAMESPACES = (
     *_ROOMS, "bounds", "config", "figures", "progress", "flows", "gradients", "hub", "networks", "publishing",
     "sampling",
 )  # fmt: skip
-"""Modules that `import mixvae` is enough for: `mixvae.config.granting`."""
+"""Modules that `import mixvae` makes available too, as in `mixvae.config.granting`."""
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Run the command line by `python -m mixvae`."""
+"""Run the command line with `python -m mixvae`."""
 
 import os
 import sys

@@ -56,9 +56,9 @@ def read_npz(content: Path | bytes, source: str, names: Collection[str] | None =
         check(sum(info.file_size for info in chosen.values()), f"{source}, unpacked,", FEWER)
         arrays = {}
         for name, info in chosen.items():
-            with archive.open(info) as file:  # which yields no more bytes than the directory promises
+            with archive.open(info) as file:  # yields no more bytes than the directory promises
                 arrays[name.removesuffix(".npy")] = _read(file, info.file_size, f"{source}, {name},")
-                file.read(1)  # at the end, where the checksum is compared
+                file.read(1)  # at the end of the file, zipfile compares the checksum
         return arrays
 
 
@@ -136,7 +136,7 @@ def _check_promise(needed: int, size: int, shape: tuple[int, ...]) -> None:
 
 @contextmanager
 def _intact(source: object) -> Iterator[None]:
-    """Report in one line what shows that a file is damaged, of whatever kind it is.
+    """Turn any error that shows a file to be damaged into a one-line `ValueError`.
 
     Raises:
         ValueError: it is damaged.

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import cast
 
 LARGEST = 2**63
-"""Bound below which integers must stay."""
+"""Integers must be smaller than this."""
 
 
 class Failed(RuntimeError):

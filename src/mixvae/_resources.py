@@ -17,11 +17,11 @@ from typing import Any
 
 GIB = 2**30
 OBJECT = 1024
-"""Minimum bytes of a parameter besides its values: a Python object and a torch one."""
+"""Minimum overhead of a parameter in bytes, besides its values: a Python object and a torch one."""
 LARGE = 2**28
-"""Bytes of parameters from which a model is measured before it is built."""
+"""Models with at least this many bytes of parameters are measured before they are built."""
 UNLIMITED = 2**60
-"""Limits of this size or more mean that there is none."""
+"""Limits of this size or more count as no limit."""
 _together: ContextVar[int] = ContextVar("together", default=2)
 """Fewest copies of its weights that a model in use needs: a second for gradients, or for the file it is read from."""
 
@@ -56,7 +56,7 @@ def _rlimit() -> Iterator[int]:
 
 
 def _cgroups(process: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """What control groups allow: this process's and every one above it, of both versions."""
+    """What control groups allow: this process's own and all above it, in version 1 or 2."""
     try:
         lines = process.read_text().splitlines()
     except OSError:
@@ -114,7 +114,7 @@ def check_count(number: int, most: int, what: str, remedy: str) -> None:
         TooLarge: there are too many.
     """
     if number > most:
-        raise TooLarge(f"{what} are at most {most:,}, which take long already; got {short(number)}: {remedy}")
+        raise TooLarge(f"{what} are at most {most:,}, which already take long; got {short(number)}: {remedy}")
 
 
 def short(value: object, most: int = 80) -> str:
@@ -141,7 +141,7 @@ def size_of(module: Any) -> int:
 
 @contextmanager
 def together(copies: int) -> Iterator[None]:
-    """Count this many copies of the weights of models made in the block, as a training holds them."""
+    """Within the block, count the weights of a model this many times, as a training holds that many copies."""
     token = _together.set(copies)
     try:
         yield
@@ -191,7 +191,7 @@ def built_mixture(build: Callable[[], Any], components: int, latent: int, shape:
 def built(build: Callable[[], Any], what: str, remedy: str) -> Any:
     """Build a model, unless it cannot fit into memory.
 
-    Large models are first built without memory, on torch's device `meta`, as far as that goes: filling gigabytes with
+    Large models are first built without memory, on torch's device `meta`, as far as possible: filling gigabytes with
     random weights only to refuse the rest would take minutes.
 
     Args:
@@ -223,7 +223,7 @@ def built(build: Callable[[], Any], what: str, remedy: str) -> Any:
 
 
 class _Pause(BaseException):
-    """A model has become large; not an error of the classes that it is made of."""
+    """Signals that a model has become large; not an error in the classes that it is made of."""
 
 
 def _shape(shape: Sequence[int]) -> str:

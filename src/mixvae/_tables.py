@@ -37,7 +37,7 @@ def counted(number: int, noun: str) -> str:
 
 
 class Tabular:
-    """A result with a `table`, one dictionary per row, which is also what it prints as."""
+    """A result with a `table`, one dictionary per row; printing it shows that table."""
 
     @property
     def title(self) -> str:

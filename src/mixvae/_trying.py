@@ -33,8 +33,8 @@ def observations(x: Observations, model: nn.Module) -> Tensor:
     rounded to it. Bytes of images are not scaled here: only whoever made the data knows the factor.
 
     Raises:
-        ValueError: they are not numbers, NaN or infinite, integers that the model's precision does not hold, or images
-            of bytes.
+        ValueError: they are not numbers, are NaN or infinite, are integers that the model's precision cannot hold, or
+            are images of bytes.
     """
     given = _numbers(x)
     if given is None:
@@ -174,7 +174,7 @@ def check_parts(model: Any, x: Tensor) -> None:
     shape = tuple(x.shape[1:])
     if tuple(p.event_shape) != shape and tuple(p.batch_shape + p.event_shape) == (len(x), *shape):
         raise ValueError(
-            f"the decoder returns separate distributions of the values of x: join them by "
+            f"the decoder returns separate distributions of the values of x: join them with "
             f"torch.distributions.Independent(p, {len(shape) - len(p.event_shape)})"
         )
     check_shape(p, x)

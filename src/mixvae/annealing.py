@@ -27,7 +27,7 @@ ACCEPTANCE = 0.65
 JITTER = 0.2
 """Largest relative deviation of a step from the tuned one; without any, trajectories could be periodic."""
 PILOT_CHAINS, PILOT_SHARE, PILOT_LEAST = 16, 4, 100
-"""The pilot's chains, the run's temperatures per temperature of the pilot, and the pilot's fewest temperatures."""
+"""Chains of the pilot, temperatures of the run per temperature of the pilot, and the pilot's minimum number of them."""
 SETTLING, FIRST_STEP = 20, 0.5
 """Transitions in which the pilot finds its first step size, and where that search begins."""
 SIMULATION, PILOT_START, PILOT, START, FORWARD, BACKWARD = range(16, 22)
@@ -209,14 +209,14 @@ def bracket(
     chunk: int = 1024,
     progress: Progress = SILENT,
 ) -> Bracket:
-    """Bracket log p(x) of equally many simulated observations by bidirectional Monte Carlo.
+    """Bracket log p(x) of an equal number of simulated observations by bidirectional Monte Carlo.
 
     With z* ~ p(z) and x ~ p(x|z*), z* is an exact draw from p(z|x). Chains from it backwards through the temperatures
     of `anneal`, by the same transitions with the same frozen step sizes, have inverse weights whose mean is unbiased
     for 1/p(x): minus its log is an upper bound in expectation. Where the bounds meet, both are close to log p(x). This
     carries over to real observations only as far as simulated ones resemble them.
 
-    The arguments are those of `anneal`; of the observations only number and shape matter.
+    The arguments are those of `anneal`; only the number and shape of the observations matter.
 
     Raises:
         ValueError: there are no observations, a number is not positive, or log p(x|z*) is not finite.

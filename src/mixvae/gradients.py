@@ -160,7 +160,7 @@ def doubly_reparameterised(
     independently, and works only for bounds that allow it.
 
     Args:
-        model: the model; its mixture weights are not learned.
+        model: the model; its mixture weights must be fixed.
         x: a batch of observations.
         bound: `pooled`, or `iwelbo` for a single component.
         draws_per_component: draws L per component.
@@ -232,7 +232,7 @@ def proportional(
     usually varies less than with independent draws. No value is read from the device.
 
     Args:
-        model: the model; its mixture weights are not learned.
+        model: the model; its mixture weights must be fixed.
         x: a batch of observations.
         bound: `elbo` or `pooled`.
         draws_per_component: draws L per component on average over the components, N/S.

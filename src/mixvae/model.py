@@ -306,7 +306,7 @@ def _check_dtype(x: object, model: nn.Module) -> None:
         raise ValueError(f"x must be a tensor; got {type(x).__name__}: pass torch.as_tensor(x)")
     dtype = next(model.parameters(), x).dtype
     if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-        raise ValueError(f"x is of {x.dtype}, the model of {dtype}: pass x.to({dtype})")
+        raise ValueError(f"x is {x.dtype}, but the model is {dtype}: pass x.to({dtype})")
 
 
 def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
@@ -316,7 +316,7 @@ def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
         raise ValueError(
             f"x holds values from {x.min():.4g} to {x.max():.4g}, some outside the likelihood's support, "
             f"{getattr(support, 'base_constraint', support)}: rescale them if they are in another unit, binarise grey "
-            'ones by as_dataset(x, binarize="stochastic") (data.binarize in a configuration), or choose a likelihood '
+            'ones with as_dataset(x, binarize="stochastic") (data.binarize in a configuration), or choose a likelihood '
             "for them"
         )
 
@@ -357,7 +357,7 @@ def unread(*models: MixtureVAE) -> Iterator[None]:
         yield
     finally:
         for model in read:
-            del model._reads_values  # noqa: SLF001  (the class reads; a model keeps no attribute that it was not built with)
+            del model._reads_values  # noqa: SLF001  (the class's True applies again; the model has no new attribute)
 
 
 @contextmanager

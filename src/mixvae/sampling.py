@@ -19,7 +19,7 @@ AT_ONCE = 32
 """Samples that are drawn at once; the seed of each batch is drawn from the seed of all."""
 LARGEST_SEED = 2**62
 MEANLESS = (
-    "the likelihood {} has no mean: draw samples of kind draws, or register what stands for it by "
+    "the likelihood {} has no mean: draw samples of kind draws, or register what stands for it with "
     "mixvae.sampling.mean_of.register"
 )
 
@@ -30,7 +30,7 @@ def mean_of(p: Distribution) -> Tensor:
 
     Category numbers are only names, so their mean is meaningless, and a Cauchy distribution has none. An
     autoregressive p(x|z), whose mean has no closed form, gives one draw. A distribution of your own defines `mean`, or
-    registers a function for its type by `@mean_of.register`.
+    registers a function for its type with `@mean_of.register`.
 
     Args:
         p: a likelihood, batch shape (...) and event shape `shape`.

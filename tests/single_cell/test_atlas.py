@@ -156,7 +156,7 @@ def test_a_10x_matrix_that_lacks_a_table_is_refused(cells, tmp_path):
     with pytest.raises(ValueError, match=r"has no barcodes\.tsv or barcodes\.tsv\.gz beside it"):
         read_cells([tmp_path / "matrix.mtx"])
     (tmp_path / "counts.mtx").write_text("x")
-    with pytest.raises(ValueError, match=r"is named otherwise than 10x names it"):
+    with pytest.raises(ValueError, match=r"is not named as 10x names it"):
         read_cells([tmp_path / "counts.mtx"])
 
 

@@ -103,7 +103,7 @@ def test_processes_are_part_of_a_recipe_if_several():
     """Each normalises over its own share of a batch, so that weights differ; a recipe of one stays what it was."""
     assert "processes" not in Training(1, None, 1).identity()
     assert Training(1, None, 1, processes=2).identity()["processes"] == 2
-    with pytest.raises(ValueError, match="a batch of 128 cells cannot be shared out to 3 processes evenly"):
+    with pytest.raises(ValueError, match="a batch of 128 cells cannot be divided evenly among 3 processes"):
         Training(1, None, 1, processes=3)
 
 

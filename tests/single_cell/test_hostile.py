@@ -138,7 +138,7 @@ def test_groups_without_end_are_one_line(file):
 def test_devices_pipes_and_folders_are_no_files_of_cells(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
-        assert "is no ordinary file" in one_line_of(read_file, path)
+        assert "is not an ordinary file" in one_line_of(read_file, path)
     assert "there is no file" in one_line_of(read_file, tmp_path / "no.h5ad")
 
 
@@ -215,8 +215,8 @@ def text_with_nul(h):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (opaque, "'/uns/x' is of no type that can be written again"),
-        (opaque_in_a_folder, "'/uns/a/x' is of no type that can be written again"),
+        (opaque, "'/uns/x' is of a type that cannot be written again"),
+        (opaque_in_a_folder, "'/uns/a/x' is of a type that cannot be written again"),
         (renamed("obs"), r"the cell 'a\\x00b' .* holds a zero byte"),
         (text_with_nul, r"obs column 'note' .* holds a zero byte"),
     ],
@@ -395,7 +395,7 @@ def test_legacy_run_with_a_pipe_as_weights_does_not_block(copied, file, tmp_path
     write_json(old / "settings.json", {**asdict(SETTINGS), "genes": described["genes"]})
     write_json(old / "registry.json", described["registry"])
     os.mkfifo(old / "model.safetensors")
-    assert "is no ordinary file" in refused(capsys, "sc", "embed", old, file, "--out", tmp_path / "out.h5ad")
+    assert "is not an ordinary file" in refused(capsys, "sc", "embed", old, file, "--out", tmp_path / "out.h5ad")
 
 
 PLAN = {"epochs": 400, "warmup": 100, "patience": 45, "draws": 1000, "batch": 128}
@@ -414,4 +414,4 @@ def test_a_legacy_result_of_another_form_is_one_line(tmp_path, cells, content):
     listed = [study.Job("scvi", 1, 0)]
     held_out = cells[:74].copy()
     assert len(study.split(74)[2]) == 10
-    assert "is no result of this experiment" in one_line_of(lambda: study.run(tmp_path, listed, data=held_out))
+    assert "is not a result of this experiment" in one_line_of(lambda: study.run(tmp_path, listed, data=held_out))

@@ -118,7 +118,7 @@ def test_what_scanvi_cannot_begin_with_is_refused(half):
     with pytest.raises(ValueError, match="takes a MixtureSCVI; got a SCVI"):
         MixtureSCANVI.from_scvi_model(plain, "unknown")
     vamp = make(half, setup=SETUP, prior="vamp", n_prior_components=5)
-    with pytest.raises(ValueError, match="a prior that labels make"):
+    with pytest.raises(ValueError, match="a prior made of labels"):
         MixtureSCANVI.from_scvi_model(vamp, "unknown")
     frozen = MixtureSCVI.from_scvi_model(plain, n_components=2, freeze_decoder=True)
     with pytest.raises(ValueError, match="freeze_decoder"):

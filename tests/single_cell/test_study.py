@@ -350,7 +350,7 @@ def test_legacy_smoke_results_do_not_pass_for_the_cortex_plan(legacy, untrainabl
     with pytest.raises(ValueError, match="batch is 128, not 512"):
         study.run(legacy, batch=512)
     write_json(path, {"kind": "mixture"})
-    with pytest.raises(ValueError, match="is no result of this experiment"):
+    with pytest.raises(ValueError, match="is not a result of this experiment"):
         study.run(legacy)
 
 
@@ -359,7 +359,7 @@ def test_legacy_and_new_results_are_never_mixed(legacy, studied, typed, untraina
     with pytest.raises(ValueError, match="holds legacy results, .* but not of frozen-S5-seed2"):
         study.run(legacy)
     results = study.run(legacy, JOBS[:2])
-    with pytest.raises(ValueError, match="which one is legacy"):
+    with pytest.raises(ValueError, match="one is legacy"):
         list(table([*results, studied[1][1]]))
     shutil.copytree(studied[0] / JOBS[0].name, legacy / JOBS[0].name)
     with pytest.raises(ValueError, match="legacy results pair with each other only"):

@@ -99,7 +99,7 @@ class Overlap(Tabular):
         return figures.classes(*self.by_label())
 
     def nearest(self) -> list[tuple[int, float]]:
-        """The nearest other component of each, and their symmetrised KL in nats; itself if it is the only one."""
+        """For each component the nearest other one, and their symmetrised KL in nats; itself if it is the only one."""
         both = self.kl + self.kl.T
         np.fill_diagonal(both, np.inf)
         return [(int(row.argmin()), float(row.min())) if len(row) > 1 else (0, np.inf) for row in both]

@@ -21,7 +21,7 @@ from mixvae.model import MixtureVAE, evaluating
 SPAN = 8.0
 """Mass is searched for from −SPAN to SPAN."""
 VISIBLE = 12.0
-"""Nats below the maximum that the window around the mass still includes."""
+"""The window around the mass includes all points within this many nats of the maximum."""
 DRAWN = 400
 """Draws shown for components without closed-form moments."""
 AT_ONCE = 2**14

@@ -163,7 +163,7 @@ def _run(words: list[str]) -> None:
 
 
 def _trusted(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split off the packages that `--trust` names from the words."""
+    """Separate the packages that `--trust` names from the other words."""
     rest, packages = list(words), []
     while index := next((i + 1 for i, word in enumerate(rest) if word.split("=")[0] == "--trust"), 0):
         value = _value(rest, index - 1)
@@ -206,7 +206,7 @@ def _flags(words: list[str]) -> list[str]:
     parameters = inspect.signature(COMMANDS[words[0]]).parameters.values()
     flags = {parameter.name for parameter in parameters if parameter.annotation == "bool"}
     whole = []
-    words = [re.sub(r"^--data\.name(?==|$)", "--data_name", word) for word in words]  # the name it has in a training
+    words = [re.sub(r"^--data\.name(?==|$)", "--data_name", word) for word in words]  # its name in `mixvae train`
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = word.removeprefix("--")
         alone = word.startswith("--") and following.lower() not in ("true", "false", "yes", "no")

@@ -30,7 +30,7 @@ def presets() -> None:
 
 
 def of_first(act: Callable[[], Any]) -> Any:
-    """Result of a function of a run, called in the first process of several nodes, which alone needs the run.
+    """Result of a function that reads a run, called by the first process only: the other nodes need not have the run.
 
     Args:
         act: reads the run and returns a JSON value.
@@ -51,7 +51,7 @@ def of_first(act: Callable[[], Any]) -> Any:
             if started is None or started.nodes == 1:
                 raise
             raise ValueError(
-                f"{error}; {platform.node()}, the first of {started.nodes} nodes, is to have it: copy it there, or let "
+                f"{error}; {platform.node()}, the first of {started.nodes} nodes, must have it: copy it there, or let "
                 "a node that has it be the first"
             ) from None
 
@@ -71,7 +71,7 @@ def train(settings: config.Config, out: str, *, resume: bool) -> None:
         return
     rows = run.metrics
     if run.epoch == before:
-        done = f"done already after {counted(run.epoch, 'epoch')}"
+        done = f"already done after {counted(run.epoch, 'epoch')}"
         show(f"{run.path}: {done}; ask for more with --training.epochs to continue")
         return
     best = next(row for row in rows if row["epoch"] == rows[-1]["best_epoch"])
@@ -152,7 +152,7 @@ def extend(
         components: total number of components; one more than the run has by default.
         out: the new run directory; RUN-S… by default.
         freeze: parts to hold fixed, such as decoder,prior.
-        epochs: epochs to train; as many as the run's by default.
+        epochs: epochs to train; the run's own setting by default.
         noise: noise on the copied components, relative to each tensor's own standard deviation.
         data_name: new location of the run's data, if they were moved.
         fresh: start the added components from random weights instead of copies.

@@ -72,7 +72,7 @@ def grow(
         out: folder of the new runs, of growth.json and growth.png; RUN-grown by default.
         errors: keep a component if its gain exceeds this many standard errors over validation examples.
         most: stop at this many components.
-        epochs: epochs of each training; as many as the run's by default.
+        epochs: epochs of each training; the run's own setting by default.
         total_draws: total draws per example.
         examples: evaluate only the first N validation examples.
         freeze: parts to hold fixed, such as decoder,prior.
@@ -147,7 +147,7 @@ def toy(
 
 
 def _probe(experiments: Iterable[Experiment]) -> None:
-    """Show what experiments take on this machine; those that train no grid of models are only described."""
+    """Show how long experiments take on this machine; those that do not train a grid are only described."""
     from rich.table import Table
 
     from mixvae.reproduce.probing import core_hours

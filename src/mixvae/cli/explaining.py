@@ -1,4 +1,4 @@
-"""What went wrong, in one line with its exit status."""
+"""Errors explained in one line, with the exit status."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REMEDIES = {
     errno.EROFS: "name another place",
     errno.EEXIST: "remove it, or name another place",
     errno.EISDIR: "remove it, or name another place",
-    errno.ENOTDIR: "remove what is no folder, or name another place",
+    errno.ENOTDIR: "remove what is not a folder, or name another place",
     errno.ENOTEMPTY: "empty it, or name another place",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.ENOSPC: "free some space",

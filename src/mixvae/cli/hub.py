@@ -54,7 +54,7 @@ def pull(repo: str, out: str | None = None) -> None:
 
 
 def _untrusted(run: Run) -> str:
-    """Which trust the model of a run will need, in one line; empty if none."""
+    """Why the model of a run needs to be trusted, in one line; empty if it does not."""
     from mixvae.runs._memory import check
 
     try:

@@ -93,7 +93,9 @@ def write(path: Path, values: Any, draw: Callable[[], Any], *, as_array: bool) -
     from mixvae.files import atomic
 
     if not as_array and (values.ndim < 4 or values.shape[-3] not in (1, 3)):
-        raise ValueError(f"these data are not images but of shape {values.shape}: give --out a name that ends in .npy")
+        raise ValueError(
+            f"these data are not images but have shape {values.shape}: give --out a name that ends in .npy"
+        )
     with atomic(path) as temporary:
         if as_array:
             np.save(temporary, values)

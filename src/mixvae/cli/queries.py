@@ -46,7 +46,7 @@ def evaluate_runs(
         draws_per_component: draws of each component instead, the paper's protocol.
         split: which examples.
         examples: evaluate only the first N examples.
-        chunk: latents decoded at once, which alone decides memory; 1024 by default, or with --merge the shards' value.
+        chunk: latents decoded at once, which alone bounds memory; 1024 by default, or with --merge the shards' value.
         seed: seed of the draws.
         proposal: where draws of the NLL come from: proposals refined for each example, or the posterior.
         per_example: also write the values of every example of one run, its NLL among them, to this .npz or .csv file.
@@ -97,7 +97,7 @@ def evaluate_runs(
         pairs = [pair for pair in zip(opened, evaluations, strict=True) if pair[1]["data"] == name]
         show_comparison(reports.compare(*map(list, zip(*pairs, strict=True))))
     if legacy := [str(run.path) for run in opened if run.is_legacy]:
-        show(f"note: nothing was stored in {', '.join(legacy)}: legacy; a newly trained run keeps its evaluations")
+        show(f"note: nothing was stored in {', '.join(legacy)} (legacy); a newly trained run keeps its evaluations")
     if check is None:
         return
     for run, evaluation in zip(opened, evaluations, strict=True):

@@ -54,12 +54,12 @@ def train(
         continuous_covariates: columns of obs with numbers, separated by commas.
         latent: latent size.
         likelihood: distribution of the counts.
-        epochs: maximum number of epochs; by default chosen by the number of cells.
+        epochs: maximum number of epochs; by default it depends on the number of cells.
         patience: epochs without a better validation ELBO after which training stops.
         seed: seed of weights, split and draws.
         accelerator: auto, cpu, cuda, gpu, mps or tpu, as in Lightning.
-        devices: number of devices on each node, all of which share every batch; one, or as torchrun or srun started.
-        nodes: number of nodes; one, or as torchrun or srun started.
+        devices: devices on each node, which share every batch; by default one, or one per process of torchrun or srun.
+        nodes: number of nodes; by default the number on which torchrun or srun started processes, else one.
         out: run directory; runs/FILE-S… by default.
         backed: leave the counts, the X of .h5ad files, on disk if they do not fit into memory.
     """
@@ -116,7 +116,7 @@ def embed(
     given = _listed(files)
     if Path(run).is_file():
         raise ValueError(
-            f"{run} is a file and no run: mixvae sc embed takes the run first, and then the files of cells"
+            f"{run} is a file, not a run: mixvae sc embed takes the run first, and then the files of cells"
         )
     path = target(f"{_name(given)}-embedded.h5ad" if out is None else _named(out), ".h5ad")
     _check_installed()

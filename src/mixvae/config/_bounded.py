@@ -30,7 +30,7 @@ class OutOfBounds(ValueError):
 
 
 class _Loader(_LOADER):  # pyright: ignore[reportGeneralTypeIssues]
-    """A safe loader that refuses duplicate keys, of which YAML readers silently take the last."""
+    """A safe loader that refuses duplicate keys; other loaders silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         """Return a mapping whose keys differ; a merged key (<<) may be overridden.
@@ -44,7 +44,7 @@ class _Loader(_LOADER):  # pyright: ignore[reportGeneralTypeIssues]
                 line, name = key.start_mark.line + 1, key.value
                 if name in lines:
                     where = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line} twice"
-                    raise OutOfBounds(f"ambiguous: {name!r} stands in {where}, within one block: join them")
+                    raise OutOfBounds(f"ambiguous: {name!r} is on {where}, within one block: join them")
                 lines[name] = line
         return super().construct_mapping(node, deep)
 
@@ -130,7 +130,9 @@ def _check_bounds(text: str) -> None:
             close(*open_nodes.pop())
         elif isinstance(event, yaml.ScalarEvent):
             if len(event.value) > LONGEST:
-                raise OutOfBounds(f"with a value of more than {LONGEST:,} characters, which no configuration has")
+                raise OutOfBounds(
+                    f"too long: it has a value of more than {LONGEST:,} characters, which no configuration has"
+                )
             close(event.anchor, 1, 0)
         elif isinstance(event, yaml.AliasEvent) and event.anchor in sizes:  # an unknown one is refused on loading
             size = sizes[event.anchor]
@@ -138,7 +140,9 @@ def _check_bounds(text: str) -> None:
                 raise OutOfBounds(f"endless: the alias *{event.anchor} stands inside what it names")
             close(None, size, heights[event.anchor])
         if open_nodes and open_nodes[-1][1] > MOST:
-            raise OutOfBounds(f"of more than {MOST:,} values, aliases written out, which no configuration has")
+            raise OutOfBounds(
+                f"too large: it has more than {MOST:,} values, aliases written out, which no configuration has"
+            )
 
 
 def _load_flag(text: str) -> Any:

@@ -177,7 +177,7 @@ def _function(name: str, room: str) -> Callable[..., Any]:
     """
     function = resolve(name, room)
     if not callable(function):
-        raise ValueError(f"{name} is no class or function but of type {type(function).__name__}")
+        raise ValueError(f"{name} is not a class or function but of type {type(function).__name__}")
     return function
 
 
@@ -238,7 +238,7 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
             per_component=config.flow_per_component,
         )
     if not isinstance(posterior, Posterior):
-        raise ValueError(f"{type(posterior).__name__} is no Posterior: derive it from mixvae.MixturePosterior")
+        raise ValueError(f"{type(posterior).__name__} is not a Posterior: derive it from mixvae.MixturePosterior")
     top = construct(config.prior, "mixvae.priors", posterior=posterior.top_level(), examples=examples, **known)
     below = None if config.lower is None else construct(config.lower, "mixvae.networks", inputs=config.latent, **known)
     prior = posterior.joint_prior(top, below, config.latent)

@@ -36,9 +36,9 @@ def options_in(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def check_once(words: Sequence[str]) -> None:
-    """Refuse an option given twice with different values, of which parsers silently take the last.
+    """Refuse an option given twice with different values; parsers silently keep the last.
 
-    Not for trainings, whose files and options override each other in their order.
+    Not for trainings, whose files and options override each other in the order given.
 
     Raises:
         ValueError: an option is.
@@ -81,13 +81,13 @@ def spelled(words: Sequence[str]) -> list[str]:
             continue
         value = value if equals else next(rest, "")
         named = NAME.fullmatch(value) and name.removeprefix("--") not in GROUPS
-        before = (i for i, other in enumerate(whole) if other.startswith(f"{name}."))  # it would replace these
+        before = (i for i, other in enumerate(whole) if other.startswith(f"{name}."))  # or it would replace these
         whole.insert(next(before, len(whole)), f"{name}={{class_path: {value}}}" if named else f"{name}={value}")
     return whole
 
 
 def _classes(words: Sequence[str]) -> dict[str, Any]:
-    """Options that are classes, with their values by the defaults and by the `--config` files among some words."""
+    """Options that are classes, with their values from the defaults and from the `--config` files among some words."""
     values = asdict(Config())
     for name, value in options_in(words):
         if name == "--config" and is_file(value):

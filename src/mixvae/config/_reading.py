@@ -85,7 +85,7 @@ def check_words(words: Sequence[str]) -> None:
         with suppress(yaml.YAMLError):  # the parser reports it
             check_bounds(value, name)
         if name.removeprefix("--") in GROUPS and is_file(value):
-            raise ValueError(f"{name} takes values, not the file {value}: give the file by --config")
+            raise ValueError(f"{name} takes values, not the file {value}: give the file with --config")
     typed = {name for name, _ in options_in(words)}
     files = sorted(typed & {"--data.train", "--data.validation", "--data.test"})
     if files and "--data.name" in typed:
@@ -208,7 +208,9 @@ def check_file(path: Path, trust: Trust = NOBODY) -> None:
     if files and data.get("name", FILES) != FILES:
         raise ValueError(f"{path}: data.name and data.{files[0]} are both given: leave one of them out")
     if dotted := next(_dotted(content), None):
-        raise ValueError(f"{path}: {dotted!r} is no key: write settings inside one another, as `model: {{latent: 2}}`")
+        raise ValueError(
+            f"{path}: {dotted!r} is not a key: write settings inside one another, as `model: {{latent: 2}}`"
+        )
     check_config(content, str(path), trust)
 
 
@@ -247,7 +249,7 @@ def check_options(options: Mapping[str, Any], source: str) -> dict[str, Any]:
         if not (key in known or (".".join(parts[:2]) in known and all(part.isidentifier() for part in parts[2:]))):
             raise ValueError(f"{source}: unknown option {key}{meant(key, known)}")
         if dotted := next(_dotted(value), None):
-            raise ValueError(f"{source}: {dotted!r} in {key} is no key: write settings inside one another")
+            raise ValueError(f"{source}: {dotted!r} in {key} is not a key: write settings inside one another")
         check_config(nested({key: value}), source)
     return flat
 

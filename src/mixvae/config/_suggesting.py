@@ -69,7 +69,7 @@ def meant(name: str, known: Sequence[str], prefix: str = "") -> str:
 
 
 def takers(argument: str) -> dict[str, str]:
-    """Settings whose class takes an argument, as `training.optimizer.lr`, and which classes do if not the default.
+    """Settings whose class takes an argument, as `training.optimizer.lr`, and the classes that do if not the default.
 
     Args:
         argument: name of the argument.

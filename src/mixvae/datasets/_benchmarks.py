@@ -120,7 +120,7 @@ def _square(x: np.ndarray, path: Path, *, by_column: bool = False) -> np.ndarray
     """
     side = math.isqrt(x.shape[-1])
     if x.ndim != 2 or not side or side**2 != x.shape[-1]:
-        raise ValueError(f"{path} holds an array of shape {x.shape}, and no rows of square images: it is another file")
+        raise ValueError(f"{path} holds an array of shape {x.shape}, not rows of square images: it is another file")
     images = x.reshape(-1, side, side)
     return images.swapaxes(1, 2) if by_column else images
 

@@ -61,7 +61,7 @@ def read_table(path: Path) -> Labelled:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is a truncated or damaged gzip file: {error}") from None
     except csv.Error as error:
-        raise ValueError(f"{path} is no table: {error}") from None
+        raise ValueError(f"{path} is not a table: {error}") from None
 
 
 def _too_much_text(path: Path) -> TooLarge:
@@ -110,7 +110,7 @@ def _table(path: Path, lines: Iterable[list[str]]) -> Labelled:
             place = bad + (column is not None and bad >= column)
             name = f"column {headings[place]}" if headings else f"value {place + 1}"
             raise ValueError(
-                f"{path}, line {number}, {name}: {line[bad][:40]!r} is no number; name a column of classes "
+                f"{path}, line {number}, {name}: {line[bad][:40]!r} is not a number; name a column of classes "
                 f"{LABELS[0]!r}, and code other text as numbers"
             ) from None
     if not rows:
@@ -134,7 +134,7 @@ def _is_number(text: str) -> bool:
 
 
 def read_parquet(path: Path) -> Labelled:
-    """Read a Parquet file of numbers, one example per row: columns of numbers, or of lists of equally many numbers.
+    """Read a Parquet file of numbers, one example per row: columns of numbers, or of lists of one length.
 
     A column named `label` or `class`, for example, holds the classes, which may be text; columns in which pandas stores
     an index are left out. Missing numbers are NaN.
@@ -202,7 +202,7 @@ def _numbers(column: Any, name: str, path: Path) -> np.ndarray:
     kind = column.type
     if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
         raise ValueError(
-            f"{path}, column {name!r}, holds {kind}, no numbers; name a column of classes {LABELS[0]!r}, and code "
+            f"{path}, column {name!r}, holds {kind}, not numbers; name a column of classes {LABELS[0]!r}, and code "
             "the rest as numbers, or leave it out"
         )
     return column.to_numpy(zero_copy_only=False).reshape(rows, width)

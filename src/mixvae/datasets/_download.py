@@ -20,7 +20,7 @@ TIMEOUT = 30
 SLOWEST = 1000
 """Minimum bytes per second that a server has to send, over `TIMEOUT` seconds."""
 LARGEST = 2**30
-"""Maximum number of bytes in a file: no data set here has as many, and an endless file would fill the disk."""
+"""Maximum number of bytes in a file: no data set here is that large, and an endless file would fill the disk."""
 BLOCK = 2**18
 
 

@@ -314,7 +314,7 @@ def check_size(image: Image.Image, path: Path, first: Path, size: tuple[int, int
     if image.size != size:
         raise TooLarge(
             f"all images must have one size: {first.name} is {size[0]}×{size[1]} pixels, "
-            f"{path.name} is {image.size[0]}×{image.size[1]}: scale them by --data.resize={size[1]}"
+            f"{path.name} is {image.size[0]}×{image.size[1]}: scale them with --data.resize={size[1]}"
         )
 
 

@@ -209,8 +209,8 @@ def check_apart(source: Items) -> None:
     alike = all(part.shape[1:] == whole.shape[1:] for part in parts)
     if not alike or not torch.allclose(whole, torch.cat(parts), rtol=0, atol=most, equal_nan=True):
         raise ValueError(
-            "the collate_fn makes other values of an example beside other examples, so that no example has a "
-            "likelihood of its own: let it treat each alone, and draw random numbers in the data set's transform"
+            "the collate_fn makes the values of an example depend on the others in its batch, so that no example "
+            "has a likelihood of its own: let it treat each alone, and draw random numbers in the data set's transform"
         )
 
 

@@ -51,7 +51,7 @@ class Lazy(ABC):
 
     Attributes:
         sha256: checksum of all values in order, if they were read to compute it.
-        values: their distinct values, if they were read to collect them: all, or many with the smallest and largest.
+        values: their distinct values, if these were collected: all, or many, including the smallest and largest.
     """
 
     def __init__(self, examples: int, like: Tensor):
@@ -172,7 +172,7 @@ class ByNumber(Lazy):
             num_workers=workers,
             prefetch_factor=AHEAD,
             persistent_workers=self._last,
-            generator=torch.Generator(),  # not torch's own, whose numbers a training uses
+            generator=torch.Generator(),  # not torch's own, which the training draws from
             worker_init_fn=_serve,
             pin_memory=self.device.type == "cuda",
         )

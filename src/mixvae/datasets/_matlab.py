@@ -105,7 +105,7 @@ def _check_unpacked(file: IO[bytes], path: Path) -> None:
     if not start.startswith(b"MATLAB"):
         if start[:1] in (b"\0", b"\1", b"\2") or start[3:4] in (b"\0", b"\1", b"\2"):  # version 4, without compression
             return
-        raise ValueError("it does not begin as one")
+        raise ValueError("it does not begin like one")
     order = {b"IM": "<", b"MI": ">"}.get(start[126:128])
     if order is None:
         raise ValueError("its byte order is unknown")
@@ -114,7 +114,7 @@ def _check_unpacked(file: IO[bytes], path: Path) -> None:
         file.seek(place)
         kind, length = struct.unpack(f"{order}II", file.read(8))
         if place + 8 + length > size:
-            raise ValueError(f"it ends after {size} bytes, of {place + 8 + length}")
+            raise ValueError(f"it ends after {size} of {place + 8 + length} bytes")
         if kind == COMPRESSED:
             unpacked = _unpacked(file, length, unpacked, path)
         place += 8 + length
@@ -143,4 +143,4 @@ def _unpacked(file: IO[bytes], length: int, size: int, path: Path) -> int:
 
 def _damaged(path: Path, error: Exception) -> ValueError:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ValueError(f"{path} is no MATLAB file, truncated or damaged: {short(lines[0], 200)}")
+    return ValueError(f"{path} is not a MATLAB file, or is truncated or damaged: {short(lines[0], 200)}")

@@ -44,8 +44,8 @@ class Plan:
         again = self.batches(0)
         if len(first) != len(again) or not all(map(torch.equal, first, again)):
             raise ValueError(
-                "the DataLoader's sampler gives other batches with the same random seeds, so that no training on it "
-                "could be resumed: let it draw from its generator, or from the global ones of torch, NumPy or Python"
+                "the DataLoader's sampler gives different batches with the same random seeds, so that no training on "
+                "it could be resumed: let it draw from its generator, or from the global ones of torch, NumPy or Python"
             )
         self.batch = max(map(len, first))
         self.sha256 = hashlib.sha256(b" ".join(rows.numpy().tobytes() for rows in first)).hexdigest()

@@ -125,7 +125,7 @@ def examples_of(data: Any, column: str | None = None, name: str = "data") -> Spl
     if isinstance(data, Dataset):
         raise ValueError("a Dataset has three parts: name one, such as data.test")
     if isinstance(data, tuple | Mapping):
-        raise ValueError(f"examples are of one part; got {a_kind(data)}: name one; {LABELLED}")
+        raise ValueError(f"expected the examples of one part; got {a_kind(data)}: name one; {LABELLED}")
     if isinstance(data, Split):
         return _sampled(data)
     return _sampled(alike({name: _part(data, column, 0, SILENT, name)})[name])
@@ -163,7 +163,7 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
     if isinstance(data, Split):
         return replace(data, y=None), None if data.y is None else data.y.cpu().numpy()
     if isinstance(data, str | Path):
-        raise ValueError(f"data must be {KINDS}; got the text {str(data)[:80]!r}: read files by load_dataset")
+        raise ValueError(f"data must be {KINDS}; got the text {str(data)[:80]!r}: read files with load_dataset")
     if hasattr(data, "toarray") or (isinstance(data, Tensor) and data.layout != torch.strided):
         raise ValueError(f"{a_kind(data)} is sparse: pass a dense one")
     plan, collate, loader = None, None, data if isinstance(data, DataLoader) else None

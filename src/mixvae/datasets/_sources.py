@@ -106,12 +106,12 @@ class IdxSource:
         for path, array in zip(paths, arrays, strict=True):
             owner = known.get(hashlib.sha256(array.tobytes()).hexdigest(), self.name)
             if owner != self.name:
-                raise ValueError(f"{path} is of {owner}, not of {self.name}: name the folder of its files by root")
+                raise ValueError(f"{path} belongs to {owner}, not to {self.name}: give the folder of its files as root")
         if self.contents and len(arrays[0]) == WHOLE:
             for path, array, digest in zip(paths, arrays, self.contents, strict=True):
                 if hashlib.sha256(array.tobytes()).hexdigest() != digest:
                     raise ValueError(
-                        f"{path} does not hold the values of {self.name}: it is of another data set, or changed"
+                        f"{path} does not hold the values of {self.name}: it is from another data set, or changed"
                     )
 
     def _path(self, file: str, root: str | Path | None, progress: Progress) -> Path:

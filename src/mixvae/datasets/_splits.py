@@ -169,7 +169,7 @@ class Split:
         return self if n is None else self.take(slice(n))
 
     def take(self, index: Int[Tensor, " B"] | slice) -> Split:
-        """Some examples by number, without a plan for the whole."""
+        """Some examples by number, without the plan, which is for all of them."""
         x = self.x.take(index) if isinstance(self.x, Lazy) else self.x[index]
         return replace(self, x=x, y=None if self.y is None else self.y[index], plan=None)
 
@@ -181,7 +181,7 @@ class Split:
     def probes(self, most: int) -> Iterator[Float[Tensor, "B ..."]]:
         """Batches that contain every value that examples may have, to check a model's likelihood.
 
-        All examples, if they are in memory. Of others the distinct values that were found when they were first read,
+        All examples, if they are in memory; of others, the distinct values that were found when they were first read,
         each as one constant example.
 
         Args:
@@ -336,7 +336,7 @@ def held_as(x: np.ndarray, low: int, high: int, name: str) -> np.dtype[Any]:
     fit = low >= 0 and high <= 255
     if x.ndim > 2 and not fit:
         raise ValueError(f"{name} holds whole numbers from {low} to {high}; 8-bit images have 0 to 255")
-    return np.dtype(np.uint8 if fit and (x.ndim > 2 or high <= 1) else np.float32)  # in a table they are no intensities
+    return np.dtype(np.uint8 if fit and (x.ndim > 2 or high <= 1) else np.float32)  # in tables they are not intensities
 
 
 def check_labels(y: np.ndarray, examples: int, name: str) -> None:

@@ -140,7 +140,7 @@ def read_streamed(
 
 
 def seen(splits: Sequence[Split], progress: Progress) -> list[Split]:
-    """The same parts after the first, which is streamed, has been read once: with a common meaning of bytes.
+    """The same parts, with a common meaning of bytes, after the first one, which is streamed, has been read once.
 
     Raises:
         ValueError: values are NaN or infinite, or an image cannot be read.

@@ -104,7 +104,7 @@ def output_shape(likelihood: Likelihood, shape: Sequence[int]) -> tuple[int, ...
     """Shape of the parameters that a likelihood needs: one per value of x unless it declares another.
 
     Raises:
-        ValueError: the images have three colours and the likelihood is Bernoulli, or it is torch's of that name.
+        ValueError: the likelihood is Bernoulli and the images have three colours, or it is torch's own class.
     """
     if likelihood in (torch.distributions.Bernoulli, torch.distributions.ContinuousBernoulli):
         name = getattr(likelihood, "__name__", "")

@@ -19,7 +19,7 @@ from mixvae.parts import Part
 class PixelCNNDecoder(Part):
     """Autoregressive decoder p(x|z) = Π_i p(x_i | x_1 … x_{i−1}, z) by masked convolutions, given z at every pixel.
 
-    Without BatchNorm: an image's likelihood depends on that image and z alone, in training as in evaluation.
+    It has no BatchNorm: an image's likelihood depends on that image and z alone, in training as in evaluation.
 
     Args:
         latent: latent size D.

@@ -32,7 +32,7 @@ class Natural(NamedTuple):
 def natural_parameters(p: Distribution, x: Float[Tensor, "B ..."]) -> Natural | None:
     """Parameters of a likelihood with a diagonal Fisher information, and that information; None if there is none.
 
-    Register a function for your own exponential family by `natural_parameters.register`.
+    Register a function for your own exponential family with `natural_parameters.register`.
 
     Args:
         p: the likelihood, batch shape (*L, B).

@@ -24,7 +24,7 @@ class Check(Tabular):
     Args:
         refined: evaluation of the observations.
         annealed: annealed importance sampling of the same observations, a lower bound in expectation.
-        simulated: evaluation of equally many observations drawn from the model.
+        simulated: evaluation of an equal number of observations drawn from the model.
         bracket: lower and upper bounds for the simulated ones, by bidirectional Monte Carlo.
 
     Example:
@@ -54,7 +54,7 @@ class Check(Tabular):
 
     @property
     def table(self) -> list[Row]:
-        """Means over the observations; `mc_se` is the error over draws or chains, `difference` that to the refined one.
+        """Means over the observations; `mc_se` is the error over draws or chains, `difference` is from the refined one.
 
         The error of a difference is the larger of two: that of its terms over draws and chains, and its own over
         examples.

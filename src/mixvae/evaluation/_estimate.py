@@ -56,7 +56,7 @@ class Estimate(Tabular):
         seed: seed of the noise.
         observations: checksum of the observations that were scored, by `fingerprint`; None if unknown.
         proposal: where the headline's draws came from, refined or posterior.
-        proposal_notes: settings of the refined proposals, and in how many examples something happened.
+        proposal_notes: settings of the refined proposals, and numbers of examples, such as those whose search failed.
 
     Example:
         >>> import numpy as np

@@ -211,7 +211,7 @@ def split_gain(new: Evaluation | Estimate, old: Evaluation | Estimate, *, quiet:
     errors.
 
     The split is meaningful for two trainings that maximised the same bound. Training on an importance-weighted bound
-    does not minimise this KL: compare it with others by `paired_gain` alone. Where `log_px` is not tight, its slack
+    does not minimise this KL: compare it with others only by `paired_gain`. Where `log_px` is not tight, its slack
     moves from one part to the other, and a warning says so.
 
     Args:
@@ -292,7 +292,8 @@ def mismatch(one: Identity, other: Identity) -> str:
     """
     if one.legacy != other.legacy:
         return (
-            "which one is legacy, without a record of what it was made from: legacy results pair with each other only"
+            "different kinds: one is legacy, without a record of what it was made from, and legacy results pair with "
+            "each other only"
         )
     words = {"data": "data sets", "split": "splits", "examples": "numbers of examples", "observations": "observations"}
     for name, what in words.items():
@@ -307,7 +308,7 @@ def mismatch(one: Identity, other: Identity) -> str:
 def _parts(of: Evaluation | Estimate, bound: str) -> tuple[Identity, np.ndarray]:
     """Identity of an evaluation, and one of its bounds for every example."""
     if not isinstance(of, Evaluation | Estimate):
-        raise TypeError(f"a paired gain is of what `evaluate` returns; got {type(of).__name__}")
+        raise TypeError(f"a paired gain needs what `evaluate` returns; got {type(of).__name__}")
     identity, bounds = (identity_of(of), of.arrays()) if isinstance(of, Estimate) else (of.identity, of.bounds)
     known = [name for name in BOUNDS if name in bounds]
     if bound not in known:

@@ -51,9 +51,9 @@ def evaluate(
 ) -> Estimate:
     """Estimate log p(x) of every example, and ELBO, MISELBO and the pooled bound of its posterior.
 
-    ELBO, MISELBO and the pooled bound are amortised: their draws come from q(z|x). The headline `log_px` takes as many
-    draws from a proposal that is refined for each example, and is tight where that proposal fits; `pareto_k`, `ess`
-    and `bias` say whether it does. With `proposal="posterior"` it is the pooled bound.
+    ELBO, MISELBO and the pooled bound are amortised: their draws come from q(z|x). The headline `log_px` takes the
+    same number from a proposal that is refined for each example, and is tight where that proposal fits; `pareto_k`,
+    `ess` and `bias` say whether it does. With `proposal="posterior"` it is the pooled bound.
 
     Memory depends on `chunk` only: bounds, errors and diagnostics are accumulated over the draws. There are never fewer
     draws than requested: ELBO and MISELBO take L = ⌈total_draws / S⌉ of every component. With unequal weights the

@@ -96,8 +96,9 @@ def weigh(proposal: Proposal, joint: Joint, q: Components, at_once: int) -> dict
 class Accumulator:
     """Sums over draws from every component, from which the bounds of one batch are computed.
 
-    ELBO and MISELBO take equally many draws of every component, the pooled bound all draws with weights π_s/L. With
-    unequal mixture weights it takes draws in proportion to them, n_s of component s, each with weight 1/n.
+    ELBO and MISELBO take the same number of draws from every component, and the pooled bound takes all of these with
+    weights π_s/L; under unequal mixture weights it takes draws in proportion to them, n_s of component s, each with
+    weight 1/n.
 
     Args:
         draws: draws L per component for ELBO and MISELBO, over all calls of `add`.

@@ -224,11 +224,11 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
         >>> from mixvae.files import read_regular
         >>> read_regular(Path("/dev/zero"))
         Traceback (most recent call last):
-        ValueError: /dev/zero is no ordinary file: restore it from a copy
+        ValueError: /dev/zero is not an ordinary file: restore it from a copy
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is no ordinary file: restore it from a copy")
+        raise ValueError(f"{path} is not an ordinary file: restore it from a copy")
     if most is not None and status.st_size > most:
         raise ValueError(f"{path} is larger than {most // 2**20} MiB, which no record of mixvae is")
     check(status.st_size, f"{path} of {status.st_size} bytes", "restore it from a copy")

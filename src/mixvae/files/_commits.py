@@ -127,7 +127,7 @@ def read_manifest(manifest: Path) -> dict[str, Any]:
         3
     """
     content = read_json(manifest)
-    fault = "it holds no object" if not isinstance(content, dict) else _wrong_checksum(content) or _fault(content)
+    fault = "it is not an object" if not isinstance(content, dict) else _wrong_checksum(content) or _fault(content)
     if fault:
         raise ValueError(f"{manifest} is damaged: {fault}; restore the file from a copy")
     return content

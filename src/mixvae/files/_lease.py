@@ -59,7 +59,7 @@ class LeaseTaken(ValueError):
 
 
 class Lease:
-    """The right to write to a directory. Get it by `Lease.acquire`; it lasts until `release` or the process's end.
+    """The right to write to a directory. Get it from `Lease.acquire`; it lasts until `release` or the process's end.
 
     A forked child does not hold it, and nothing that the child does releases it.
     """
@@ -111,7 +111,7 @@ class Lease:
             OSError: the directory cannot be read.
         """
         if self._descriptor < 0 or os.getpid() != self._pid:
-            raise LeaseLost(f"{self.directory}: this process holds no lease of it; it stops without saving")
+            raise LeaseLost(f"{self.directory}: this process does not hold its lease; it stops without saving")
         raw = _content(_record(self.directory))
         now = _parse(raw)
         if now is not None and _name(now) != _name(self._record):
@@ -300,7 +300,7 @@ def _taken(directory: Path) -> str:
         record = _parse(_content(_record(directory)))
     except OSError:
         record = None
-    return f"{directory} is being trained by {_who(record)}: wait until it ends, or stop it, and give the command again"
+    return f"{directory} is being trained by {_who(record)}: wait until it ends, or stop it, and run the command again"
 
 
 def _who(record: dict[str, Any] | None) -> str:

@@ -98,7 +98,7 @@ def check_folder(path: Path, name: str = "") -> None:
     """Refuse a folder in which no file could be created, before work begins on the results it is to hold.
 
     A nameless file is created there, or where the folder would be created, and vanishes at once: permissions alone do
-    not tell, for example for the administrator or in `/proc`.
+    not show it, for example for the administrator or in `/proc`.
 
     Args:
         path: the folder, which need not exist.

@@ -93,7 +93,7 @@ def load_tensors(module: nn.Module, tensors: dict[str, Tensor], source: str) -> 
         if not _fits(given, expected.dtype):
             raise ValueError(
                 f"{source} is of another precision: {name} is {given.dtype}, and would be rounded to the model's "
-                f"{expected.dtype}; convert the model first, by model.to({given.dtype})"
+                f"{expected.dtype}; convert the model first, with model.to({given.dtype})"
             )
     module.load_state_dict(tensors)
 

@@ -48,7 +48,7 @@ class Address:
         """
         found = _ADDRESS.fullmatch(text)
         if found is None or ".." in text or "--" in found[1] or len(found[1]) > LONGEST:
-            raise ValueError(f"{text!r} is no run on the hub: write ORG/NAME, or ORG/NAME@REVISION")
+            raise ValueError(f"{text!r} is not a run on the hub: write ORG/NAME, or ORG/NAME@REVISION")
         return Address(found[1], found[2] or MAIN)
 
 

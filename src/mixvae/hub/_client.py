@@ -74,7 +74,7 @@ def _refusal(error: Any, address: Address) -> Exception:
         case errors.GatedRepoError():
             return ValueError(f"{repo} is only for those who asked for access: ask on its page on the hub")
         case errors.RepositoryNotFoundError():
-            return ValueError(f"the hub has no {repo}, or keeps it from you: check the name, or run `hf auth login`")
+            return ValueError(f"the hub has no {repo}, or hides it from you: check the name, or run `hf auth login`")
         case errors.RevisionNotFoundError():
             return ValueError(f"{repo} has no revision {address.revision}: name a branch, a tag or a whole commit")
     if status in (401, 403):
@@ -82,7 +82,7 @@ def _refusal(error: Any, address: Address) -> Exception:
             f"the hub does not allow this with your token{reason}: run `hf auth login` with one that may use {repo}"
         )
     if status == 412:
-        return ValueError(f"{repo} was changed by somebody else meanwhile: give the command again")
+        return ValueError(f"{repo} was changed by somebody else meanwhile: run the command again")
     if status == 429 or status >= 500:
         return Unreachable(f"the hub answers {status}{reason}: try again later")
     return ValueError(f"the hub answers {status} for {repo}{reason}")

@@ -167,7 +167,7 @@ class _Revision:
             raise self._damaged(MANIFEST)
         manifest = self._get(MANIFEST, is_manifest, bar(), self.address.revision)
         if manifest.parent.name != self.commit:
-            raise ValueError(f"{self.address} was changed meanwhile: give the command again")
+            raise ValueError(f"{self.address} was changed meanwhile: run the command again")
         if self.sizes.get(CARD, LARGEST_CARD + 1) <= LARGEST_CARD:
             self._get(CARD, Path.is_file, bar())
         entries = listed(read_manifest(manifest), f"{MANIFEST} of {repo}")

@@ -190,7 +190,7 @@ class MixturePosterior(Posterior):
         old = self.components
         at_least(0, noise=noise)
         if components < old:
-            raise ValueError(f"the posterior has {old} components already; got components = {components}: give more")
+            raise ValueError(f"the posterior already has {old} components; got components = {components}: give more")
         check((components - old) * SMALLEST, f"{components} components", "give fewer")
         sources = [i % old for i in range(old, components)]
         scores = torch.cat([self.log_scores.detach(), self.log_scores.detach()[sources]])

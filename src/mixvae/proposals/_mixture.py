@@ -63,7 +63,7 @@ class Student(NamedTuple):
     """Lower Cholesky factors of the scale matrices Σ."""
 
     def draw(self, which: Int[Tensor, "N B"], noise: Float[Tensor, "N B E"]) -> Float[Tensor, "N B D"]:
-        """Draw z = m + L g √(ν / Σ h²) from each example's chosen distributions, E = D + ν normals (g, h) a draw."""
+        """Draw z = m + L g √(ν / Σ h²) from each example's chosen distributions, E = D + ν normals (g, h) per draw."""
         latent = self.location.shape[-1]
         chi = noise[..., latent:].square().sum(-1, keepdim=True)
         standard = noise[..., :latent] * (DEGREES / chi).sqrt()

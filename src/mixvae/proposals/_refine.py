@@ -44,7 +44,7 @@ PILOTS = 2
 SETTINGS = ("degrees", "pilot_draws")
 """Notes that are the same for all examples."""
 COUNTS = ("examples", "unconverged", "floored", "fallbacks", "second_modes", "adapted")
-"""Notes that count examples: all, and those in which something happened."""
+"""Notes that count examples: all of them, and those for which each of these holds."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Refined:
     second: Tensor
 
     def notes(self) -> dict[str, int]:
-        """Settings, and in how many examples something happened."""
+        """Values of `SETTINGS` and `COUNTS`, by name."""
         settings = (DEGREES, self.pilot)
         counts = (
             len(self.adapted),
@@ -148,7 +148,7 @@ def _pilots(draws: int, latent: int) -> tuple[int, int]:
 
 
 def _scores_own_draws(q: Components, examples: np.ndarray, seed: int) -> bool:
-    """Whether a posterior gives its own draws the density with which they were drawn: inverses of flows round.
+    """Whether a posterior gives its own draws the density they were drawn with: inverses of flows have rounding errors.
 
     A flow that explodes gives no density; the proposal then does without the posterior.
     """

@@ -44,7 +44,7 @@ def card(run: Run, address: Address, license: str, baseline: Run | None = None) 
 
     Raises:
         FileNotFoundError: the run or the baseline has no evaluation.
-        ValueError: they are of different data, or a class that the run names is malformed.
+        ValueError: they are on different data, or a class that the run names is malformed.
     """
     sections = _cells(run, address) if run.is_of_cells else _images(run, address, baseline)
     environment = Environment(
@@ -170,7 +170,7 @@ def _cells(run: Run, address: Address) -> dict[str, Any]:
         ],
         "baseline": None,
         "commands": [_sc_train(run)],
-        "remark": "The command has those settings that it takes; all are below.",
+        "remark": "The command gives the settings that it accepts; all of them are below.",
         "provenance": _facts(
             {
                 "trained with": ", ".join(f"{name} {version}" for name, version in runtime["versions"].items()),

@@ -48,7 +48,7 @@ def pack(run: str | Path | Run, out: str | Path) -> Run:
     try:
         content = portable_record(record)
     except ValueError as error:
-        raise ValueError(f"{run.path} cannot be given away: {error}; train it with a relative path there") from None
+        raise ValueError(f"{run.path} cannot be shared: {error}; train it with a relative path there") from None
     parts = {"weights": (run.layout.weights.name, weights)}
     if content["config"] is not None:
         text = mixvae.config.to_yaml(mixvae.config.from_dict(content["config"]))
@@ -62,7 +62,7 @@ def pack(run: str | Path | Run, out: str | Path) -> Run:
 def _read(run: Run) -> tuple[dict[str, Any], bytes]:
     """The record and the weights of a run, all of whose files are intact."""
     if run.is_legacy:
-        raise ValueError(f"{run.path} is a legacy run, which records too little to be given away: train it anew")
+        raise ValueError(f"{run.path} is a legacy run, which records too little to be shared: train it anew")
     if holder(run.path) is not None:
         raise ValueError(f"{run.path} is being trained: wait for its end, or stop it")
     if "weights" not in run.manifest["files"]:
@@ -80,7 +80,7 @@ def _evaluations(run: Run) -> Iterator[Path]:
 
 
 def _copy_evaluation(file: Path, out: Path) -> Iterator[Entry]:
-    """Copy an evaluation without paths into another run directory; returns what its files are."""
+    """Copy an evaluation without paths into another run directory; yields an entry for each of its files."""
     content, folder = read_stored(file), Layout(out).evaluations
     arrays = {name: read_part(file, name)[1] for name in content["files"]}
     parts = {name: (content["files"][name]["path"], data) for name, data in arrays.items()}

@@ -10,9 +10,9 @@ from typing import Any
 from mixvae.datasets import PATHS
 
 SEPARATOR = ", "
-"""Separates the files of a training on several."""
+"""What separates the names of data in several files."""
 _PATH = r"(?:file:/*)?(?:~[\w.-]*/|/[\w.~+@%-]+/)[\w.~+@%/-]*"
-"""A path from the root or a home folder, of two parts at least: a slash alone also stands in fractions."""
+"""A path from the root or a home folder, of at least two parts: a single slash may be that of a fraction."""
 _WHOLE = re.compile(r"(?:file:/*)?(?:~[^/]*|/[^/]+)/.*", re.DOTALL)
 _WITHIN = re.compile(rf"(?<![\w./~:+-]){_PATH}")
 

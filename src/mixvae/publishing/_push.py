@@ -49,7 +49,9 @@ def push(
     """
     address = Address.parse(repo)
     if not _LICENSE.fullmatch(license):
-        raise ValueError(f"{license!r} is no licence as the hub abbreviates them: mit, apache-2.0, cc-by-4.0, other …")
+        raise ValueError(
+            f"{license!r} is not a licence as the hub abbreviates them: mit, apache-2.0, cc-by-4.0, other …"
+        )
     run = open_run(run)
     others = [] if baseline is None else [open_run(baseline)]
     if others and run.is_of_cells:

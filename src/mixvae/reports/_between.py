@@ -104,7 +104,7 @@ class BetweenTrainings(Generic[K]):
             ValueError: both are the same configuration.
         """
         if new == old:
-            raise ValueError(f"a difference is of two configurations; got {new} twice")
+            raise ValueError(f"a difference needs two configurations; got {new} twice")
         se, degrees = self._error(new, old, pooled=self.is_pooled if pooled is None else pooled)
         return difference_of(self.means[new] - self.means[old], se, degrees)
 

@@ -224,7 +224,7 @@ def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation]
 
     Raises:
         FileNotFoundError: a run has not been evaluated yet.
-        ValueError: the runs are of different data.
+        ValueError: the runs are on different data.
 
     Example:
         >>> from mixvae.config import read

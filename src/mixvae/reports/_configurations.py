@@ -15,7 +15,7 @@ from mixvae.reports._between import between_trainings
 from mixvae.runs import Run
 
 ELBO, POOLED = "mixvae.bounds.elbo", "mixvae.bounds.pooled"
-"""Their names in recipes."""
+"""Names of these bounds in recipes."""
 MODEL = "model"
 """The part of a gain that is the gain in log p(x), whose error is of all configurations."""
 PARTS = ("elbo", MODEL, "posterior")

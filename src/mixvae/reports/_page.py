@@ -59,7 +59,7 @@ def write(
     Raises:
         FileNotFoundError: a run has not been evaluated yet.
         OSError: the file cannot be written; nothing is left behind.
-        ValueError: the runs are of different data, or one of their files is damaged.
+        ValueError: the runs are on different data, or one of their files is damaged.
     """
     opened = runs.open_runs(paths)
     comparison = compare(opened, evaluations)

@@ -162,7 +162,7 @@ def _seconds(folder: Path, name: str, scale: str) -> float:
     old = read_json(path)
     there = old.get("experiment") if isinstance(old, dict) else None
     if there != name:
-        what = f"results of the experiment {there}" if isinstance(there, str) else "no results of an experiment"
+        what = f"results of the experiment {there}" if isinstance(there, str) else "results of something else"
         raise ValueError(f"{path} has {what}, not of {name}: choose another --out, or move it away")
     seconds = old.get("seconds") if old.get("scale") == scale else None
     return float(seconds) if isinstance(seconds, int | float) else 0.0

@@ -73,7 +73,7 @@ def _nll(name: str) -> Experiment:
         name,
         f"Log-likelihood of {'FashionMNIST' if name == 'fashion_mnist' else 'MNIST'}",
         "For each of eight models, the negative log-likelihood never rises as components are added, S = 1 to 4. "
-        "(The published figures with PixelCNN decoders leak the test image through BatchNorm and are no target.)",
+        "(The published figures with PixelCNN decoders leak the test image through BatchNorm and are not a target.)",
         {
             "smoke": _likelihood(
                 MODELS, (1, 2), small=True, options=DIGITS, total_draws=20, examples=50, cost="two to four minutes"

@@ -28,7 +28,7 @@ def pace(cell: Cell) -> float:
 
 
 def least(results: Sequence[Mapping[str, Any]], name: str = "train_seconds") -> float:
-    """Seconds of one training: as many epochs as trainings take on average, at the quickest one's seconds per epoch.
+    """Seconds of one training: the mean number of epochs, at the seconds per epoch of the quickest training.
 
     Other work on the machine disturbed that one least.
 
@@ -41,7 +41,7 @@ def least(results: Sequence[Mapping[str, Any]], name: str = "train_seconds") -> 
 
 
 def disturbed(measured: Measured) -> list[str]:
-    """A note on variants of which one training had more seconds per epoch than another, or none."""
+    """A note on variants whose trainings differ in their seconds per epoch, or none."""
     paces = {named(key): sorted(map(pace, cells)) for key, cells in measured.items()}
     busy = ", ".join(f"{name} {p[0]:.2g} to {p[-1]:.2g} s" for name, p in paces.items() if p[-1] > STEADY * p[0])
     told = (
@@ -93,5 +93,5 @@ def _pace(cells: Sequence[Cell]) -> float:
 
 
 def _within(cell: Cell, epochs: float) -> list[float]:
-    """Validation bounds of the first so many epochs."""
+    """Validation bounds of the first `epochs` epochs, rounded down."""
     return [row["validation"] for epoch, row in enumerate(cell.run.metrics, 1) if epoch <= epochs * (1 + ROUNDING)]

@@ -15,7 +15,7 @@ from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Gap, Verdict, judge
 Key = tuple[str, int]
 """Model and size of a variant."""
 ESTIMATED = ("log_px", "posterior")
-"""Metrics that are tight or not: log p(x), and the ELBO less it; bounds are what they are."""
+"""Metrics that are estimates, tight or not: log p(x), and the ELBO less it. Bounds are compared as bounds."""
 KIND = (
     f"{PRIMARY}: written into the plan beforehand, and decided by p Holm; {EXPLORATORY}: any other, whose p is "
     "uncorrected and decides nothing by itself"

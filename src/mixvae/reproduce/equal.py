@@ -15,7 +15,7 @@ from mixvae.reproduce.trainings import Trainings
 from mixvae.reproduce.variants import Variant
 
 LAST: dict[str, Any] = {"training.keep": "last", "training.patience": None}
-"""No epoch is selected."""
+"""Options under which no epoch is selected."""
 FASHION: dict[str, Any] = {"data.name": "fashion_mnist"}
 FIFTH: dict[str, Any] = {"data.limit": 10000, "data.limit_validation": 2000}
 """A fifth of the training images."""
@@ -126,7 +126,7 @@ def _vampprior(pseudo_inputs: int, size: int, fewer: int, options: dict[str, Any
 
 
 def _convergence(size: int, draws: int, options: dict[str, Any], **rest: Any) -> Trainings:
-    """Until patience ends, by a validation bound with equally many draws; and the same runs at equal wall-clock."""
+    """Until patience ends, by a validation bound with an equal number of draws; the same runs at equal wall-clock."""
     one, many = ("vanilla", 1), ("vanilla", size)
     variants = [Variant(*one, "vanilla", shared(size, 1)), Variant(*many, "vanilla", shared(size, size))]
     questions = [

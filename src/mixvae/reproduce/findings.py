@@ -87,8 +87,8 @@ class Gap:
         gain: the difference.
         margin: half width of its 95 % interval between trainings; NaN if there is one training of each.
         p: p value that decides instead of the margin, corrected for the number of claims; None to use the margin.
-        is_tight: whether neither side is merely a bound on what is compared, so that a difference can be of the bounds;
-            None if that is unknown.
+        is_tight: whether both sides are tight; where one is merely a bound on what is compared, a difference may be due
+            to the bounds. None if that is unknown.
     """
 
     name: str
@@ -99,7 +99,7 @@ class Gap:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the difference is not zero, whatever its sign; never without an error, or unless it is tight."""
+        """Whether the difference is not zero, whatever its sign; never if it has no error or is not tight."""
         if self.is_tight is not True or not self.margin > 0:
             return False
         return abs(self.gain) > self.margin if self.p is None else self.p < LEVEL
@@ -147,7 +147,7 @@ def judge(claim: str, gaps: Sequence[Gap], *, primary: bool = False) -> Verdict:
     It holds if every difference exceeds its margin, and does not hold if one difference is below zero by more than its
     margin; where a difference has a corrected p value, a value below 5 % takes the place of exceeding the margin.
     Anything else leaves it undecided, such as one training of each model, which has neither, or log p(x) that is not
-    tight, of which a difference may be that of the bounds.
+    tight, where a difference may be due to the bounds.
 
     Args:
         claim: the claim.
@@ -217,7 +217,7 @@ def refuse_copies(trainings: Mapping[str, Evaluation]) -> None:
         weights = evaluation.identity.weights
         if weights is not None and (other := seen.setdefault(weights, name)) != name:
             raise ValueError(
-                f"{name} has the weights of {other}, which was trained with another seed: delete the copy, and give "
+                f"{name} has the weights of {other}, which was trained with another seed: delete the copy, and run "
                 "the command again"
             )
 

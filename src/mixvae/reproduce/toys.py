@@ -26,7 +26,7 @@ MARGIN = "± half width of its 95 % interval between optimisations, the variance
 MEANS = ("bound", "log_z", "gap", "covered")
 """What is averaged over seeds."""
 VERSION = 1
-"""Version of what toys compute; raising it makes earlier results be recomputed."""
+"""Version of what toys compute; raising it causes earlier results to be recomputed."""
 
 
 @dataclass(frozen=True)

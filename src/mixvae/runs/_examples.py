@@ -115,7 +115,7 @@ def _own(run: Run, split: str) -> Dataset:
     except ValueError as error:
         if split != "test":  # new examples have no splits
             raise
-        raise ValueError(f"{error}; new examples are given by --data FILE (data=… in Python)") from None
+        raise ValueError(f"{error}; new examples are given with --data FILE (data=… in Python)") from None
 
 
 def _as_tested(run: Run, data: NewData, progress: Progress) -> tuple[str, Split]:
@@ -155,7 +155,7 @@ def _other_unit(own: Given | None, new: Split, run: str) -> str:
     """What new examples hold in a unit other than that of the training examples, and the remedy; empty if nothing.
 
     Bytes have a unit, intensities in [0, 1]. The unit of real numbers is inferred from their range: from typical values
-    beyond `ANOTHER` times the largest of the training; and, of images, from values in [0, 1] where the training's are
+    beyond `ANOTHER` times the largest in training; and, of images, from values in [0, 1] where the training's are
     `ANOTHER` times as large, or negative by half of their range or more.
 
     Args:

@@ -80,7 +80,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             break
         if not isinstance(row, dict) or not all(_is_number(row.get(name)) for name in COUNTED):
-            raise ValueError(f"{path} is damaged: {line[:60]} is no row of metrics; restore the file from a copy")
+            raise ValueError(f"{path} is damaged: {line[:60]} is not a row of metrics; restore the file from a copy")
         rows.append(row)
     return rows
 
@@ -93,7 +93,7 @@ def _results(path: Path) -> dict[str, Any]:
     """
     results = read_json(path)
     if not isinstance(results, dict):
-        raise ValueError(f"{path} is no result of mixvae: restore the file from a copy")
+        raise ValueError(f"{path} is not a result of mixvae: restore the file from a copy")
     sizes = [results.get(name) for name in ("examples", "draws")]
     sizes += [results.get(name, 1) for name in ("components", "draws_per_component", "seed")]
     if not all(type(size) is int and size >= 0 for size in sizes):
@@ -177,5 +177,5 @@ def representations(path: Path) -> list[tuple[str, Representation]]:
         return []
     content = read_json(file)
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is no result of mixvae: restore the file from a copy, or delete it")
+        raise ValueError(f"{file} is not a result of mixvae: restore the file from a copy, or delete it")
     return [(str(content.get("split", "unknown")), scores_in(content, file))]

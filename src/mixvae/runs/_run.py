@@ -108,7 +108,7 @@ class Run:
         return "genes" in (self.manifest["model"] or {})
 
     def refuse_cells(self, error: type[Exception] = ValueError) -> None:
-        """Refuse a run of cells, by an error of this class."""
+        """Refuse a run of cells with an error of this class."""
         if self.is_of_cells:
             raise error(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
 
@@ -185,7 +185,7 @@ class Run:
         if changed:
             raise ValueError(
                 f"the {changed} of {self.path} are not those that it was trained on ({data.name}): restore the old "
-                "ones, say where they are by --data.name, or train a new run"
+                "ones, say where they are with --data.name, or train a new run"
             )
         return data
 
@@ -229,7 +229,7 @@ class Run:
         for path in (options[option] for option in datasets.PATHS if options.get(option) is not None):
             if path not in datasets.SOURCES and not Path(path).exists():
                 raise ValueError(
-                    f"the data of {self.path} are no longer at {path}: say where they are by --data.name "
+                    f"the data of {self.path} are no longer at {path}: say where they are with --data.name "
                     "(open_run(path, data=…) in Python)"
                 )
         return options
@@ -318,7 +318,7 @@ class Run:
         if known is not None and known != (parts := parts_of(self._model)):
             other = next(name for name in {**known, **parts} if known.get(name) != parts.get(name))
             raise ValueError(
-                f"the model that you pass is of another architecture than {self.path}: its {other or 'whole'} is "
+                f"the model that you pass differs in architecture from {self.path}: its {other or 'whole'} is "
                 f"{parts.get(other)}, not {known.get(other)}"
             )
         return self._model

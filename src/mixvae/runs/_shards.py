@@ -223,7 +223,7 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path], chunk: int | No
     if missing := sorted(set(range(1, of + 1)) - {shard.number for shard in shards}):
         names = ", ".join(f"{number}/{of}" for number in missing)
         which = f"shard{'s' * (len(missing) > 1)} {names} of {asked.identity.key}"
-        raise ValueError(f"{folder} lacks {which}; evaluate it by {_command(asked, missing[0], of)}")
+        raise ValueError(f"{folder} lacks {which}; evaluate it with {_command(asked, missing[0], of)}")
     shards = sorted(shards, key=lambda shard: shard.number)
     whole = asked.identity
     arrays = {name: np.concatenate([shard.bounds[name] for shard in shards]) for name in ARRAYS}

@@ -52,7 +52,7 @@ def new_model(config: Config, data: Dataset, fabric: Fabric, *, started: bool = 
     prior = model.prior
     model.freeze(*config.training.freeze)
     if model.prior is not prior:
-        raise ValueError("a prior that follows the encoders is frozen by `mixvae extend RUN --freeze prior` only")
+        raise ValueError("a prior that follows the encoders can be frozen only with `mixvae extend RUN --freeze prior`")
     trial = data.train.batch(slice(0, 2), generator)
     state = torch.get_rng_state()
     with plain_errors("the model cannot take the data"), torch.no_grad(), evaluating(model):
@@ -96,7 +96,7 @@ def extension(
         freeze: parts to hold fixed, such as decoder and prior; a VampPrior becomes the Gaussians that it currently is.
         noise: noise on the copied components, relative to each tensor's own standard deviation.
         fresh: start the added components from random weights instead of copies.
-        epochs: epochs to train; as many as the run's by default. There is no warm-up.
+        epochs: epochs to train; the run's own setting by default. There is no warm-up.
 
     Raises:
         ValueError: the run already has more components, a part cannot be frozen, or the data have changed.

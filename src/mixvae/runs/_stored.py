@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = "mixvae evaluation"
 VERSION = 2
-"""Version of what evaluation computes; raising it makes stored evaluations be recomputed."""
+"""Version of what evaluation computes; raising it causes stored evaluations to be recomputed."""
 
 
 class Results(TypedDict, total=False):

@@ -85,7 +85,7 @@ def train(
 
     def again() -> str:
         begun = Layout(path).manifest.exists()
-        return f"`mixvae train --resume {path}` resumes it" if begun else "give the command again"
+        return f"`mixvae train --resume {path}` resumes it" if begun else "run the command again"
 
     with as_one(fabric, again, quiet=True):
         config = first_alone(fabric, begin)
@@ -249,7 +249,7 @@ def fit(
         fabric: device, precision and processes, as returned by `launch`; this process by default.
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
         callbacks: what to call at every step and epoch, each a `mixvae.training.Callback` or a function of an epoch's
-            row. They can end the training by `StopTraining`.
+            row. They can end the training by raising `StopTraining`.
         loggers: Lightning loggers that receive the settings once and the metrics of every epoch, such as
             `lightning_fabric.loggers.CSVLogger("logs")`; on resuming, those of the epochs that follow. TensorBoard's
             files are in the run directory anyway, if it is installed.
@@ -288,7 +288,7 @@ def fit(
         "settings": settings,
     }  # fmt: skip
     if run is None:
-        with as_one(fabric, lambda: "give the call again", quiet=False):
+        with as_one(fabric, lambda: "repeat the call", quiet=False):
             check_same(fabric, data.sha256, "data")
             return Trainer(model, data, options, store=None, **door).run()
     path = Path(run).expanduser()

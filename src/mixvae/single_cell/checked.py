@@ -35,7 +35,7 @@ def check_file(path: Path) -> None:
     if not path.exists():
         raise Unfit(f"there is no file {path}")
     if not path.is_file():
-        raise Unfit(f"{path} is no ordinary file, but a folder, device or pipe: give an .h5ad file")
+        raise Unfit(f"{path} is not an ordinary file, but a folder, device or pipe: give an .h5ad file")
     if not os.access(path, os.R_OK):
         raise Unfit(f"{path} may not be read by this user: change its permissions")
 
@@ -74,7 +74,7 @@ def check_annotated(file: h5py.File, path: Path) -> None:
         raise Unfit(f"{path} holds MuData of {', '.join(parts)}: write one of them, mdata.mod[…].write_h5ad(…)")
     missing = [name for name in ("obs", "var") if name not in file]
     if missing:
-        raise Unfit(f"{path} holds no AnnData, as it has no {' and no '.join(missing)}: give a file by write_h5ad")
+        raise Unfit(f"{path} holds no AnnData, as it has no {' and no '.join(missing)}: give a file from write_h5ad")
 
 
 def check_matrices(adata: AnnData, path: Path) -> None:
@@ -137,7 +137,7 @@ def _check_dataset(item: h5py.Dataset, where: str, path: Path, *, copied: bool) 
     if item.external:
         raise _foreign(path, where, f"lies in another file, {short(item.external[0][0])!r}")
     if copied and item.dtype.kind == "V" and item.dtype.names is None:
-        raise Unfit(f"{path}: {where!r} is of no type that can be written again: take it out of the file")
+        raise Unfit(f"{path}: {where!r} is of a type that cannot be written again: take it out of the file")
 
 
 def _foreign(path: Path, where: str, how: str) -> Unfit:

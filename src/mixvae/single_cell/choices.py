@@ -116,7 +116,7 @@ def check_categories(adata: AnnData, registry: Mapping[str, Any]) -> None:
 
     Raises:
         MissingKey: a column is missing.
-        ValueError: a cell does.
+        ValueError: a cell has one.
     """
     states = {name: field["state_registry"] for name, field in registry["field_registries"].items()}
     known = {registry["setup_args"].get(f"{name}_key"): states[name] for name in ("batch", "labels") if name in states}
@@ -136,7 +136,7 @@ def check_known(column: pd.Series, categories: Collection[Any], otherwise: str) 
         otherwise: what to do with cells that have another category, unless it merely has another type.
 
     Raises:
-        ValueError: a cell has.
+        ValueError: a cell has one.
     """
     present = column.dropna()
     new = present[~present.isin(list(categories))]

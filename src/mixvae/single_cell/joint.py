@@ -36,7 +36,7 @@ def repeated(inputs: Mapping[str, Any], repeats: int) -> dict[str, Any]:
 class CellJoint(Joint):
     """Joint density log p(x_b, z) of a batch of cells under a `scvi.module.VAE` or a `MixtureModule`, in nats.
 
-    Batch, covariates, size factors and an observed library size are given. Latents of the prior's own come after z, as
+    Batch, covariates, size factors and an observed library size are given. The prior's own latents come after z, as
     in scANVI; a latent library size is the last latent, with the log-normal prior of its cell's batch. With
     `latent_distribution="ln"` z is the latent before the softmax. The module must be in evaluation mode.
 

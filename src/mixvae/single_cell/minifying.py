@@ -56,7 +56,7 @@ class Minifying(MixtureQueries):
             kept = check_stored(self.adata, keys, self.module.n_latent, self.module.n_components)
             if kept < self.module.n_components:
                 warnings.warn(
-                    f"one Gaussian with the moments of the mixture is kept of its {self.module.n_components} "
+                    f"one Gaussian with the moments of the mixture is kept instead of its {self.module.n_components} "
                     "components: minify_adata() without keys keeps them all",
                     UserWarning,
                     stacklevel=2,

@@ -204,7 +204,7 @@ class MixtureModule(VAE):
     ) -> Terms:
         joint, q = joint_and_posterior(self, tensors, inferred)
         z = inferred[MODULE_KEYS.Z_KEY]
-        width = joint.prior.event_shape[0]  # with latents of the prior's own
+        width = joint.prior.event_shape[0]  # with the prior's own latents
         if noise is None:
             further = torch.randn(len(z), width - self.n_latent, device=z.device)
         else:

@@ -130,7 +130,7 @@ def prior_named(name: str, module: MixtureModule, clusters: int, **covariates: i
 def prior_of(module: VAE) -> Distribution:
     """The prior of z of any module of SCVI's kind, standard normal for SCVI, induced by labels for scANVI.
 
-    Its first D dimensions are z; further ones are latents of the prior's own, over which it is to be integrated.
+    Its first D dimensions are z; further ones are the prior's own latents, over which it is to be integrated.
     """
     own = getattr(module, "prior", None)
     if own is None:
@@ -142,7 +142,7 @@ def prior_of(module: VAE) -> Distribution:
 class Summed(Distribution):
     """A prior of z in scvi-tools' form, whose `log_prob` ends in an axis of size 1 to be summed over.
 
-    Latents of the prior's own are drawn, so that the density of z is estimated without bias. It is made only on
+    The prior's own latents are drawn, so that the density of z is estimated without bias. It is made only on
     request: a training decodes at every step, and never needs it.
 
     Args:

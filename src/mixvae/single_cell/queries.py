@@ -143,8 +143,8 @@ class MixtureQueries(ValidatedCells):
             return_mean: return the mean over cells; otherwise one value per cell.
             dataloader: batches of cells, instead of `adata`.
             data_loader_kwargs: ignored; for scvi-tools' callers.
-            bound: log_px, the tightest, by refined proposals; or of the encoders' draws the pooled bound, the paper's
-                MISELBO, or the ELBO. `get_bounds` returns all, with errors.
+            bound: log_px, the tightest, by refined proposals; or, from the encoders' draws, the pooled bound, the
+                paper's MISELBO, or the ELBO. `get_bounds` returns all, with errors.
             seed: seed of the draws.
             n_mc_samples_per_pass: ignored, as memory is bounded anyway; for scvi-tools' callers.
         """

@@ -155,7 +155,7 @@ def _read_mtx(file: Path) -> AnnData:
     """
     name = MATRIX.fullmatch(file.name)
     if name is None:
-        raise Unfit(f"{file} is named otherwise than 10x names it, matrix.mtx or …matrix.mtx: rename it")
+        raise Unfit(f"{file} is not named as 10x names it, matrix.mtx or …matrix.mtx: rename it")
     genes, cells, entries, *_ = scipy.io.mminfo(file)
     check(ENTRY * int(entries), f"{file}, unpacked,", "give a file of fewer cells or genes")
     features, barcodes = _table(file, name[1], "features", "genes"), _table(file, name[1], "barcodes")

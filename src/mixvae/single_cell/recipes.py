@@ -65,7 +65,7 @@ class Training:
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, patience=self.patience, batch=self.batch, processes=self.processes)
         if self.batch % self.processes:
-            raise ValueError(f"a batch of {self.batch} cells cannot be shared out to {self.processes} processes evenly")
+            raise ValueError(f"a batch of {self.batch} cells cannot be divided evenly among {self.processes} processes")
         at_least(0, warmup=self.warmup)
         at_least(1, draws_per_component=self.draws_per_component)
         check_seed(self.seed)

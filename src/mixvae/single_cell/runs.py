@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 LATENT_KEY = "X_mixvae"
 FEWEST = 10
-"""Minimum number of cells of which scvi-tools keeps one for validation."""
+"""Smallest number of cells out of which scvi-tools keeps one for validation."""
 CLASSES: dict[str, type[SCVI]] = {"mixvae.single_cell.MixtureSCVI": MixtureSCVI, "scvi.model.SCVI": SCVI}
 """The classes of model that a run may have, by recorded name."""
 
@@ -104,7 +104,7 @@ class Settings:
             ValueError: a number is out of range, or there are too few cells.
         """
         if cells < FEWEST:
-            raise ValueError(f"a training takes at least {FEWEST} cells, a tenth of them to validate on; got {cells}")
+            raise ValueError(f"a training needs at least {FEWEST} cells, a tenth of them to validate on; got {cells}")
         epochs = get_max_epochs_heuristic(cells) if self.epochs is None else self.epochs
         return Training(epochs, self.patience, min(LONGEST_WARMUP, epochs), seed=self.seed)
 

@@ -136,7 +136,7 @@ class MixtureSCANVI(Minifying, SCANVI):
         Raises:
             MissingKey: a column or layer is missing; both a `KeyError`, as in scvi-tools, and a `ValueError`.
             ValueError: a column lacks the value of a cell or holds text for numbers, the counts are a sparse array, or
-                `adata` is no AnnData.
+                `adata` is not an AnnData.
         """
         source = kwargs.get("source_registry")
         filled_in = source is not None and labels_key not in getattr(adata, "obs", ())  # by scvi-tools, which warns
@@ -180,11 +180,11 @@ class MixtureSCANVI(Minifying, SCANVI):
         if not isinstance(scvi_model, MixtureSCVI):
             raise ValueError(
                 f"from_scvi_model takes a MixtureSCVI; got a {type(scvi_model).__name__}: "
-                "MixtureSCVI.from_scvi_model(…, n_components=…) makes one of a trained SCVI"
+                "MixtureSCVI.from_scvi_model(…, n_components=…) makes one from a trained SCVI"
             )
         if not isinstance(scvi_model.module.prior, StandardNormal):
             raise ValueError(
-                "scANVI has a prior that labels make: start from a MixtureSCVI with the prior standard_normal"
+                "scANVI has a prior made of labels: start from a MixtureSCVI with the prior standard_normal"
             )
         scvi_model.becomes_mixture = True
         try:

@@ -82,7 +82,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
         if 0 < len(lacking) < len(genes):
             warnings.warn(
                 f"these cells lack {len(lacking)} of the model's {len(genes)} genes (such as {lacking[0]}), which get "
-                "counts of 0 as if they had been measured: results may be of little worth",
+                "counts of 0 as if they had been measured: results may be worth little",
                 UserWarning,
                 stacklevel=2,
             )
@@ -104,7 +104,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
         if "n_components" in kwargs:
             raise ValueError(
                 f"the number of components is that of the model in {dir_path}: leave n_components out "
-                "(MixtureSCVI.from_scvi_model makes a mixture of any number of a trained SCVI)"
+                "(MixtureSCVI.from_scvi_model makes a mixture of any size from a trained SCVI)"
             )
         with warnings.catch_warnings(), weights_to_come():
             warnings.filterwarnings("error", message="`var_names` for the loaded")
@@ -114,7 +114,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
                 if not str(error).startswith("It appears you are loading a model from a different class"):
                     raise
                 raise ValueError(
-                    f"{dir_path} holds a model of another class than {cls.__name__}: load it by its own class, and "
+                    f"{dir_path} holds a model of another class than {cls.__name__}: load it with its own class, and "
                     f"pass it to {cls.__name__}.from_scvi_model"
                 ) from None
             except UserWarning:
@@ -172,7 +172,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
         if kwargs.get("all_stats", True) and not hasattr(counts, "sum"):
             raise ValueError(
                 "differential expression sums counts, which cannot be done where anndata leaves them on disk: open the "
-                "file by mixvae.single_cell.read_cells([file], backed=True), or read it into memory"
+                "file with mixvae.single_cell.read_cells([file], backed=True), or read it into memory"
             )
         return super().differential_expression(adata, groupby, group1, group2, idx1, idx2, *args, **kwargs)
 

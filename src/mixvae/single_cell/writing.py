@@ -115,7 +115,7 @@ def _hdf5(path: Path, mode: Literal["w", "r+"]) -> Iterator[h5py.File]:
             with h5py.File(disk, mode) as file:
                 yield file
         finally:
-            if disk.error is not None:  # and whatever else went wrong thereby
+            if disk.error is not None:  # and whatever else went wrong because of it
                 raise disk.error
 
 

@@ -99,7 +99,7 @@ def grow(
         out: folder of the runs, of `growth.json` and of `growth.png`.
         errors: keep a component if its gain exceeds this many standard errors over validation examples.
         most: stop at this many components.
-        epochs: epochs of each training; as many as the run's by default.
+        epochs: epochs of each training; the run's own setting by default.
         total_draws: total draws per example.
         examples: evaluate only the first N validation examples.
         freeze: parts to hold fixed, such as decoder and prior.

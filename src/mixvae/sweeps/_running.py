@@ -55,7 +55,7 @@ def run_cells(grid: Grid, *, runner: Runner = LOCAL, progress: Progress = SILENT
     trusted = sorted(config.granted().packages)
     for name, standing in grid.standing().items():
         if standing == "trained" and _stored(grid.out / name, grid) is not None:
-            progress.announce(f"{name}: done already")
+            progress.announce(f"{name}: already done")
         else:
             tasks.append(Task(name, grid.cells[name], grid.out, standing, grid.evaluation, trusted))
     if tasks:
@@ -66,7 +66,7 @@ def run_cells(grid: Grid, *, runner: Runner = LOCAL, progress: Progress = SILENT
     for name in grid.cells:
         evaluation = None if errors.get(name) else _stored(grid.out / name, grid)
         if evaluation is None:
-            result.failed[name] = errors.get(name) or "its evaluation is missing: give the command again"
+            result.failed[name] = errors.get(name) or "its evaluation is missing: run the command again"
         else:
             result.done[grid.out / name] = evaluation
     return result

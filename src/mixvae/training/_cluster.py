@@ -14,7 +14,7 @@ LAST_PORT = 65535
 
 @dataclass(frozen=True)
 class Cluster:
-    """What started the processes of a training, equally many on every node.
+    """What started the processes of a training, the same number on every node.
 
     Args:
         starter: torchrun or srun.
@@ -64,8 +64,8 @@ def cluster(environment: Mapping[str, str] = os.environ) -> Cluster | None:
         _number(environment, "MASTER_PORT", 1, LAST_PORT + 1)
     if not even:
         raise ValueError(
-            f"{found.starter} started {world} processes on {nodes} nodes, not equally many on each: start as many on "
-            "each as it has devices"
+            f"{found.starter} started {world} processes on {nodes} nodes, not the same number on each: start as "
+            "many on each as it has devices"
         )
     return found
 
@@ -86,8 +86,8 @@ def _number(
         wanted = f"at least {least}" if end is None else f"from {least} to {end - 1}"
         raise ValueError(
             f"the environment variable {name} must be a whole number {wanted}; "
-            f"{'it is not set' if text is None else f'got {text!r}'}: start the command by torchrun or srun, which set "
-            "it, or unset their variables"
+            f"{'it is not set' if text is None else f'got {text!r}'}: start the command with torchrun or srun, which "
+            "set it, or unset their variables"
         )
     return number
 
@@ -125,7 +125,7 @@ def settled(devices: int | str | None, nodes: int | None) -> tuple[int | str, in
         _own_rank()
         if nodes is not None and nodes > 1:
             raise ValueError(
-                f"nodes {nodes} needs processes on each of them: start the command by `torchrun --nnodes {nodes}` or "
+                f"nodes {nodes} needs processes on each of them: start the command with `torchrun --nnodes {nodes}` or "
                 "srun"
             )
         return 1 if devices is None else devices, 1

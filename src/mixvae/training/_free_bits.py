@@ -102,6 +102,6 @@ def check_free_bits(nats: float, gradient: Estimator, model: MixtureVAE, process
     weights = None if gradient is not proportional else model.posterior.log_pi()  # pyright: ignore[reportCallIssue]
     if weights is not None and not torch.allclose(weights, weights.mean()):
         raise ValueError(
-            "free_bits weigh the KL of each draw by its component, and proportional draws each as often as it weighs: "
-            "use reparameterised, or equal mixture weights"
+            "free_bits weight the KL of each draw by its component's weight, and proportional draws already come in "
+            "proportion to it: use reparameterised, or equal mixture weights"
         )

@@ -77,7 +77,7 @@ class Ranks:
         self.rank, self.world = rank, world
         self.inside = False
         """Whether this process is training, and so needs the others."""
-        self.again: Callable[[], str] = lambda: "give the command again"
+        self.again: Callable[[], str] = lambda: "run the command again"
         """What the user can do when a process is lost, in words."""
         self._who, self._how, self._status = "another process", "", 1
         self._told = False

@@ -80,7 +80,7 @@ def _listen(store: Any, key: str, started: Cluster) -> Any:
 def _silent(started: Cluster) -> Failed:
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     return Failed(
-        f"the first of {started.world} processes says nothing at {where}: see whether it has ended, and why, or "
+        f"the first of {started.world} processes does not answer at {where}: see whether it has ended, and why, or "
         "whether it can be reached there"
     )
 
@@ -109,7 +109,7 @@ def _store(started: Cluster) -> Any:
         if not address or not port:
             raise ValueError(
                 "the environment variables MASTER_ADDR and MASTER_PORT say where the processes meet, and are not set: "
-                f"start the command by {started.starter}, which sets them, or unset its variables"
+                f"start the command with {started.starter}, which sets them, or unset its variables"
             )
         begins = started.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         if not begins and not _wait(lambda: _answers(address, int(port)), WAIT_SECONDS):

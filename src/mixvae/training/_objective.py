@@ -45,7 +45,7 @@ def check_compile(compile: Compile, gradient: Estimator, changing: nn.Module | N
         )
     if compile != "none" and changing is not None:
         raise ValueError(
-            f"compile {compile} makes one graph of a step, but with `active` {type(changing).__name__} runs other "
+            f"compile {compile} makes one graph of a step, but with `active` {type(changing).__name__} runs different "
             "encoders at each: use OneHotPosterior, or leave one of the two out"
         )
 

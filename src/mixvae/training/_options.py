@@ -153,7 +153,7 @@ class TrainingOptions:
             raise ValueError("schedule_every is step, but there is no schedule: give one, or leave schedule_every out")
         if self.cycles is not None and (self.warmup % self.cycles or self.warmup < 2 * self.cycles):
             raise ValueError(
-                f"cycles must divide the warm-up into cycles of equally many epochs, at least 2; got {self.cycles} "
+                f"cycles must divide the warm-up into cycles of equal length, at least 2 epochs; got {self.cycles} "
                 f"for a warmup of {self.warmup}"
             )
         if self.free_bits and self.accumulate > 1:

@@ -150,4 +150,6 @@ def check_same(fabric: Fabric, checksum: Callable[[], str], what: str) -> None:
     same = fabric.all_reduce(torch.tensor(float(first == value), device=fabric.device), reduce_op="sum")
     differing = fabric.world_size - round(float(cast(torch.Tensor, same)))
     if differing:
-        raise ValueError(f"{differing} of {fabric.world_size} processes have other {what}: copy the same files to all")
+        raise ValueError(
+            f"{differing} of {fabric.world_size} processes have different {what}: copy the same files to all"
+        )

@@ -11,7 +11,7 @@ from mixvae.training._options import TrainingOptions
 from mixvae.training._shown import tell
 
 MUCH = 2
-"""How many times as long as its training a schedule must be to have been meant to step more often."""
+"""A schedule this many times as long as its training must have been meant to step more often."""
 SHORTEST_CYCLE = 3
 """Epochs of the shortest cycle in which β rises: the first half of two is one epoch, at its final value."""
 

@@ -145,7 +145,7 @@ def fewest(bounds: Callable[[int], Any], whole: int) -> int:
     elif alone is not None:
         raise ValueError(
             f"the model cannot train on a single example, all that a batch has on each device ({said(alone)}): "
-            "give a batch of 2 or more, and as many examples"
+            "give a batch of 2 or more, and at least 2 examples"
         ) from alone
     return 1 if alone is None else 2
 
@@ -182,7 +182,7 @@ def tell_coupling(model: MixtureVAE, x: Tensor, progress: Progress) -> None:
     if what := coupling(model, x):
         warning = (
             f"{what} lets the likelihood of an example depend on its batch in training, so that what is maximised is "
-            f"no bound on log p(x), and another batch size is another objective; evaluation is unaffected: {INSTEAD}"
+            f"not a bound on log p(x), and another batch size is another objective; evaluation is unaffected: {INSTEAD}"
         )
         progress.announce(f"warning: {warning}")
         warnings.warn(warning, stacklevel=5)  # where `fit` was called

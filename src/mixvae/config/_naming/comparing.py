@@ -21,7 +21,7 @@ Tensors = Mapping[str, Tensor]
 def difference(model: nn.Module, again: nn.Module) -> str:
     """How a model differs from one that was built from its description; empty if it does not.
 
-    Compared are the names and classes of submodules, the names, shapes and precisions of tensors, the values of those
+    It compares the names and classes of submodules, the names, shapes and precisions of tensors, the values of those
     that are not saved, all other attributes, and the number of hooks. Weights and what is frozen may differ.
 
     Args:
@@ -52,7 +52,7 @@ class _Comparison:
             yield from self._attributes(_full(name), mine, its)
         yield from self._tensors(self.model.state_dict(), self.again.state_dict())
         if [n for n, _ in self.model.named_parameters()] != [n for n, _ in self.again.named_parameters()]:
-            yield "some parameters of the model are shared that would be built apart, or the other way round"
+            yield "some parameters are shared in the model but would be built apart, or the other way round"
 
     def _attributes(self, name: str, mine: nn.Module, its: nn.Module) -> Iterator[str]:
         """Differences between two modules in anything but saved tensors and children."""

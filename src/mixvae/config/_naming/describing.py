@@ -80,7 +80,7 @@ class Describer:
         for where, module in self.modules:
             if id(module) not in own and has_tensors(module):
                 raise ValueError(
-                    f"{where} is a {type(module).__name__} that is no submodule of the model, so that its weights are "
+                    f"{where} is a {type(module).__name__} that is not a submodule of the model, so its weights are "
                     "not saved with the model's: use the one that belongs to the model, or make it a submodule"
                 )
 

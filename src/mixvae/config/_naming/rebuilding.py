@@ -79,7 +79,7 @@ class Builder:
         return self._make(node)
 
     def _shared(self, number: int) -> Any:
-        """Make an entry that is used more than once only once."""
+        """Make an entry only once, however often it is used."""
         if number not in self.made:
             if number in self.begun:
                 raise ValueError("the model's description refers to itself")

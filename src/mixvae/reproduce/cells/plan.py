@@ -235,7 +235,7 @@ def still(changes: Sequence[tuple[int, Gain]]) -> list[Verdict]:
     """The null test: a frozen decoder leaves log p(x) as it is, whatever the encoders, so that a change is an error.
 
     Whether the intervals of all changes lie within `SAME` is one claim, as large errors would hide any change; whether
-    one exceeds its Monte-Carlo margin, of Bonferroni's 5 %, is another.
+    one exceeds its Monte-Carlo margin, at 5 % with Bonferroni's correction, is another.
 
     Args:
         changes: changes of log p(x) by S, with their Monte-Carlo standard errors.

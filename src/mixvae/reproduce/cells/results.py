@@ -87,7 +87,7 @@ def legacy(folder: Path, listed: Sequence[Job], check: Callable[[Path, Mapping[s
             if {name: content[name] for name in job.described} != job.described:
                 raise ValueError(f"{path} is not of the model that its name says")
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no result of this experiment: {error!r}; restore it from a copy") from None
+            raise ValueError(f"{path} is not a result of this experiment: {error!r}; restore it from a copy") from None
         results.append(content)
     return results
 

@@ -48,7 +48,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "gaussian_mixture": {"prior": "gaussian_mixture"},
     "vamp": {"prior": "vamp"},
 }
-"""What kinds of mixtures are made with, besides their number of components."""
+"""Arguments of each kind of mixture, besides the number of components."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class _Study:
             before, trained = self.train(Job(SCVI_NAME, 1, job.seed))
             start = {"sha256": before.weights_sha256, "noise": NOISE}
             if self._is_done(job):
-                trained.is_trained_ = True  # with weights or without: nothing but the recipe is made from it
+                trained.is_trained_ = True  # even without its weights: only the recipe is made from it
             else:
                 take_weights(trained, before)
         scvi.settings.seed = job.seed
