@@ -62,7 +62,7 @@ results: install  ## every published experiment anew, as its command in docs/dat
 tables: install  ## the tables of docs/, from docs/data without training; with CHECK=--check it only compares them
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/tables.py $(CHECK) docs/*.md README.md
 
-figures: install  ## the figure of docs/when.md, from docs/data without training
+figures: install  ## the figures of docs/when.md, from docs/data without training
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/figures.py
 
 lint: install  ## style of the code

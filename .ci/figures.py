@@ -1,4 +1,4 @@
-"""Draw docs/images/when.png, where gains of several encoders come from, from the results in docs/data.
+"""Draw docs/images/when.png and when_cells.png, where gains of several encoders come from, from docs/data.
 
     python .ci/figures.py
 
@@ -6,8 +6,6 @@ The first two rows are contrasts with one draw per step, all others at equal dra
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from tables import DATA, found_in
 
@@ -18,7 +16,7 @@ from mixvae.reproduce import Findings
 from mixvae.reproduce.contrasts import Key, named
 
 ONE_DRAW = ("elbo (1 draw of each)", 1)
-SHOWN: dict[str, tuple[str, Key, Key]] = {
+IMAGES: dict[str, tuple[str, Key, Key]] = {
     "Four draws over one: digits, S = 4": ("draws", ("elbo (1 draw of each)", 4), ONE_DRAW),
     "Four draws over one: digits, S = 1": ("draws", ("elbo (4 draws of each)", 1), ONE_DRAW),
     "Digits, S = 2": ("digits", ("elbo", 2), ("elbo", 1)),
@@ -37,10 +35,14 @@ SHOWN: dict[str, tuple[str, Key, Key]] = {
     ),
     "FashionMNIST, VampPrior, S = 4": ("vampprior", ("vamp", 4), ("vamp", 1)),
     "FashionMNIST, PixelCNN, S = 4": ("pixelcnn", ("conv", 4), ("conv", 1)),
+}  # fmt: skip
+CELLS: dict[str, tuple[str, Key, Key]] = {
     "CORTEX, S = 3": ("cortex_equal", ("mixture", 3), ("mixture, 3 draws", 1)),
     "CORTEX, S = 5": ("cortex_equal", ("mixture", 5), ("mixture, 5 draws", 1)),
+    "CORTEX, no BatchNorm, S = 3": ("cortex_equal", ("nobatchnorm", 3), ("nobatchnorm, 3 draws", 1)),
 }  # fmt: skip
-"""Folder, and what is compared with what, by the name of the row."""
+SHOWN = {"when": IMAGES, "when_cells": CELLS}
+"""Folder, and what is compared with what, by the name of the row and of the picture."""
 GAINS = ("gain_elbo", "gain", "gain_posterior")
 METRICS = ("elbo", "log_px", "posterior")
 """Names of the gain of the ELBO and its parts, in tables and among contrasts."""
@@ -75,15 +77,19 @@ def mark(found: Findings, new: Key, old: Key) -> str:
 
 def main() -> None:
     """Draw the rows whose results are there."""
-    there = {name: asked for name, asked in SHOWN.items() if (DATA / asked[0]).is_dir()}
-    found = {folder: found_in(DATA / folder) for folder in dict.fromkeys(folder for folder, _, _ in there.values())}
-    rows = {
-        name + mark(found[folder], new, old): parts(found[folder], new, old)
-        for name, (folder, new, old) in there.items()
-    }
-    figure = figures.splits(rows, "95 % intervals between trainings; * log p(x) not tight", "gain over one encoder")
-    write_bytes(Path(DATA.parent) / "images" / "when.png", figures.png(figure))
-    print(figure.get_label())
+    folders = dict.fromkeys(folder for rows in SHOWN.values() for folder, _, _ in rows.values())
+    found = {folder: found_in(DATA / folder) for folder in folders if (DATA / folder).is_dir()}
+    for picture, rows in SHOWN.items():
+        there = {name: asked for name, asked in rows.items() if asked[0] in found}
+        split = {
+            name + mark(found[folder], new, old): parts(found[folder], new, old)
+            for name, (folder, new, old) in there.items()
+        }
+        figure = figures.splits(
+            split, "95 % intervals between trainings; * log p(x) not tight", "gain over one encoder"
+        )
+        write_bytes(DATA.parent / "images" / f"{picture}.png", figures.png(figure))
+        print(figure.get_label())
 
 
 if __name__ == "__main__":

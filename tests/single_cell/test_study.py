@@ -281,32 +281,6 @@ def legacy(tmp_path):
     return shutil.copytree(DOCS / "data" / "cortex", tmp_path / "cortex")
 
 
-COLUMNS = (
-    ("elbo", ".1f"), ("miselbo", ".1f"), ("pooled", ".1f"), ("elbo_gain", "+.1f"), ("miselbo_gain", "+.1f"),
-    ("pooled_gain", "+.1f"), ("effective", ".2f"), ("ari", ".3f"), ("nmi", ".3f"), ("asw", ".3f"), ("svm", ".3f"),
-    ("svm_precise", ".3f"), ("svm_precise_gain", "+.3f"),
-)  # fmt: skip
-NAMES = {
-    "SCVI": "scvi", "mixture": "mixture", "mixture without BatchNorm": "nobatchnorm", "frozen decoder": "frozen",
-    "SCVI, S samples": "samples",
-}  # fmt: skip
-
-
-def test_legacy_cortex_tables_match_the_docs_digit_for_digit(legacy):
-    rows = {(row["model"], row["size"]): row for row in table(study.run(legacy))}
-    page = (DOCS / "results.md").read_text()
-    printed = re.findall(rf"^\| ({'|'.join(NAMES)}) \| (\d) \| (\d) \| (.*) \|$", page, re.MULTILINE)
-    assert len(printed) == len(rows) == 17
-    for name, size, seeds, cells in printed:
-        row = rows[NAMES[name], int(size)]
-        assert row["seeds"] == int(seeds)
-        for (key, form), cell in zip(COLUMNS, cells.split(" | "), strict=True):
-            if cell.strip() not in ("", "–"):
-                shown = f"{row[key]:{form}}"
-                shown += "" if key == "effective" else f" ± {row[f'{key}_margin']:{form.removeprefix('+')}}"
-                assert cell.strip() == shown, (name, size, key)
-
-
 def test_legacy_integration_table_matches_the_docs(legacy):
     rows = integration_table(integration.integrate(legacy / "integration"))
     page = (DOCS / "results.md").read_text()
