@@ -127,7 +127,7 @@ def test_shards_that_do_not_fit_together_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match="no shards of test-20-draws12-seed0-posterior"):
         merge_shards(run, **merge, proposal="posterior")
     other = shards(run, 2, which=[1])[0]
-    with pytest.raises(ValueError, match=r"of 2 \(…of2.json\) and of 3 \(…of3.json\) of one evaluation"):
+    with pytest.raises(ValueError, match=r"split into 2 \(…of2.json\) and into 3 \(…of3.json\)"):
         merge_shards(run, **merge)
     other.path.unlink()
     shutil.copy(first.path, second.path)

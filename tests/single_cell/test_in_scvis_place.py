@@ -141,7 +141,7 @@ def test_cells_without_counts_are_loaded_only_to_be_minified(cells, tmp_path):
     for used in (loaded.get_latent_representation, loaded.train):
         with pytest.raises(ValueError, match="has no counts"):
             used()
-    with pytest.warns(UserWarning, match="have no counts, so that their library sizes are kept as 0"):
+    with pytest.warns(UserWarning, match="have no counts, so their library sizes are kept as 0"):
         loaded.minify_adata(use_latent_qzm_key="_scvi_latent_qzm", use_latent_qzv_key="_scvi_latent_qzv")
     np.testing.assert_allclose(loaded.get_latent_representation(), model.get_latent_representation(), rtol=1e-5)
 

@@ -18,7 +18,7 @@ LAST: dict[str, Any] = {"training.keep": "last", "training.patience": None}
 """Options under which no epoch is selected."""
 FASHION: dict[str, Any] = {"data.name": "fashion_mnist"}
 FIFTH: dict[str, Any] = {"data.limit": 10000, "data.limit_validation": 2000}
-"""A fifth of the training images."""
+"""A fifth of the training and validation images."""
 FIFTY: dict[str, Any] = {"training.epochs": 50, "training.warmup": 12}
 TINY: dict[str, Any] = {
     "data.name": "digits", "data.limit": 200, "model.latent": 4, "training.epochs": 2, "training.warmup": 1,

@@ -212,8 +212,8 @@ def _merged(asked: Request, folder: Path, files: Sequence[Path], chunk: int | No
             raise ValueError(f"{path} is not named as a shard, …-IofN.json: delete it, or rename it if it is one")
     counts = {path.stem.rpartition("of")[2] for path in files}
     if len(counts) > 1:
-        which = " and ".join(f"of {count} (…of{count}.json)" for count in sorted(counts))
-        raise ValueError(f"{folder} holds shards {which} of one evaluation: delete those of one")
+        which = " and into ".join(f"{count} (…of{count}.json)" for count in sorted(counts))
+        raise ValueError(f"{folder} holds shards of an evaluation split into {which}: delete those of one")
     of = int(counts.pop())
     shards, chunks = zip(*(_read(path, asked) for path in files), strict=True)
     if len(set(chunks)) > 1:

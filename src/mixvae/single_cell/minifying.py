@@ -47,7 +47,7 @@ class Minifying(MixtureQueries):
             )
         if self._awaits_minifying(self.adata):
             warnings.warn(
-                "the cells have no counts, so that their library sizes are kept as 0: ask for no expression of them",
+                "the cells have no counts, so their library sizes are kept as 0: do not compute expression from them",
                 UserWarning,
                 stacklevel=2,
             )
