@@ -164,6 +164,7 @@ def _draws(size: int, more: int, preset: str, **rest: Any) -> Trainings:
         Question(f"S = {size} with a draw of each is better than one encoder with one draw, as in the paper.",
                  [((few, size), one)], primary=True),
         Question(f"So is one encoder with {size} draws.", [((some, 1), one)], primary=True),
+        Question(f"That mixture is better than one encoder with {size} draws.", [((few, size), (some, 1))]),
         Question(f"{more} draws are better than {size} (ELBO).", [((many, 1), (some, 1))], primary=True),
         Question(f"{more} draws are better than {size} (IWAE).", [((iwae[more], 1), (iwae[size], 1))], primary=True),
         Question("At equal draws the bound of the IWAE is better than the ELBO.",
