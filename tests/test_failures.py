@@ -59,7 +59,7 @@ def folder(tmp_path, monkeypatch, as_users_run):
         (["--training.optimizer=mine_failing.divides"], "cannot be made"),
         (["--training.schedule=StepLR"], "missing 1 required positional argument: 'step_size'"),
         (["--training.bound=torch.nn.functional.relu"], "a bound must be one number per example"),
-        (["--training.bound=math.pi"], "no class or function"),
+        (["--training.bound=math.pi"], "not a class or function"),
         (["--training.bound=mine_failing.divides"], "ZeroDivisionError"),
         (["--training.bound=mine_failing.whole"], "a bound must be one number per example"),
         (["--training.gradient=os.getcwd"], "cannot be computed"),
@@ -159,7 +159,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(folder, capsys, name):
     before = (folder / "run" / "run.json").read_bytes()
     told = refused(capsys, "--quiet", "train", "--resume=run", "--training.epochs=3")
     assert re.search(
-        rf"run/{name} is (a directory, but a run has a file of that name: remove it|no ordinary file)", told
+        rf"run/{name} is (a directory, but a run has a file of that name: remove it|not an ordinary file)", told
     )
     assert (folder / "run" / "run.json").read_bytes() == before
 
