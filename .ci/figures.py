@@ -30,6 +30,7 @@ IMAGES: dict[str, tuple[str, Key, Key]] = {
     "Half-hidden digits, S = 4": ("places", ("occluded", 4), ("occluded", 1)),
     "100 digits, S = 4": ("places", ("100 examples", 4), ("100 examples", 1)),
     "FashionMNIST, S = 4": ("fair", ("elbo", 4), ("elbo", 1)),
+    "FashionMNIST, 300 epochs, S = 4": ("convergence", ("vanilla", 4), ("vanilla", 1)),
     "FashionMNIST, sticking the landing, S = 4": (
         "fashion_ways", ("sticking the landing", 4), ("sticking the landing", 1)
     ),
