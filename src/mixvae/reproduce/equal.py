@@ -224,7 +224,7 @@ _EXPERIMENTS = (
             ),
             "small": _fair(
                 (1, 28, 28), 40, [300, 300], 4, {**FASHION, **LAST, **FIFTY}, represent=True, seeds=FIVE,
-                total_draws=500, cost="a day of one core",
+                total_draws=1000, cost="half a day of one core",
             ),
             "paper": _fair(
                 (1, 28, 28), 40, [300, 300], 4, {**LONG, **LAST}, represent=True, cost="days on one GPU", **PAPER
