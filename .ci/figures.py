@@ -81,10 +81,10 @@ def main() -> None:
     folders = dict.fromkeys(folder for rows in SHOWN.values() for folder, _, _ in rows.values())
     found = {folder: found_in(DATA / folder) for folder in folders if (DATA / folder).is_dir()}
     for picture, rows in SHOWN.items():
-        there = {name: asked for name, asked in rows.items() if asked[0] in found}
         split = {
             name + mark(found[folder], new, old): parts(found[folder], new, old)
-            for name, (folder, new, old) in there.items()
+            for name, (folder, new, old) in rows.items()
+            if folder in found
         }
         figure = figures.splits(
             split, "95 % intervals between trainings; * log p(x) not tight", "gain over one encoder"
