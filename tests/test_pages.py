@@ -177,7 +177,7 @@ def test_all_columns_are_shown_when_asked_for(report, tmp_path):
     page = tmp_path / "asked.html"
     page.write_text(report[0].read_text().replace("</body>", script))
     seen = browse(page, tmp_path, width=1400)
-    assert seen["faults"] == ["of it model,MISELBO NLL,pooled NLL,log p(x) − own bound,JSD,parameters", ""]
+    assert seen["faults"] == ["of which model,MISELBO NLL,pooled NLL,log p(x) − own bound,JSD,parameters", ""]
     assert not seen["wide"]
 
 

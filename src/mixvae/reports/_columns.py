@@ -17,8 +17,8 @@ _BETWEEN = (
 )
 _PARTS = (
     ("ELBO gain", "elbo", "in the ELBO, only over a training of the same bound, nats", None, False),
-    ("of it model", MODEL, "its part in log p(x), of a better model, nats", "gain", True),
-    ("of it posterior", "posterior", "its part in −KL(q(z|x) ‖ p(z|x)), of a better posterior, nats", "gain", False),
+    ("of which model", MODEL, "its part in log p(x), of a better model, nats", "gain", True),
+    ("of which posterior", "posterior", "its part in −KL(q(z|x) ‖ p(z|x)), of a better posterior, nats", "gain", False),
 )
 
 

@@ -130,9 +130,9 @@ def _convergence(size: int, draws: int, options: dict[str, Any], **rest: Any) ->
     one, many = ("vanilla", 1), ("vanilla", size)
     variants = [Variant(*one, "vanilla", shared(size, 1)), Variant(*many, "vanilla", shared(size, size))]
     questions = [
-        Question(f"At convergence S = {size} is better than S = 1.", [(many, one)], primary=True),
+        Question(f"Near convergence S = {size} is better than S = 1.", [(many, one)], primary=True),
         Question(
-            f"After as many seconds S = {size} has a better validation bound than S = 1.", [(many, one)],
+            f"After the same training time S = {size} has a better validation bound than S = 1.", [(many, one)],
             "at_equal_seconds", primary=True,
         ),
     ]  # fmt: skip
@@ -248,7 +248,7 @@ _EXPERIMENTS = (
         "convergence",
         "FashionMNIST until convergence, and at equal wall-clock",
         "Four encoders with one draw each are better than one with four draws when neither improves any more, and "
-        "after as many seconds.",
+        "after the same training time.",
         {
             "smoke": _convergence(2, 4, {**TINY_ENCODER, "training.patience": 1}, cost="half a minute", **SMOKE),
             "small": _convergence(

@@ -74,7 +74,7 @@ class Cells:
                "of scvi-tools' own method, by as many draws, nats per held-out cell", error_about=MARGIN),
         *(Column(f"gain of {t}", f"{k}_gain", f"{k}_gain_margin", 1, "over SCVI, nats", error_about=MARGIN, signed=True,
                  trust=f"{k}_gain") for k, t in likelihoods.items()),
-        Column("of it posterior", "posterior_gain", "posterior_gain_margin", 1,
+        Column("of which posterior", "posterior_gain", "posterior_gain_margin", 1,
                "gain of the ELBO less that of log p(x), −ΔKL(q(z|x) ‖ p(z|x)), nats", error_about=MARGIN, signed=True),
         Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
         Column("effective S", "effective"),
