@@ -3,9 +3,10 @@
     python .ci/publish.py runs/reproduce/digits-small docs/data/digits
 
 Of every run: run.json, which has the learning curve too, config.yaml, scores of latents, and evaluations with
-log p(x) and the ELBO of every example in float32. The command in command.txt, given that folder as `--out`, then prints
-the table and trains nothing. With further seeds it trains what is missing, in a copy, which can be published in turn:
-so a long experiment is carried out in parts.
+log p(x) and the ELBO of every example in float32; of results without a run, their files. The command in command.txt,
+given that folder as `--out`, then prints the table and trains nothing. With further seeds it trains what is missing, in
+a copy, which can be published in turn: so a long experiment is carried out in parts. A folder with other results than
+its last command asked for is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from published import asked, check
 
 from mixvae.files import read_json
 from mixvae.runs._stored import read_evaluation, read_stored, save_evaluation
@@ -26,7 +28,7 @@ COPIED = ("run.json", "config.yaml")
 
 
 def publish(out: Path, target: Path) -> None:
-    """Copy every evaluated run of a folder; the target must not exist, and is there as a whole or not at all."""
+    """Copy every result of a folder; the target must not exist, and is there as a whole or not at all."""
     if target.exists():
         raise SystemExit(f"{target} exists: delete it, or choose another")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -36,15 +38,21 @@ def publish(out: Path, target: Path) -> None:
 
 
 def copy(out: Path, target: Path) -> None:
-    """Copy every evaluated run of a folder."""
+    """Copy every result of a folder."""
     command, _, _ = read_json(out / "results.json")["command"].rpartition(" --out ")
     if not command:
         raise SystemExit(f"{out / 'results.json'} has no command that ends with --out FOLDER: reproduce it again")
+    _, plan = asked(command)
+    check(out, plan)
     target.mkdir()
     (target / "command.txt").write_text(f"{command}\n")
-    for manifest in sorted(out.glob("*/run.json")):
-        run, its = manifest.parent, target / manifest.parent.name
-        if not any(run.glob("evaluations/*.json")):
+    for name in plan.names:
+        run, its = out / name, target / name
+        if not (run / "evaluations").exists():
+            if run.exists():  # a toy
+                shutil.copytree(run, its)
+            for path in out.glob(f"{name}.*"):  # an evaluation without a run
+                shutil.copy(path, target)
             continue
         (its / "evaluations").mkdir(parents=True)
         for name in COPIED:
@@ -57,7 +65,8 @@ def copy(out: Path, target: Path) -> None:
                 shutil.copy(path, its / path.relative_to(run))
                 continue
             made = read_evaluation(path)
-            arrays = {name: made.bounds[name].astype(np.float32) for name in KEPT}
+            kept = {name: made.bounds[name].astype(np.float32) for name in KEPT if name in made.bounds}
+            arrays = kept or made.bounds  # scores of latents have no bounds
             save_evaluation(its / path.relative_to(run), replace(made, bounds=arrays), content["extra"])
 
 

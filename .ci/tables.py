@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import shutil
 from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from published import asked, check
+
 from mixvae._tables import Row
+from mixvae.files import checksum
 from mixvae.progress import Progress
 from mixvae.reports import Column, filled
-from mixvae.reproduce import Findings, Verdict, find, reproduce
+from mixvae.reproduce import Findings, Verdict, reproduce
 from mixvae.reproduce.contrasts import CONTRASTS
 from mixvae.reproduce.trainings import Trainings
 from mixvae.sweeps import LOCAL
@@ -45,19 +47,12 @@ def markdown(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 def found_in(folder: Path) -> Findings:
     """What the experiment finds in a folder of published results."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("name")
-    parser.add_argument("--scale")
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")])
-    parser.add_argument("--models", type=lambda text: text.split(","))
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--warmup", type=int)
-    given = vars(parser.parse_args(shlex.split((folder / "command.txt").read_text())[2:]))
+    given, plan = asked((folder / "command.txt").read_text())
+    check(folder, plan)
     with TemporaryDirectory() as home:
         copy = shutil.copytree(folder, Path(home) / folder.name)
-        trains = isinstance(find(given["name"]).scales[given["scale"]], Trainings)
-        found = reproduce(**given, out=copy, runner=Refusing() if trains else LOCAL)
-        if new := made(copy) - made(folder):
+        found = reproduce(**given, out=copy, runner=Refusing() if isinstance(plan, Trainings) else LOCAL)
+        if new := dict(made(copy).items() - made(folder).items()):
             raise SystemExit(f"{folder} lacks {', '.join(sorted(new))}: train it with the command, and publish again")
     return found
 
@@ -71,11 +66,10 @@ class Refusing:
         yield from ((task.name, "is not in the published folder: train it, and publish again") for task in tasks)
 
 
-def made(folder: Path) -> set[str]:
-    """Runs and evaluations in a folder."""
-    return {
-        str(path.relative_to(folder)) for each in ("*/run.json", "*/evaluations/*.json") for path in folder.glob(each)
-    }
+def made(folder: Path) -> dict[str, str]:
+    """Checksum of every result in a folder, by its path."""
+    each = [path for path in folder.rglob("*.json") if path != folder / "results.json"]
+    return {str(path.relative_to(folder)): checksum(path.read_bytes()) for path in each}
 
 
 def block(folder: str) -> str:

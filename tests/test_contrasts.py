@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import levene, pearsonr, ttest_ind, ttest_rel
 
-from mixvae.reports import between_trainings, holm, unequal_variances, within_seeds
-from mixvae.reproduce import EXPERIMENTS, Gap, judge
-from mixvae.reproduce.contrasts import CONTRASTS, Question, contrast_rows, unequal_draws, verdicts
+from mixvae.reports import between_trainings, holm, unequal_draws, unequal_variances, within_seeds
+from mixvae.reproduce import EXPERIMENTS, Gap, judge, pictures
+from mixvae.reproduce.contrasts import CONTRASTS, Question, contrast_rows, corrected, drawn_by, verdicts
 from mixvae.reproduce.findings import Changes
 
 A, B, C = ("m", 1), ("m", 2), ("m", 4)
@@ -157,10 +157,36 @@ def test_a_corrected_p_value_decides_in_place_of_the_margin():
 
 def test_unequal_draws_are_told_of_each_pair_once():
     draws = {A: 4, B: 8, C: 4}
-    assert unequal_draws([(C, A)], draws) == []
-    [told] = unequal_draws([(B, A), (B, A), (C, A)], draws)
+    assert unequal_draws(drawn_by([(C, A)], draws)) == []
+    [told] = unequal_draws(drawn_by([(B, A), (B, A), (C, A)], draws))
     assert told.count("m S = 2 over m S = 1 (8, 4)") == 1
     assert "S = 4" not in told
+
+
+def test_a_figure_colours_what_the_verdicts_decide():
+    """Gains beyond their intervals were blue and orange, though Holm's p or a lack of tightness left them undecided."""
+    given = [
+        {"gain": -0.032, "gain_p_holm": 0.13, "gain_tight": True, "word": "grey"},
+        {"gain": 0.048, "gain_p_holm": None, "gain_tight": False, "word": "grey"},
+        {"gain": 0.048, "gain_p_holm": None, "gain_tight": None, "word": "grey"},
+        {"gain": 0.02, "gain_p_holm": 0.01, "gain_tight": True, "word": "blue"},
+        {"gain": -0.048, "gain_p_holm": None, "gain_tight": True, "word": "orange"},
+    ]
+    rows = [
+        {"model": "m", "size": i, "over": "m S = 9", "gain_margin": 0.03, "gain_reliable": True, **row}
+        for i, row in enumerate(given)
+    ]
+    axes = pictures._gains(rows, several=True)["gains"].axes[0]
+    words = {"#0072B2": "blue", "#D55E00": "orange", "#555555": "grey"}
+    assert [words[line.get_color()] for line in axes.lines[:-1] if line.get_marker() == "o"] == [
+        row["word"] for row in given
+    ]
+    assert "tightness unknown" in axes.get_yticklabels()[2].get_text()
+    apart = {A: [0.0, 0.1, 0.2], B: [1.0, 1.1, 1.2], C: [0.0, 0.1, 0.3]}
+    asked = [Question("x", [(B, A)], primary=True), Question("y", [(C, A)])]
+    made = contrast_rows(asked, {"log_px": by_seed(apart.items())}, dict.fromkeys(apart, 1))
+    assert corrected(made, "log_px") == {"m S = 2 over m S = 1": made[0][0]["p"]}
+    assert corrected(made, "elbo") == {}
 
 
 def test_leaving_out_models_corrects_for_as_many_contrasts():

@@ -17,9 +17,10 @@ from mixvae.distributions import keyed_normal
 from mixvae.files import read_json
 from mixvae.model import evaluating
 from mixvae.progress import SILENT
+from mixvae.reports import unequal_draws
 from mixvae.reproduce import EXPERIMENTS
 from mixvae.reproduce.clock import AT, at_equal_seconds, disturbed
-from mixvae.reproduce.contrasts import unequal_draws
+from mixvae.reproduce.contrasts import drawn_by
 from mixvae.reproduce.equal import EQUAL, encoder_parameters, wide
 from mixvae.reproduce.findings import Changes
 from mixvae.reproduce.means import MEANS
@@ -46,7 +47,7 @@ def test_all_that_is_compared_has_equal_draws(tmp_path, name):
     draws = plan._draws(grid)
     pairs = [pair for question in plan.questions for pair in question.pairs]
     pairs += [(v.key, plan.baseline(v)) for v in plan.variants]
-    assert unequal_draws(pairs, draws) == []
+    assert unequal_draws(drawn_by(pairs, draws)) == []
     assert len(set(draws.values())) == 1
     assert any(question.primary for question in plan.questions)
     assert {key for pair in pairs for key in pair} == set(draws)

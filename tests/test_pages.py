@@ -225,7 +225,7 @@ def test_a_gain_of_a_single_training_is_not_emphasised():
     assert len({text.get_color() for text in plain.texts}) == 1
     assert plain.get_xlabel() == "gain (nats)\nbars: standard error over examples"
     assert plain.texts[3].get_text() == "+1.000"
-    decided = figures.gains(rows, "gain (nats)", "95 % intervals", decides=True).axes[0]
+    decided = figures.gains(rows, "gain (nats)", "95 % intervals", decided=[True, True, False, False]).axes[0]
     gain, loss, undecided, unknown = (text.get_color() for text in decided.texts)
     assert len({gain, loss, undecided}) == 3
     assert undecided == unknown == plain.texts[0].get_color()
@@ -241,7 +241,9 @@ def test_a_value_that_is_not_tight_is_marked():
     column = Column("NLL", "nll", "se", trust="nll")
     row = {"nll": 93.456, "se": 0.25, "nll_tight": True, "nll_reliable": True}
     assert column.text(row) == column.text({"nll": 93.456, "se": 0.25}) == "93.46 ± 0.25"
-    assert column.text(row | {"nll_tight": None}) == "93.46 ± 0.25"
+    unknown = row | {"nll_tight": None}
+    assert column.text(unknown) == "93.46 ± 0.25 *"
+    assert reports.table([column], [unknown]) == [[("93.46 ± 0.25", "93.456", "tight?")]]
     loose = row | {"nll_tight": False}
     assert column.text(loose) == "93.46 ± 0.25 *"
     assert column.text(loose | {"nll_reliable": False}) == "93.46 ± 0.25? *"

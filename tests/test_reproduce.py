@@ -261,9 +261,8 @@ def test_errors_of_several_seeds_are_between_trainings(cells):
     assert f"+0.12 ± {half:.2g}" in found.verdicts[2].evidence
     assert f"0.625 ± {half / math.sqrt(2):.3f}" in shown
     told = "m S = 1, m S = 2: not tight: estimated bias up to 0.020 nats, k̂ unreliable for up to 20% of the examples"
+    assert found.draws == {"m S = 2 over m S = 1": (2, 1), "m S = 1 over m S = 2": (1, 2)}
     assert found.notes == [
-        "Compared at unequal draws per step (S·L): m S = 2 over m S = 1 (2, 1); m S = 1 over m S = 2 (1, 2): a gain "
-        "may be that of the draws.",
         f"{told}, so that errors marked ? are not to be relied on: use more draws.",
     ]
     assert not any(ONE_TRAINING in note for note in found.notes)
@@ -398,6 +397,12 @@ def test_gains_over_another_bound_are_not_split(cells):
     assert any("in log p(x) only" in note for note in comparison.warnings)
     assert row["slack"] is None, "the trained bound was not evaluated"
     assert comparison.table[0]["slack"] == pytest.approx(-comparison.table[0]["nll"] - comparison.table[0]["elbo"])
+    for name, value in (("beta", 4.0), ("free_bits", 8.0)):
+        other_kl = retrained(two, **{name: value})
+        comparison = reports.compare([one, other_kl])
+        assert not comparison.has_splits, "of another weight of the KL part"
+        assert comparison.table[1]["slack"] is None, "no bound was trained"
+        assert reports.compare([other_kl, retrained(one, **{name: value})]).has_splits
     more = retrained(two, bound="mixvae.bounds.iwelbo", draws_per_component=9)
     assert not reports.compare([other, more]).has_splits, "another number of draws is another bound"
     assert reports.compare([one, retrained(two, draws_per_component=9)]).has_splits, "but not of the ELBO"
@@ -405,6 +410,27 @@ def test_gains_over_another_bound_are_not_split(cells):
         single, mixture = (retrained(run, bound="mixvae.bounds.pooled") for run in (one, two))
         single = retrained(single, draws_per_component=draws)
         assert reports.compare([single, mixture]).has_splits == alike, "the pooled bound has S·L draws"
+
+
+def test_evaluations_with_unequal_draws_are_told(cells):
+    """As many draws of each component are more in all: reports said so, and experiments did not."""
+    out, asked = cells[0].parent / "each", plan(draws_per_component=4)
+    for name, made in asked.grid(out).cells.items():
+        cell(out / name, made, cells[1][0] + made.seed, 0.5, 4 * made.model.components)
+    notes = asked.carry_out(out, runner=LOCAL, progress=SILENT).notes
+    [told] = [note for note in notes if note.startswith("Evaluated with unequal")]
+    assert told == (
+        "Evaluated with unequal total draws: m S = 2 over m S = 1 (8, 4); m S = 1 over m S = 2 (4, 8): a gain may be "
+        "that of the evaluation."
+    )
+
+
+def test_a_configuration_of_one_training_is_told(cells):
+    """Five warm starts were five configurations of one training each, whose errors were those of the others."""
+    several = sorted(cells[0].glob("m-*"))
+    assert not any("One training of" in note for note in reports.compare(several).warnings)
+    [told] = [note for note in reports.compare(several[:3]).warnings if "One training of" in note]
+    assert told.startswith("One training of m-S2-seed0: its error is that of the other configurations.")
 
 
 def test_what_is_not_tight_is_marked_in_table_page_and_plot(cells, tmp_path, capsys):
@@ -531,7 +557,7 @@ def test_every_model_can_be_named_alone(name):
         assert Changes(models=names(model)).models_of(known) == [model]
 
 
-def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
+def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys, monkeypatch):
     out = tmp_path / "latents"
     words = ["reproduce", "latents", "--scale", "smoke", "--out", str(out)]
     main(words)
@@ -556,14 +582,15 @@ def test_what_is_done_is_not_done_again_and_the_page_says_it(tmp_path, capsys):
     assert (seen["faults"], seen["requests"]) == ([], [])
     assert all(seen["decoded"])
     assert len(seen["decoded"]) >= 6
-    prints_without_weights(out, words, results, capsys)
+    prints_without_weights(out, words, results, capsys, monkeypatch)
 
 
-def prints_without_weights(out, words, results, capsys):
+def prints_without_weights(out, words, results, capsys, monkeypatch):
     """What is published of an experiment gives the same table, and trains nothing."""
     published, begun = out.parent / "published", out / "vanilla-S1-seed9"
     begun.mkdir()
     shutil.copy(out / "vanilla-S1-seed0" / "run.json", begun)  # trained, and not evaluated
+    monkeypatch.syspath_prepend(PUBLISH.parent)
     runpy.run_path(str(PUBLISH))["publish"](out, published)
     assert not (published / begun.name).exists()
     assert not list(published.rglob("*.safetensors"))
@@ -572,8 +599,14 @@ def prints_without_weights(out, words, results, capsys):
         runpy.run_path(str(PUBLISH))["publish"](out, published)
     lacking = shutil.copytree(published, out.parent / "lacking")
     shutil.rmtree(lacking / "vanilla-S2-seed0")
-    with pytest.raises(Failed, match="vanilla-S2-seed0: is not in the published folder"):
+    with pytest.raises(SystemExit, match="lacking lacks vanilla-S2-seed0: train it"):
         runpy.run_path(str(TABLES))["found_in"](lacking)
+    more = shutil.copytree(published, out.parent / "more")
+    shutil.copytree(more / "vanilla-S1-seed0", more / "vanilla-S1-seed7")  # of a call with other seeds
+    for script, name, arguments in ((TABLES, "found_in", (more,)), (PUBLISH, "publish", (more, out.parent / "new"))):
+        shutil.copy(out / "results.json", more)
+        with pytest.raises(SystemExit, match="more also holds vanilla-S1-seed7, which the command does not ask for"):
+            runpy.run_path(str(script))[name](*arguments)
     command = (published / "command.txt").read_text().split()
     assert command == ["mixvae", *words[:-2]]
     main([*command[1:], "--out", str(published)])

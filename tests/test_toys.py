@@ -1,6 +1,9 @@
 """Targets on the plane: the bound against quadrature, and what is refused."""
 
 import math
+import runpy
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import torch
 from PIL import Image
 
 from mixvae.cli import main
-from mixvae.files import read_json
+from mixvae.files import commit, read_json, read_part, write_json
 from mixvae.toys import approximate, bigaussian, compare, quadrature, ring
 
 
@@ -77,6 +80,22 @@ def test_the_command_writes_a_table_a_picture_and_an_animation(tmp_path, capsys)
         with Image.open(tmp_path / "toy" / name) as picture:
             assert getattr(picture, "n_frames", 1) > (5 if name == "toy.gif" else 0)
             picture.verify()
+
+
+def test_toys_are_published_whole(tmp_path, monkeypatch):
+    """Results that are no runs were left out, and the script said nothing."""
+    out, new = tmp_path / "out", tmp_path / "new"
+    write_json(out / "results.json", {"command": f"mixvae reproduce toys --scale smoke --seeds 3 --out {out}"})
+    ci = Path(__file__).parent.parent / ".ci"
+    monkeypatch.syspath_prepend(ci)
+    publish = runpy.run_path(str(ci / "publish.py"))["publish"]
+    commit(out / "ring-seed3" / "reproduced.json", {"rows": []}, {"picture": ("toy.png", b"a picture")})
+    with pytest.raises(SystemExit, match="out lacks bigaussian-seed3"):
+        publish(out, new)
+    assert not new.exists()
+    shutil.copytree(out / "ring-seed3", out / "bigaussian-seed3")
+    publish(out, new)
+    assert read_part(new / "bigaussian-seed3" / "reproduced.json", "picture")[1] == b"a picture"
 
 
 @pytest.mark.usefixtures("as_users_run")

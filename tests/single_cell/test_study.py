@@ -1,6 +1,7 @@
 """The single-cell study: every model a run, every evaluation with its identity, and legacy results as they were."""
 
 import re
+import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,8 @@ def test_models_of_equal_draws_are_trained_apart_and_contrasted(tmp_path, monkey
     first = found.contrasts[0]
     assert (first["kind"], first["contrast"]) == ("primary", "mixture S = 3 over mixture, 3 draws S = 1")
     assert first["difference"] == pytest.approx(rows["mixture"]["log_px"] - rows["mixture, 3 draws"]["log_px"])
-    assert any("unequal draws" in note for note in found.notes), "SCVI takes one"
+    assert found.draws["mixture S = 3 over scvi S = 1"] == (3, 1), "SCVI takes one"
+    assert rows["scvi"]["unreliable"] is None, "too few draws to know"
 
 
 def test_every_study_model_is_a_run_with_its_own_evaluation(studied):
@@ -254,6 +256,16 @@ def test_results_of_different_cells_are_not_put_into_one_table(studied, typed, t
         list(table(studied[1][1:2]))
 
 
+def published_with(monkeypatch, folder, words):
+    """A folder as the script publishes it after a command."""
+    write_json(folder / "results.json", {"command": f"mixvae reproduce {words} --out {folder}"})
+    monkeypatch.syspath_prepend(DOCS.parent / ".ci")
+    target = folder.parent / f"{folder.name} published"
+    runpy.run_path(str(DOCS.parent / ".ci" / "publish.py"))["publish"](folder, target)
+    (folder / "results.json").unlink()
+    return target
+
+
 def test_integration_makes_runs_and_refuses_other_settings(typed, tmp_path, monkeypatch):
     import pandas as pd
 
@@ -265,6 +277,12 @@ def test_integration_makes_runs_and_refuses_other_settings(typed, tmp_path, monk
     assert [(m["kind"], m["components"], m["epochs"]) for m in made] == [("scvi", 1, 1), ("mixture", 2, 1)]
     assert open_run(tmp_path / "mixture-S2-seed0").state == "done"
     assert len(integration_table(made)) == 2
+    plan = replace(EXPERIMENTS["integration"].scales["smoke"], epochs=1, warmup=1)
+    monkeypatch.setattr(study, "trial", lambda cells: typed)
+    found = plan.changed(Changes(seeds=[0])).carry_out(tmp_path, runner=None, progress=Silent())
+    assert list(found.draws.values()) == [(2.0, 1.0)]
+    published = published_with(monkeypatch, tmp_path, "integration --scale smoke --seeds 0 --epochs 1 --warmup 1")
+    assert (published / "scvi-S1-seed0" / "evaluations" / "integration.npz").exists(), "it has no bounds"
     before = files(tmp_path)
     assert integration.integrate(tmp_path, (2,), (0,), epochs=1, warmup=1, data=typed) == made
     assert files(tmp_path) == before

@@ -18,6 +18,8 @@ from mixvae.evaluation._sums import unreliable_k
 
 MOST_BIAS = 0.01
 """Mean bias in nats up to which a likelihood counts as tight."""
+NO_BIAS = 1e-6
+"""Mean bias in nats that is due to rounding of weights that are all equal."""
 MOST_UNRELIABLE = 0.05
 """Share of examples with an unreliable k̂ up to which a likelihood counts as tight."""
 FINGERPRINTED = 1024
@@ -169,16 +171,21 @@ class Estimate(Tabular):
 def is_tight(bias: float | None, unreliable: float | None) -> bool | None:
     """Whether a likelihood is tight: its mean bias is at most 0.01 nats, and k̂ is unreliable for at most 5 %.
 
-    None if there were too few draws to know the bias, and k̂ does not rule it out.
+    None if there were too few draws to know the bias or k̂, and the other does not rule it out. Weights that are all
+    equal have no k̂ and no bias: their mean is p(x).
 
     Example:
         >>> from mixvae.evaluation import is_tight
-        >>> is_tight(0.002, 0.01), is_tight(0.002, 0.3), is_tight(None, None)
-        (True, False, None)
+        >>> is_tight(0.002, 0.01), is_tight(0.002, 0.3), is_tight(0.002, None), is_tight(0.0, None)
+        (True, False, None, True)
     """
     if (unreliable or 0) > MOST_UNRELIABLE:
         return False
-    return None if bias is None else bias <= MOST_BIAS
+    if bias is None:
+        return None
+    if bias > MOST_BIAS:
+        return False
+    return True if unreliable is not None or bias <= NO_BIAS else None
 
 
 def _finite(value: float) -> float | None:

@@ -167,7 +167,11 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
 
 
 def gains(
-    rows: Sequence[tuple[str, float, float]], across: str, bars: str = "standard errors", *, decides: bool = False
+    rows: Sequence[tuple[str, float, float]],
+    across: str,
+    bars: str = "standard errors",
+    *,
+    decided: Sequence[bool] | None = None,
 ) -> Figure:
     r"""Gains as points with error bars, one row each.
 
@@ -175,7 +179,10 @@ def gains(
         rows: name, gain and half length of the bar of each; NaN for a gain without an error.
         across: label of the axis, with its unit.
         bars: what the bars are, such as "standard error over examples".
-        decides: whether a gain beyond its bar counts as one: then gains are blue, losses orange, and all others grey.
+        decided: whether each gain is shown to be one: then such gains are blue, losses orange, and all others grey.
+
+    Raises:
+        ValueError: as many decisions are needed as gains.
 
     Example:
         >>> from mixvae import figures
@@ -183,12 +190,14 @@ def gains(
         >>> axes.texts[0].get_text(), axes.get_xlabel()
         ('+0.500 ± 0.100', 'gain (nats)\nbars: standard error over examples')
     """
+    if decided is not None and len(decided) != len(rows):
+        raise ValueError(f"every gain is decided or not: give {len(rows)} decisions; got {len(decided)}")
     names = [wrapped(name, NAMED) for name, _, _ in rows]
     lines = max((name.count("\n") + 1 for name in names), default=1)
     figure, axes = blank(WIDTH, 1.0 + max(0.42, 0.19 * lines) * len(rows))
     for i, (_, gain, error) in enumerate(rows):
         known = not math.isnan(error)
-        sure = decides and known and abs(gain) > error
+        sure = decided is not None and decided[i]
         colour = (PALETTE[0] if gain > 0 else PALETTE[1]) if sure else "#555555"
         axes.errorbar(gain, i, xerr=error if known else None, fmt="o", color=colour, capsize=3, markersize=5)
         axes.annotate(
@@ -199,7 +208,7 @@ def gains(
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.8)
     axes.margins(x=0.12)
-    legend = "\nblue: gain, orange: loss, grey: undecided" if decides else ""
+    legend = "\nblue: gain, orange: loss, grey: undecided" if decided is not None else ""
     axes.set_xlabel(wrapped(f"{across}\nbars: {bars}{legend}", WIDTH - 0.9))
     values = "; ".join(f"{name} {_signed(gain, error)}" for name, gain, error in rows)
     figure.set_label(" ".join(f"{across}: {values}. Bars: {bars}.".split()))

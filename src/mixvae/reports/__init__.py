@@ -7,10 +7,12 @@ from mixvae.reports._between import (
     Difference,
     between_trainings,
     holm,
+    is_decided,
     student,
     unequal_variances,
 )
 from mixvae.reports._columns import (
+    BETWEEN,
     COLUMNS,
     CONFIGURATIONS,
     DRAWS,
@@ -29,12 +31,13 @@ from mixvae.reports._columns import (
 from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness, marked
 from mixvae.reports._configurations import MODEL, PARTS, objective, parts, trust, unequal_draws
 from mixvae.reports._page import pictures, without_weights, write
-from mixvae.reports._pages import NOT_TIGHT, Cell, Column, embed, filled, legend, meanings, render, table
+from mixvae.reports._pages import NOT_TIGHT, UNKNOWN, Cell, Column, embed, filled, legend, meanings, render, table
 from mixvae.reports._seeds import Trained, within_seeds
 from mixvae.reports._settings import differing, settings
 
 __all__ = [
     "AMORTISED",
+    "BETWEEN",
     "COLUMNS",
     "CONFIGURATIONS",
     "DRAWS",
@@ -53,6 +56,7 @@ __all__ = [
     "SECONDS",
     "SPLIT",
     "SPLIT_BETWEEN",
+    "UNKNOWN",
     "BetweenTrainings",
     "Cell",
     "Column",
@@ -65,6 +69,7 @@ __all__ = [
     "embed",
     "filled",
     "holm",
+    "is_decided",
     "legend",
     "looseness",
     "marked",

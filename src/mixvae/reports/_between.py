@@ -135,6 +135,26 @@ def _p_value(mean: float, se: float, degrees: float) -> float:
     return float(2 * stdtr(degrees, -abs(mean) / se))
 
 
+def is_decided(gain: float, margin: float, *, p: float | None = None, is_tight: bool | None = True) -> bool:
+    """Whether a difference is not zero, whatever its sign; never if it has no error or is not tight.
+
+    Args:
+        gain: the difference.
+        margin: half width of its 95 % interval between trainings; NaN if there is one training of each.
+        p: p value that decides instead of the margin, corrected for the number of claims; None to use the margin.
+        is_tight: whether both sides are tight; where one is merely a bound on what is compared, a difference may be due
+            to the bounds. None if that is unknown.
+
+    Example:
+        >>> from mixvae.reports import is_decided
+        >>> is_decided(0.5, 0.4), is_decided(0.5, 0.4, p=0.06), is_decided(0.5, 0.4, is_tight=None)
+        (True, False, False)
+    """
+    if is_tight is not True or not margin > 0:
+        return False
+    return abs(gain) > margin if p is None else p < LEVEL
+
+
 def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K]:
     """Analysis of variance of independent trainings: s² = Σ_c Σ_i (y_ci − ȳ_c)² / Σ_c (n_c − 1).
 

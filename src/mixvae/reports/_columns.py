@@ -11,10 +11,11 @@ from mixvae.reports._configurations import MODEL
 from mixvae.reports._pages import Column
 
 _OVER_EXAMPLES = "standard error over the examples of one training"
-_BETWEEN = (
+BETWEEN = (
     "half width of the 95 % interval between trainings, by Student's t with the variance pooled over {}, or Welch's "
     "where a note says that variances differ"
 )
+"""What an error between trainings is, of the variance of some configurations."""
 _PARTS = (
     ("ELBO gain", "elbo", "in the ELBO, only over a training of the same bound, nats", None, False),
     ("of which model", MODEL, "its part in log p(x), of a better model, nats", "gain", True),
@@ -52,11 +53,11 @@ GAIN_BETWEEN = Column(
     "in mean log p(x), over the row above that has none, nats",
     signed=True,
     trust="gain",
-    error_about=_BETWEEN.format("all configurations"),
+    error_about=BETWEEN.format("all configurations"),
 )
 SPLIT = _split("se", _OVER_EXAMPLES, _OVER_EXAMPLES)
 SPLIT_BETWEEN = _split(
-    "margin", _BETWEEN.format("the configurations trained by that bound"), _BETWEEN.format("all configurations")
+    "margin", BETWEEN.format("the configurations trained by that bound"), BETWEEN.format("all configurations")
 )
 NLL = Column(
     "NLL ± over examples",
@@ -72,7 +73,7 @@ NLL_BETWEEN = Column(
     "nll_margin",
     about="−log p(x), estimated from above, mean over trainings, nats, lower is better",
     trust="nll",
-    error_about=_BETWEEN.format("all configurations"),
+    error_about=BETWEEN.format("all configurations"),
 )
 ELBO = Column(
     "−ELBO",

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mixvae import figures, runs
 from mixvae._tables import Row, Tabular
 from mixvae.evaluation import Evaluation, mismatch, paired_gain, split_gain
-from mixvae.reports._between import ONE_TRAINING, unequal_variances
+from mixvae.reports._between import ONE_TRAINING, is_decided, unequal_variances
 from mixvae.reports._columns import COLUMNS, GAIN, SPLIT
 from mixvae.reports._configurations import (
     PARTS,
@@ -26,7 +26,7 @@ from mixvae.reports._configurations import (
     trust,
     unequal_draws,
 )
-from mixvae.reports._pages import NOT_TIGHT, Column, filled
+from mixvae.reports._pages import NOT_TIGHT, UNKNOWN, Column, filled
 from mixvae.runs import Run
 
 POSTERIOR = "posterior"
@@ -105,6 +105,12 @@ class Comparison(Tabular):
                 f"Each gain is of {ONE_TRAINING}. Its error is over examples, and another seed may change it by "
                 "several times that: train every configuration with several seeds."
             )
+        counts = {row["configuration"]: row["trainings"] for row in self.configurations}
+        if self.has_several and (alone := [name for name, count in counts.items() if count == 1]):
+            notes.append(
+                f"One training of {', '.join(alone)}: its error is that of the other configurations. Trainings that "
+                "start from different weights are of different configurations."
+            )
         for names in self.copies:
             notes.append(f"{', '.join(names)}: the same recipe and seed, which is one training; the first counts.")
         if any(mismatch(identity, identities[0]) for identity in identities):
@@ -147,7 +153,10 @@ class Comparison(Tabular):
     def figure(self) -> Figure:
         """Gains with their errors: between trainings, or over examples if every configuration has one training."""
         rows = [(self._label(row), row["gain"], row[self._error("gain")]) for row in self._gains]
-        return figures.gains(rows, "gain in log p(x) (nats)", self._bars, decides=self.has_several)
+        decided = None
+        if self.has_several:
+            decided = [is_decided(row["gain"], row["gain_margin"], is_tight=row["gain_tight"]) for row in self._gains]
+        return figures.gains(rows, "gain in log p(x) (nats)", self._bars, decided=decided)
 
     @property
     def splits(self) -> Figure:
@@ -181,11 +190,19 @@ class Comparison(Tabular):
         return label(row, *((self.configurations, "configuration") if self.has_several else (self.table, "run")))
 
 
-def marked(row: Row) -> str:
-    """What a figure says about a gain that is not tight."""
-    if row["gain_tight"] is not False:
+def marked(row: Row, name: str = "gain") -> str:
+    """What a figure says about a gain that is not known to be tight.
+
+    Example:
+        >>> from mixvae.reports import marked
+        >>> marked({"gain_tight": False, "gain_reliable": True}), marked({"gain_tight": True}), marked({}, "elbo_gain")
+        (' (not tight)', '', '')
+    """
+    tight = row.get(f"{name}_tight", True)
+    if tight is True:
         return ""
-    return f" ({NOT_TIGHT})" if row["gain_reliable"] else f" ({NOT_TIGHT};\nbar unreliable)"
+    loose = NOT_TIGHT if tight is False else UNKNOWN
+    return f" ({loose})" if row[f"{name}_reliable"] else f" ({loose};\nbar unreliable)"
 
 
 def looseness(rows: Mapping[str, Row]) -> list[str]:

@@ -43,25 +43,34 @@ def objective(run: Run, evaluation: Evaluation) -> tuple[Any, ...] | None:
     """What a training maximised, in a form that can be compared; None if unknown.
 
     The number of draws is part of it, unless it is the ELBO, whose value neither draws nor random subsets change. For
-    the pooled bound, the logarithm of a mean over all draws, it is the number over all components together.
+    the pooled bound, the logarithm of a mean over all draws, it is the number over all components together. So are the
+    final weight of the KL part and its free nats.
     """
     made = run.recipe.identity.get("training", {})
     if (bound := made.get("bound")) is None:
         return None
+    kl = _kl(run)
     if bound == ELBO and (made["score_all"] or made["active"] is None):
-        return (bound, None)
+        return bound, None, *kl
     if bound == POOLED:
-        return bound, draws_per_step(run, evaluation.identity.components), made["score_all"]
-    return bound, made["draws_per_component"], made["active"], made["score_all"]
+        return bound, draws_per_step(run, evaluation.identity.components), made["score_all"], *kl
+    return bound, made["draws_per_component"], made["active"], made["score_all"], *kl
+
+
+def _kl(run: Run) -> tuple[tuple[str, float], ...]:
+    """Settings under which a training maximised something other than its bound."""
+    made = run.recipe.identity.get("training", {})
+    return tuple((name, made[name]) for name in ("beta", "free_bits") if name in made)
 
 
 def slack(run: Run, evaluation: Evaluation) -> float | None:
     """How far the bound that was trained lies below log p(x), in nats; None if it was not evaluated.
 
     Bounds with importance weights depend on the number of draws: they count only if it equals that of the training.
+    With another weight of the KL part, or free nats of it, no bound was trained.
     """
     trained = objective(run, evaluation)
-    if trained is None or not isinstance(trained[0], str):
+    if trained is None or _kl(run) or not isinstance(trained[0], str):
         return None
     room, _, name = trained[0].rpartition(".")
     held = room == "mixvae.bounds" and name in evaluation.bounds and "log_px" in evaluation.bounds

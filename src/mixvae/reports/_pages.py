@@ -23,9 +23,9 @@ from mixvae.reports._words import WORDS
 MISSING = "–"
 PER_INCH = 108
 """CSS pixels per inch of a figure: its 10-point text is then as large as the page's, 15 pixels."""
-NOT_TIGHT = "not tight"
+NOT_TIGHT, UNKNOWN = "not tight", "tightness unknown"
 MARKS = {
-    "*": f"{NOT_TIGHT}: log p(x) is estimated from below, so the true NLL may be lower",
+    "*": f"{NOT_TIGHT}, or too few draws to know: log p(x) is estimated from below, so the true NLL may be lower",
     "?": "Pareto k̂ is unreliable for too many examples, so this error is not to be relied on",
 }
 """Marks after values and errors that need a caveat, and what they mean."""
@@ -45,7 +45,7 @@ class Column:
         signed: whether to show a plus before positive values.
         negated: whether to show −value, such as the −ELBO of an ELBO.
         trust: beginning of the keys NAME_tight and NAME_reliable, which are False in rows whose value is not tight, and
-            whose error is not to be relied on.
+            whose error is not to be relied on; NAME_tight is None where that is unknown.
         page_only: whether it is left out in a terminal, and shown on a page only when asked for.
         positive: whether a value that rounds to zero is shown as smaller than the last decimal, as for p values.
 
@@ -93,8 +93,11 @@ class Column:
         return f"{text} *" if self.note(row) else text
 
     def note(self, row: Mapping[str, Any]) -> str:
-        """Says that the row's value is not tight, if so."""
-        return NOT_TIGHT if self.unmarked(row) != MISSING and row.get(f"{self.trust}_tight") is False else ""
+        """Says that the row's value is not tight, or not known to be, if so."""
+        tight = row.get(f"{self.trust}_tight", True)
+        if tight is True or self.unmarked(row) == MISSING:
+            return ""
+        return "tight?" if tight is None else NOT_TIGHT
 
     def unmarked(self, row: Mapping[str, Any]) -> str:
         """The row's value as text, with its error, but without the mark for a value that is not tight."""

@@ -90,7 +90,8 @@ def reproduce(
     start, before = time.perf_counter(), _seconds(folder, name, scale)
     findings = plan.carry_out(folder, runner=runner, progress=progress)
     tested = [*findings.table, *({f"{row['metric']}_homogeneity": row["homogeneity"]} for row in findings.contrasts)]
-    findings = replace(findings, notes=[*reports.unequal_variances(tested), *findings.notes])
+    notes = [*reports.unequal_variances(tested), *reports.unequal_draws(findings.draws), *findings.notes]
+    findings = replace(findings, notes=notes)
     if scale == "smoke":
         undecided = [replace(verdict, holds=None) for verdict in findings.verdicts]
         notes = ["A smoke run: it shows that everything works, and says nothing about the claims.", *findings.notes]

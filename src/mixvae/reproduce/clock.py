@@ -40,6 +40,28 @@ def least(results: Sequence[Mapping[str, Any]], name: str = "train_seconds") -> 
     return min(result[name] / n for result, n in zip(results, epochs, strict=True)) * float(np.mean(epochs))
 
 
+def unconfirmed(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str = "train_seconds") -> list[str]:
+    """A note on models of whose trainings no other was about as quick as the quickest, or none.
+
+    Args:
+        results: results of the evaluations of every model's trainings, by the model's name.
+        name: name of the seconds in them.
+
+    Example:
+        >>> from mixvae.reproduce.clock import unconfirmed
+        >>> each = [{"train_seconds": seconds, "epochs": 10} for seconds in (20, 31, 22)]
+        >>> unconfirmed({"S = 1": each, "S = 2": each[:2]})
+        ['Seconds that no second training confirms, as other work slowed it: S = 2 (the next took 1.6 times as long).']
+    """
+    slower = {}
+    for model, each in results.items():
+        first, *others = sorted(result[name] / (result.get("epochs") or 1) for result in each)
+        if others and others[0] > STEADY * first:
+            slower[model] = others[0] / first
+    listed = ", ".join(f"{model} (the next took {ratio:.2g} times as long)" for model, ratio in slower.items())
+    return [f"Seconds that no second training confirms, as other work slowed it: {listed}."] if slower else []
+
+
 def disturbed(measured: Measured) -> list[str]:
     """A note on variants whose trainings differ in their seconds per epoch, or none."""
     paces = {named(key): sorted(map(pace, cells)) for key, cells in measured.items()}

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixvae import reports
 from mixvae._tables import Row
 from mixvae.reports import Column, Trained, between_trainings, holm, trust, within_seeds
 from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Gap, Verdict, judge
@@ -139,7 +138,7 @@ class _Compared:
         gain, welch = self.between.difference(new, old), self.between.difference(new, old, pooled=False)
         within, alike = within_seeds(self.values[new], self.values[old])
         row: Row = {
-            "contrast": f"{named(new)} over {named(old)}", "metric": self.metric,
+            "contrast": over(new, old), "metric": self.metric,
             "difference": gain.mean, "margin": gain.margin, "se": gain.se, "degrees_of_freedom": gain.degrees,
             "p": gain.p, "p_welch": welch.p,
             "homogeneity": self.between.homogeneity, "within": within.mean, "within_margin": within.margin,
@@ -165,15 +164,30 @@ def _gap(row: Row) -> Gap:
     return Gap(what, row["difference"], row["margin"], row.get("p_holm"), is_tight=is_tight)
 
 
-def unequal_draws(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) -> list[str]:
-    """A note on variants that are compared at unequal numbers of draws per step, or none.
+def corrected(contrasts: Sequence[Sequence[Row]], metric: str) -> dict[str, float]:
+    """Holm-corrected p values of the primary contrasts of a metric, by contrast."""
+    return {
+        row["contrast"]: row["p_holm"]
+        for rows in contrasts
+        for row in rows
+        if row["metric"] == metric and "p_holm" in row
+    }
+
+
+def drawn_by(pairs: Sequence[tuple[Key, Key]], draws: Mapping[Key, int]) -> dict[str, tuple[int, int]]:
+    """Draws per step of both sides of every comparison, by its name.
 
     Example:
-        >>> from mixvae.reproduce.contrasts import unequal_draws
-        >>> unequal_draws([(("m", 2), ("m", 1))], {("m", 1): 1, ("m", 2): 2})
-        ['Compared at unequal draws per step (S·L): m S = 2 over m S = 1 (2, 1): a gain may be that of the draws.']
+        >>> from mixvae.reproduce.contrasts import drawn_by
+        >>> drawn_by([(("m", 2), ("m", 1))], {("m", 1): 1, ("m", 2): 2})
+        {'m S = 2 over m S = 1': (2, 1)}
     """
-    return reports.unequal_draws({f"{named(new)} over {named(old)}": (draws[new], draws[old]) for new, old in pairs})
+    return {over(new, old): (draws[new], draws[old]) for new, old in pairs}
+
+
+def over(new: Key, old: Key) -> str:
+    """A comparison in words."""
+    return f"{named(new)} over {named(old)}"
 
 
 def named(key: Key) -> str:

@@ -15,7 +15,7 @@ from mixvae._failures import at_least
 from mixvae._tables import Row, Tabular
 from mixvae.evaluation import Evaluation
 from mixvae.progress import Progress
-from mixvae.reports import LEVEL, NOT_TIGHT, ONE_TRAINING, Column
+from mixvae.reports import NOT_TIGHT, ONE_TRAINING, UNKNOWN, Column, is_decided
 from mixvae.sweeps import Runner
 
 PRIMARY, EXPLORATORY = "primary", "exploratory"
@@ -100,9 +100,7 @@ class Gap:
     @property
     def is_decided(self) -> bool:
         """Whether the difference is not zero, whatever its sign; never if it has no error or is not tight."""
-        if self.is_tight is not True or not self.margin > 0:
-            return False
-        return abs(self.gain) > self.margin if self.p is None else self.p < LEVEL
+        return is_decided(self.gain, self.margin, p=self.p, is_tight=self.is_tight)
 
     def __str__(self) -> str:
         if math.isnan(self.gain):
@@ -110,7 +108,7 @@ class Gap:
         if math.isnan(self.margin):
             return f"{self.name}: {self.gain:+.3g} ({ONE_TRAINING})"
         corrected = "" if self.p is None else f", Holm p = {self.p:.2g}"
-        loose = {True: "", False: f", {NOT_TIGHT}", None: ", tightness unknown"}[self.is_tight]
+        loose = {True: "", False: f", {NOT_TIGHT}", None: f", {UNKNOWN}"}[self.is_tight]
         return f"{self.name}: {self.gain:+.3g} ± {self.margin:.2g}{corrected}{loose}"
 
 
@@ -183,6 +181,8 @@ class Findings(Tabular):
         columns: columns of the table.
         table: its rows.
         verdicts: the paper's claims, judged.
+        draws: decoder evaluations per example and step S·L of both sides of every comparison, by its name; None if
+            unknown. A note says where they are unequal.
         figures: pictures by name, as figures or PNG.
         commands: the commands of its individual steps.
         notes: caveats on the numbers.
@@ -192,6 +192,7 @@ class Findings(Tabular):
     columns: Sequence[Column]
     table: list[Row]
     verdicts: list[Verdict]
+    draws: Mapping[str, tuple[float | None, float | None]]
     figures: dict[str, Figure | bytes] = field(default_factory=dict, repr=False)
     commands: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -236,6 +237,11 @@ class Plan(Protocol):
         Raises:
             ValueError: the experiment has no such setting, or a value is wrong.
         """
+        ...
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that it makes in its folder, one of each training."""
         ...
 
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:

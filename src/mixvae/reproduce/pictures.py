@@ -11,9 +11,11 @@ from mixvae._tables import Row
 from mixvae.progress import Progress
 from mixvae.reports import ONE_TRAINING, PARTS
 from mixvae.reproduce.contrasts import named
+from mixvae.reproduce.findings import Gap
 from mixvae.reproduce.latents import latent_pictures
 from mixvae.reproduce.measured import Measured
 
+BARS = "95 % intervals between trainings"
 Scores = Mapping[str, Mapping[str, list[float]]]
 """Scores by variant and metric."""
 
@@ -44,11 +46,17 @@ def draw(
     return drawn
 
 
+def decided_gains(gaps: Sequence[Gap], across: str) -> Figure:
+    """Differences with their intervals between trainings, those that are decided in colour."""
+    rows = [(gap.name, gap.gain, gap.margin) for gap in gaps]
+    return figures.gains(rows, across, BARS, decided=[gap.is_decided for gap in gaps])
+
+
 def _gains(rows: Sequence[Row], *, several: bool) -> dict[str, Figure | bytes]:
     """Gains over the baseline, and their split."""
     error = "margin" if several else "se"
     over = f"standard error over test examples of {ONE_TRAINING}"
-    bars = "95 % intervals between trainings" if several else over
+    bars = BARS if several else over
     gains = [(_label(row), row["gain"], row[f"gain_{error}"]) for row in rows if "gain" in row]
     split = {
         _label(row): [(row[f"gain_{part}"], row[f"gain_{part}_{error}"]) for part in PARTS]
@@ -57,7 +65,11 @@ def _gains(rows: Sequence[Row], *, several: bool) -> dict[str, Figure | bytes]:
     drawn: dict[str, Figure | bytes] = {}
     if gains:
         across = "gain in log p(x) over the baseline (nats)"
-        drawn["gains"] = figures.gains(gains, across, bars, decides=several)
+        decided = [
+            reports.is_decided(row["gain"], row["gain_margin"], p=row["gain_p_holm"], is_tight=row["gain_tight"])
+            for row in rows if "gain" in row
+        ]  # fmt: skip
+        drawn["gains"] = figures.gains(gains, across, bars, decided=decided if several else None)
     if split:
         drawn["a better model or a better posterior"] = figures.splits(split, bars)
     return drawn

@@ -15,14 +15,14 @@ from mixvae import config, figures, toys
 from mixvae._tables import Row
 from mixvae.files import commit, read_part, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
-from mixvae.reports import BetweenTrainings, Column, between_trainings
+from mixvae.reports import BETWEEN, BetweenTrainings, Column, between_trainings
 from mixvae.reproduce.findings import Changes, Findings, Gap, judge
 from mixvae.sweeps import Runner
 
 TARGETS = ("ring", "bigaussian")
 SPAN = 3.0
 """The toys' densities are measured between −span and span."""
-MARGIN = "± half width of its 95 % interval between optimisations, the variance pooled over those of a target"
+MARGIN = f"± {BETWEEN.format('those of a target').replace('trainings', 'optimisations')}"
 MEANS = ("bound", "log_z", "gap", "covered")
 """What is averaged over seeds."""
 VERSION = 1
@@ -65,6 +65,11 @@ class Toys:
             raise ValueError("toys trains no models of data: leave out epochs, warm-up and models")
         return replace(self, **changes.named(seeds="seeds"))
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that it makes in its folder, one of each target and seed."""
+        return [f"{target}-seed{seed}" for target in TARGETS for seed in self.seeds]
+
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare."""
         del runner
@@ -72,7 +77,9 @@ class Toys:
         drawn: dict[str, Any] = {}
         gaps: list[Gap] = []
         rival: list[Gap] = []
-        folders = {(target, seed): out / f"{target}-seed{seed}" for target in TARGETS for seed in self.seeds}
+        draws: dict[str, tuple[float, float]] = {}
+        pairs = [(target, seed) for target in TARGETS for seed in self.seeds]
+        folders = {pair: out / name for pair, name in zip(pairs, self.names, strict=True)}
         for target in TARGETS:
             fits: dict[str, list[Row]] = {}
             for seed in self.seeds:
@@ -86,8 +93,12 @@ class Toys:
                 row["bound_homogeneity"] = between.homogeneity
                 rows.append(row | {key: float(np.mean([fit[key] for fit in own])) for key in MEANS})
             *mixtures, flow = fits
-            gaps += [_gap(target, between, new, old) for old, new in pairwise(mixtures)]
-            rival.append(_gap(target, between, mixtures[-1], flow))
+            steps = [*((new, old) for old, new in pairwise(mixtures)), (mixtures[-1], flow)]
+            each = {name: toys.SAMPLES * size for name, size in zip(fits, (*self.components, 1), strict=True)}
+            found = [_gap(target, between, new, old) for new, old in steps]
+            draws |= {gap.name: (each[new], each[old]) for gap, (new, old) in zip(found, steps, strict=True)}
+            gaps += found[:-1]
+            rival += found[-1:]
         verdicts = [
             judge("The bound rises with every step in S.", gaps),
             judge(f"S = {self.components[-1]} has a higher bound than one Gaussian with a flow (IAF).", rival),
@@ -98,7 +109,7 @@ class Toys:
             f"--out {shlex.quote(str(folder))}"
             for (target, seed), folder in folders.items()
         ]
-        return Findings(self.columns, rows, verdicts, drawn, commands)
+        return Findings(self.columns, rows, verdicts, draws, drawn, commands)
 
     def _approximation(self, target: str, seed: int, folder: Path, progress: Progress) -> tuple[list[Row], bytes]:
         """Table and picture of a target, from an earlier call if no setting and no file has changed."""

@@ -18,16 +18,18 @@ from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, standard_error
 from mixvae.progress import Progress
 from mixvae.reports import ONE_TRAINING, PARTS, BetweenTrainings, Column, parts
-from mixvae.reproduce.clock import add_clock, at_equal_seconds, disturbed, least
+from mixvae.reproduce.clock import add_clock, at_equal_seconds, disturbed, least, unconfirmed
 from mixvae.reproduce.contrasts import (
     KIND,
     Key,
     Question,
     about,
     contrast_rows,
+    corrected,
+    drawn_by,
     named,
+    over,
     primary_contrasts,
-    unequal_draws,
     verdicts,
 )
 from mixvae.reproduce.findings import EXPLORATORY, PRIMARY, Changes, Findings, refuse_copies
@@ -53,7 +55,7 @@ KINDS = (
     Column("p", "gain_p", digits=4, positive=True, about="of the gain, two-sided, uncorrected"),
     Column("contrast", "kind", about=KIND),
 )
-BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the NLL")
+BITS = Column("bits/dim", "bits_per_dim", digits=3, about="of the NLL", trust="nll")
 EACH = ("elbo", "nll", "nll_miselbo", "nll_pooled", "jsd")
 """Per-training results that a row holds."""
 
@@ -115,6 +117,11 @@ class Trainings:
     def seeds_of(self, variant: Variant) -> Sequence[int]:
         """Seeds with which a variant is trained."""
         return self.seeds[: variant.trainings]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that it makes in its folder, one of each training."""
+        return [name for name, _, _ in self._each(Path())]
 
     def _each(self, out: Path) -> list[tuple[str, Variant, dict[str, Any]]]:
         """Every training: name of its folder, its variant, and its changes to the preset; all variants seed by seed."""
@@ -193,8 +200,9 @@ class Trainings:
         values = {metric: self._by_seed(measured, metric) for metric in metrics}
         results = {key: [cell.evaluation.results for cell in cells] for key, cells in measured.items()}
         contrasts = contrast_rows(self.questions, values, draws, self.family, results)
+        primary = corrected(contrasts, "log_px")
         rows = [
-            {**self._row(variant, measured, likelihood), "draws_per_step": draws[variant.key]}
+            {**self._row(variant, measured, likelihood, primary), "draws_per_step": draws[variant.key]}
             for variant in self.variants
         ]
         scores = self._scores(measured) if self.represent else {}
@@ -208,9 +216,10 @@ class Trainings:
             columns,
             rows,
             verdicts(self.questions, contrasts),
+            drawn_by(self._pairs, draws),
             pictures,
             self._commands(grid.out),
-            self._notes(rows, measured, draws),
+            self._notes(rows, measured),
             listed,
         )
 
@@ -256,8 +265,23 @@ class Trainings:
         """Model and size of the baseline of a variant's gain."""
         return variant.against or next(v.key for v in self.variants if v.model == variant.model)
 
-    def _row(self, variant: Variant, measured: Measured, likelihood: BetweenTrainings[Key]) -> Row:
-        """Means over trainings, and the gain over the baseline: its errors between trainings and over examples."""
+    @property
+    def _pairs(self) -> list[tuple[Key, Key]]:
+        """The variants that are compared."""
+        pairs = [pair for question in self.questions for pair in question.pairs]
+        return pairs + [(v.key, self.baseline(v)) for v in self.variants if self.baseline(v) != v.key]
+
+    def _row(
+        self, variant: Variant, measured: Measured, likelihood: BetweenTrainings[Key], primary: Mapping[str, float]
+    ) -> Row:
+        """Means over trainings, and the gain over the baseline: its errors between trainings and over examples.
+
+        Args:
+            variant: the model.
+            measured: what was measured on every training.
+            likelihood: trainings of all models by log p(x).
+            primary: Holm-corrected p values of the primary contrasts of log p(x), by contrast.
+        """
         cells = measured[variant.key]
         results = [cell.evaluation.results for cell in cells]
         bits = [result["bits_per_dim"] for result in results]
@@ -284,9 +308,11 @@ class Trainings:
         baseline = self.baseline(variant)
         if baseline != variant.key:
             old = measured[baseline]
-            gain = likelihood.difference(variant.key, baseline)
+            gain, contrast = likelihood.difference(variant.key, baseline), over(variant.key, baseline)
             row |= {"gain": gain.mean, "gain_between_se": gain.se, "gain_margin": gain.margin, "gain_p": gain.p}
-            row |= {"kind": self._kind((variant.key, baseline))} if len(cells) > 1 or len(old) > 1 else {}
+            row["gain_p_holm"] = primary.get(contrast)
+            if len(cells) > 1 or len(old) > 1:
+                row["kind"] = PRIMARY if contrast in primary else EXPLORATORY
             row |= {"gain_se": standard_error(by_example(cells, old, lambda of: of.bounds["log_px"]))}
             row |= {"degrees_of_freedom": gain.degrees, "over": named(baseline)}
             row |= reports.trust([*results, *(cell.evaluation.results for cell in old)], "gain")
@@ -316,11 +342,6 @@ class Trainings:
             row |= {f"gain_{part}_se": standard_error(each)}
         return row
 
-    def _kind(self, pair: tuple[Key, Key]) -> str:
-        """Whether the difference between two variants in log p(x) is a primary contrast."""
-        primary = {pair for question in self.questions if question.primary for pair in question.pairs}
-        return PRIMARY if pair in primary else EXPLORATORY
-
     def _scores(self, measured: Measured) -> dict[str, dict[str, list[float]]]:
         """Scores on [mean, std] of every variant, over seeds and repetitions."""
         scores: dict[str, dict[str, list[float]]] = {}
@@ -342,7 +363,7 @@ class Trainings:
             lines.append(f"mixvae evaluate {out / name} {draws}{limit}{represent}")
         return lines
 
-    def _notes(self, rows: list[Row], measured: Measured, draws: Mapping[Key, int]) -> list[str]:
+    def _notes(self, rows: list[Row], measured: Measured) -> list[str]:
         """Caveats on the numbers."""
         notes = disturbed(measured) if self.clock else []
         if (left_out := self.family - primary_contrasts(self.questions)) > 0:
@@ -359,7 +380,10 @@ class Trainings:
             notes.append(reports.AMORTISED.format(", ".join(amortised)))
         if any("gain" in row and "gain_elbo" not in row for row in rows):
             notes.append("Gains over a training of another bound are in log p(x) only.")
-        pairs = [pair for question in self.questions for pair in question.pairs]
-        pairs += [(v.key, self.baseline(v)) for v in self.variants if self.baseline(v) != v.key]
+        notes += unconfirmed({named(key): [one.evaluation.results for one in cells] for key, cells in measured.items()})
+        evaluated = {key: cells[0].evaluation.identity.total_draws for key, cells in measured.items()}
+        if unequal := {name: both for name, both in drawn_by(self._pairs, evaluated).items() if both[0] != both[1]}:
+            listed = "; ".join(f"{name} ({new}, {old})" for name, (new, old) in unequal.items())
+            notes.append(f"Evaluated with unequal total draws: {listed}: a gain may be that of the evaluation.")
         drawn = [cells[0].run for cells in measured.values()] if self.represent or self.samples else []
-        return [*notes, *unequal_draws(pairs, draws), *reports.looseness(models), *reports.without_weights(drawn)]
+        return [*notes, *reports.looseness(models), *reports.without_weights(drawn)]

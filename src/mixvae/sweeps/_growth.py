@@ -60,7 +60,8 @@ class Growth(Tabular):
     @property
     def title(self) -> str:
         """What the errors of the gains are taken over."""
-        return f"Growth; gain_se is over validation examples of {reports.ONE_TRAINING}"
+        over = f"gain_se is over validation examples of {reports.ONE_TRAINING}"
+        return f"Growth, each component with its draws per step; {over}"
 
     @property
     def table(self) -> list[Row]:
@@ -88,11 +89,13 @@ def grow(
     """Add components to a trained run one by one, until one gains too little on held-out data.
 
     Each step trains the model further twice, with one more component and without, for the same number of epochs. The
-    gain is the paired difference of their pooled bounds on the validation split, at the same number of draws, so that
-    it is due to the component and not to the further training. The evaluation's draws come from the posterior, where
-    its log p(x) is the pooled bound: refined proposals would hide what a component adds to the posterior, and cost
-    more. Its error is over validation examples: it decides whether this one model grows further, and says nothing about
-    what another seed would give. Every training is a run directory; finished work is not repeated.
+    gain is the paired difference of their pooled bounds on the validation split, evaluated with the same number of
+    draws, so that it is due to the component and not to the further training. Training draws from every component
+    alike, so that one more adds its draws to each step: a part of the gain may be theirs. The evaluation's draws come
+    from the posterior, where its log p(x) is the pooled bound: refined proposals would hide what a component adds to
+    the posterior, and cost more. Its error is over validation examples: it decides whether this one model grows
+    further, and says nothing about what another seed would give. Every training is a run directory; finished work is
+    not repeated.
 
     Args:
         run: the trained run.

@@ -14,8 +14,8 @@ from scvi.model import SCVI
 
 from mixvae.evaluation import Evaluation, Identity
 from mixvae.progress import SILENT, Progress
-from mixvae.reproduce.cells.names import MIXTURE, SCVI_NAME
-from mixvae.reproduce.cells.results import Job, agree, labels_sha256, legacy
+from mixvae.reproduce.cells.names import SCVI_NAME
+from mixvae.reproduce.cells.results import Job, agree, labels_sha256, legacy, with_scvi
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 from mixvae.single_cell.data import cortex
 from mixvae.single_cell.diagnostics import integration_scores
@@ -66,8 +66,7 @@ def integrate(
     Raises:
         ValueError: a run or a result in the folder was made from other cells or with other settings.
     """
-    folder = Path(out).expanduser()
-    listed = [job for seed in seeds for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in components))]
+    folder, listed = Path(out).expanduser(), with_scvi(components, seeds)
     contents = legacy(folder, listed, lambda path, content: agree(path, content, {"epochs": epochs}))
     adata = None if contents is not None or not listed else with_batches(cortex() if data is None else data)
     results = []

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mixvae import figures
 from mixvae._tables import Row
 from mixvae.evaluation import Evaluation
 from mixvae.progress import Progress
-from mixvae.reports import Column, between_trainings, within_seeds
+from mixvae.reports import BETWEEN, Column, between_trainings, within_seeds
 from mixvae.reproduce.cells.names import SCVI_NAME
 from mixvae.reproduce.cells.plan import _study
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
+from mixvae.reproduce.pictures import decided_gains
 from mixvae.sweeps import Runner
 
 SCANVI = (SCVI_NAME, 1)
 """The model with which others are compared: it starts from SCVI."""
-MARGIN = "half width of the 95 % interval between trainings, with the variance pooled over the models of one setting"
+MARGIN = BETWEEN.format("the models of one setting")
 PAIRED = "half width of the 95 % interval between seeds, of pairs of trainings that share their hidden cells"
 
 
@@ -91,6 +91,18 @@ class Labels:
         settings = {**self.settings, **changes.named(epochs="epochs", warmup="warmup")}
         return replace(self, settings=settings, **changes.named(seeds="seeds"))
 
+    def _transfers(self) -> list[Any]:
+        """The transfers to make."""
+        _study()
+        from mixvae.reproduce.cells import labels
+
+        return labels.transfers(self.data, self.hidden, self.sizes, self.seeds)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that it makes in its folder, one of each transfer."""
+        return [one.name for one in self._transfers()]
+
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
@@ -98,18 +110,16 @@ class Labels:
             ValueError: scvi-tools is not installed.
         """
         del runner
-        _study()
+        listed = self._transfers()
         from mixvae.reproduce.cells import labels
 
         settings = labels.Settings(**self.settings)
-        listed = labels.transfers(self.data, self.hidden, self.sizes, self.seeds)
         rows = label_table(labels.transfer(out, listed, settings, progress=progress))
         compared = [row for row in rows if "accuracy_change" in row]
         drawn: dict[str, Any] = {}
         for key, score in SCORES.items():
-            named = [(_named(row), score.sign * row[f"{key}_change"], row[f"{key}_change_margin"]) for row in compared]
             across = f"how much better the mixture's {score.title} is than scANVI's"
-            drawn[score.title] = figures.gains(named, across, "95 % intervals between trainings", decides=True)
+            drawn[score.title] = decided_gains([_gap(row, key, _named(row)) for row in compared], across)
         verdicts = [
             _judged("Hidden labels are predicted better by a mixture (accuracy).", "accuracy", compared),
             _judged("The mixture's probabilities are better (log loss).", "log_loss", compared),
@@ -119,7 +129,8 @@ class Labels:
             "Beyond the paper. Hidden cells are trained on, without their labels, as scANVI does.",
             "The calibration error of few cells is biased upwards; the log loss and the Brier score are not.",
         ]
-        return Findings(self.columns, rows, verdicts, drawn, notes=notes)
+        draws = {_named(row): (float(row["size"]), 1.0) for row in compared}
+        return Findings(self.columns, rows, verdicts, draws, drawn, notes=notes)
 
 
 def label_table(results: Sequence[Evaluation]) -> list[Row]:
@@ -172,11 +183,9 @@ def _named(row: Row) -> str:
 
 def _judged(claim: str, metric: str, compared: Sequence[Row]) -> Verdict:
     """A claim that the mixture's score is better than scANVI's, in every setting."""
-    sign = SCORES[metric].sign
-    return judge(
-        claim,
-        [
-            Gap(f"{_named(row)} ({metric})", sign * row[f"{metric}_change"], row[f"{metric}_change_margin"])
-            for row in compared
-        ],
-    )
+    return judge(claim, [_gap(row, metric, f"{_named(row)} ({metric})") for row in compared])
+
+
+def _gap(row: Row, metric: str, name: str) -> Gap:
+    """How much better the mixture's score is than scANVI's."""
+    return Gap(name, SCORES[metric].sign * row[f"{metric}_change"], row[f"{metric}_change_margin"])

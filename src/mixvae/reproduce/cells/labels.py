@@ -24,8 +24,8 @@ from mixvae.evaluation import Evaluation, Identity, fingerprint
 from mixvae.files import canonical, checksum
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.cells.label_scores import BINS, label_scores
-from mixvae.reproduce.cells.names import MIXTURE, SCVI_NAME
-from mixvae.reproduce.cells.results import Job, agree, labels_sha256
+from mixvae.reproduce.cells.names import SCVI_NAME
+from mixvae.reproduce.cells.results import Job, agree, labels_sha256, with_scvi
 from mixvae.runs import Run
 from mixvae.runs._stored import read_evaluation, save_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
@@ -128,8 +128,7 @@ def transfers(
         sizes: numbers of components S of mixtures.
         seeds: seeds of every model.
     """
-    jobs = [job for seed in seeds for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in sizes))]
-    return [Transfer(name, share, job) for name in data for job in jobs for share in hidden]
+    return [Transfer(name, share, job) for name in data for job in with_scvi(sizes, seeds) for share in hidden]
 
 
 def hide(labels: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -9,28 +9,32 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from mixvae import figures
 from mixvae._tables import Row
 from mixvae.evaluation import Gain
 from mixvae.progress import Progress
-from mixvae.reports import LEVEL, Column
-from mixvae.reproduce.cells.names import FROZEN, KINDS, MIXTURE, RIVAL, UNNORMALISED
+from mixvae.reports import BETWEEN, LEVEL, Column, marked
+from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, MIXTURE, RIVAL, UNNORMALISED
+from mixvae.reproduce.clock import unconfirmed
 from mixvae.reproduce.contrasts import (
     Question,
     about,
     contrast_rows,
+    corrected,
+    drawn_by,
+    named,
+    over,
     primary_contrasts,
-    unequal_draws,
     verdicts,
 )
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
+from mixvae.reproduce.pictures import decided_gains
 from mixvae.sweeps import Runner
 
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
 """The scores of scib-metrics that are shown first; higher is better."""
 SAME = 0.5
 """Change of log p(x) in nats per cell that counts as none: a quarter of what learned priors gain on CORTEX."""
-MARGIN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
+MARGIN = BETWEEN.format("all models")
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,10 @@ class Cells:
         *(Column(f"gain of {t}", f"{k}_gain", f"{k}_gain_margin", 1, "over SCVI, nats", error_about=MARGIN, signed=True,
                  trust=f"{k}_gain") for k, t in likelihoods.items()),
         Column("of which posterior", "posterior_gain", "posterior_gain_margin", 1,
-               "gain of the ELBO less that of log p(x), −ΔKL(q(z|x) ‖ p(z|x)), nats", error_about=MARGIN, signed=True),
-        Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
+               "gain of the ELBO less that of log p(x), −ΔKL(q(z|x) ‖ p(z|x)), nats", error_about=MARGIN, signed=True,
+               trust="log_px_gain"),
+        Column("k̂ unreliable", "unreliable", digits=3,
+               about="largest share of cells whose log p(x) is not to be relied on"),
         Column("effective S", "effective"),
         *(Column(title, key, f"{key}_margin", 3, error_about=MARGIN) for key, title in scores.items()),
         Column("gain, finer types", "svm_precise_gain", "svm_precise_gain_margin", 3, "of the SVM over SCVI",
@@ -98,6 +104,18 @@ class Cells:
         plan = replace(plan, **{name: () for name, kind in kept.items() if kind not in models})
         return replace(plan, drawn={kind: n for kind, n in self.drawn.items() if kind in models})
 
+    def _jobs(self) -> list[Any]:
+        """The models to train."""
+        return _study().jobs(
+            self.seeds, self.more_seeds, sizes=self.sizes, frozen=self.frozen, unnormalised=self.unnormalised,
+            drawn=self.drawn,
+        )  # fmt: skip
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that it makes in its folder, one of each training."""
+        return [job.name for job in self._jobs()]
+
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
@@ -110,33 +128,32 @@ class Cells:
 
         plan = asdict(study.Plan(**self.settings))
         data = None if self.cells is None else study.trial(self.cells)
-        jobs = study.jobs(
-            self.seeds, self.more_seeds, sizes=self.sizes, frozen=self.frozen, unnormalised=self.unnormalised,
-            drawn=self.drawn,
-        )  # fmt: skip
-        results = study.run(out, jobs, **plan, data=data, progress=progress)
-        rows = table(results)
+        results = study.run(out, self._jobs(), **plan, data=data, progress=progress)
+        rows, made = table(results), by_model(results)
+        draws = {(row["model"], row["size"]): row["draws_per_step"] for row in rows if "draws_per_step" in row}
+        asked = about(self.questions, draws)
+        contrasts = contrast_rows(asked, by_seed(results), draws, primary_contrasts(self.questions), made)
+        judged = [*verdicts(asked, contrasts), *still(unchanged(results))] if self.questions else self._verdicts(rows)
         shown, what = ("log_px", "log p(x)") if any("log_px_gain" in row for row in rows) else ("elbo", "the ELBO")
-        named = [
-            (f"{row['model']}, S = {row['size']}", row[f"{shown}_gain"], row[f"{shown}_gain_margin"])
+        primary = corrected(contrasts, shown)
+        gaps = [
+            Gap(
+                f"{row['model']}, S = {row['size']}" + marked(row, f"{shown}_gain"), row[f"{shown}_gain"],
+                row[f"{shown}_gain_margin"], primary.get(over((row["model"], row["size"]), BASELINE)),
+                is_tight=row.get(f"{shown}_gain_tight", True),
+            )
             for row in rows if f"{shown}_gain" in row
         ]  # fmt: skip
         drawn: dict[str, Any] = {}
-        if named:
-            across, bars = f"gain of {what} over SCVI (nats per held-out cell)", "95 % intervals between trainings"
-            drawn["gains"] = figures.gains(named, across, bars, decides=True)
-        notes = []
+        if gaps:
+            drawn["gains"] = decided_gains(gaps, f"gain of {what} over SCVI (nats per held-out cell)")
+        notes = unconfirmed({named(key): own for key, own in made.items()}, "seconds")
         if results[0].identity.legacy:
             notes.append(f"The results in {out} are legacy: there is no record of the data they were made from.")
-        if not self.questions:
-            return Findings(self.columns, rows, self._verdicts(rows), drawn, notes=notes)
-        draws = {(row["model"], row["size"]): row["draws_per_step"] for row in rows if "draws_per_step" in row}
-        asked = about(self.questions, draws)
-        contrasts = contrast_rows(asked, by_seed(results), draws, primary_contrasts(self.questions), by_model(results))
-        judged = [*verdicts(asked, contrasts), *still(unchanged(results))]
-        notes += unequal_draws([pair for question in asked for pair in question.pairs], draws)
+        pairs = [pair for question in asked for pair in question.pairs]
+        pairs += [(key, BASELINE) for key in draws if key != BASELINE]
         listed = [row for each in contrasts for row in each]
-        return Findings(self.columns, rows, judged, drawn, notes=notes, contrasts=listed)
+        return Findings(self.columns, rows, judged, drawn_by(pairs, draws), drawn, notes=notes, contrasts=listed)
 
     def _verdicts(self, rows: Sequence[Row]) -> list[Any]:
         """The claims about mixtures of several components, if there are any."""
@@ -184,6 +201,14 @@ class Integration:
             raise ValueError("this experiment compares SCVI and mixtures: leave out models")
         return replace(self, **changes.named(seeds="seeds", epochs="epochs", warmup="warmup"))
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that it makes in its folder, one of each training."""
+        _study()
+        from mixvae.reproduce.cells.results import with_scvi
+
+        return [job.name for job in with_scvi(self.sizes, self.seeds)]
+
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
@@ -212,10 +237,12 @@ class Integration:
               for name in scores),
             Column("gain of Total", "Total_gain", "Total_gain_margin", 3, "over SCVI", error_about=MARGIN, signed=True),
         )  # fmt: skip
-        gaps = [_gain(row, "Total") for row in rows if "Total_gain" in row]
+        gained = [row for row in rows if "Total_gain" in row]
+        gaps = [_gain(row, "Total") for row in gained]
         claim = "Mixtures integrate two batches better than SCVI (Total of scib-metrics)."
         notes = ["Beyond the paper. One of the two batches is simulated."]
-        return Findings(columns, rows, [judge(claim, gaps)], notes=notes)
+        draws = {f"{gap.name}": (float(row["size"]), 1.0) for gap, row in zip(gaps, gained, strict=True)}
+        return Findings(columns, rows, [judge(claim, gaps)], draws, notes=notes)
 
 
 def _study() -> Any:
@@ -234,8 +261,9 @@ def _study() -> Any:
 def still(changes: Sequence[tuple[int, Gain]]) -> list[Verdict]:
     """The null test: a frozen decoder leaves log p(x) as it is, whatever the encoders, so that a change is an error.
 
-    Whether the intervals of all changes lie within `SAME` is one claim, as large errors would hide any change; whether
-    one exceeds its Monte-Carlo margin, at 5 % with Bonferroni's correction, is another.
+    These claims are about the estimates, which are tested here whether they are tight or not. Whether the intervals of
+    all changes lie within `SAME` is one claim, as large errors would hide any change; whether one exceeds its
+    Monte-Carlo margin, at 5 % with Bonferroni's correction, is another.
 
     Args:
         changes: changes of log p(x) by S, with their Monte-Carlo standard errors.
@@ -246,8 +274,10 @@ def still(changes: Sequence[tuple[int, Gain]]) -> list[Verdict]:
     listed = "; ".join(f"S = {size}: {change.mean:+.3f} ± {margin * change.se:.3f}" for size, change in changes)
     far = [(abs(change.mean), margin * change.se) for _, change in changes]
     within, beyond = all(mean + half < SAME for mean, half in far), any(mean - half > SAME for mean, half in far)
-    claim = f"A frozen decoder changes log p(x) by less than {SAME} nats per cell: all of a gain is the posterior's."
-    hidden = "No change under a frozen decoder exceeds its Monte-Carlo error."
+    claim = (
+        f"Under a frozen decoder, where log p(x) cannot change, its estimates change by less than {SAME} nats per cell."
+    )
+    hidden = "No such change exceeds its Monte-Carlo error."
     return [
         Verdict(claim, True if within else False if beyond else None, listed),
         Verdict(hidden, all(mean <= half for mean, half in far), listed),

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixvae import figures
 from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, mismatch
 from mixvae.progress import Progress
-from mixvae.reports import Column, between_trainings, trust
+from mixvae.reports import BETWEEN, Column, between_trainings, marked, trust
 from mixvae.reproduce.cells.names import MIXTURE
 from mixvae.reproduce.cells.plan import _study
-from mixvae.reproduce.clock import least
-from mixvae.reproduce.contrasts import Key, Question, contrast_rows, verdicts
-from mixvae.reproduce.findings import Changes, Findings
+from mixvae.reproduce.clock import least, unconfirmed
+from mixvae.reproduce.contrasts import Key, Question, contrast_rows, drawn_by, named, verdicts
+from mixvae.reproduce.findings import Changes, Findings, Gap
+from mixvae.reproduce.measured import worst
+from mixvae.reproduce.pictures import decided_gains
 from mixvae.sweeps import Runner
 
 STANDARD = MIXTURE
@@ -24,7 +25,7 @@ STANDARD = MIXTURE
 PRIORS = {STANDARD: "standard normal", "gaussian_mixture": "Gaussian mixture", "vamp": "VampPrior"}
 """Names of the priors by the kind of model."""
 BOUNDS = {"log_px": "log p(x)", "elbo": "ELBO"}
-MARGIN = "half width of the 95 % interval between trainings, by Student's t with the variance pooled over all models"
+MARGIN = BETWEEN.format("all models")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Priors:
         *(Column(f"Δ {t}", f"{k}_change", f"{k}_change_margin", 2,
                  "over the standard normal prior and as many components, nats", error_about=MARGIN, signed=True,
                  trust=f"{k}_change") for k, t in BOUNDS.items()),
-        Column("k̂ unreliable", "unreliable", digits=3, about="share of cells whose log p(x) is not to be relied on"),
+        Column("k̂ unreliable", "unreliable", digits=3,
+               about="largest share of cells whose log p(x) is not to be relied on"),
         Column("seconds", "seconds", digits=0, about="of one training, at the quickest one's per epoch"),
     )  # fmt: skip
 
@@ -72,6 +74,16 @@ class Priors:
         kinds = [kind for kind in self.kinds if kind in models]
         return replace(self, settings=settings, kinds=kinds, **changes.named(seeds="seeds"))
 
+    def _jobs(self) -> list[Any]:
+        """The models to train."""
+        kinds = (STANDARD, *self.kinds)
+        return [_study().Job(kind, size, seed) for seed in self.seeds for size in self.sizes for kind in kinds]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the results that it makes in its folder, one of each training."""
+        return [job.name for job in self._jobs()]
+
     def carry_out(self, out: Path, *, runner: Runner, progress: Progress) -> Findings:
         """Train what is missing, and compare.
 
@@ -80,16 +92,21 @@ class Priors:
         """
         del runner
         study = _study()
-        listed = [study.Job(k, s, seed) for seed in self.seeds for s in self.sizes for k in (STANDARD, *self.kinds)]
         data = None if self.cells is None else study.trial(self.cells)
-        results = study.run(out, listed, **asdict(study.Plan(**self.settings)), data=data, progress=progress)
+        results = study.run(out, self._jobs(), **asdict(study.Plan(**self.settings)), data=data, progress=progress)
         rows = prior_table(results)
         compared = [row for row in rows if "log_px_change" in row]
         drawn: dict[str, Any] = {}
         if compared:
-            named = [(_named(row), row["log_px_change"], row["log_px_change_margin"]) for row in compared]
+            gaps = [
+                Gap(
+                    f"{row['prior']}, S = {row['size']}" + marked(row, "log_px_change"), row["log_px_change"],
+                    row["log_px_change_margin"], is_tight=row["log_px_change_tight"],
+                )
+                for row in compared
+            ]  # fmt: skip
             across = "log p(x) over the standard normal prior's (nats per held-out cell)"
-            drawn["changes"] = figures.gains(named, across, "95 % intervals between trainings", decides=True)
+            drawn["changes"] = decided_gains(gaps, across)
         made = _made(results)
         values = {"log_px": {key: {one["job"]["seed"]: one["log_px"] for one in own} for key, own in made.items()}}
         asked = [
@@ -99,10 +116,13 @@ class Priors:
             )
             for kind in self.kinds
         ]
-        contrasts = contrast_rows(asked, values, {key: key[1] for key in made}, results=made)
+        draws = {key: key[1] for key in made}
+        contrasts = contrast_rows(asked, values, draws, results=made)
         listed_contrasts = [row for each in contrasts for row in each]
-        notes = ["Beyond the paper."]
-        return Findings(self.columns, rows, verdicts(asked, contrasts), drawn, notes=notes, contrasts=listed_contrasts)
+        notes = ["Beyond the paper.", *unconfirmed({named(key): own for key, own in made.items()}, "seconds")]
+        each = drawn_by([pair for question in asked for pair in question.pairs], draws)
+        judged = verdicts(asked, contrasts)
+        return Findings(self.columns, rows, judged, each, drawn, notes=notes, contrasts=listed_contrasts)
 
 
 def prior_table(results: Sequence[Evaluation]) -> list[Row]:
@@ -148,12 +168,5 @@ def _row(prior: str, size: int, own: Sequence[Mapping[str, Any]], standard: Sequ
     """What a row contains besides its bounds."""
     both = [*own, *standard]
     row: Row = {"prior": prior, "size": size, "seeds": len(own), "draws_per_step": size}
-    row["seconds"] = least(own, "seconds")
-    known = [one["pareto_k_unreliable"] for one in own if one["pareto_k_unreliable"] is not None]
-    if known:  # unknown with few draws
-        row["unreliable"] = sum(known) / len(known)
+    row["seconds"], row["unreliable"] = least(own, "seconds"), worst(own, "pareto_k_unreliable")
     return row | trust(own, "log_px") | trust(both, "log_px_change")
-
-
-def _named(row: Row) -> str:
-    return f"{row['prior']}, S = {row['size']}"

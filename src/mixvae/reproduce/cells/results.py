@@ -15,9 +15,10 @@ from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 from mixvae.reports import Trained, between_trainings, student, trust, within_seeds
-from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, RIVAL, SCVI_NAME, named_by_draws
+from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, MIXTURE, RIVAL, SCVI_NAME, named_by_draws
 from mixvae.reproduce.clock import least
 from mixvae.reproduce.contrasts import Key
+from mixvae.reproduce.measured import worst
 
 LEGACY_BATCH = 128
 """Cells per step in results that do not record it."""
@@ -47,6 +48,11 @@ class Job:
     def key(self) -> Key:
         """Its name in tables: its kind, with its draws if there are several, and its number of components."""
         return named_by_draws(self.kind, self.draws), self.components
+
+
+def with_scvi(sizes: Sequence[int], seeds: Sequence[int]) -> list[Job]:
+    """SCVI and mixtures of these sizes, with every seed."""
+    return [job for seed in seeds for job in (Job(SCVI_NAME, 1, seed), *(Job(MIXTURE, s, seed) for s in sizes))]
 
 
 def labels_sha256(adata: AnnData, keys: Sequence[str]) -> str:
@@ -139,6 +145,7 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
         own = made.get(key, [])
         if own:
             rows[key]["seconds"] = least(own, "seconds")
+            rows[key]["unreliable"] = worst(own, "pareto_k_unreliable")
             rows[key]["draws_per_step"] = Job(**own[0]["job"]).draws * key[1]
         rows[key] |= trust(own, "log_px") | trust(own + made[BASELINE], "log_px_gain")
     between = {
@@ -247,8 +254,6 @@ def _bounds(result: Evaluation) -> dict[str, float]:
     values = {"elbo": result["elbo"], "miselbo": -result["nll_miselbo"], "pooled": -result["nll_pooled"]}
     if "log_px" in result.bounds:
         values |= {"log_px": -result["nll"], "posterior": result["elbo"] + result["nll"]}
-        if result["pareto_k_unreliable"] is not None:  # unknown with few draws
-            values |= {"unreliable": result["pareto_k_unreliable"]}
     if "marginal_ll" in result.results:
         values |= {"marginal_ll": result["marginal_ll"]}
     return values | {"effective": result["effective_components"], "epochs": float(result["epochs"])}
