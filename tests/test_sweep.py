@@ -143,7 +143,8 @@ def test_a_changed_grid_is_refused_and_not_called_done(copied, capsys, old, new,
 
 def test_growth_says_what_its_errors_are_over():
     grown = sweeps.Growth([sweeps.Step(2, 0.5, 0.1, 93.2, 0.4, 1.5, "runs/grown/S2", accepted=True)])
-    assert repr(grown).startswith("Growth; gain_se is over validation examples of one training: says nothing about")
+    assert repr(grown).startswith("Growth, each component with its draws per step; gain_se is over validation examples")
+    assert "of one training: says nothing about" in repr(grown)
     assert "standard error over examples of one training" in grown.figure.axes[0].get_ylabel()
 
 

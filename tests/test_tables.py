@@ -72,13 +72,13 @@ def test_abbreviations_under_a_table_are_explained_once(capsys):
     assert words.startswith("components of the mixture; NLL: −log p(x), estimated from above, nats, lower is better;")
     assert words.count("exp(JSD), how many components differ, 1 to S") == words.count("±: standard error over") == 1
     assert "MISELBO" not in words, "no word of a column that is not there"
-    assert "* not tight: " in words
+    assert "* not tight, or too few draws to know: " in words
     assert max(map(len, shown.splitlines())) <= 120
     with muted():
         show_rows(COLUMNS, [row], "nats")
     shown = capsys.readouterr().out
     assert "exp(JSD)" not in shown
-    assert "* not tight: " in shown
+    assert "* not tight, or too few draws to know: " in shown
 
 
 def test_a_comparison_prints_what_a_screen_holds():

@@ -185,7 +185,7 @@ def legend(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> list
     Example:
         >>> from mixvae.reports import Column, legend
         >>> legend([Column("NLL", "nll", trust="nll")], [{"nll": 93.4, "nll_tight": False}])
-        ['* not tight: log p(x) is estimated from below, so the true NLL may be lower']
+        ['* not tight, or too few draws to know: log p(x) is estimated from below, so the true NLL may be lower']
     """
     texts = [column.text(row) for column in columns if column.trust for row in rows]
     return [f"{mark} {meaning}" for mark, meaning in MARKS.items() if any(mark in text for text in texts)]
