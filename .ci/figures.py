@@ -70,16 +70,18 @@ def parts(found: Findings, new: Key, old: Key) -> list[tuple[float, float]]:
 
 
 def mark(found: Findings, new: Key, old: Key) -> str:
-    """An asterisk if log p(x) of a variant, or of its baseline, is not tight."""
+    """An asterisk if log p(x) of a variant, or of its baseline, is not known to be tight."""
     row = row_of(found, new, old)
     tight = row.get("gain_tight") if row else contrasts_of(found, new, old)["log_px"].get("difference_tight")
-    return " *" if tight is False else ""
+    return "" if tight is True else " *"
 
 
 def main() -> None:
     """Draw the rows whose results are there."""
     folders = dict.fromkeys(folder for rows in SHOWN.values() for folder, _, _ in rows.values())
-    found = {folder: found_in(DATA / folder) for folder in folders if (DATA / folder).is_dir()}
+    if missing := [folder for folder in folders if not (DATA / folder).is_dir()]:
+        print(f"left out, as their results are not there: {', '.join(missing)}")
+    found = {folder: found_in(DATA / folder) for folder in folders if folder not in missing}
     for picture, rows in SHOWN.items():
         split = {
             name + mark(found[folder], new, old): parts(found[folder], new, old)

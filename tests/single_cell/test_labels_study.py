@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mixvae.reproduce.cells.label_plan import SCORES, label_table
 from mixvae.reproduce.cells.label_scores import calibration_error, label_scores
 from mixvae.reproduce.cells.labels import Settings, Source, hide, transfer, transfers
 from mixvae.reproduce.findings import Changes
+from mixvae.runs._stored import read_evaluation, save_evaluation
 from mixvae.single_cell import runs
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -159,6 +161,17 @@ def test_a_lost_transfer_is_made_again_bit_for_bit(transferred, real, tmp_path, 
         again = transfer(folder, LISTED, SETTINGS, sources=of(real))[LISTED.index(one)]
         assert (again.bounds["probability"] == made.bounds["probability"]).all()
         assert again.identity == made.identity
+
+
+def test_a_transfer_from_other_weights_is_made_again(transferred, real, tmp_path):
+    """Once its pretrained model was trained anew, its old result was believed."""
+    folder = shutil.copytree(transferred[0], tmp_path / "labels")
+    first = LISTED[0]
+    path = folder / f"{first.name}.json"
+    old = read_evaluation(path)
+    save_evaluation(path, replace(old, identity=replace(old.identity, weights="0" * 64)))
+    again = transfer(folder, LISTED, SETTINGS, sources=of(real))[0]
+    assert again.identity == old.identity
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ def primary_contrasts(questions: Sequence[Question]) -> int:
     return sum(len(question.pairs) for question in questions if question.primary)
 
 
+def left_out(family: int, questions: Sequence[Question]) -> list[str]:
+    """A note on primary contrasts that count in Holm's correction and are not among these claims, or none."""
+    missing = family - primary_contrasts(questions)
+    return [f"p Holm counts {missing} primary contrasts of models that were left out."] if missing > 0 else []
+
+
 def contrast_rows(
     questions: Sequence[Question],
     values: Mapping[str, Mapping[Key, Trained]],

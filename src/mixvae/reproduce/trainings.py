@@ -27,6 +27,7 @@ from mixvae.reproduce.contrasts import (
     contrast_rows,
     corrected,
     drawn_by,
+    left_out,
     named,
     over,
     primary_contrasts,
@@ -365,9 +366,7 @@ class Trainings:
 
     def _notes(self, rows: list[Row], measured: Measured) -> list[str]:
         """Caveats on the numbers."""
-        notes = disturbed(measured) if self.clock else []
-        if (left_out := self.family - primary_contrasts(self.questions)) > 0:
-            notes.append(f"p Holm counts {left_out} primary contrasts of models that were left out.")
+        notes = [*(disturbed(measured) if self.clock else []), *left_out(self.family, self.questions)]
         if any(cell.evaluation.identity.legacy for cells in measured.values() for cell in cells):
             notes.append(
                 "Legacy results, from before results recorded the weights and data that they were made from: they pair "

@@ -26,7 +26,7 @@ from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.cells.label_scores import BINS, label_scores
 from mixvae.reproduce.cells.names import SCVI_NAME
 from mixvae.reproduce.cells.results import Job, agree, labels_sha256, with_scvi
-from mixvae.runs import Run
+from mixvae.runs import Run, open_run
 from mixvae.runs._stored import read_evaluation, save_evaluation
 from mixvae.single_cell.data import check_keys, cortex, pbmc68k
 from mixvae.single_cell.loading import LabelSplitter
@@ -197,7 +197,7 @@ def transfer(
 
 
 def _stored(folder: Path, one: Transfer, settings: Settings) -> Evaluation | None:
-    """The result of a transfer, None if there is none or it is damaged.
+    """The result of a transfer, None if there is none, it is damaged, or its pretrained model has other weights by now.
 
     Raises:
         ValueError: it was made with other settings.
@@ -208,6 +208,9 @@ def _stored(folder: Path, one: Transfer, settings: Settings) -> Evaluation | Non
     except (OSError, ValueError):
         return None
     agree(path, found.results | found.results.get("settings", {}), _requested(one) | asdict(settings))
+    run = folder / one.pretrained
+    if (run / "run.json").exists() and open_run(run).weights_sha256 != found.identity.weights:
+        return None
     return found
 
 

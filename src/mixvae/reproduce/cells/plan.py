@@ -21,6 +21,7 @@ from mixvae.reproduce.contrasts import (
     contrast_rows,
     corrected,
     drawn_by,
+    left_out,
     named,
     over,
     primary_contrasts,
@@ -147,7 +148,8 @@ class Cells:
         drawn: dict[str, Any] = {}
         if gaps:
             drawn["gains"] = decided_gains(gaps, f"gain of {what} over SCVI (nats per held-out cell)")
-        notes = unconfirmed({named(key): own for key, own in made.items()}, "seconds")
+        notes = left_out(primary_contrasts(self.questions), asked)
+        notes += unconfirmed({named(key): own for key, own in made.items()}, "seconds")
         if results[0].identity.legacy:
             notes.append(f"The results in {out} are legacy: there is no record of the data they were made from.")
         pairs = [pair for question in asked for pair in question.pairs]
