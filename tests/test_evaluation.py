@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from conftest import binary, tiny_model
 from mixvae.analysis import active_units, encode
-from mixvae.bounds import elbo, jsd, log_weights, miselbo
+from mixvae.bounds import Terms, elbo, jsd, log_weights, miselbo
 from mixvae.distributions import keyed_normal
 from mixvae.evaluation import (
+    Accumulator,
     Estimate,
     Evaluation,
     Gain,
@@ -167,6 +168,36 @@ def test_pareto_k_recovers_the_shape_of_pareto_weights(k):
     tail = tail_length(n)
     largest = np.sort(log_w)[::-1][: tail + 1]
     assert abs(_pareto_k(largest, n) - k) < 4 * (1 + k) / tail**0.5
+
+
+@pytest.mark.parametrize("log_w", [np.linspace(0, -1e5, 1000), np.where(np.arange(1000) < 20, 0.0, -np.inf)])
+def test_the_worst_weights_are_unreliable(log_w):
+    """Weights that are zero beside the largest made k̂ 0.05, or unknown."""
+    tail = tail_length(len(log_w))
+    assert _pareto_k(log_w[: tail + 1], len(log_w)) == math.inf
+    assert math.isnan(_pareto_k(np.zeros(tail + 1), len(log_w))), "equal weights have no tail"
+    bound, zero = np.array([-2.0, -4.0]), np.zeros(2)
+    made = Estimate(
+        *[bound] * 3, *[zero] * 4, bound, *[zero] * 3, np.array([0.1, math.inf]), components=1,
+        draws_per_component=1000, seed=0,
+    )  # fmt: skip
+    summary = made.summary()
+    assert (summary["pareto_k_unreliable"], summary["pareto_k"], summary["tight"]) == (0.5, None, False)
+    assert "50%" in made.figure.axes[1].get_title(loc="left")
+
+
+def test_a_component_with_one_draw_leaves_an_error():
+    """Under unequal weights one draw of a rare component made the error of all examples unknown."""
+    draws, log_w = torch.tensor([[3], [1]]), torch.tensor([[0.0, 1.0, 0.5], [2.0, 0.0, 0.0]]).T[:, :, None]
+    weight, zero = torch.tensor([0.75, 0.25]), torch.zeros(3, 2, 1)
+    accumulator = Accumulator(3, draws)
+    accumulator.add(Terms(log_w, zero, zero[:, None].expand(3, 2, 2, 1), weight.log(), weight, torch.arange(2)))
+    found = accumulator.result()
+    w = log_w[:, 0, 0].tolist() + [2.0]
+    w = np.exp(np.array(w) - 0.0)
+    overall = w.var(ddof=1) / 4 / w.mean() ** 2
+    assert found["pooled"][0] == pytest.approx(np.log(w.mean()))
+    assert found["pooled_mc_se"][0] == pytest.approx(math.sqrt(overall))
 
 
 def identity(**changed):

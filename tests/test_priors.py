@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from conftest import binary, tiny_model
@@ -21,6 +22,32 @@ def vamp(q, shape, latent, **options):
 
 def from_examples(q, shape, latent):
     return VampPrior(q, shape, 6, examples=binary(6, shape, dtype=torch.float32))
+
+
+class Normalised(nn.Module):
+    """An encoder of four values that differs between training and evaluation."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), layer(), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x):
+        return self.layers(x).chunk(2, -1)
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(8), lambda: nn.Dropout(0.5)])
+@pytest.mark.parametrize("named", [lambda posterior: posterior, lambda posterior: posterior.forward])
+def test_a_frozen_vampprior_is_that_of_evaluation(layer, named):
+    """It froze the density of one batch, or of one dropout mask, and counted pseudo-inputs as data."""
+    posterior = SeparateEncoders(lambda: Normalised(layer), 2)
+    posterior(5 + 2 * torch.randn(64, 4))
+    prior, z = VampPrior(named(posterior), (4,), 5), torch.randn(6, 2)
+    posterior.eval()
+    expected, kept = prior().log_prob(z), copy.deepcopy(posterior.state_dict())
+    posterior.train()
+    torch.testing.assert_close(prior.frozen()().log_prob(z), expected)
+    torch.testing.assert_close(dict(posterior.state_dict()), dict(kept))
+    assert all(part.training for part in posterior.modules())
 
 
 def test_vamp_density_matches_a_loop_over_inputs_and_encoders():

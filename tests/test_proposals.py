@@ -19,7 +19,7 @@ from mixvae.joint import Joint, ModelJoint
 from mixvae.model import evaluating
 from mixvae.posteriors import SeparateEncoders
 from mixvae.priors import GaussianMixturePrior, StandardNormal
-from mixvae.proposals import _mixture, _modes, curvature, find_peaks, refine, systematic_counts
+from mixvae.proposals import _mixture, _modes, _refine, curvature, find_peaks, refine, systematic_counts
 from zoo import DECODERS, LATENT, POSTERIORS, PRIORS, TWO_LEVEL_PRIORS, data
 
 GRID = torch.linspace(-9, 9, 181, dtype=torch.float64)
@@ -292,6 +292,19 @@ def test_draws_of_the_proposal_have_its_moments():
     spread = _mixture.DEGREES / (_mixture.DEGREES - 2)
     np.testing.assert_allclose(z.mean(0), location[0, 0], atol=5 * math.sqrt(2 * spread / 40_000))
     np.testing.assert_allclose(np.cov(z.T), spread * (scale[0, 0] @ scale[0, 0].T), atol=0.12)
+
+
+def test_draws_go_somewhere_where_no_mode_was_found():
+    """Where p(x, z) is zero at the start, shares were NaN if another example had two modes."""
+    location, scale = torch.randn(2, 3, 2).double(), torch.eye(2).double().expand(2, 3, 2, 2)
+    log_joint = torch.tensor([[0.0, -math.inf, -math.inf], [1.0, -math.inf, 0.0]]).double()
+    distinct = torch.tensor([True, False, True])
+    peaks = _modes.Peaks(location, scale, log_joint, *[torch.zeros(3)] * 3, distinct)
+    for widened in (False, True):
+        _, shares = _refine._around(peaks, widened=widened)
+        torch.testing.assert_close(shares.sum(0), torch.ones(3).double())
+        assert shares[0, 1] == 1 - widened * _refine.DEFENSIVE_T
+        assert shares[0, 2] == 0, "only its second mode has mass"
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixvae._failures import plain_errors
+from mixvae._normalisation import in_evaluation_mode
 from mixvae.parts import a_kind
 
 Observations = Tensor | np.ndarray | Sequence[Any] | Any
@@ -73,18 +74,6 @@ def _likelihood(model: Any) -> Distribution:
     """p(x|z) of one latent, which shows the shape of observations, in evaluation mode."""
     with in_evaluation_mode(model):
         return model.at_origin()
-
-
-@contextmanager
-def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put every part of a module in evaluation mode, and restore its mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def observed(x: Observations, model: nn.Module, batch: int) -> Iterator[Tensor]:

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from mixvae._normalisation import in_evaluation_mode
 from mixvae._precision import exact_products
-from mixvae._trying import Observations, check_latents, check_shape, in_evaluation_mode, observations
+from mixvae._trying import Observations, check_latents, check_shape, observations
 from mixvae.bounds import Terms
 from mixvae.distributions import Components, Fixed
 from mixvae.parts import Part

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from mixvae._normalisation import statistics_held
+from mixvae._normalisation import in_evaluation_mode, module_of, statistics_held
 from mixvae.distributions import Chain, Components, DiagonalGaussian, Fixed, Pooled
 from mixvae.parts import Part
 
@@ -142,10 +143,15 @@ class VampPrior(Part):
     def frozen(self) -> GaussianMixturePrior:
         """The same density as K·S Gaussians with their own parameters, which stay as they are while the encoders learn.
 
+        It is the density in evaluation: without dropout, and by the running statistics of every BatchNorm.
+
         Raises:
             ValueError: the components are not Gaussians, as with a flow.
         """
-        q = self._posterior[0](self.inputs)
+        posterior = self._posterior[0]
+        module = module_of(posterior)
+        with nullcontext() if module is None else in_evaluation_mode(module):
+            q = posterior(self.inputs)
         if not isinstance(q, DiagonalGaussian):
             raise ValueError(
                 f"a VampPrior of {type(q).__name__} components is not a mixture of Gaussians and cannot be frozen: "

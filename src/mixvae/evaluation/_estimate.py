@@ -52,7 +52,7 @@ class Estimate(Tabular):
             0.027 where repeated evaluations spread by 0.041), and not to be relied on where k̂ is unreliable.
         bias: how far `log_px` is expected to lie below log p(x), CV²/2n with the weights' coefficient of variation.
         ess: effective sample size of the headline's weights, (Σ w)² / Σ w², at most `total_draws`.
-        pareto_k: Pareto k̂ of the headline's largest weights; NaN for fewer than 25 draws or constant weights.
+        pareto_k: Pareto k̂ of the headline's largest weights; NaN for fewer than 21 draws or constant weights.
         components: number of components S.
         draws_per_component: draws L from each.
         seed: seed of the noise.
@@ -121,7 +121,7 @@ class Estimate(Tabular):
             rows[name] = float(values.mean())
             rows[f"{name}_se"] = _finite(standard_error(values))
             rows[f"{name}_mc_se"] = _finite(math.sqrt((errors**2).sum()) / len(errors))
-        measured = self.pareto_k[np.isfinite(self.pareto_k)]
+        measured = self.pareto_k[~np.isnan(self.pareto_k)]
         unreliable = float((measured > unreliable_k(self.total_draws)).mean()) if len(measured) else None
         return rows | {
             "nll_bias": _finite(self.bias.mean()),
@@ -132,7 +132,7 @@ class Estimate(Tabular):
             "jsd_se": _finite(standard_error(self.jsd)),
             "effective_components": math.exp(self.jsd.mean()),
             "ess": float(self.ess.mean()),
-            "pareto_k": float(measured.mean()) if len(measured) else None,
+            "pareto_k": _finite(measured.mean()) if len(measured) else None,
             "pareto_k_unreliable": unreliable,
             "components": self.components,
             "total_draws": self.total_draws,

@@ -16,6 +16,8 @@ from mixvae.proposals import Proposal
 
 SHORTEST_TAIL = 5
 """Fewest weights in a tail that k̂ can be fitted to."""
+WIDEST_TAIL = 700.0
+"""Nats between the largest and the smallest weight of a tail beyond which the smallest is zero beside the largest."""
 
 
 class WeightSums:
@@ -70,9 +72,8 @@ class WeightSums:
         share = (self.sums - total).exp()  # of the estimate, by stratum
         within = (self.squares - 2 * total).exp() - share.square() / self.counts.clamp(min=1)  # n_k Var_k w / (n E w)²
         within = within.clamp(min=0) * self.counts / (self.counts - 1).clamp(min=1)
-        alone = (self.counts == 1).any(0)  # a single draw from a stratum says nothing about its variance
-        overall = (1 / ess - 1 / n).clamp(min=0) * (n / (n - 1) if n > 1 else math.nan)
-        relative = torch.where(alone, overall, within.sum(0))
+        alone = (self.counts == 1).any(0)
+        relative = torch.where(alone, _without_strata(ess, n), within.sum(0))
         values = {"log_px": total - math.log(n), "log_px_mc_se": relative.sqrt(), "bias": relative / 2}
         arrays = {name: value.cpu().numpy() for name, value in (values | {"ess": ess}).items()}
         return arrays | {"pareto_k": pareto_ks(self.largest, n)}
@@ -212,7 +213,19 @@ class Accumulator:
         pooled = parts.logsumexp(0)
         share = (parts - pooled).exp()  # of the estimate, by component
         variance = (share.square() * torch.where(share > 0, relative, 0.0) / each).sum(0)
-        return pooled, variance, (2 * pooled - (squares + 2 * each_weight).logsumexp(0)).exp()
+        ess = (2 * pooled - (squares + 2 * each_weight).logsumexp(0)).exp()
+        if self.counts is not None:
+            alone = ((self.counts == 1) & (share > 0)).any(0)
+            variance = torch.where(alone, _without_strata(ess, self._total), variance)
+        return pooled, variance, ess
+
+
+def _without_strata(ess: Float[Tensor, " B"], draws: int) -> Float[Tensor, " B"]:
+    """Relative variance of a mean weight as if all draws came from one distribution; NaN for a single draw.
+
+    It is at least that of strata, of which one with a single draw says nothing about its variance.
+    """
+    return (1 / ess - 1 / draws).clamp(min=0) * (draws / (draws - 1) if draws > 1 else math.nan)
 
 
 def _relative_variance(log_mean: Tensor, log_mean_squared: Tensor, draws: int | Tensor) -> Tensor:
@@ -232,13 +245,18 @@ def pareto_ks(largest: Float[Tensor, "M B"], draws: int) -> np.ndarray:
 
 
 def _pareto_k(largest: np.ndarray, draws: int) -> float:
-    """Pareto k̂ of the largest log weights among `draws` draws; the rest lies below them and does not matter."""
+    """Pareto k̂ of the largest log weights among `draws` draws; the rest lies below them and does not matter.
+
+    NaN if there are too few, or if all are equal; infinite if the smallest is zero beside the largest.
+    """
     from arviz_stats.base.array import array_stats
 
     tail = tail_length(draws)
     largest = largest[: tail + 1]
-    if tail < SHORTEST_TAIL or not np.isfinite(largest).all() or largest[0] - largest[-2] < 1e-9:
+    if tail < SHORTEST_TAIL or not np.isfinite(largest[0]) or largest[0] - largest[-2] < 1e-9:
         return math.nan
+    if not largest[0] - largest[-1] < WIDEST_TAIL:  # weights that are zero beside the largest, too
+        return math.inf
     padded = 5 * tail if tail <= 45 else math.ceil((tail / 3) ** 2)  # whose tail arviz takes to be that long
     weights = np.full(padded, largest[-1])
     weights[: len(largest)] = largest

@@ -138,7 +138,7 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
         >>> figure.axes[1].get_title(loc="left")
         '50% above 0.7: valid, but not tight'
     """
-    known = np.isfinite(pareto_k)
+    known = ~np.isnan(pareto_k)
     figure = Figure(figsize=(WIDTH, 4.6 if known.any() else 2.6), layout="constrained")
     axes = figure.subplots(2 if known.any() else 1, sharex=True, squeeze=False)[:, 0]
     for each in axes:

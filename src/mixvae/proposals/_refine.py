@@ -162,12 +162,16 @@ def _scores_own_draws(q: Components, examples: np.ndarray, seed: int) -> bool:
 
 
 def _around(peaks: Peaks, *, widened: bool) -> tuple[Student, Float[Tensor, "T B"]]:
-    """A t around every mode, and their shares: by Laplace's estimate of each mode's mass, with a floor."""
+    """A t around every mode, and their shares: by Laplace's estimate of each mode's mass, with a floor.
+
+    Where no mass is known, as the search began where p(x, z) is zero, all draws are of the first.
+    """
     mass = peaks.log_joint + peaks.scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     if len(mass) > 1:
         mass = torch.stack([mass[0], mass[1].masked_fill(~peaks.distinct, -math.inf)])
     shares = mass.softmax(0)
     shares = torch.where(mass.isfinite(), shares.clamp(min=LEAST_SHARE), 0.0)
+    shares[0] = torch.where(mass.isfinite().any(0), shares[0], 1.0)
     shares = shares / shares.sum(0)
     location = peaks.location
     scale = _widening(location.shape[-1]) * peaks.scale
