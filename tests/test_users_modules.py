@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Distribution, Independent, Normal, Uniform
 
 from mixvae import (
     MixtureVAE,
@@ -180,6 +181,49 @@ def test_a_decoder_that_does_not_fit_is_told_with_its_remedy(digits, tmp_path, d
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match=told):
         evaluate(model(decoder=decoder()), torch.ones(3, *SHAPE), 20)
+
+
+class Bare(Distribution):
+    """A unit Gaussian with a density and draws, and nothing else."""
+
+    arg_constraints = {}
+
+    def __init__(self, mean):
+        self.loc = mean
+        super().__init__(mean.shape[:-1], mean.shape[-1:], validate_args=False)
+
+    def log_prob(self, value):
+        return Normal(self.loc, 1.0, validate_args=False).log_prob(value).sum(-1)
+
+
+class Decoding(nn.Module):
+    """A linear decoder of four values and their log scales, with any likelihood."""
+
+    def __init__(self, likelihood):
+        super().__init__()
+        self.linear, self.likelihood = nn.Linear(2, 8), likelihood
+
+    def forward(self, z):
+        return self.likelihood(*self.linear(z).chunk(2, -1))
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        lambda mean, scale: Independent(Normal(mean, scale.exp(), validate_args=True), 1),
+        lambda mean, scale: Bare(mean),
+        lambda mean, scale: Independent(Uniform(mean - 1.5, mean + 1.5, validate_args=False), 1),
+    ],
+    ids=["whose scale is zero far away", "without a support", "whose density is zero in places"],
+)
+def test_valid_likelihoods_pass_the_trial(likelihood):
+    """They ended in an error of torch, an empty one, and an accusation of BatchNorm."""
+    torch.manual_seed(0)
+    posterior = SeparateEncoders(lambda: GatedEncoder((4,), 2, (8,)), 2)
+    model = MixtureVAE(posterior, StandardNormal(2), Decoding(likelihood))
+    p = model.decoder(torch.randn(5, 2))
+    x = p.loc if isinstance(p, Bare) else p.mean
+    assert np.isfinite(evaluate(model, x.detach(), 200).log_px).all()
 
 
 def test_logits_that_start_at_zero_are_no_probabilities(digits):

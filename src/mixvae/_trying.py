@@ -167,11 +167,15 @@ def check_parts(model: Any, x: Tensor) -> None:
             f"torch.distributions.Independent(p, {len(shape) - len(p.event_shape)})"
         )
     check_shape(p, x)
-    _check_logits(model.decoder, z)
+    base = getattr(p, "base_dist", None)
+    if isinstance(base, torch.distributions.Bernoulli | torch.distributions.ContinuousBernoulli):
+        _check_logits(model.decoder, z)
 
 
 def _check_logits(decoder: nn.Module, z: Tensor) -> None:
     """Refuse what looks like probabilities where a Bernoulli expects logits.
+
+    Other likelihoods are not decoded so far away, where they may have no parameters.
 
     Raises:
         ValueError: the decoder's logits stay within [0, 1] however far the latents are from the origin.
@@ -180,7 +184,7 @@ def _check_logits(decoder: nn.Module, z: Tensor) -> None:
     with torch.random.fork_rng():
         base: Any = getattr(decoder(far), "base_dist", None)
     logits = getattr(base, "logits", None)
-    if isinstance(base, torch.distributions.Bernoulli | torch.distributions.ContinuousBernoulli) and logits is not None:
+    if logits is not None:
         if bool((logits >= 0).all() & (logits <= 1).all()) and float(logits.min()) < float(logits.max()):
             raise ValueError(
                 f"the decoder's logits lie within [0, 1] whatever z is, as if a sigmoid had been applied; "
@@ -204,7 +208,7 @@ def coupling(model: Any, x: Tensor) -> str | None:
         for others in ([0, 1], [0, 2]):
             torch.manual_seed(0)  # the same dropout for both
             values.append(float(model.decoder(z[others]).log_prob(same)[0]))
-    if abs(values[0] - values[1]) <= COUPLED * max(1.0, abs(values[0])):
+    if values[0] == values[1] or abs(values[0] - values[1]) <= COUPLED * max(1.0, abs(values[0])):  # both may be −∞
         return None
     named = [name for name, layer in model.decoder.named_modules() if isinstance(layer, _BatchNorm)]
     return f"the BatchNorm decoder.{named[0]}" if named else "a layer of the decoder"

@@ -15,7 +15,7 @@ from mixvae._normalisation import in_evaluation_mode
 from mixvae._precision import exact_products
 from mixvae._trying import Observations, check_latents, check_shape, observations
 from mixvae.bounds import Terms
-from mixvae.distributions import Components, Fixed
+from mixvae.distributions import Components, Fixed, support_of
 from mixvae.parts import Part
 from mixvae.sampling import SampleKind, batches, seeded, shown
 
@@ -311,9 +311,13 @@ def _check_dtype(x: object, model: nn.Module) -> None:
 
 
 def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
-    """Reject observations outside the support of a likelihood."""
-    support = likelihood.support
-    if support is not None and not bool(support.check(x).all()):
+    """Reject observations outside the support of a likelihood, if it has one for all latents.
+
+    One that depends on z gives an observation outside it no density, which counts.
+    """
+    support = support_of(likelihood)
+    inside = None if support is None else support.check(x)
+    if inside is not None and inside.dim() == 1 and not bool(inside.all()):
         raise ValueError(
             f"x holds values from {x.min():.4g} to {x.max():.4g}, some outside the likelihood's support, "
             f"{getattr(support, 'base_constraint', support)}: rescale them if they are in another unit, binarise grey "

@@ -13,6 +13,7 @@ from mixvae.distributions._observations import (
     ContinuousBernoulli,
     DiscretizedLogisticMixture,
     full_precision,
+    support_of,
 )
 from mixvae.distributions._pooled import Pooled
 
@@ -39,4 +40,5 @@ __all__ = [
     "natural_parameters",
     "normal_log_prob",
     "with_volume",
+    "support_of",
 ]

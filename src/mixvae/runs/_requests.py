@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixvae import evaluation
 from mixvae.analysis import active_units, encode
+from mixvae.distributions import support_of
 from mixvae.evaluation import (
     Estimate,
     Evaluation,
@@ -172,8 +173,9 @@ def request(
 def _bits_per_dim(model: MixtureVAE, x: Tensor, log_px: np.ndarray) -> float | None:
     """−log₂ p(x) per value, if p(x) is a probability rather than a density."""
     with torch.no_grad(), evaluating(model):
-        support: Any = model.at_origin().support
-    return float(-log_px.mean() / math.log(2) / x[0].numel()) if support.is_discrete else None
+        support: Any = support_of(model.at_origin())
+    discrete = support is not None and support.is_discrete
+    return float(-log_px.mean() / math.log(2) / x[0].numel()) if discrete else None
 
 
 def versions() -> dict[str, str]:

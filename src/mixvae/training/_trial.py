@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from mixvae._failures import at_least, called, plain_errors, said
 from mixvae._trying import INSTEAD, coupling
 from mixvae.datasets import Dataset, Split
+from mixvae.distributions import support_of
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import Progress
 from mixvae.training._kinds import check_kinds, shown
@@ -229,7 +230,8 @@ def check_binary(model: MixtureVAE) -> None:
         likelihood = model.decoder(model.prior().sample((1,)))
     between = 1 / torch.arange(2.0, 256, device=next(model.parameters()).device)
     grey = between.view(-1, *[1] * len(likelihood.event_shape)).expand(-1, *likelihood.event_shape)
-    if likelihood.support is not None and bool(likelihood.support.check(grey).any()):
+    support = support_of(likelihood)
+    if support is not None and bool(support.check(grey).any()):
         base = getattr(likelihood, "base_dist", getattr(likelihood, "likelihood", likelihood))
         name = getattr(base, "__name__", type(base).__name__)
         raise ValueError(
