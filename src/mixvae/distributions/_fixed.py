@@ -1,9 +1,9 @@
-"""A distribution in place of a module."""
+"""A distribution in place of a module, and what a distribution tells of itself."""
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from mixvae.parts import Part
 
@@ -53,3 +53,18 @@ def _trainable(distribution: Distribution) -> str | None:
         if isinstance(value, Distribution) and (inner := _trainable(value)):
             return inner
     return None
+
+
+def support_of(p: Distribution) -> constraints.Constraint | None:
+    """The support of a distribution; None if it does not tell.
+
+    Example:
+        >>> import torch
+        >>> from mixvae.distributions import support_of
+        >>> support_of(torch.distributions.Bernoulli(0.5)).is_discrete, support_of(torch.distributions.Distribution())
+        (True, None)
+    """
+    try:
+        return p.support
+    except NotImplementedError:
+        return None

@@ -25,21 +25,6 @@ def full_precision(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def support_of(p: Distribution) -> constraints.Constraint | None:
-    """The support of a distribution; None if it does not tell.
-
-    Example:
-        >>> import torch
-        >>> from mixvae.distributions import support_of
-        >>> support_of(torch.distributions.Bernoulli(0.5)), support_of(torch.distributions.Distribution())
-        (Boolean(), None)
-    """
-    try:
-        return p.support
-    except NotImplementedError:
-        return None
-
-
 class Bernoulli(torch.distributions.Bernoulli):
     """Bernoulli distribution by logits, for binary data: log p(x) = x l − log(1 + e^l).
 
