@@ -61,7 +61,8 @@ def support_of(p: Distribution) -> constraints.Constraint | None:
     Example:
         >>> import torch
         >>> from mixvae.distributions import support_of
-        >>> support_of(torch.distributions.Bernoulli(0.5)).is_discrete, support_of(torch.distributions.Distribution())
+        >>> bare = torch.distributions.Distribution(validate_args=False)
+        >>> support_of(torch.distributions.Bernoulli(0.5)).is_discrete, support_of(bare)
         (True, None)
     """
     try:
