@@ -21,9 +21,8 @@ def asked(command: str) -> tuple[dict[str, Any], Plan]:
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--warmup", type=int)
     given = vars(parser.parse_args(shlex.split(command)[2:]))
-    changes = {name: given[name] for name in ("seeds", "models", "epochs", "warmup") if given[name] is not None}
-    plan = find(given["name"]).scales[given["scale"]]
-    return given, plan.changed(Changes(**changes)) if changes else plan
+    changes = Changes(**{name: given[name] for name in ("seeds", "epochs", "warmup", "models")})
+    return given, find(given["name"]).scales[given["scale"]].changed(changes)
 
 
 def held(folder: Path) -> set[str]:

@@ -46,6 +46,12 @@ def draw(
     return drawn
 
 
+def gap_of(row: Row, key: str, name: str, p: float | None = None) -> Gap:
+    """A difference in a row, with its margin under KEY_margin; its name says where it is not known to be tight."""
+    margin, is_tight = row[f"{key}_margin"], row.get(f"{key}_tight", True)
+    return Gap(name + reports.marked(row, key), row[key], margin, p, is_tight=is_tight)
+
+
 def decided_gains(gaps: Sequence[Gap], across: str) -> Figure:
     """Differences with their intervals between trainings, those that are decided in colour."""
     rows = [(gap.name, gap.gain, gap.margin) for gap in gaps]

@@ -12,7 +12,7 @@ from typing import Any
 from mixvae._tables import Row
 from mixvae.evaluation import Gain
 from mixvae.progress import Progress
-from mixvae.reports import BETWEEN, LEVEL, Column, marked
+from mixvae.reports import BETWEEN, LEVEL, Column
 from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, MIXTURE, RIVAL, UNNORMALISED
 from mixvae.reproduce.clock import unconfirmed
 from mixvae.reproduce.contrasts import (
@@ -28,7 +28,7 @@ from mixvae.reproduce.contrasts import (
     verdicts,
 )
 from mixvae.reproduce.findings import Changes, Findings, Gap, Verdict, judge
-from mixvae.reproduce.pictures import decided_gains
+from mixvae.reproduce.pictures import decided_gains, gap_of
 from mixvae.sweeps import Runner
 
 INTEGRATION = ("Total", "Bio conservation", "Batch correction")
@@ -138,10 +138,9 @@ class Cells:
         shown, what = ("log_px", "log p(x)") if any("log_px_gain" in row for row in rows) else ("elbo", "the ELBO")
         primary = corrected(contrasts, shown)
         gaps = [
-            Gap(
-                f"{row['model']}, S = {row['size']}" + marked(row, f"{shown}_gain"), row[f"{shown}_gain"],
-                row[f"{shown}_gain_margin"], primary.get(over((row["model"], row["size"]), BASELINE)),
-                is_tight=row.get(f"{shown}_gain_tight", True),
+            gap_of(
+                row, f"{shown}_gain", f"{row['model']}, S = {row['size']}",
+                primary.get(over((row["model"], row["size"]), BASELINE)),
             )
             for row in rows if f"{shown}_gain" in row
         ]  # fmt: skip

@@ -10,14 +10,14 @@ from typing import Any
 from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, mismatch
 from mixvae.progress import Progress
-from mixvae.reports import BETWEEN, Column, between_trainings, marked, trust
+from mixvae.reports import BETWEEN, Column, between_trainings, trust
 from mixvae.reproduce.cells.names import MIXTURE
 from mixvae.reproduce.cells.plan import _study
 from mixvae.reproduce.clock import least, unconfirmed
 from mixvae.reproduce.contrasts import Key, Question, contrast_rows, drawn_by, named, verdicts
-from mixvae.reproduce.findings import Changes, Findings, Gap
+from mixvae.reproduce.findings import Changes, Findings
 from mixvae.reproduce.measured import worst
-from mixvae.reproduce.pictures import decided_gains
+from mixvae.reproduce.pictures import decided_gains, gap_of
 from mixvae.sweeps import Runner
 
 STANDARD = MIXTURE
@@ -98,13 +98,7 @@ class Priors:
         compared = [row for row in rows if "log_px_change" in row]
         drawn: dict[str, Any] = {}
         if compared:
-            gaps = [
-                Gap(
-                    f"{row['prior']}, S = {row['size']}" + marked(row, "log_px_change"), row["log_px_change"],
-                    row["log_px_change_margin"], is_tight=row["log_px_change_tight"],
-                )
-                for row in compared
-            ]  # fmt: skip
+            gaps = [gap_of(row, "log_px_change", f"{row['prior']}, S = {row['size']}") for row in compared]
             across = "log p(x) over the standard normal prior's (nats per held-out cell)"
             drawn["changes"] = decided_gains(gaps, across)
         made = _made(results)
