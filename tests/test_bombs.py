@@ -26,8 +26,10 @@ from mixvae._arrays import map_npy, read_npz
 from mixvae.cli import main
 from mixvae.config import _bounded as bounded
 from mixvae.datasets import _formats as formats
+from mixvae.datasets import _pictures as pictures
 from mixvae.datasets import as_split
-from mixvae.datasets._formats import read_array, read_cifar, read_idx, read_images
+from mixvae.datasets._formats import read_array, read_cifar, read_idx
+from mixvae.datasets._pictures import read_images
 from mixvae.files import canonical, checksum, read_json
 
 DEEP = "[" * 3000 + "]" * 3000
@@ -356,7 +358,7 @@ def test_too_many_images_are_refused_before_any_is_decoded(tmp_path, small):
 
 
 def test_a_folder_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "LARGEST_FOLDER", 50)
+    monkeypatch.setattr(pictures, "LARGEST_FOLDER", 50)
     for i in range(60):
         (tmp_path / f"{i}.txt").touch()
     told(lambda: read_images(tmp_path), "holds more than 50 files")()

@@ -22,7 +22,8 @@ from mixvae import datasets
 from mixvae.datasets import IdxSource, Split, as_split
 from mixvae.datasets import _download as download
 from mixvae.datasets._finished import binarized
-from mixvae.datasets._formats import read_array, read_cifar, read_idx, read_images
+from mixvae.datasets._formats import read_array, read_cifar, read_idx
+from mixvae.datasets._pictures import read_images
 from mixvae.progress import SILENT
 
 RNG = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 import gzip
 import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,76 @@ def test_16_bits_are_kept(tmp_path):
     pictures(tmp_path / "b", 1)
     with pytest.raises(ValueError, match="00.png has 8 bits, .* more: save all images"):
         load(tmp_path)
+
+
+def sixteen_bits(path, kind, channels):
+    """A PNG of 16 bits per channel, which Pillow cannot write."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + RNG.integers(0, 2**16, 8 * channels).astype(">u2").tobytes() for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
+def of_frames(path):
+    image = Image.fromarray(RNG.integers(0, 256, (8, 8), dtype=np.uint8))
+    image.save(path, save_all=True, append_images=[image.rotate(90)])
+
+
+def in_inks(path):
+    Image.fromarray(RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8), "CMYK").save(path)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("name", "write", "told"),
+    [
+        ("z.png", lambda path: sixteen_bits(path, 2, 3), "z.png has 16 bits per colour, .* cut to 8: save it with 8"),
+        ("z.png", lambda path: sixteen_bits(path, 4, 2), "z.png has 16 bits per colour"),
+        ("z.tif", of_frames, "z.tif holds 2 pictures, of which one .*: save each as a file of its own"),
+        ("z.gif", of_frames, "z.gif holds 2 pictures"),
+        ("z.tif", in_inks, "z.tif has colours in CMYK, .*: save it in RGB or grey"),
+        ("z.jp2", lambda path: path.write_bytes(b"a"), r"holds z.jp2; pictures are read as .png, .*: convert it"),
+        ("z.HEIC", lambda path: path.write_bytes(b"a"), "holds z.HEIC; pictures are read as"),
+    ],
+)
+def test_pictures_that_would_lose_something_are_refused(tmp_path, name, write, told, stream):
+    pictures(tmp_path, 20, lambda i: RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=told):
+        load(tmp_path, stream=stream)
+
+
+def test_a_python_picture_of_many_frames_is_refused(tmp_path):
+    of_frames(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as image, pytest.raises(ValueError, match="an example holds 2 pictures"):
+        datasets.as_dataset([image] * 20)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "column",
+    [
+        1_700_000_000 + np.arange(40),  # times in seconds
+        2**40 + np.arange(40),
+        1e6 + np.linspace(0, 1, 40),
+        -1e6 + np.linspace(0, 1, 40),
+    ],
+)
+def test_columns_that_float32_would_blur_are_refused(tmp_path, column, stream):
+    np.save(tmp_path / "x.npy", np.stack([np.zeros(40), np.linspace(0, 1e9, 40), column], 1))
+    with pytest.raises(ValueError, match=r"value 3 of .*x.npy .* float32 .*: subtract the mean of that column"):
+        load(tmp_path / "x.npy", stream=stream)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_columns_that_float32_holds_well_enough_are_kept(tmp_path, dtype):
+    columns = [np.full(40, 2**40 + 1), np.linspace(0, 1e9, 40), 300_000 + 1000 * RNG.normal(size=40), np.arange(40)]
+    np.save(tmp_path / "x.npy", np.stack(columns, 1).astype(dtype))
+    assert load(tmp_path / "x.npy").shape == load(tmp_path / "x.npy", stream=True).shape == (4,)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

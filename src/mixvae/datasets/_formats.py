@@ -1,4 +1,4 @@
-"""Readers of standard file formats: IDX, CIFAR-10's binary version, arrays, and folders of images."""
+"""Readers of standard file formats: IDX, CIFAR-10's binary version, and arrays."""
 
 from __future__ import annotations
 
@@ -10,33 +10,21 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL.Image import DecompressionBombError, DecompressionBombWarning
 
 from mixvae._arrays import FEWER, check_pickle, map_npy, members, names_in, read_npz
 from mixvae._resources import TooLarge, check, short
-from mixvae.datasets._resizing import resized
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-IMAGES = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-"""Formats as which images may be read, whatever their content says: EPS, for example, would start another program."""
 CIFAR_RECORD = 1 + 3 * 32 * 32
 LARGEST_ARCHIVE = 2**31
 """Maximum number of bytes that CIFAR-10's archive may unpack to; the real one has 184 million."""
-SIXTEEN = 2**16 - 1
-"""Largest value of a 16-bit image."""
 DEEPEST_IDX = 4
 """Maximum number of axes of an IDX file."""
-LARGEST_FOLDER = 1_000_000
-"""Maximum number of files searched for images."""
 COPIES = 2
 """Minimum number of copies of the examples in memory at once while they are read and split."""
 
@@ -91,6 +79,11 @@ def _read_idx(file: IO[bytes] | Any, path: Path, size: int | None = None) -> np.
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not meant to be seen, such as those that Macs leave beside and around others."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def read_cifar(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Read CIFAR-10's binary version from its archive or from the folder that it unpacks to.
 
@@ -106,7 +99,7 @@ def read_cifar(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """
     contents: dict[str, bytes] = {}
     if path.is_dir():
-        files = [file for file in sorted(path.glob("*_batch*.bin")) if file.is_file() and not _is_hidden(file.name)]
+        files = [file for file in sorted(path.glob("*_batch*.bin")) if file.is_file() and not is_hidden(file.name)]
         check(COPIES * sum(file.stat().st_size for file in files), str(path), FEWER)
         contents = {file.stem: file.read_bytes() for file in files}
     else:
@@ -114,7 +107,7 @@ def read_cifar(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked, path), mode="r|") as archive:  # pyright: ignore[reportArgumentType, reportCallIssue]
                 for member in archive:
                     name = Path(member.name)
-                    is_batch = member.isreg() and name.suffix == ".bin" and not _is_hidden(name.name)
+                    is_batch = member.isreg() and name.suffix == ".bin" and not is_hidden(name.name)
                     file = archive.extractfile(member) if is_batch else None
                     if file is not None:
                         contents[name.stem] = file.read()
@@ -221,172 +214,3 @@ def _numpy(value: object, path: Path, name: str) -> np.ndarray:
     )
     plain = value.detach().resolve_neg()
     return plain.float().numpy() if plain.is_floating_point() else plain.numpy()
-
-
-def _images_in(folder: Path) -> Iterator[Path]:
-    """Files below a folder whose names are image names.
-
-    Raises:
-        ValueError: there are too many files.
-    """
-    count = 0
-    for place, below, names in os.walk(folder):
-        below[:] = [name for name in below if not _is_hidden(name)]
-        names = [name for name in names if not _is_hidden(name)]
-        count += 1 + len(names)
-        if count > LARGEST_FOLDER:
-            raise ValueError(
-                f"{folder} holds more than {LARGEST_FOLDER:,} files: name the folder of the images, or pack them into "
-                "an array (.npy)"
-            )
-        yield from (p for name in names if (p := Path(place, name)).suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a file or folder is not meant to be seen, such as those that Macs leave beside and around others."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def exact_pixels(image: Image.Image, path: Path | str) -> np.ndarray:
-    """Pixels (H, W, C) without loss: bytes, or numbers from 0 to 1 where 16 bits or floating point hold more.
-
-    Raises:
-        ValueError: the image is partly transparent, or holds numbers without a scale.
-    """
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:  # noqa: PLR2004  (opaque)
-            raise TooLarge(f"{path} is partly transparent: paste it onto a background first")
-        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image)
-        if image.mode == "F":
-            return values[..., None].astype(np.float32)
-        if values.min() < 0 or values.max() > SIXTEEN:
-            raise TooLarge(
-                f"{path} holds whole numbers from {values.min()} to {values.max()}; 16-bit images have 0 to {SIXTEEN}"
-            )
-        return (values[..., None] / SIXTEEN).astype(np.float32)
-    return np.asarray(
-        image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-    ).reshape(image.height, image.width, -1)
-
-
-@contextmanager
-def opened_image(path: Path) -> Iterator[Image.Image]:
-    """An image of a known format; only its header is read.
-
-    Raises:
-        ValueError: it is damaged, or too large.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata
-            warnings.simplefilter("error", DecompressionBombWarning)
-            with Image.open(path, formats=IMAGES) as image:
-                yield image
-    except (DecompressionBombError, DecompressionBombWarning) as error:
-        raise ValueError(f"{path} is too large to be an example: {short(error, 200)}: scale it down") from None
-    except TooLarge:
-        raise
-    except Exception as error:  # noqa: BLE001  (damage shows as any kind)
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} is not a readable image: {short(lines[0], 200)}") from None
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Images below a folder, in order.
-
-    Raises:
-        ValueError: there are none, or too many files.
-    """
-    paths = sorted(_images_in(folder))
-    if not paths:
-        raise ValueError(f"{folder} holds no images; expected files such as .png or .jpg")
-    return paths
-
-
-def check_size(image: Image.Image, path: Path, first: Path, size: tuple[int, int]) -> None:
-    """Refuse an image of another size.
-
-    Raises:
-        TooLarge: its width and height are not those of the first.
-    """
-    if image.size != size:
-        raise TooLarge(
-            f"all images must have one size: {first.name} is {size[0]}×{size[1]} pixels, "
-            f"{path.name} is {image.size[0]}×{image.size[1]}: scale them with --data.resize={size[1]}"
-        )
-
-
-def one_depth(kinds: Mapping[np.dtype[Any], Path], folder: Path) -> None:
-    """Refuse images of several depths.
-
-    Raises:
-        ValueError: some have 8 bits, others more.
-    """
-    if len(kinds) > 1:
-        bytes_of, other = kinds[np.dtype(np.uint8)], kinds[np.dtype(np.float32)]
-        raise ValueError(f"{bytes_of.name} has 8 bits, {other.name} more: save all images of {folder} in one depth")
-
-
-def stacked(images: Sequence[np.ndarray], channels: int) -> np.ndarray:
-    """Images (H, W, 1 or C) as one array (N, C, H, W)."""
-    alike = np.stack([np.broadcast_to(image, (*image.shape[:2], channels)) for image in images])
-    return np.ascontiguousarray(alike.transpose(0, 3, 1, 2))
-
-
-def pasted(paths: Sequence[Path], mode: str, size: tuple[int, int]) -> np.ndarray | None:
-    """Pixels (N, C, H, W) of images of one kind, None if one differs: one copy of all costs less than one of each."""
-    width, height = size
-    canvas = Image.new(mode, (width, height * len(paths)))
-    for number, path in enumerate(paths):
-        with opened_image(path) as image:
-            if (image.mode, image.size) != (mode, size) or "transparency" in image.info:
-                return None
-            canvas.paste(image, (0, height * number))
-    return np.array(np.asarray(canvas).reshape(len(paths), height, width, -1).transpose(0, 3, 1, 2), order="C")
-
-
-def classes_of(paths: Sequence[Path], folder: Path, *, named: bool) -> np.ndarray | None:
-    """Classes of images by their folders, as names or numbers in alphabetical order; None if there is one folder."""
-    classes = sorted({path.parent for path in paths})
-    if len(classes) > 1 or (named and classes != [folder]):
-        return np.array([path.parent.name if named else classes.index(path.parent) for path in paths])
-    return None
-
-
-def read_images(
-    folder: Path, *, named: bool = False, size: tuple[int, int] | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a folder of images of one size; subfolders, if there are any, are the classes in alphabetical order.
-
-    Sizes are read from the headers, and compared with memory, before an image is decoded. Hidden files are left out.
-
-    Args:
-        folder: the folder.
-        named: whether labels are the names of the classes, rather than their numbers.
-        size: height and width that images are scaled to; they may then differ in size.
-
-    Returns:
-        Images (N, C, H, W), C = 1 if all are grey and 3 otherwise, and labels (N,) or None. Images of 16 bits or
-        floating point are numbers, 16 bits from 0 to 1; all others are bytes.
-
-    Raises:
-        ValueError: there are no images, one is damaged or transparent, sizes differ, or they do not fit into memory.
-    """
-    paths = images_in(folder)
-    images, first = list[np.ndarray](), (0, 0)
-    for path in paths:
-        with opened_image(path) as image:
-            if not images:
-                first = image.size
-                width, height = first if size is None else size[::-1]
-                what = f"{len(paths)} images of {width}×{height} pixels in {folder}"
-                check(COPIES * len(paths) * 3 * width * height, what, FEWER)
-            if size is None:
-                check_size(image, path, paths[0], first)
-            pixels = exact_pixels(image, path)
-            images.append(pixels if size is None else resized(pixels, size))
-    one_depth({image.dtype: path for image, path in zip(images, paths, strict=True)}, folder)
-    channels = max(image.shape[-1] for image in images)
-    return stacked(images, channels), classes_of(paths, folder, named=named)

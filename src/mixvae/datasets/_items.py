@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from mixvae._failures import plain_errors
-from mixvae.datasets._formats import exact_pixels
 from mixvae.datasets._lazy import SAME, Labelled, own_noise, seed
 from mixvae.datasets._own import LABELS
+from mixvae.datasets._pictures import check_one, exact_pixels
 from mixvae.parts import a_kind
 from mixvae.progress import Progress
 
@@ -162,6 +162,7 @@ def _classes(labels: list[Any]) -> np.ndarray:
 def _values(x: Any) -> Tensor:
     """One example: bytes of an image stay bytes, other numbers become float32; grey images gain a channel axis."""
     if isinstance(x, Image.Image):
+        check_one(x, "an example")
         return torch.from_numpy(np.array(exact_pixels(x, "an example").transpose(2, 0, 1), order="C"))
     array = plain_values(x) if isinstance(x, Tensor) else np.asarray(x)
     if array.dtype.kind not in "buif":

@@ -10,8 +10,9 @@ import numpy as np
 from mixvae._arrays import names_in, read_npz
 from mixvae.datasets._columns import LABELS as LABELS
 from mixvae.datasets._columns import SEPARATED, Labelled, read_parquet, read_table
-from mixvae.datasets._formats import ARRAY_SUFFIXES, read_array, read_images
+from mixvae.datasets._formats import ARRAY_SUFFIXES, read_array
 from mixvae.datasets._matlab import read_mat
+from mixvae.datasets._pictures import read_images
 from mixvae.datasets._splits import Split, as_split
 
 READERS: dict[str, Callable[[Path], Labelled]] = {

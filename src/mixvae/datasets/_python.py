@@ -18,10 +18,11 @@ from mixvae._failures import plain_errors
 from mixvae._resources import check, short
 from mixvae.datasets._finished import Binarize, finished
 from mixvae.datasets._items import Items, check_apart, check_repeatable, pass_of, plain_values, scanned
+from mixvae.datasets._kinds import check_labels
 from mixvae.datasets._lazy import SAME, ByNumber, InOrder, Lazy, apart
 from mixvae.datasets._own import PARTS, enough
 from mixvae.datasets._plan import Plan
-from mixvae.datasets._splits import READ, Dataset, Split, as_split, check_labels
+from mixvae.datasets._splits import READ, Dataset, Split, as_split
 from mixvae.parts import a_kind
 from mixvae.progress import SILENT, Progress
 

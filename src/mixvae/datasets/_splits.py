@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mixvae._resources import check
 from mixvae.datasets._given import Given
+from mixvae.datasets._kinds import check_kind, check_labels, held_as
 from mixvae.datasets._lazy import InOrder, Lazy
 from mixvae.datasets._plan import Plan
 
@@ -303,70 +304,3 @@ def as_split(x: np.ndarray, y: np.ndarray | None = None, *, name: str = "x") -> 
     labels = None if y is None else torch.from_numpy(np.unique(y, return_inverse=True)[1].astype(np.int64))
     tensor = torch.from_numpy(np.ascontiguousarray(with_channel(values)))
     return Split(tensor, labels, levels)
-
-
-def check_kind(x: np.ndarray, name: str) -> None:
-    """Refuse arrays that cannot be examples.
-
-    Raises:
-        ValueError: the shape or type is wrong.
-    """
-    if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
-        raise ValueError(f"{name} must have shape (N, D), (N, H, W) or (N, C, H, W); got {x.shape}")
-    if x.ndim == 4 and x.shape[1] > 4 and x.shape[-1] in (1, 3, 4):
-        raise ValueError(f"{name} has its channels last, {x.shape}: transpose it to (N, C, H, W)")
-    if x.dtype.kind not in "buif":
-        raise ValueError(f"{name} must hold numbers or booleans; got {x.dtype}")
-
-
-def held_as(x: np.ndarray, low: int, high: int, name: str) -> np.dtype[Any]:
-    """How numbers are stored: bytes of images as bytes, and all others as float32.
-
-    Args:
-        x: examples (N, …).
-        low: the smallest number, if they are whole.
-        high: the largest.
-        name: what errors call the array.
-
-    Raises:
-        ValueError: an image holds whole numbers that are not bytes.
-    """
-    if x.dtype.kind not in "bui" or not x.size:
-        return np.dtype(np.float32)
-    fit = low >= 0 and high <= 255
-    if x.ndim > 2 and not fit:
-        raise ValueError(f"{name} holds whole numbers from {low} to {high}; 8-bit images have 0 to 255")
-    return np.dtype(np.uint8 if fit and (x.ndim > 2 or high <= 1) else np.float32)  # in tables they are not intensities
-
-
-def check_labels(y: np.ndarray, examples: int, name: str) -> None:
-    """Refuse labels that do not give every example a class.
-
-    Raises:
-        ValueError: there are more or fewer, they are neither numbers nor text, or some are missing, NaN or infinite.
-    """
-    if y.shape != (examples,):
-        raise ValueError(f"{name} has {examples} examples, its labels have shape {y.shape}: give one label each")
-    check_present(y, name)
-    if y.dtype.kind not in "buifUS":
-        raise ValueError(f"the labels of {name} must be numbers or text; got {y.dtype}")
-
-
-def check_present(y: np.ndarray, name: str) -> None:
-    """Refuse labels (N,) if some are missing: None, NaN or infinite.
-
-    Raises:
-        ValueError: some are; the error names the first one.
-    """
-    if y.dtype.kind == "f":
-        missing = ~np.isfinite(y)
-    elif y.dtype.kind == "O":
-        missing = np.array([label is None or label != label for label in y.tolist()], bool)
-    else:
-        return
-    if missing.any():
-        at = int(missing.argmax())
-        raise ValueError(
-            f"the labels of {name} hold {int(missing.sum())} values that are NaN, infinite or missing, the first "
-            f"{y[at]} of example {at}: give every example a class, or none"
-        )

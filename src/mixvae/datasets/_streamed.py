@@ -11,7 +11,11 @@ import numpy as np
 import torch
 
 from mixvae._arrays import map_npy
-from mixvae.datasets._formats import (
+from mixvae.datasets._items import scanned
+from mixvae.datasets._kinds import check_kind, held_as
+from mixvae.datasets._lazy import ByNumber, Labelled
+from mixvae.datasets._own import check_whole, enough, named_parts, read_undivided
+from mixvae.datasets._pictures import (
     check_size,
     classes_of,
     exact_pixels,
@@ -21,12 +25,9 @@ from mixvae.datasets._formats import (
     pasted,
     stacked,
 )
-from mixvae.datasets._items import scanned
-from mixvae.datasets._lazy import ByNumber, Labelled
-from mixvae.datasets._own import check_whole, enough, named_parts, read_undivided
 from mixvae.datasets._python import Part, alike, in_memory
 from mixvae.datasets._resizing import resized
-from mixvae.datasets._splits import READ, Split, as_split, check_kind, held_as
+from mixvae.datasets._splits import READ, Split, as_split
 from mixvae.progress import Progress
 
 DEEP = ("I", "F")
