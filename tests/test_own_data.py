@@ -199,6 +199,15 @@ def test_tables_in_text_are_read_with_headings_and_classes(tmp_path):
     assert {tuple(row): bool(label) for row, label in zip(again, labels, strict=True)} == expected
 
 
+def test_a_column_of_classes_tells_that_a_line_is_of_headings(tmp_path):
+    rows = [f"{'ab'[i % 2]},{i},{i + 0.5}" for i in range(30)]
+    (tmp_path / "t.csv").write_text("\n".join(["label,0,1", *rows]))
+    data = load(tmp_path / "t.csv")
+    assert data.shape == (2,)
+    assert sum(map(len, (data.train, data.validation, data.test))) == 30
+    assert set(data.train.y.tolist()) == {0, 1}
+
+
 def test_static_binary_images_in_text_are_read(tmp_path):
     x = RNG.integers(0, 2, (20, 784))
     np.savetxt(tmp_path / "binarized_mnist_train.amat", x, fmt="%d")
@@ -210,6 +219,27 @@ def test_static_binary_images_in_text_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("x", "labels"), "holds labels, which is not read: classes of x are named y"),
+        (("x", "y", "target"), "holds target, which is not read"),
+        (("x", "y_train"), "holds y_train, which is not read"),
+        (("x_train", "x_test", "y"), "holds y, which is not read: classes of x_train are named y_train"),
+        (("x_train", "x_test", "labels_train"), "holds labels_train, which is not read"),
+        (("x_train", "x_test", "x_dev"), "holds x_dev, which is not read"),
+    ],
+)
+def test_arrays_that_are_not_read_are_named(tmp_path, names, told):
+    np.savez(tmp_path / "x.npz", **{name: np.arange(40) if name[0] != "x" else np.eye(40) for name in names})
+    with pytest.raises(ValueError, match=told):
+        load(tmp_path / "x.npz")
+    if "x" in names:
+        torch.save({name: torch.eye(40) for name in names}, tmp_path / "x.pt")
+        with pytest.raises(ValueError, match=told):
+            load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
     ("text", "told"),
     [
         ("", "holds no examples"),
@@ -217,6 +247,14 @@ def test_static_binary_images_in_text_are_read(tmp_path):
         ("1,2\n3\n", "line 2, has 1 values, the first line 2"),
         ("a,b\n1,red\n", "line 2, column b: 'red' is not a number; name a column of classes 'label'"),
         ("1,2\n3,x\n", "line 2, value 2: 'x' is not a number"),
+        ("a,b\n1,\n", "line 2, column b, is empty: remove the example or impute the value"),
+        ("1, \n", "line 1, value 2, is empty"),
+        ("a,label,b\n,red,1\n", "line 2, column a, is empty"),
+        (",a,b\n0,1,2\n", r"column 1 has no name, .* index of a data frame: save it without, by to_csv\(index=False\)"),
+        (",0,1\n0,5,6\n", "column 1 has no name"),
+        ("0,1,2\n5,6,7\n", "the first line, 0, 1, 2, looks like numbers of columns: name them, such as x0, or leave"),
+        ("1,2,3,4\n5,6,7,8\n", "the first line, 1, 2, 3, … looks like numbers of columns"),
+        ("0.0,1.0,2.0\n5,6,7\n", "looks like numbers of columns"),
     ],
 )
 def test_a_table_that_is_none_is_told_by_its_line(tmp_path, text, told):

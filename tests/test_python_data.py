@@ -25,6 +25,7 @@ from mixvae.datasets._python import as_dataset, collected
 
 X = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(100) % 3
+HOT = torch.nn.functional.one_hot(Y)
 
 
 class Own(Dataset):
@@ -242,6 +243,11 @@ def ragged(items):
     return [x[:, : 3 + (i == 2)] for i, (x, _) in enumerate(items)], None
 
 
+def joined(items):
+    """Entries of examples, stacked."""
+    return tuple(torch.stack(entries) for entries in zip(*items, strict=True))
+
+
 def gathered(change):
     """A loader whose collate_fn changes a batch."""
     return DataLoader(Own(), 10, collate_fn=lambda items: change(torch.stack([x for x, _ in items])))
@@ -300,6 +306,20 @@ def gathered(change):
         ((X, Y), "validation of shape (100,) holds no examples (N, …); a tuple of data is (train, validation[, test])"),
         ((X, Y.tolist()), "labels are given with their examples, as in TensorDataset(x, y)"),
         ((X, torch.nn.functional.one_hot(Y)), "labels are given with their examples, as in TensorDataset(x, y)"),
+        (
+            (TensorDataset(X, HOT), X),
+            "the labels of train have shape (100, 3): give one class for each example",
+        ),
+        ((Subset(TensorDataset(X, HOT), range(50)), X), "the labels of train have shape (50, 3): give one class"),
+        ((DataLoader(TensorDataset(X, HOT), 10), X), "the labels of train have shape (100, 3)"),
+        ((TensorDataset(X, Y, Y), X), "train is a TensorDataset of 3 tensors; expected (examples, labels): leave the"),
+        (([*zip(X, HOT, strict=True)], X), "a label has shape (3,): give one class for each example, such as"),
+        (
+            ([*zip(X, Y, Y, strict=True)], X),
+            "an example is a tuple of 3; expected (example, label): leave",
+        ),
+        ((DataLoader([*zip(X, Y, Y, strict=True)], 10, collate_fn=joined), X), "a batch is a tuple of 3; expected"),
+        ((DataLoader([*zip(X, HOT, strict=True)], 10, collate_fn=joined), X), "the labels of a batch have shape"),
         (([(x, "a") for x in X], [(X[0], 1)]), "the classes are numbers in one part and text in another"),
     ],
 )
@@ -348,17 +368,39 @@ def test_one_missing_label_is_named(at, missing):
 
     together = DataLoader(pairs, 9, collate_fn=lambda some: (torch.stack([x for x, _ in some]), [y for _, y in some]))
     forms = [pairs, Passes(), together, [{"image": x, "label": y} for x, y in pairs]]
-    for form in forms:
+    for form, column in zip(forms, (None, None, None, "image"), strict=True):
         with pytest.raises(ValueError, match=rf"labels of train hold 1 values .* of example {at}: give every example"):
-            as_dataset((form, X), column="image")
+            as_dataset((form, X), column=column)
     with pytest.raises(ValueError, match=rf"hold 1 values that are NaN, infinite or missing, .* of example {at}:"):
         as_split(X.repeat(6, 1, 1, 1).numpy(), labels)
 
 
 def test_labels_may_be_missing_altogether():
-    data = as_dataset(([(x, None) for x in X], [{"image": x, "label": None} for x in X]), column="image")
-    assert data.train.y is None
-    assert data.validation.y is None
+    for form, column in (([(x, None) for x in X], None), ([{"image": x, "label": None} for x in X], "image")):
+        data = as_dataset((form, form[:10]), column=column)
+        assert data.train.y is None
+        assert data.validation.y is None
+
+
+def test_a_label_may_have_an_axis_of_its_own():
+    for form in (TensorDataset(X, Y[:, None]), [(x, y[None]) for x, y in zip(X, Y, strict=True)]):
+        assert torch.equal(as_dataset((form, X)).train.y, Y)
+    together = DataLoader([*zip(X, Y[:, None], strict=True)], 10, collate_fn=joined)
+    assert torch.equal(as_dataset((together, X)).train.y, Y)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "told"),
+    [
+        ((X, X), {"column": "image"}, "column names an entry of examples that are mappings, and there are none"),
+        (([*zip(X, Y, strict=True)], X), {"column": "image"}, "an example is a tuple, not a mapping: leave column out"),
+        ((X, X), {"workers": 2}, "workers read examples that are streamed, and these are held in memory"),
+        ((TensorDataset(X, Y), X), {"workers": 2}, "workers read examples that are streamed"),
+    ],
+)
+def test_options_without_an_effect_are_refused(data, options, told):
+    with pytest.raises(ValueError, match=told):
+        as_dataset(data, **options)
 
 
 class Growing:

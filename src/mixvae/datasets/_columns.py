@@ -95,7 +95,7 @@ def _table(path: Path, lines: Iterable[list[str]]) -> Labelled:
             continue
         if width is None:
             width = len(line)
-            if not all(map(_is_number, line)) and not any(map(_is_number, line)):
+            if _are_headings(line, path):
                 headings = [name.strip() for name in line]
                 column = _column_of_labels(headings)
                 continue
@@ -109,6 +109,10 @@ def _table(path: Path, lines: Iterable[list[str]]) -> Labelled:
             bad = next(i for i, value in enumerate(line) if not _is_number(value))
             place = bad + (column is not None and bad >= column)
             name = f"column {headings[place]}" if headings else f"value {place + 1}"
+            if not line[bad].strip():
+                raise ValueError(
+                    f"{path}, line {number}, {name}, is empty: remove the example or impute the value"
+                ) from None
             raise ValueError(
                 f"{path}, line {number}, {name}: {line[bad][:40]!r} is not a number; name a column of classes "
                 f"{LABELS[0]!r}, and code other text as numbers"
@@ -122,14 +126,40 @@ def _table(path: Path, lines: Iterable[list[str]]) -> Labelled:
 
 def _column_of_labels(headings: list[str]) -> int | None:
     """Number of the column that holds classes."""
-    return next((i for i, name in enumerate(headings) if name.lower() in LABELS), None)
+    return next((i for i, name in enumerate(headings) if name.strip().lower() in LABELS), None)
+
+
+def _are_headings(line: list[str], path: Path) -> bool:
+    """Whether the first line of a table names its columns.
+
+    Raises:
+        ValueError: a column has no name, or it cannot be told whether the line is an example.
+    """
+    numbers = [float(value) for value in line if _is_number(value)]
+    if len(numbers) == len(line):
+        start, most = numbers[0], 3
+        if len(line) >= most and start in (0, 1) and numbers == [start + i for i in range(len(line))]:
+            shown = ", ".join(f"{value:g}" for value in numbers[:most]) + (", …" if len(line) > most else ",")
+            raise ValueError(
+                f"{path}: the first line, {shown} looks like numbers of columns: name them, such as x0, or leave that "
+                "line out"
+            )
+        return False
+    numbered = len(numbers) > 1 and numbers == list(range(len(numbers)))
+    named = not numbers or numbered or _column_of_labels(line) is not None
+    if named and "" in (names := [value.strip() for value in line]):
+        at = names.index("") + 1
+        raise ValueError(
+            f"{path}: column {at} has no name, as the index of a data frame: save it without, by to_csv(index=False)"
+        )
+    return not numbers or _column_of_labels(line) is not None
 
 
 def _is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:
-        return bool(re.fullmatch(r"\s*", text))
+        return False
     return True
 
 

@@ -10,6 +10,7 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ import torch
 
 from mixvae._arrays import FEWER, check_pickle, map_npy, members, names_in, read_npz
 from mixvae._resources import TooLarge, check, short
+from mixvae.datasets._columns import LABELS
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
 CIFAR_RECORD = 1 + 3 * 32 * 32
@@ -159,7 +161,7 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         return map_npy(path), None
     if suffix == ".npz":
         content: Any = read_npz(path, str(path), ("x", "y"))
-        names = [] if "x" in content else names_in(path)
+        names = names_in(path)
     else:
         content = _read_pt(path)
         names = sorted(map(str, content)) if isinstance(content, dict) else []
@@ -167,8 +169,26 @@ def read_array(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         return _numpy(content, path, "it"), None
     if "x" not in content:
         raise ValueError(f"{path} must hold the examples under the name x; it holds {short(names)}")
+    check_unread(path, names, {"x": "y"})
     labels = content.get("y")
     return _numpy(content["x"], path, "x"), None if labels is None else _numpy(labels, path, "y")
+
+
+def check_unread(path: Path, names: Iterable[str], read: Mapping[str, str]) -> None:
+    """Refuse a file with arrays that are examples or classes by their names, and would be overlooked.
+
+    Args:
+        path: the file.
+        names: names of all its arrays.
+        read: names of arrays of examples that are read, and of their classes.
+
+    Raises:
+        ValueError: it has some.
+    """
+    for name in names:
+        if name not in {*read, *read.values()} and name.lower().split("_")[0] in ("x", *LABELS):
+            x, y = next(iter(read.items()))
+            raise ValueError(f"{path} holds {name}, which is not read: classes of {x} are named {y}; leave others out")
 
 
 def _read_pt(path: Path) -> Any:

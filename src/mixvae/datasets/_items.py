@@ -23,6 +23,7 @@ MOST_VALUES = 1000
 """Maximum number of distinct values of streamed examples that are kept, to check each against a likelihood."""
 TRIED = 8
 """Number of examples on which a collate_fn is tested."""
+ONE_CLASS = "give one class for each example, such as the argmax of a one-hot label, or leave the labels out"
 ROUNDING = 1e-4
 """Difference of values, relative to the largest, that rounding may explain."""
 
@@ -104,37 +105,71 @@ def check_like(x: Tensor, like: Tensor, number: int, name: str) -> None:
 def _pair(item: Any, column: str | None) -> tuple[Any, Any]:
     """Example and label of an item; None for no label."""
     if isinstance(item, Mapping):
-        if column is None or column not in item:
-            asked = "say which is the example" if column is None else f"there is no {column!r}"
-            raise ValueError(
-                f"examples are mappings with entries {', '.join(map(str, item))}: {asked}, by "
-                "as_dataset(data, column=…)"
-            )
-        return item[column], next((item[key] for key in item if str(key).lower() in LABELS), None)
+        return _of_mapping(item, column)
+    if column is not None:
+        raise ValueError(f"an example is {a_kind(item)}, not a mapping: leave column out")
     if isinstance(item, tuple) or (isinstance(item, list) and item and not np.isscalar(item[0])):
-        if not len(item):
-            raise ValueError("an example is an empty tuple: give (example, label)")
-        x, label, *_ = (*item, None)
-        scalar = np.isscalar(label) or (isinstance(label, Tensor | np.ndarray) and label.ndim == 0)
-        return x, label if scalar else None
+        x, label = _two(item, "an example", "(example, label)")
+        shape = tuple(np.shape(label))
+        if label is not None and shape not in ((), (1,)):
+            raise ValueError(f"a label has shape {shape}: {ONE_CLASS}")
+        return x, np.asarray(label).item() if shape == (1,) else label
     return item, None
+
+
+def _of_mapping(item: Mapping[Any, Any], column: str | None) -> tuple[Any, Any]:
+    """The entry that is the example, and the label if there is one."""
+    if column is None or column not in item:
+        asked = "say which is the example" if column is None else f"there is no {column!r}"
+        raise ValueError(
+            f"examples are mappings with entries {', '.join(map(str, item))}: {asked}, by as_dataset(data, column=…)"
+        )
+    return item[column], next((item[key] for key in item if str(key).lower() in LABELS), None)
+
+
+def _two(entries: Sequence[Any], what: str, expected: str) -> tuple[Any, Any]:
+    """The first entry, and the second or None.
+
+    Raises:
+        ValueError: there are none, or more.
+    """
+    if not entries:
+        raise ValueError(f"{what} is an empty tuple: give {expected}")
+    if len(entries) > 2:
+        raise ValueError(f"{what} is a tuple of {len(entries)}; expected {expected}: leave the rest out")
+    x, label = (*entries, None)[:2]
+    return x, label
+
+
+def classes_in(labels: np.ndarray, name: str) -> np.ndarray:
+    """Labels (N,), of which each may have an axis of its own.
+
+    Raises:
+        ValueError: there is not one class for each example.
+    """
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        return labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(f"the labels of {name} have shape {labels.shape}: {ONE_CLASS}")
+    return labels
 
 
 def _batch(batch: Any, column: str | None) -> Labelled:
     """Values and labels of a batch that a DataLoader made."""
-    x, y = (batch, None) if isinstance(batch, Tensor | np.ndarray) else _entries(batch, column)
-    labels = None if y is None else np.asarray(y)
+    if isinstance(batch, Tensor | np.ndarray):
+        x, y = batch, None
+    elif isinstance(batch, Mapping):
+        x, y = _of_mapping(batch, column)
+    else:
+        x, y = _two(batch, "a batch", "(examples, labels)")
+    labels = None if y is None else classes_in(np.asarray(y), "a batch")
     each = [(one, None) for one in (plain_values(x) if isinstance(x, Tensor) else x)]
     if not each:
         raise ValueError("a batch holds no examples: leave it out")
     values, _ = _stacked(each, range(len(each)))
-    return values, labels if labels is not None and labels.shape == (len(values),) else None
-
-
-def _entries(batch: Any, column: str | None) -> tuple[Any, Any]:
-    if isinstance(batch, Mapping):
-        return _pair(batch, column)
-    return batch[0], batch[1] if len(batch) > 1 else None
+    if labels is not None and len(labels) != len(values):
+        raise ValueError(f"a batch of {len(values)} examples has {len(labels)} labels: give one for each")
+    return values, labels
 
 
 def _stacked(pairs: list[tuple[Any, Any]], rows: Sequence[int]) -> Labelled:

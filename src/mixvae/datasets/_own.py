@@ -10,7 +10,7 @@ import numpy as np
 from mixvae._arrays import names_in, read_npz
 from mixvae.datasets._columns import LABELS as LABELS
 from mixvae.datasets._columns import SEPARATED, Labelled, read_parquet, read_table
-from mixvae.datasets._formats import ARRAY_SUFFIXES, read_array
+from mixvae.datasets._formats import ARRAY_SUFFIXES, check_unread, read_array
 from mixvae.datasets._matlab import read_mat
 from mixvae.datasets._pictures import read_images
 from mixvae.datasets._splits import Split, as_split
@@ -56,6 +56,7 @@ def read_own(path: Path, seed: int, size: tuple[int, int] | None = None) -> tupl
         found = {part: read_images(path / name, named=True, size=size) for part, name in named.items()}
     else:
         labels = {part: name.replace("x_", "y_", 1) for part, name in named.items()}
+        check_unread(path, names_in(path), {name: labels[part] for part, name in named.items()})
         arrays = read_npz(path, str(path), {*named.values(), *labels.values()})
         found = {part: (arrays[name], arrays.get(labels[part])) for part, name in named.items()}
     check_whole(path, found)

@@ -17,7 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 from mixvae._failures import plain_errors
 from mixvae._resources import check, short
 from mixvae.datasets._finished import Binarize, finished
-from mixvae.datasets._items import Items, check_apart, check_repeatable, pass_of, plain_values, scanned
+from mixvae.datasets._items import Items, check_apart, check_repeatable, classes_in, pass_of, plain_values, scanned
 from mixvae.datasets._kinds import check_labels
 from mixvae.datasets._lazy import SAME, ByNumber, InOrder, Lazy, apart
 from mixvae.datasets._own import PARTS, enough
@@ -96,6 +96,11 @@ def as_dataset(
         parts = dict(zip(PARTS, one.divided((len(one) // 10, len(one) // 10), seed), strict=True))
     else:
         parts = alike({part: _part(given, column, workers, progress, part) for part, given in named.items()})
+    if not any(isinstance(split.x, Lazy) for split in parts.values()):
+        if column is not None:
+            raise ValueError("column names an entry of examples that are mappings, and there are none: leave it out")
+        if workers:
+            raise ValueError("workers read examples that are streamed, and these are held in memory: leave it out")
     for part in PARTS.keys() & parts.keys() - {"train"}:
         parts[part] = in_memory(_sampled(parts[part]), part)
     shapes = {part: split.shape for part, split in parts.items()}
@@ -180,7 +185,7 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
         plan = Plan(data)
         collate = None if data.collate_fn is default_collate else data.collate_fn
         workers, data = data.num_workers or workers, data.dataset
-    if collate is None and (tensors := _tensors(data)) is not None:
+    if collate is None and (tensors := _tensors(data, name)) is not None:
         return replace(as_split(plain_values(tensors[0]), name=name), plan=plan), tensors[1]
     if collate is None and (array := _array(data)) is not None:
         if array.ndim < 2:
@@ -226,15 +231,23 @@ def _check_length(data: Any, name: str) -> None:
     check(NUMBER * examples, f"{a_kind(data)} of {short(examples)} examples", "check its __len__")
 
 
-def _tensors(data: Any) -> tuple[Tensor, np.ndarray | None] | None:
-    """Examples and labels of a TensorDataset, or of a part of one; None for anything else."""
+def _tensors(data: Any, name: str) -> tuple[Tensor, np.ndarray | None] | None:
+    """Examples and labels of a TensorDataset, or of a part of one; None for anything else.
+
+    Raises:
+        ValueError: it holds more, or labels that are not one class for each example.
+    """
     rows: Any = slice(None)
     if type(data) is Subset:
         data, rows = data.dataset, torch.as_tensor(data.indices)
     if type(data) is not TensorDataset:
         return None
     x, *others = (tensor[rows] for tensor in data.tensors)
-    return x, others[0].cpu().numpy() if others and others[0].ndim == 1 else None
+    if len(others) > 1:
+        raise ValueError(
+            f"{name} is a TensorDataset of {len(data.tensors)} tensors; expected (examples, labels): leave the rest out"
+        )
+    return x, classes_in(others[0].cpu().numpy(), name) if others else None
 
 
 def _array(data: Any) -> np.ndarray | None:
