@@ -1,7 +1,10 @@
 """A number knows what it was made from: settings, data, weights and evaluations that changed are applied or refused."""
 
+import importlib
+import linecache
 import random
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import mixvae
 from conftest import refused
 from mixvae import config, reports, runs, sweeps
 from mixvae.cli import main
+from mixvae.config._trust import granting
 from mixvae.files import read_manifest
 from mixvae.runs import open_run
 from mixvae.runs._recipe import path_of, recipe_of
@@ -476,3 +480,61 @@ def test_a_gain_of_something_else_is_told_in_one_line(trained, as_users_run):
     for other in (open_run(trained), str(trained), evaluation.results, 5):
         with pytest.raises(TypeError, match=r"a paired gain needs what .* returns; got \w+"):
             mixvae.paired_gain(evaluation, other)
+
+
+OWN = '''
+"""Parts of a user's own."""
+from mixvae.decoders import MLPDecoder
+
+
+class Base(MLPDecoder):
+    """A base."""
+
+    scale = 1.0
+
+
+class Mine(Base):
+    """A decoder."""
+
+    def forward(self, z):
+        """Decode."""
+        return super().forward(self.scale * z)  # as it is
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "differs"),
+    [
+        ("self.scale * z", "2 * z", True),
+        ("scale = 1.0", "scale = 1.5", True),
+        ("# as it is", "# and so on", False),
+        ("Decode.", "Decode z.", False),
+    ],
+)
+def test_code_of_a_users_class_that_changed_is_another_class(tmp_path, monkeypatch, capsys, old, new, differs):
+    """Its stored evaluation was believed, and the run called done."""
+    name = f"users_own_{abs(hash((old, tmp_path)))}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    asked = [*SMALL, f"--model.decoder={{class_path: {name}.Mine, hidden: [6]}}"]
+    asked.remove("--model.decoder.hidden=[6]")
+    own = config.read("digits", asked, trust=[name])
+    run = runs.train(own, tmp_path / "run")
+    before = runs.evaluate(run, 4)
+    [file] = (tmp_path / "run" / "evaluations").glob("*.json")
+    created = read_manifest(file)["created"]
+
+    (tmp_path / f"{name}.py").write_text(OWN.replace(old, new))
+    monkeypatch.delitem(sys.modules, name)
+    importlib.invalidate_caches()
+    linecache.clearcache()
+    with granting(name):
+        again = open_run(tmp_path / "run")
+        assert again.matches(own) != differs
+        after = runs.evaluate(again, 4)
+        assert (read_manifest(file)["created"] != created) == differs
+        assert (after["nll"] != before["nll"]) == differs
+        if differs:
+            told = "model.decoder.source_sha256 is"
+            with pytest.raises(ValueError, match=told):
+                runs.train(replace(own, training=replace(own.training, epochs=3)), tmp_path / "run", resume=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ class Identity:
         weights: checksum of the weights.
         recipe: hash of the recipe that the weights were trained with.
         legacy: whether it predates the identities of evaluations.
+        source: checksum of the code of the user's own classes in the model, if there are any.
 
     Example:
         >>> from mixvae.evaluation import Identity
@@ -53,6 +54,11 @@ class Identity:
     weights: str | None = None
     recipe: str | None = None
     legacy: bool = False
+    source: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What is stored; earlier versions knew no source."""
+        return {name: value for name, value in asdict(self).items() if name != "source" or value is not None}
 
     @property
     def total_draws(self) -> int:

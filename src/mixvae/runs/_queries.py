@@ -36,6 +36,7 @@ from mixvae.runs import _legacy as legacy
 from mixvae.runs._examples import NewData, SplitName, examples_of, part_of, prepared
 from mixvae.runs._opening import open_run
 from mixvae.runs._run import Run
+from mixvae.runs._sources import sources_of
 from mixvae.runs._stored import is_current, read_stored, scores_in
 from mixvae.sampling import SampleKind
 from mixvae.training import default_device
@@ -298,6 +299,8 @@ def representation(
         "split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "samples": draws,
         "weights": run.weights_sha256, "data": run.data.sha256(), "labels": run.data.labels_sha256(),
     }  # fmt: skip
+    if source := sources_of(run.blank()):
+        identity["source"] = source
     name = f"representation-{split}-{checksum(canonical(identity))[:12]}"
     file = run.layout.evaluations / f"{name}.json"
     stored = _stored(file, identity)

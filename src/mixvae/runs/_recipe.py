@@ -24,6 +24,7 @@ from mixvae.config import Config, Spec
 from mixvae.datasets import Dataset
 from mixvae.files import canonical, checksum
 from mixvae.runs._data import data_identity
+from mixvae.runs._sources import sources_of, sources_sha256
 from mixvae.training import TrainingOptions
 
 VERSION = 1
@@ -112,7 +113,7 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
         for i, (one, other) in enumerate(zip(old, new, strict=True)):
             yield from _differences(one, other, f"{name}.{i}" if len(old) > 1 else name)
     elif canonical(old) != canonical(new):
-        checksums = name.rpartition(".")[2] in ("sha256", "labels_sha256")
+        checksums = name.rpartition(".")[2] in ("sha256", "labels_sha256", "source_sha256")
         if not (checksums and None in (old, new)):
             yield f"{name} is {_short(old)}, not {_short(new)}"
 
@@ -193,6 +194,8 @@ def recipe_of_model(
     tensors = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in model.state_dict().items()}
     made = {"parts": parts_of(model)} if spec is None else {"spec": spec["model"]}
     described = {"label": label, "tensors": tensors, **made}
+    if source := sources_of(model):
+        described["source_sha256"] = source
     frozen = sorted(name for name, p in model.named_parameters() if not p.requires_grad)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return _recipe(data_identity(data), described, options, seed, precision, frozen, None, learning)
@@ -231,6 +234,9 @@ def _recipe(
         **_later(options),
         "schedule": None if options.schedule is None else describe_callable(options.schedule),
     }
+    own = (options.bound, options.gradient, options.optimizer, options.schedule, options.beta)
+    if source := sources_sha256(*own):
+        training["source_sha256"] = source
     clip = options.clip
     first = {
         "epoch": 0,
@@ -298,7 +304,8 @@ def describe_spec(spec: Spec, room: str) -> dict[str, Any]:
         annotation = str(parameters[name].annotation) if name in parameters else ""
         if "float" in annotation and "int" not in annotation:
             described[name] = plain(described[name], numbers=float)
-    return {"class": path_of(kind), **_without_later(described)}
+    source = sources_sha256(kind)
+    return {"class": path_of(kind), **_without_later(described), **({"source_sha256": source} if source else {})}
 
 
 def _without_later(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from mixvae.progress import Progress
 from mixvae.runs._examples import NEW, Examples, NewData, examples_of, prepared
 from mixvae.runs._opening import open_run
 from mixvae.runs._run import Run
+from mixvae.runs._sources import sources_of
 from mixvae.runs._stored import save_evaluation, stored_evaluation
 
 FINITE = ("elbo", "miselbo", "pooled", "log_px")
@@ -166,6 +167,7 @@ def request(
         weights=run.weights_sha256,
         recipe=None if run.is_legacy else run.recipe.sha256,
         legacy=run.is_legacy,
+        source=sources_of(run.model),
     )
     return Request(run, of, x, identity, chunk)
 

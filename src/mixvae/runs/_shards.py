@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -34,7 +34,7 @@ FOLDER = "shards"
 """Folder beside the evaluation, where nothing else looks."""
 NAMED = re.compile(r"-(\d+)of(\d+)$", re.ASCII)
 """How the name of a shard ends."""
-OTHER = {"weights": "weights", "recipe": "weights", "data": "data", "observations": "examples"}
+OTHER = {"weights": "weights", "recipe": "weights", "data": "data", "observations": "examples", "source": "code"}
 """What to call the differing part, by the field in which a shard's identity differs."""
 NOTES = {"refined": (*SETTINGS, *COUNTS), "posterior": ()}
 """Names of the notes on the proposals, by their kind."""
@@ -265,7 +265,7 @@ def _file(asked: Request, number: int, of: int) -> Path:
 def _save(shard: Shard, chunk: int) -> None:
     """Store a shard under its identity, atomically."""
     content = {
-        "identity": asdict(shard.identity),
+        "identity": shard.identity.record(),
         "number": shard.number,
         "of": shard.of,
         "chunk": chunk,
@@ -307,7 +307,7 @@ def _read(path: Path, asked: Request) -> tuple[Shard, int]:
         raise ValueError(f"{path} is damaged: it.notes has no {missing[0]}; {again}")
     if path.stem != f"{asked.file.stem}-{content['number']}of{content['of']}":
         raise ValueError(f"{path} is shard {content['number']}/{content['of']} by another name: rename it")
-    for name, value in asdict(asked.identity).items():
+    for name, value in asked.identity.record().items():
         if content["identity"].get(name) != value:
             what = OTHER.get(name, name)
             raise ValueError(f"{path} was made from other {what} than {asked.run.path} has now; {again}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -88,7 +87,7 @@ def save_evaluation(path: Path, made: Evaluation, extra: Mapping[str, Any] | Non
         made: the evaluation.
         extra: what else it was made from.
     """
-    content = {"identity": asdict(made.identity), "extra": dict(extra or {}), "results": made.results}
+    content = {"identity": made.identity.record(), "extra": dict(extra or {}), "results": made.results}
     save_arrays(path, FORMAT, content, made.bounds)
 
 
@@ -104,7 +103,7 @@ def stored_evaluation(path: Path, identity: Identity, extra: Mapping[str, Any] |
     """The evaluation stored at a path; None, to recompute it, if it was made from something else or is damaged."""
     try:
         content = read_manifest(path)
-        requested = {"version": VERSION, "identity": asdict(identity), "extra": dict(extra or {})}
+        requested = {"version": VERSION, "identity": identity.record(), "extra": dict(extra or {})}
         if any(content.get(name) != value for name, value in requested.items()):
             return None
         return read_evaluation(path)
@@ -117,7 +116,7 @@ def is_current(identity: object, run: Run) -> bool:
 
     If an amendment brought no better epoch, the weights are from before it. Scores of latents do not record the recipe.
     """
-    made = asdict(identity) if isinstance(identity, Identity) else identity
+    made = identity.record() if isinstance(identity, Identity) else identity
     if not isinstance(made, dict) or made.get("weights") != run.weights_sha256:
         return False
     return made.get("recipe") is None or made["recipe"] in run.recipe.past
