@@ -161,7 +161,7 @@ def test_growing_for_more_epochs_spares_bases_of_later_steps(trained, tmp_path, 
     main([*words, "--epochs=1"])
 
 
-def test_extension_resumes_after_its_base_advanced_or_vanished(tmp_path):
+def test_extension_resumes_after_its_base_advanced_or_vanished(tmp_path, capsys):
     base, more = tmp_path / "base", tmp_path / "more"
     main(["train", "digits", "--out", str(base), *TINY])
     main(["extend", str(base), "--out", str(more), "--epochs=1"])
@@ -170,6 +170,12 @@ def test_extension_resumes_after_its_base_advanced_or_vanished(tmp_path):
     base.rename(tmp_path / "elsewhere")
     main(["train", "--resume", str(more), "--training.epochs=3"])
     assert runs.open_run(more).epoch == 3
+    before = (more / "config.yaml").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--resume", str(more), "--training.epochs=4", f"--start.run={tmp_path / 'none'}"])
+    assert end.value.code == 2
+    assert "none is not a run" in capsys.readouterr().err
+    assert (more / "config.yaml").read_bytes() == before
 
 
 def test_a_run_that_holds_its_data_set_can_be_extended(trained):

@@ -4,6 +4,7 @@ import importlib
 import linecache
 import random
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from mixvae import config, reports, runs, sweeps
 from mixvae.cli import main
 from mixvae.config._trust import granting
 from mixvae.files import read_manifest
-from mixvae.runs import open_run
+from mixvae.runs import _requests, open_run
 from mixvae.runs._recipe import path_of, recipe_of
 
 SMALL = [
@@ -294,6 +295,21 @@ def test_a_recipe_is_the_same_however_it_is_written(trained):
     ):  # fmt: skip
         other.add(recipe_of(settings(*flags), data).sha256)
     assert len(other) == 12, "settings that decide the weights must change the recipe"
+
+
+def test_the_commit_of_a_project_is_not_that_of_mixvae(tmp_path, monkeypatch):
+    """An environment inside a user's repository gave that repository's commit."""
+    inside = tmp_path / ".venv" / "mixvae" / "runs" / "_requests.py"
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    (tmp_path / ".gitignore").write_text(".venv")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", ".gitignore"], [*who, "commit", "-qm", "theirs"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    monkeypatch.setattr(_requests, "__file__", str(inside))
+    assert _requests.git_commit() is None
+    subprocess.run(["git", "-C", str(tmp_path), "add", "-f", str(inside)], check=True)
+    assert len(_requests.git_commit()) == 40
 
 
 def test_functions_of_one_name_are_told_apart_by_what_they_do():

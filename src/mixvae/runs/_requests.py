@@ -186,9 +186,11 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that mixvae runs from, if any."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """Commit of the checkout that mixvae runs from, if any; not that of a repository around its environment."""
+    here = Path(__file__)
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        for words in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"]):
+            done = subprocess.run(["git", "-C", here.parent, *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

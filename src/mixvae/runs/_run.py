@@ -335,12 +335,7 @@ class Run:
         return evaluate(self, total_draws, **settings)
 
     def matches(self, config: Config, data: Dataset | None = None) -> bool:
-        """Whether this run is what a configuration describes, fully trained: the only definition of "done".
-
-        Args:
-            config: the configuration.
-            data: its data; loaded by default.
-        """
+        """Whether this run is what a configuration describes, fully trained: the only definition of "done"."""
         return not self.why_not(config, data)
 
     def why_not(self, config: Config, data: Dataset | None = None) -> str:
@@ -358,15 +353,19 @@ class Run:
 
         Args:
             config: the configuration.
-            recorded: use the one recorded here if it names the same start, even if that run has been trained further
-                since.
+            recorded: use the one recorded here if it names the same start, even if that has been trained further.
+
+        Raises:
+            FileNotFoundError: it names another run than the one recorded here, and there is none.
         """
         mine = (self.recipe.identity.get("start") or {}).get("sha256")
         if config.start.run is None or (recorded and self.config.start == config.start):
-            return None if config.start.run is None else mine
+            return mine if config.start.run else None
         try:
             return Run(Path(config.start.run).expanduser()).weights_sha256
         except FileNotFoundError:
+            if config.start.run != self.config.start.run:
+                raise
             return mine
 
     def why_not_recipe(self, asked: Recipe, epochs: int, patience: int | None, *, amend: bool = False) -> str:
