@@ -361,6 +361,17 @@ def test_several_runs_are_evaluated_into_one_table(two, tmp_path, capsys):
     )
 
 
+def test_a_home_is_found_where_no_shell_expands_it(two, tmp_path, monkeypatch):
+    """A folder called ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(two / "S1")
+    main(["sample", "~/run", "--n=2", "--out=~/samples.npy"])
+    main(["list", "~/"])
+    assert (tmp_path / "samples.npy").is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_moved_data_and_new_data_are_two_options(two, images, tmp_path, capsys):
     """`--data.name` says where a run's own data are; it also is spelled `--data-name`."""
     for option in ("--data.name", "--data-name"):

@@ -261,6 +261,8 @@ def alive(pid):
         ("total_draws: 0\naxes: {a: {x: {}}}", "total_draws must be a whole number, at least 1; got 0"),
         ("proposal: laplace\naxes: {a: {x: {}}}", "proposal must be refined or posterior; got 'laplace'"),
         ("examples: abc\naxes: {a: {x: {}}}", "examples must be a whole number, at least 1; got 'abc'"),
+        ("total_draws: true\naxes: {a: {x: {}}}", "total_draws must be a whole number, at least 1; got True"),
+        ("axes: {a: {x: {seed: 1}}, b: {y: {seed: 2}}}", "the axes a and b both set seed, of which the last would win"),
         ("axes: {a: {../esc: {}}}", "cannot be the name of a cell's folder"),
     ],
 )

@@ -116,7 +116,7 @@ def export(model: MixtureVAE, path: str | Path, *, part: Part = "encoder") -> Ex
         >>> mean.shape
         torch.Size([7, 3, 2])
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix not in (".pt2", ".onnx"):
         raise ValueError(f"a program is written to a .pt2 or .onnx file; got {path}")
     if part not in PARTS:

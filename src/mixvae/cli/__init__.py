@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import re
 import sys
 import threading
@@ -98,7 +99,7 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; ends with status 2 on bad input, 1 on a failed training, 130 on Ctrl-C."""
-    words = [_underscored(word) for word in (sys.argv[1:] if argv is None else argv)]
+    words = [_at_home(_underscored(word)) for word in (sys.argv[1:] if argv is None else argv)]
     debug, silent = "--debug" in words, "--quiet" in words
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns if there is no home directory to cache fonts in
     words = [word for word in words if word not in ("--debug", "--quiet")]
@@ -228,9 +229,10 @@ def _train_words(words: list[str]) -> tuple[list[str], str]:
         raise ValueError(f"--resume {resumed} has its own configuration; leave {preset} out")
     if {"-h", "--help"} & set(rest):
         return ["train", *rest], ""
-    for option in ("--resume", "--out"):
-        if any(word.split("=")[0] == option and not _value(rest, i) for i, word in enumerate(rest)):
-            raise ValueError(f"{option} takes a run directory; it is empty")
+    for i, word in enumerate(rest):
+        value = _value(rest, i) or ""
+        if (option := word.split("=")[0]) in ("--resume", "--out") and (not value or value.startswith("--")):
+            raise ValueError(f"{option} takes a run directory; {f'got {value}' if value else 'it is empty'}")
     if resumed:
         return ["train", f"--config={_config_of(resumed)}", *rest], ""
     path = config.locate(preset or "digits")
@@ -259,6 +261,12 @@ def _underscored(word: str) -> str:
         return word
     option, equals, value = word.partition("=")
     return "--" + option[2:].replace("-", "_") + equals + value
+
+
+def _at_home(word: str) -> str:
+    """Expand ~ at the start of a word or of an option's value, where a shell may not."""
+    option, value = re.fullmatch(r"(--[\w.]+=)?(.*)", word, re.DOTALL).groups("")  # pyright: ignore
+    return option + os.path.expanduser(value) if value == "~" or value.startswith("~/") else word
 
 
 def _options(words: Sequence[str]) -> list[str]:

@@ -98,8 +98,9 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
     text = _joined(error)
     if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
         known = options()
-        if unknown[1] in known:
-            return f"this command takes no word {unknown[1]}: did you mean --{unknown[1]}?"
+        if stray := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", text):
+            hint = f"did you mean --{stray[1]}?" if stray[1] in known else "--help shows what it takes"
+            return f"this command takes no word {stray[1]!r}: {hint}"
         if "training.epochs" in known:
             return f"unknown option --{unknown[1]}{config.meant(unknown[1], known, '--')}"
         last = unknown[1].rpartition(".")[2]  # training.epochs, if a command has epochs

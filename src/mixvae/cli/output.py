@@ -65,7 +65,7 @@ def target(path: str | Path, *suffixes: str, option: str = "--out") -> Path:
     """
     from mixvae.files import check_file
 
-    path = Path(path)
+    path = Path(path).expanduser()
     if suffixes and path.suffix not in suffixes:
         raise ValueError(f"{option} must end in {' or '.join(suffixes)}; got {path}")
     check_file(path, f"{option} {path}")
@@ -80,7 +80,7 @@ def folder(path: str | Path, option: str = "--out") -> Path:
     """
     from mixvae.files import check_folder
 
-    path = Path(path)
+    path = Path(path).expanduser()
     check_folder(path, f"{option} {path}")
     return path
 

@@ -69,6 +69,8 @@ def evaluate_runs(
                 "results are not recomputed"
             )
         target(per_example, ".npz", ".csv", option="--per-example")
+    if samples is not None and not representation:
+        raise ValueError("--samples are concatenated in the features of --representation: give it too, or leave it out")
     if representation and data is not None:
         raise ValueError("--representation scores the run's own data; leave out --data, or --representation")
     opened = [library.open_run(run, data=data_name) for run in runs] if data_name else library.open_runs(runs)
@@ -103,7 +105,9 @@ def evaluate_runs(
     for run, evaluation in zip(opened, evaluations, strict=True):
         draws = evaluation.identity.total_draws
         with Terminal() as progress:
-            checked = library.check(run, check, draws, split=split, seed=seed, data=data, progress=progress)
+            checked = library.check(
+                run, check, draws, split=split, chunk=chunk or 1024, seed=seed, data=data, progress=progress
+            )
         show(f"{run.path}: {checked!r}" if len(opened) > 1 else repr(checked))
 
 

@@ -43,7 +43,7 @@ def pack(run: str | Path | Run, out: str | Path) -> Run:
         >>> sorted(path.name for path in copy.path.iterdir()), copy.recipe.sha256 == run.recipe.sha256
         (['config.yaml', 'model.safetensors', 'run.json'], True)
     """
-    run, folder = open_run(run), Path(out)
+    run, folder = open_run(run), Path(out).expanduser()
     record, weights = _read(run)
     try:
         content = portable_record(record)

@@ -64,7 +64,7 @@ def write(
     opened = runs.open_runs(paths)
     comparison = compare(opened, evaluations)
     rows = comparison.table
-    target = Path(out) if out is not None else opened[0].layout.report
+    target = Path(out).expanduser() if out is not None else opened[0].layout.report
     by_path = {str(run.path): run for run in opened}
     sections: list[dict[str, Any]] = []
     files: dict[Path, bytes] = {}

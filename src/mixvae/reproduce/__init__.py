@@ -86,7 +86,7 @@ def reproduce(
         plan = plan.changed(changes)
     if not isinstance(plan, Trainings) and runner != LOCAL:
         raise ValueError(f"{name} trains its models one after the other in this process: leave out --on and --jobs")
-    folder = Path(out) if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
+    folder = Path(out).expanduser() if out is not None else Path("runs") / "reproduce" / f"{name}-{scale}"
     start, before = time.perf_counter(), _seconds(folder, name, scale)
     findings = plan.carry_out(folder, runner=runner, progress=progress)
     tested = [*findings.table, *({f"{row['metric']}_homogeneity": row["homogeneity"]} for row in findings.contrasts)]

@@ -181,7 +181,7 @@ def toy(
     result = toys.compare(
         measured, components, steps=steps, rival=rival, seed=seed, progress=progress
     )  # fmt: skip
-    folder = Path(out)
+    folder = Path(out).expanduser()
     write_bytes(folder / "toy.png", figures.png(result.figure))
     write_bytes(folder / "toy.gif", result.animation())
     settings = {"target": target, "components": list(components), "steps": steps, "seed": seed}

@@ -229,13 +229,14 @@ def save_per_example(path: str | Path, evaluation: Evaluation) -> None:
         1,4.5,-4.5
     """
     values = per_example(evaluation)
-    match Path(path).suffix:
+    path = Path(path).expanduser()
+    match path.suffix:
         case ".npz":
             save_arrays(path, values)
         case ".csv":
             rows = zip(*(column.tolist() for column in values.values()), strict=True)
             lines = [",".join(values), *(",".join(map(repr, row)) for row in rows)]
-            write_text(Path(path), "\n".join(lines) + "\n")
+            write_text(path, "\n".join(lines) + "\n")
         case _:
             raise ValueError(f"values per example are written to a .npz or .csv file; got {path}")
 

@@ -13,7 +13,8 @@ import mixvae.config
 from mixvae._failures import plain_errors
 from mixvae._resources import together
 from mixvae.config import Config, StartConfig
-from mixvae.datasets import Dataset
+from mixvae.datasets import SOURCES, Dataset
+from mixvae.datasets._sources import Digits
 from mixvae.files import load_tensors
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.priors import TwoLevelPrior
@@ -26,6 +27,21 @@ if TYPE_CHECKING:
 
 EXAMPLES = 10_000
 """Maximum number of training examples from which a prior may choose its pseudo-inputs."""
+
+
+def check_effects(config: Config) -> None:
+    """Refuse settings of a new training without an effect, before anything is read.
+
+    Raises:
+        ValueError: there is one; the error names it and what it needs.
+    """
+    data, model, training = config.data, config.model, config.training
+    if model.flow_per_component and model.flow is None:
+        raise ValueError("model.flow_per_component needs a flow: give model.flow too, or leave it out")
+    if training.scored == "active" and training.active is None:
+        raise ValueError("training.scored is active, but all components are: give training.active too, or leave it out")
+    if data.root is not None and isinstance(SOURCES.get(data.name or ""), Digits):
+        raise ValueError(f"data.root is a folder of files, and {data.name} need none: leave it out")
 
 
 def new_model(config: Config, data: Dataset, fabric: Fabric, *, started: bool = False) -> tuple[MixtureVAE, Config]:

@@ -24,7 +24,7 @@ from mixvae.runs._recipe import Recipe, describe_options, path_of, recipe_of, re
 from mixvae.runs._requests import git_commit, versions
 from mixvae.runs._run import Run
 from mixvae.runs._standing import refuse, standing_run
-from mixvae.runs._starting import new_model
+from mixvae.runs._starting import check_effects, new_model
 from mixvae.runs._store import Layout, RunStore
 from mixvae.training import (
     Callback,
@@ -77,7 +77,9 @@ def train(
     def begin() -> Config:
         existing = standing_run(path, resume=resume)
         paths = datasets.absolute_paths(config.data.arguments())
-        if existing is not None:
+        if existing is None:
+            check_effects(config)
+        else:
             paths = datasets.located(paths, path, datasets.relatives_in(existing.manifest["runtime"]["data"]))
         located = replace(config, data=replace(config.data, **paths))
         loaded.append(open_data(located.data, progress))

@@ -299,7 +299,7 @@ def embed(
         responsibilities: whether to write responsibilities too; 64 draws of every cell are decoded for them, which
             takes many times as long as the latents.
     """
-    out, files = Path(out), list(files_of(_listed(files)))
+    out, files = Path(out).expanduser(), list(files_of(_listed(files)))
     if os.path.realpath(out) in map(os.path.realpath, files):
         raise ValueError(f"{out} is one of the files that are read: name another one to write")
     check_file(out)

@@ -36,7 +36,7 @@ def demo(
     cells = {f"S{s}": config.read("digits", [f"--model.components={s}", f"--seed={seed}"]) for s in components}
     for cell in cells.values():
         cell.training.epochs = epochs or cell.training.epochs
-    grid = Grid(Path(out), cells, total_draws)
+    grid = Grid(Path(out).expanduser(), cells, total_draws)
     grid.standing()
     done: dict[Path, Evaluation] = {}
     for name, cell in cells.items():

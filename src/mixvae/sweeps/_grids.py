@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -111,7 +112,7 @@ def read_grid(name: str | Path) -> Grid:
             raise ValueError(f"{path}: {key} must be a text; got {content[key]!r}")
     for key in ("total_draws", "examples"):
         number = content.get(key)
-        if number is not None and not (isinstance(number, int) and number >= 1):
+        if number is not None and not (type(number) is int and number >= 1):
             raise ValueError(f"{path}: {key} must be a whole number, at least 1; got {number!r}")
     proposal = content.get("proposal", "refined")
     if proposal not in get_args(ProposalName):
@@ -124,6 +125,7 @@ def read_grid(name: str | Path) -> Grid:
         [(value, config.check_options(more or {}, str(path))) for value, more in axis.items()]
         for axis in content["axes"].values()
     ]
+    _check_apart(path, content["axes"], axes)
     for values in itertools.product(*axes):
         options = dict(common)
         for _, more in values:
@@ -135,9 +137,26 @@ def read_grid(name: str | Path) -> Grid:
             raise ValueError(f"{path}: {name!r} cannot be the name of a cell's folder: choose another value's name")
         cells[name] = config.read(content.get("base", "digits"), config.flags(options))
     return Grid(
-        Path(content.get("out", f"runs/{path.stem}")),
+        Path(content.get("out", f"runs/{path.stem}")).expanduser(),
         cells,
         content.get("total_draws", 1000),
         content.get("examples"),
         proposal=cast("ProposalName", proposal),
     )
+
+
+def _check_apart(path: Path, names: Iterable[str], axes: Sequence[Sequence[tuple[Any, Mapping[str, Any]]]]) -> None:
+    """Refuse axes that set one option, of which the last would win.
+
+    Raises:
+        ValueError: two of them do.
+    """
+    of: dict[str, str] = {}
+    for name, axis in zip(names, axes, strict=True):
+        for option in {option for _, more in axis for option in more}:
+            if option in of:
+                raise ValueError(
+                    f"{path}: the axes {of[option]} and {name} both set {option}, of which the last would win: let one "
+                    "axis set it"
+                )
+        of |= {option: name for _, more in axis for option in more}

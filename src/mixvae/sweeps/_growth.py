@@ -111,7 +111,7 @@ def grow(
     Returns:
         The steps; the last one may have gained too little.
     """
-    folder, base, growth = Path(out), runs.open_run(run), Growth([])
+    folder, base, growth = Path(out).expanduser(), runs.open_run(run), Growth([])
     size = base.config.model.components
     at_least(size + 1, most=most)
     at_least(1, epochs=epochs, total_draws=total_draws)
