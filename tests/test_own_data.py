@@ -642,6 +642,27 @@ def test_a_run_of_two_files_is_found_again_after_both_moved(tmp_path, two_files,
         ValueError, match="was trained on train.npy, test.npy, and .*there holds no train.npy: name the"
     ):
         _ = runs.open_run("there/run", data="there").data
+    main(["train", "--resume", "there/run", "--training.epochs=3", f"--data.name={tmp_path / 'far'}"])
+    assert runs.open_run("there/run").data_config.train == str(tmp_path / "far" / "train.npy")
+    with pytest.raises(ValueError, match=r"data.name is .*far and data.train is given too: leave one of them out"):
+        config.DataConfig(name=str(tmp_path / "far"), train=str(tmp_path / "far" / "train.npy"))
+
+
+@pytest.mark.parametrize("option", ["--data.root", "--data-root", "--data.name"])
+def test_a_run_is_told_the_new_folder_of_a_known_data_set(tmp_path, monkeypatch, option):
+    """A folder was taken for a data set of its own."""
+    from dataclasses import replace
+
+    monkeypatch.setitem(datasets.SOURCES, "mnist", replace(datasets.SOURCES["mnist"], url="", contents=()))
+    arrays = [RNG.integers(0, 256, (24, 4, 4), dtype=np.uint8), np.arange(24, dtype=np.uint8) % 10] * 2
+    (tmp_path / "old").mkdir()
+    for name, array in zip(datasets.SOURCES["mnist"].checksums, arrays, strict=True):
+        idx(tmp_path / "old" / name, array)
+    words = ["train", "vanilla", "--data.name=mnist", f"--data.root={tmp_path / 'old'}", f"--out={tmp_path / 'run'}"]
+    main([*words, *TINY])
+    (tmp_path / "old").rename(tmp_path / "new")
+    main(["evaluate", str(tmp_path / "run"), "--total-draws=4", f"{option}={tmp_path / 'new'}"])
+    assert runs.evaluation_of(tmp_path / "run")["examples"] == 24
 
 
 def test_a_run_of_files_that_changed_is_refused(tmp_path, two_files):

@@ -207,7 +207,7 @@ def _flags(words: list[str]) -> list[str]:
     parameters = inspect.signature(COMMANDS[words[0]]).parameters.values()
     flags = {parameter.name for parameter in parameters if parameter.annotation == "bool"}
     whole = []
-    words = [re.sub(r"^--data\.name(?==|$)", "--data_name", word) for word in words]  # its name in `mixvae train`
+    words = [re.sub(r"^--data[._](name|root)(?==|$)", "--data_name", word) for word in words]  # as in `mixvae train`
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = word.removeprefix("--")
         alone = word.startswith("--") and following.lower() not in ("true", "false", "yes", "no")

@@ -60,11 +60,16 @@ class DataConfig:
             return
         if empty := [part for part, path in files.items() if not path]:
             raise ValueError(f"data.{empty[0]} is empty: name a file or a folder")
-        own = Path(self.name or FILES)  # a preset's data set gives way to files
-        if own.suffix and own.expanduser().exists():
-            raise ValueError(
-                f"data.name is {self.name} and data.{next(iter(files))} is given too: leave one of them out"
-            )
+        own = Path(self.name or FILES).expanduser()  # a preset's data set gives way to files
+        if (own.suffix or len(own.parts) > 1) and own.exists():
+            moved = {part: own / Path(path).name for part, path in files.items()}
+            gone = not any(Path(path).expanduser().exists() for path in files.values())
+            if not (gone and all(path.exists() for path in moved.values())):  # where a run's files were moved
+                raise ValueError(
+                    f"data.name is {self.name} and data.{next(iter(files))} is given too: leave one of them out"
+                )
+            for part, path in moved.items():
+                setattr(self, part, str(path))
         self.name = FILES
 
     def arguments(self) -> dict[str, Any]:

@@ -247,7 +247,8 @@ class Run:
             return {"name": name, "binarize": "stochastic" if resampled else "none"}
         files = {part: Path(path).name for part in datasets.PATHS[1:] if (path := origin.get(part)) is not None}
         if not files:
-            return {**origin, "name": name}
+            known = name not in datasets.SOURCES and origin["name"] in datasets.SOURCES
+            return {**origin, "root" if known else "name": name}
         if missing := [file for file in files.values() if not (Path(name) / file).exists()]:
             raise ValueError(
                 f"{self.path} was trained on {', '.join(files.values())}, and {name} holds no {missing[0]}: name the "
