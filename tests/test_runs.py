@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -295,8 +296,21 @@ def test_comparing_different_examples_warns_and_has_no_gain(two):
 def test_runs_of_different_data_are_not_compared(two, tmp_path, capsys):
     one, other = (runs.evaluation_of(two / f"S{s}") for s in (1, 2))
     other = replace(other, results={**other.results, "data": "mnist"})
+    with_gain = reports.compare([two / "S1", two / "S2"], [one, other]).table
+    assert "gain" in with_gain[1], "equal data under two names were not compared"
+    other = other_data(other)
     with pytest.raises(ValueError, match=r"runs on different data cannot be compared: digits \(S1\), mnist \(S2\)"):
         reports.compare([two / "S1", two / "S2"], [one, other])
+
+
+def test_commands_that_are_suggested_can_be_typed(two, tmp_path):
+    """A path with a space was two words."""
+    spaced = shutil.copytree(two / "S1", tmp_path / "my run")
+    shutil.rmtree(spaced / "evaluations")
+    with pytest.raises(FileNotFoundError) as told:
+        runs.evaluation_of(spaced)
+    command = str(told.value).split("`")[1]
+    assert shlex.split(command) == ["mixvae", "evaluate", str(spaced)]
 
 
 def test_runs_of_one_name_are_told_apart_in_table_and_figure(two, tmp_path):

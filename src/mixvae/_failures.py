@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,17 @@ def plain_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ValueError(f"{what}: {said(error)}") from error
+
+
+def typed(*words: object) -> str:
+    """A command of mixvae as it can be typed: words are quoted where a shell would take them apart.
+
+    Example:
+        >>> from mixvae._failures import typed
+        >>> typed("evaluate", "my run")
+        "mixvae evaluate 'my run'"
+    """
+    return shlex.join(["mixvae", *map(str, words)])
 
 
 def at_least(least: float, **values: Real | float | None) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixvae import config
+from mixvae._failures import typed
 from mixvae._tables import counted
 from mixvae.cli.experiments import demo, grow, reproduce, sweep, toy
 from mixvae.cli.hub import HUB
@@ -78,7 +79,7 @@ def train(settings: config.Config, out: str, *, resume: bool) -> None:
     show(
         f"{run.path}: {counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; "
         f"best epoch {best['epoch']}, validation MISELBO {best['validation']:.3f} nats\n"
-        f"next: mixvae evaluate {run.path}"
+        f"next: {typed('evaluate', run.path)}"
     )
 
 

@@ -95,8 +95,9 @@ def evaluate_runs(
             evaluations.append(evaluate(run, **settings, progress=progress))
     if per_example is not None:
         library.save_per_example(per_example, evaluations[0])
-    for name in dict.fromkeys(evaluation["data"] for evaluation in evaluations):  # one table for each data set
-        pairs = [pair for pair in zip(opened, evaluations, strict=True) if pair[1]["data"] == name]
+    names = reports.data_sets(evaluations)
+    for name in dict.fromkeys(names):  # one table for each data set
+        pairs = [(run, one) for run, one, its in zip(opened, evaluations, names, strict=True) if its == name]
         show_comparison(reports.compare(*map(list, zip(*pairs, strict=True))))
     if legacy := [str(run.path) for run in opened if run.is_legacy]:
         show(f"note: nothing was stored in {', '.join(legacy)} (legacy); a newly trained run keeps its evaluations")

@@ -273,6 +273,30 @@ def located(options: Mapping[str, Any], beside: Path, relatives: Mapping[str, st
     return {**options, **{name: search(path, beside, (relatives or {}).get(name)) for name, path in paths.items()}}
 
 
+def moved(options: Mapping[str, Any], place: str, of: str) -> dict[str, Any]:
+    """Options of `load_dataset` for data that were moved.
+
+    Args:
+        options: the options before.
+        place: the new file or folder; for data in several files, or known by name, the folder that holds them.
+        of: what errors say is made from the data.
+
+    Raises:
+        ValueError: the folder lacks one of the files.
+    """
+    name = resolve_paths(place)[0]
+    files = {part: Path(path).name for part in PATHS[1:] if (path := options.get(part)) is not None}
+    if not files:
+        is_root = name not in SOURCES and options["name"] in SOURCES
+        return {**options, "root" if is_root else "name": name}
+    if missing := [file for file in files.values() if not (Path(name) / file).exists()]:
+        raise ValueError(
+            f"{of} was trained on {', '.join(files.values())}, and {name} holds no {missing[0]}: name the folder that "
+            "holds all of them"
+        )
+    return {**options, **{part: str(Path(name) / file) for part, file in files.items()}}
+
+
 def relative_paths(options: Mapping[str, Any], beside: Path) -> dict[str, str]:
     """The paths among options of `load_dataset`, from a run directory."""
     paths = {name: options[name] for name in PATHS if options.get(name) is not None}

@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mixvae import config, reports
+from mixvae._failures import typed
 from mixvae._tables import counted, plain
 from mixvae.datasets import SOURCES
 from mixvae.hub import Address
@@ -104,7 +105,7 @@ def _images(run: Run, address: Address, baseline: Run | None) -> dict[str, Any]:
     return {
         "about": f"A mixture VAE of {encoders}, trained on {trained}.",
         "extras": "hub",
-        "then": f"mixvae sample runs/{address.name}",
+        "then": typed("sample", f"runs/{address.name}"),
         "python": f'import mixvae\n\nmodel = mixvae.load("{address}")',
         "title": f"Likelihood of {counted(examples.examples, f'{examples.split} example')}",
         "results": f"{_measures(comparison)}\n\n{_facts(facts(run, rows[of]))}",
@@ -158,7 +159,7 @@ def _cells(run: Run, address: Address) -> dict[str, Any]:
     return {
         "about": f"A {escaped(model['class'])} of {encoders}, trained on {trained}.",
         "extras": "hub,scvi",
-        "then": f"mixvae sc embed runs/{address.name} CELLS.h5ad",
+        "then": typed("sc", "embed", f"runs/{address.name}", "CELLS.h5ad"),
         "python": "from mixvae import hub\nfrom mixvae.single_cell import runs\n\n"
         f'model = runs.load(hub.fetch("{address}"), adata)  # cells with the genes and batches of the training',
         "title": "Validation",

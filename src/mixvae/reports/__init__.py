@@ -28,7 +28,7 @@ from mixvae.reports._columns import (
     SPLIT_BETWEEN,
     scores,
 )
-from mixvae.reports._comparison import AMORTISED, Comparison, compare, looseness, marked
+from mixvae.reports._comparison import AMORTISED, Comparison, compare, data_sets, looseness, marked
 from mixvae.reports._configurations import MODEL, PARTS, objective, parts, trust, unequal_draws
 from mixvae.reports._page import pictures, without_weights, write
 from mixvae.reports._pages import NOT_TIGHT, UNKNOWN, Cell, Column, embed, filled, legend, meanings, render, table
@@ -65,6 +65,7 @@ __all__ = [
     "Trained",
     "between_trainings",
     "compare",
+    "data_sets",
     "differing",
     "embed",
     "filled",

@@ -262,7 +262,7 @@ def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation]
         own["draws_per_step"] = draws_per_step(run, evaluation.identity.components)
         own |= {"slack": slack(run, evaluation), **trust([evaluation.results], "nll")}
         members.append((run, evaluation, {**evaluation.results, **own}))
-    by_data = {row["data"]: row["run"] for _, _, row in members}
+    by_data = dict(zip(data_sets(evaluations), (row["run"] for _, _, row in members), strict=True))
     if len(by_data) > 1:
         named = ", ".join(f"{data} ({run})" for data, run in by_data.items())
         raise ValueError(f"runs on different data cannot be compared: {named}; report each data set separately")
@@ -287,6 +287,12 @@ def compare(paths: Sequence[str | Path | Run], evaluations: Sequence[Evaluation]
         [row for configuration in grouped for row in configurations(configuration)],
         copies,
     )
+
+
+def data_sets(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Name of each evaluation's data set: equal data have the name under which they are first met."""
+    names: dict[Any, str] = {}
+    return [names.setdefault(one.identity.data or one["data"], one["data"]) for one in evaluations]
 
 
 def _add_gain(new: Member, old: Member) -> None:

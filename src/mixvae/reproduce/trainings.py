@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixvae import config, reports, runs, sweeps
-from mixvae._failures import Failed
+from mixvae._failures import Failed, typed
 from mixvae._tables import Row
 from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, standard_error
@@ -360,8 +359,8 @@ class Trainings:
         represent = " --representation" if self.represent else ""
         lines = []
         for name, variant, options in self._each(out):
-            lines.append(f"mixvae train {variant.preset} {shlex.join(config.flags(options))} --out {out / name}")
-            lines.append(f"mixvae evaluate {out / name} {draws}{limit}{represent}")
+            lines.append(typed("train", variant.preset, *config.flags(options), "--out", out / name))
+            lines.append(f"{typed('evaluate', out / name)} {draws}{limit}{represent}")
         return lines
 
     def _notes(self, rows: list[Row], measured: Measured) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mixvae import evaluation
+from mixvae._failures import typed
 from mixvae.evaluation import Check, Evaluation, Identity, ProposalName, draws_of_each
 from mixvae.files import atomic, check_file, write_text
 from mixvae.progress import SILENT, Progress
@@ -129,7 +130,7 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
     if run.is_legacy:
         stored = legacy.evaluation(run.path)
         if stored is None:
-            raise FileNotFoundError(f"{run.path} has no evaluation: run `mixvae evaluate {run.path}` first")
+            raise FileNotFoundError(f"{run.path} has no evaluation: run `{typed('evaluate', run.path)}` first")
         return stored
     ranked = []
     for path in run.layout.evaluations.glob("*-draws*.json"):
@@ -138,7 +139,9 @@ def evaluation_of(run: str | Path | Run) -> Evaluation:
             ranked.append((identity.split == "test", identity.examples, created, path))
     if not ranked:
         run.refuse_cells(FileNotFoundError)  # its latents are queried differently: nothing is damaged
-        raise FileNotFoundError(f"{run.path} has no evaluation of its weights: run `mixvae evaluate {run.path}` first")
+        raise FileNotFoundError(
+            f"{run.path} has no evaluation of its weights: run `{typed('evaluate', run.path)}` first"
+        )
     return read_evaluation(max(ranked)[-1])
 
 

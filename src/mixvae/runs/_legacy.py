@@ -14,6 +14,7 @@ from typing import Any
 
 import mixvae.config
 from mixvae._arrays import read_npz
+from mixvae._failures import typed
 from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, Identity, is_tight
 from mixvae.files import one_line, read_json, read_regular
@@ -143,7 +144,7 @@ def evaluation(path: Path) -> Evaluation | None:
         return None
     results = _results(layout.results)
     if not arrays.exists():
-        raise FileNotFoundError(f"{arrays} does not exist: run `mixvae evaluate {path}` again")
+        raise FileNotFoundError(f"{arrays} does not exist: run `{typed('evaluate', path)}` again")
     try:
         bounds = {name: values.astype(float) for name, values in read_npz(arrays, arrays.name).items()}
     except Exception as error:  # noqa: BLE001  (damage shows as any kind: BadZipFile, zlib.error, KeyError, struct.error …)

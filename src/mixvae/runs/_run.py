@@ -12,6 +12,7 @@ from torch.random import fork_rng
 
 import mixvae.config
 from mixvae import datasets
+from mixvae._failures import typed
 from mixvae.config import Config, DataConfig, Trust
 from mixvae.datasets import Dataset
 from mixvae.evaluation import Evaluation
@@ -110,7 +111,7 @@ class Run:
     def refuse_cells(self, error: type[Exception] = ValueError) -> None:
         """Refuse a run of cells with an error of this class."""
         if self.is_of_cells:
-            raise error(f"{self.path} is a run of cells: use `mixvae sc embed {self.path} FILE.h5ad`")
+            raise error(f"{self.path} is a run of cells: use `{typed('sc', 'embed', self.path)} FILE.h5ad`")
 
     def _check_trust(self) -> None:
         """Refuse classes that are neither allowed nor trusted, unless this user trained the run."""
@@ -241,20 +242,10 @@ class Run:
             place: the new file or folder; for data in several files, the folder that holds them.
             origin: the arguments when the run was trained.
         """
-        name, _ = datasets.resolve_paths(place)
-        if origin is None:
-            resampled = self.recipe.identity["data"].get("resample", True)
-            return {"name": name, "binarize": "stochastic" if resampled else "none"}
-        files = {part: Path(path).name for part in datasets.PATHS[1:] if (path := origin.get(part)) is not None}
-        if not files:
-            known = name not in datasets.SOURCES and origin["name"] in datasets.SOURCES
-            return {**origin, "root" if known else "name": name}
-        if missing := [file for file in files.values() if not (Path(name) / file).exists()]:
-            raise ValueError(
-                f"{self.path} was trained on {', '.join(files.values())}, and {name} holds no {missing[0]}: name the "
-                "folder that holds all of them"
-            )
-        return {**origin, **{part: str(Path(name) / file) for part, file in files.items()}}
+        if origin is not None:
+            return datasets.moved(origin, place, str(self.path))
+        is_resampled = self.recipe.identity["data"].get("resample", True)
+        return {"name": datasets.resolve_paths(place)[0], "binarize": "stochastic" if is_resampled else "none"}
 
     @cached_property
     def _weights(self) -> tuple[str, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mixvae._failures import typed
 from mixvae.config import Config
 from mixvae.datasets import Dataset
 from mixvae.runs._opening import open_run
@@ -51,7 +52,7 @@ def standing_run(path: Path, *, resume: bool, legacy: bool = False) -> Run | Non
     if layout.manifest.exists():
         if not resume:
             raise ValueError(
-                f"{path} already exists: resume it with `mixvae train --resume {path}`, or choose another --out"
+                f"{path} already exists: resume it with `{typed('train', '--resume', path)}`, or choose another --out"
             )
         return open_run(path)
     if layout.is_empty:

@@ -14,6 +14,7 @@ from lightning_fabric import Fabric
 
 import mixvae.config
 from mixvae import datasets
+from mixvae._failures import typed
 from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
 from mixvae.model import MixtureVAE
@@ -87,7 +88,7 @@ def train(
 
     def again() -> str:
         begun = Layout(path).manifest.exists()
-        return f"`mixvae train --resume {path}` resumes it" if begun else "run the command again"
+        return f"`{typed('train', '--resume', path)}` resumes it" if begun else "run the command again"
 
     with as_one(fabric, again, quiet=True):
         config = first_alone(fabric, begin)

@@ -15,7 +15,7 @@ from anndata import AnnData
 from scvi.model import SCVI
 from scvi.model._utils import get_max_epochs_heuristic
 
-from mixvae._failures import at_least, plain_errors
+from mixvae._failures import at_least, plain_errors, typed
 from mixvae._resources import guarding, short
 from mixvae.files import atomic, check_file, load_tensors, read_json, read_part, read_regular, weights_from_bytes
 from mixvae.progress import SILENT, Progress
@@ -168,7 +168,7 @@ def _check_unfinished(out: Path, recipe: Recipe, training: Training) -> None:
     """
     run = standing(out, recipe, training)
     if run is not None and run.why_not_recipe(recipe, training.epochs, training.patience) == "":
-        raise ValueError(f"{out} is a finished run: give another --out, or `mixvae sc embed {out} FILE.h5ad`")
+        raise ValueError(f"{out} is a finished run: give another --out, or `{typed('sc', 'embed', out)} FILE.h5ad`")
 
 
 def _listed(files: str | Path | Sequence[str | Path]) -> list[str | Path]:
