@@ -99,7 +99,8 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
     if unknown := re.search(r"(?:[Uu]nrecognized arguments|does not accept option)[: ]+'?-*([\w.]+)", text):
         known = options()
         if stray := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", text):
-            hint = f"did you mean --{stray[1]}?" if stray[1] in known else "--help shows what it takes"
+            name = stray[1].partition("=")[0]
+            hint = f"did you mean --{name}?" if name in known else "--help shows what it takes"
             return f"this command takes no word {stray[1]!r}: {hint}"
         if "training.epochs" in known:
             return f"unknown option --{unknown[1]}{config.meant(unknown[1], known, '--')}"
