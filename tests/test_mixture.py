@@ -50,6 +50,8 @@ def test_a_mixture_is_a_torch_distribution_over_the_batch(name):
         torch.testing.assert_close(mixture.log_prob(z), expected)
         torch.testing.assert_close(mixture.log_prob(z[0, 0]), expected[0, 0])
         torch.testing.assert_close(mixture.responsibilities(z).sum(-2), torch.ones(5, 3, BATCH, dtype=torch.float64))
+        normal = Independent(Normal(torch.zeros(LATENT).double(), 1.0), 1)
+        assert mixture.kl(normal, 2).shape == (BATCH,)
 
 
 @pytest.mark.parametrize("name", POSTERIORS)

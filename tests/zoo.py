@@ -1,5 +1,7 @@
 """Every kind of posterior, prior and decoder, small enough for exact answers."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -13,6 +15,7 @@ from mixvae.decoders import (
     MLPDecoder,
     PixelCNNDecoder,
 )  # fmt: skip
+from mixvae.distributions import Components
 from mixvae.flows import CouplingFlow, InverseAutoregressiveFlow
 from mixvae.networks import (
     GatedConvEncoder,
@@ -41,6 +44,38 @@ class UserEncoder(nn.Module):
         return self.net(x).chunk(2, -1)
 
 
+class FullGaussian(Components):
+    """What a user may write: no weights, and noise taken as it comes, which `einsum` demands in one dtype."""
+
+    def __init__(self, loc, factor, log_pi=None):
+        self.loc, self.factor = loc, factor
+        super().__init__(loc.shape[:2], loc.shape[2:], log_pi)
+
+    def rsample(self, sample_shape=(), noise=None):
+        noise = torch.randn(*sample_shape, *self.loc.shape).to(self.loc) if noise is None else noise
+        return self.loc + torch.einsum("sbij,...sbj->...sbi", self.factor, noise)
+
+    def noise_of(self, value):
+        return torch.linalg.solve_triangular(self.factor, (value - self.loc).unsqueeze(-1), upper=False).squeeze(-1)
+
+    def log_prob(self, value):
+        log_det = self.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -self.noise_of(value).square().add(math.log(2 * math.pi)).sum(-1) / 2 - log_det
+
+    def select(self, index):
+        log_pi = self.log_pi[index] + math.log(len(self.log_pi) / len(index))
+        return FullGaussian(self.loc[index], self.factor[index], log_pi)
+
+
+class OwnFamily(SeparateEncoders):
+    """A posterior of the user's own components."""
+
+    def forward(self, x, index=None):
+        q = super().forward(x, index)
+        factor = torch.diag_embed(q.scale) + 0.3 * torch.ones(LATENT, LATENT).tril(-1).to(q.loc)
+        return FullGaussian(q.loc, factor, None if index is None else self.log_pi(index))
+
+
 def separate():
     return SeparateEncoders(lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS, [3.0, 2.0, 1.0])
 
@@ -66,6 +101,7 @@ POSTERIORS = {
     "one-hot, convolutional, weighted": lambda: OneHotPosterior(
         lambda: GatedConvTrunk(SHAPE, LAYERS), SHAPE, LATENT, COMPONENTS, [3.0, 2.0, 1.0]
     ),
+    "a user's own family": lambda: OwnFamily(lambda: GatedEncoder(SHAPE, LATENT, (5,)), COMPONENTS),
     "two levels": two_level,
     "two levels, flow on the lower": lambda: FlowPosterior(
         TwoLevelPosterior(lambda: TwoLevelConv(SHAPE, 1, LAYERS, 5), COMPONENTS), lambda: CouplingLike(), 1

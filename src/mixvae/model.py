@@ -120,8 +120,8 @@ class MixtureVAE(Part):
             log_px=self.log_likelihood(x, z),
             log_pz=prior.log_prob(z),
             log_q=log_q,
-            log_pi=q.log_pi,
-            weight=q.drawn(own).log_pi.exp(),
+            log_pi=q.log_pi.to(z),
+            weight=q.drawn(own).log_pi.to(z).exp(),
             own=torch.arange(q.batch_shape[0], device=x.device) if own is None else own.to(x.device),
         )
 

@@ -40,7 +40,7 @@ def encode(model: MixtureVAE, x: Observations) -> tuple[Float[Tensor, "N S D"], 
     parts, first = [], 0
     with evaluating(model):
         for batch in observed(x, model, LARGEST_BATCH):
-            parts.append(_moments(model.posterior(batch), range(first, first + len(batch))))
+            parts.append(_moments(model.posterior(batch), range(first, first + len(batch)), batch))
             first += len(batch)
     mean, std = (torch.cat(part, 1).transpose(0, 1) for part in zip(*parts, strict=True))
     return mean, std
@@ -80,13 +80,13 @@ def draw_latents(model: MixtureVAE, x: Observations, total_draws: int, *, seed: 
     return torch.cat(parts)
 
 
-def _moments(q: Components, examples: range) -> tuple[Tensor, Tensor]:
+def _moments(q: Components, examples: range, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, (S, B, D)."""
     try:
         mean, variance = q.mean, q.variance
     except NotImplementedError:
         noise = keyed_normal(0, examples, 0, MOMENT_DRAWS, (q.batch_shape[0], q.event_shape[0]))
-        variance, mean = torch.var_mean(q.rsample((MOMENT_DRAWS,), noise.to(q.log_pi)), 0)
+        variance, mean = torch.var_mean(q.rsample((MOMENT_DRAWS,), noise.to(like)), 0)
     return mean.cpu(), variance.sqrt().cpu()
 
 

@@ -199,7 +199,7 @@ def overlap(
         for batch, numbers in zip(x.split(size), np.split(keys, range(size, len(keys), size)), strict=True):
             q = model.posterior(batch)
             noise = keyed_normal(seed, numbers, 0, draws_per_component, (components, q.event_shape[0]))
-            terms = model.terms(batch, q, prior, draws_per_component, noise=noise.to(batch.device))
+            terms = model.terms(batch, q, prior, draws_per_component, noise=noise.to(batch))
             log_q = terms.log_q.double()
             own = terms.log_own().double()
             kl += (own.unsqueeze(2) - log_q).mean(0).sum(-1)

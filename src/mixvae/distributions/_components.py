@@ -157,7 +157,8 @@ class Mixture(OnReals):
         """Log π_s q_s(z), (*L, S, B)."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         points = value.expand(shape).reshape(-1, 1, *shape[-2:])
-        scored = self.components.cross_log_prob(points)[:, 0] + self.log_pi[:, None]
+        scored = self.components.cross_log_prob(points)[:, 0]
+        scored = scored + self.log_pi.to(scored)[:, None]
         return scored.reshape(*shape[:-2], *self.components.batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -194,7 +195,9 @@ class Mixture(OnReals):
             n = shape.numel()
             chosen = torch.multinomial(self.log_pi.exp(), n * batch, replacement=True).reshape(n, 1, batch, 1)
             draws = self.components.rsample((n,))  # (n, S, B, D)
-            return draws.take_along_dim(chosen, 1)[:, 0].reshape(*shape, *self.batch_shape, *self.event_shape)
+            return draws.take_along_dim(chosen.to(draws.device), 1)[:, 0].reshape(
+                *shape, *self.batch_shape, *self.event_shape
+            )
 
     def kl(self, other: Distribution, draws_per_component: int = 1) -> Float[Tensor, " B"]:
         """Kullback–Leibler divergence KL(q ‖ other) in nats, estimated by draws from every component.
@@ -207,15 +210,16 @@ class Mixture(OnReals):
         """
         z = self.components.rsample((draws_per_component,))
         log_ratio = self.log_prob(z) - other.log_prob(z)  # (L, S, B)
-        return self.log_pi.exp() @ log_ratio.mean(0)
+        return self.log_pi.to(log_ratio).exp() @ log_ratio.mean(0)
 
     @property
     def mean(self) -> Tensor:
         """Mean, Σ_s π_s E_s[z], if the components have one in closed form."""
-        return torch.einsum("s,sbd->bd", self.log_pi.exp(), self.components.mean)
+        mean = self.components.mean
+        return torch.einsum("s,sbd->bd", self.log_pi.to(mean).exp(), mean)
 
     @property
     def variance(self) -> Tensor:
         """Variance of every coordinate, Σ_s π_s (Var_s[z] + (E_s[z] − E[z])²): within the components and between."""
-        between = (self.components.mean - self.mean).square()
-        return torch.einsum("s,sbd->bd", self.log_pi.exp(), self.components.variance + between)
+        each = self.components.variance + (self.components.mean - self.mean).square()
+        return torch.einsum("s,sbd->bd", self.log_pi.to(each).exp(), each)

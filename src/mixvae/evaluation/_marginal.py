@@ -165,7 +165,7 @@ def _amortised(
         drawn = None if len(own) == components else torch.from_numpy(own).to(joint.x.device)
         for start, stop in chunks(high, chunk // (len(own) * batch), low):
             noise = keyed_normal(seed, numbers, start, stop, (components, q.event_shape[0]))[:, own]
-            terms = joint.model.terms(joint.x, q, joint.prior, stop - start, own=drawn, noise=noise.to(joint.x.device))
+            terms = joint.model.terms(joint.x, q, joint.prior, stop - start, own=drawn, noise=noise.to(joint.like))
             accumulator.add(terms, start)
     return accumulator.result()
 

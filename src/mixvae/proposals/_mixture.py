@@ -142,14 +142,16 @@ class Proposal:
         """Number of distributions that draws come from, the posterior counting as one."""
         return len(self.counts) + 1
 
-    def points(self, q: Components, at_once: int) -> Iterator[tuple[Float[Tensor, "N B D"], Int[Tensor, "N B"]]]:
+    def points(
+        self, q: Components, at_once: int, like: Tensor
+    ) -> Iterator[tuple[Float[Tensor, "N B D"], Int[Tensor, "N B"]]]:
         """All draws of the examples in the dtype of the model, and the stratum of each; the posterior's is the last.
 
         Args:
             q: the posteriors.
             at_once: draws per example yielded at once, at most.
+            like: a tensor of the model's dtype and device.
         """
-        like = q.rsample((), torch.zeros(*q.batch_shape, *q.event_shape))
         yield from self._from_posterior(q, at_once, like)
         yield from self._from_student(at_once, like)
 
@@ -192,7 +194,7 @@ class Proposal:
         Raises:
             FloatingPointError: the model's density is NaN or +∞ at a draw.
         """
-        for z, stratum in self.points(q, at_once):
+        for z, stratum in self.points(q, at_once, joint.like):
             log_joint = joint.log_prob(z).double()
             if bool((log_joint.isnan() | (log_joint == math.inf)).any()):
                 raise FloatingPointError(

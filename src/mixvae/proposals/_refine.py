@@ -127,7 +127,7 @@ def refine(
     """
     numbers = np.arange(joint.size) if examples is None else np.asarray(examples)
     peaks = find_peaks(joint, q)
-    with_posterior = q.scores_anywhere and _scores_own_draws(q, numbers, seed)
+    with_posterior = q.scores_anywhere and _scores_own_draws(q, numbers, seed, joint.like)
     student, shares = _around(peaks, widened=not with_posterior)
     second = peaks.distinct & (shares[1] > 0) if len(peaks.location) > 1 else torch.zeros_like(peaks.distinct)
     adapted = torch.zeros(joint.size, dtype=torch.bool, device=shares.device)
@@ -147,15 +147,14 @@ def _pilots(draws: int, latent: int) -> tuple[int, int]:
     return rounds, min(draws // 2 // max(1, rounds), 2 * least) if rounds else 0
 
 
-def _scores_own_draws(q: Components, examples: np.ndarray, seed: int) -> bool:
+def _scores_own_draws(q: Components, examples: np.ndarray, seed: int, like: Tensor) -> bool:
     """Whether a posterior gives its own draws the density they were drawn with: inverses of flows have rounding errors.
 
     A flow that explodes gives no density; the proposal then does without the posterior.
     """
     noise = keyed_normal(seed, examples, 0, 1, (q.batch_shape[0], q.event_shape[0]), stream(POSTERIOR, 1))
-    centre = q.rsample((), torch.zeros(*q.batch_shape, *q.event_shape))
     try:
-        z, known = q.rsample_and_cross_log_prob((1,), noise=noise.to(centre))
+        z, known = q.rsample_and_cross_log_prob((1,), noise=noise.to(like))
         return bool(((q.cross_log_prob(z) - known).abs() <= ROUNDING).all())
     except ValueError:
         return False
@@ -222,7 +221,7 @@ def _adapted(
     References:
         Ionides, Truncated Importance Sampling (2008), https://doi.org/10.1198/106186008X320456
     """
-    points = torch.cat([z.double() for z, _ in pilot.points(q, at_once)])
+    points = torch.cat([z.double() for z, _ in pilot.points(q, at_once, joint.like)])
     log_w = torch.cat([some for some, _ in pilot.log_weights(joint, q, at_once)])
     under = pilot.student.log_prob(points) + shares.log().unsqueeze(1)  # (T, N, B)
     each = (log_w + under.log_softmax(0)).nan_to_num(nan=-math.inf)

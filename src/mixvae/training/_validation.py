@@ -159,7 +159,7 @@ class Validation:
         sums, done = torch.zeros(4 + self.noise_shape[0], dtype=torch.float64, device=device), 0
         for rows in torch.arange(len(self.examples))[rank::world].split(BATCH):
             x = self.examples.batch(rows.to(device)).to(dtype)
-            noise = keyed_normal(SEED, rows.numpy(), 0, self.draws, self.noise_shape).to(device)
+            noise = keyed_normal(SEED, rows.numpy(), 0, self.draws, self.noise_shape).to(x)
             terms = validation_terms(model, x, self.subset, noise)
             each = (
                 self.bound(log_weights(terms), terms.weight),
