@@ -194,6 +194,12 @@ def test_s2a_tracks_the_component_of_each_draw():
     assert model(x, active=[3], scored=[1, 3]).own.tolist() == [1]
 
 
+def test_a_component_is_scored_once():
+    """Twice, it counted twice in the mixture, which was no bound."""
+    with pytest.raises(ValueError, match=r"scored components must differ, or one would count twice; got \[0, 0\]"):
+        tiny_model(4)(binary(3), scored=[0, 0])
+
+
 def test_an_active_component_must_be_scored():
     with pytest.raises(ValueError, match=r"active \[2\], scored \[0, 1\]"):
         tiny_model(4)(binary(3), active=[2], scored=[0, 1])

@@ -1,6 +1,7 @@
 """Refined proposals: tight bounds, and no rule that keeps them bounds can be broken unnoticed."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.distributions import Distribution, Independent, Laplace, StudentT, constraints
+from torch.distributions import Cauchy, Distribution, Independent, Laplace, StudentT, constraints
 
 from conftest import binary, tiny_model
 from mixvae import MixtureVAE, evaluate
@@ -459,5 +460,8 @@ def test_a_prior_tells_its_least_precision():
     assert least_precision(mixture()) == pytest.approx(math.exp(-1.0))
     assert least_precision(Independent(Laplace(torch.zeros(2), torch.tensor([1.0, 2.0])), 1)) == pytest.approx(1 / 8)
     state = torch.get_rng_state()
+    for heavy in (Cauchy, partial(StudentT, 1.0), partial(StudentT, 2.0)):
+        wide = Independent(heavy(torch.zeros(2), torch.tensor([1.0, 2.0])), 1)
+        assert 0.05 < least_precision(wide) < 0.3, "quartiles of Cauchy's are at ±2"
     assert least_precision(Cut()) == pytest.approx(1 / (1 - 2 / math.pi), rel=0.15)
     assert torch.equal(state, torch.get_rng_state())

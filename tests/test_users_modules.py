@@ -23,6 +23,7 @@ from mixvae import (
     load,
     open_run,
 )
+from mixvae._trying import coupling
 from mixvae.analysis import encode
 from mixvae.decoders import Decoder
 from mixvae.distributions import Bernoulli
@@ -310,3 +311,24 @@ def test_a_trained_model_becomes_a_run_and_goes_on(digits, tmp_path):
     torch.testing.assert_close(again.state_dict(), trained.state_dict(), rtol=0, atol=0)
     fit(trained, digits, epochs=2, run=tmp_path / "run")
     assert open_run(tmp_path / "run").epoch == 2
+
+
+class Coupled(nn.Module):
+    """A decoder of 7000 values whose batch moves a log-likelihood of some thousand nats by less than one."""
+
+    def __init__(self, strength):
+        super().__init__()
+        self.net, self.strength = nn.Linear(2, 7000), strength
+
+    def forward(self, z):
+        return self.net(z) + self.strength * z.mean()
+
+
+def test_a_weak_coupling_beside_a_large_likelihood_is_found():
+    """Up to a ten-thousandth of the log-likelihood, 0.7 nats here, passed for rounding."""
+    x = (torch.rand(3, 7000, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    for strength, found in ((0.0, None), (0.003, "a layer of the decoder")):
+        torch.manual_seed(0)
+        encoder = lambda: GatedEncoder((7000,), 2, (4,))  # noqa: E731
+        model = MixtureVAE(SeparateEncoders(encoder, 2), StandardNormal(2), Decoder(Coupled(strength), Bernoulli))
+        assert coupling(model.eval(), x) == found

@@ -21,8 +21,8 @@ Observations = Tensor | np.ndarray | Sequence[Any] | Any
 `mixvae.datasets.as_dataset` takes, such as a `Split`, a torch `Dataset` or a `DataLoader`."""
 FAR = 100.0
 """Scale of the latents at which logits leave [0, 1] unless a sigmoid has already been applied."""
-COUPLED = 1e-4
-"""Relative change of a log-likelihood above which it is not rounding."""
+COUPLED = 16
+"""Change of a log-likelihood, in roundings of it and one of each value, above which it is another number."""
 INSTEAD = "use GroupNorm or LayerNorm"
 
 
@@ -208,7 +208,8 @@ def coupling(model: Any, x: Tensor) -> str | None:
         for others in ([0, 1], [0, 2]):
             torch.manual_seed(0)  # the same dropout for both
             values.append(float(model.decoder(z[others]).log_prob(same)[0]))
-    if values[0] == values[1] or abs(values[0] - values[1]) <= COUPLED * max(1.0, abs(values[0])):  # both may be −∞
+    rounding = torch.finfo(z.dtype).eps * (COUPLED * abs(values[0]) + x[0].numel())
+    if values[0] == values[1] or abs(values[0] - values[1]) <= rounding:  # both may be −∞
         return None
     named = [name for name, layer in model.decoder.named_modules() if isinstance(layer, _BatchNorm)]
     return f"the BatchNorm decoder.{named[0]}" if named else "a layer of the decoder"

@@ -87,6 +87,8 @@ class MixtureVAE(Part):
         if self._reads_values:
             _check_dtype(x, self)
         index = None if scored is None else torch.as_tensor(scored)
+        if index is not None and self._reads_values and len(index.unique()) < len(index):
+            raise ValueError(f"scored components must differ, or one would count twice; got {index.tolist()}")
         q = self.posterior(x) if index is None else self.posterior(x, index)
         own = None
         if active is not None and active is not scored:

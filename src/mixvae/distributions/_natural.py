@@ -16,6 +16,8 @@ from mixvae.distributions._pooled import Pooled
 
 DRAWS = 1000
 """Draws from which the extent of a prior without a variance is measured."""
+QUARTILES = 1.349
+"""Distance between the quartiles of a standard normal."""
 
 
 class Natural(NamedTuple):
@@ -95,6 +97,8 @@ def _(p: distributions.Poisson, x: Tensor) -> Natural:
 def least_precision(prior: Distribution) -> float:
     """Smallest precision of a prior in any coordinate; for a mixture, that of its widest component.
 
+    Without a finite variance, as Cauchy's, that of a normal with the same quartiles.
+
     Args:
         prior: a distribution with batch shape () and event shape (D,).
 
@@ -106,12 +110,21 @@ def least_precision(prior: Distribution) -> float:
         0.25
     """
     try:
-        variance = prior.variance
+        variance = prior.variance.detach()
     except (NotImplementedError, AttributeError):
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(0)
-            variance = prior.sample(torch.Size([DRAWS])).var(0)
-    return float(1 / variance.detach().max())
+        variance = _drawn(prior).var(0)
+    if not variance.isfinite().all():
+        low, high = (_drawn(prior).float().quantile(share, dim=0) for share in (0.25, 0.75))
+        variance = ((high - low) / QUARTILES).square()
+    return float(1 / variance.max())
+
+
+@torch.no_grad()
+def _drawn(prior: Distribution) -> Tensor:
+    """Draws from a prior, the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return prior.sample(torch.Size([DRAWS]))
 
 
 @least_precision.register
