@@ -332,3 +332,37 @@ def test_a_weak_coupling_beside_a_large_likelihood_is_found():
         encoder = lambda: GatedEncoder((7000,), 2, (4,))  # noqa: E731
         model = MixtureVAE(SeparateEncoders(encoder, 2), StandardNormal(2), Decoder(Coupled(strength), Bernoulli))
         assert coupling(model.eval(), x) == found
+
+
+class Bounded(nn.Module):
+    """A prior on a square."""
+
+    def __init__(self, validate):
+        super().__init__()
+        self.validate = validate
+        self.register_buffer("end", torch.full((2,), 3.0))
+
+    def forward(self):
+        inner = Uniform(-self.end, self.end, validate_args=self.validate)
+        return Independent(inner, 1, validate_args=self.validate)
+
+
+class Flattening(nn.Module):
+    """A decoder that makes one axis of all the axes of z."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 64)
+
+    def forward(self, z):
+        return Independent(Bernoulli(self.net(z.reshape(-1, 2)).view(-1, *SHAPE)), 3)
+
+
+def test_a_prior_and_a_decoder_that_cannot_be_trained_are_told_in_one_line(digits):
+    """Both ended in torch's own errors, of many lines or about shapes."""
+    with pytest.raises(ValueError, match="a Bounded raises an error at latents outside its support, .* validate_args"):
+        fit(model(prior=lambda q: Bounded(validate=True)), digits, epochs=1)
+    with pytest.raises(ValueError, match=r"must keep the leading axes of z; .* \(2, 2, 2\) .* batch shape \(4,\), not"):
+        fit(model(decoder=Flattening()), digits, epochs=1)
+    estimate = evaluate(model(prior=lambda q: Bounded(validate=False)), digits.test.x[:3].float().round(), 200)
+    assert np.isfinite(estimate.log_px).all()

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixvae._failures import plain_errors
 from mixvae._normalisation import in_evaluation_mode
+from mixvae.distributions import support_of
 from mixvae.parts import a_kind
 
 Observations = Tensor | np.ndarray | Sequence[Any] | Any
@@ -152,6 +153,7 @@ def check_parts(model: Any, x: Tensor) -> None:
             f"a prior must return a torch Distribution over z; {a_kind(model.prior)} returned {a_kind(prior)}"
         )
     check_latents(q, prior)
+    _check_support(model.prior, prior, x)
     z = q.rsample((), torch.zeros(*q.batch_shape, *q.event_shape).to(x))[0]
     with plain_errors(f"the decoder cannot decode latents of size {latent}, which is the posterior's"):
         p: Any = model.decoder(z)
@@ -167,9 +169,34 @@ def check_parts(model: Any, x: Tensor) -> None:
             f"torch.distributions.Independent(p, {len(shape) - len(p.event_shape)})"
         )
     check_shape(p, x)
+    with plain_errors("the decoder cannot decode latents with two leading axes"):
+        several = tuple(model.decoder(torch.stack([z, z])).batch_shape)
+    if several != (2, *p.batch_shape):
+        raise ValueError(
+            f"a decoder must keep the leading axes of z; for z of shape {(2, *z.shape)} it returned batch shape "
+            f"{several}, not {(2, *p.batch_shape)}: reshape what it returns, or wrap the network in Decoder"
+        )
     base = getattr(p, "base_dist", None)
     if isinstance(base, torch.distributions.Bernoulli | torch.distributions.ContinuousBernoulli):
         _check_logits(model.decoder, z)
+
+
+def _check_support(kind: Any, prior: Distribution, x: Tensor) -> None:
+    """Refuse a prior that raises where it has no density.
+
+    Raises:
+        ValueError: it does.
+    """
+    far = FAR * torch.ones(2, *prior.event_shape).to(x) * torch.tensor([[1.0], [-1.0]]).to(x)
+    support = support_of(prior)
+    if support is not None and not bool(support.check(far).all()):
+        try:
+            prior.log_prob(far)
+        except ValueError:
+            raise ValueError(
+                f"{a_kind(kind)} raises an error at latents outside its support, which posteriors draw: give its "
+                "distribution validate_args=False, so that its density there is 0"
+            ) from None
 
 
 def _check_logits(decoder: nn.Module, z: Tensor) -> None:

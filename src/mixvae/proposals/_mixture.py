@@ -201,4 +201,10 @@ class Proposal:
                     "log p(x, z) is NaN or infinite at a draw of the proposal, so that p(x) cannot be estimated: "
                     'evaluate in float64, or with proposal="posterior"'
                 )
-            yield log_joint - self.log_prob(z, q), stratum
+            log_r = self.log_prob(z, q)
+            if bool((log_r.isnan() | log_r.isinf()).any()):
+                raise FloatingPointError(
+                    "the density of the proposal is NaN, zero or infinite at a draw of its own, so that p(x) cannot be "
+                    "estimated: check the posterior's log_prob, or evaluate in float64"
+                )
+            yield log_joint - log_r, stratum
