@@ -25,7 +25,7 @@ from mixvae.evaluation._sums import SHORTEST_TAIL, Accumulator, tail_length, wei
 from mixvae.joint import ModelJoint
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import SILENT, Progress
-from mixvae.proposals import Proposal, keyed_uniform, refine, systematic_counts, together
+from mixvae.proposals import Proposal, keyed_uniform, refine, scores_own_draws, systematic_counts, together
 
 ProposalName = Literal["refined", "posterior"]
 LARGEST_BATCH = 256
@@ -111,8 +111,8 @@ def evaluate(
         each = draws_of_each(components, total_draws, draws_per_component)
         _check_memory(x, joint.latent, components, each, chunk)
         size, outer = _at_once(components, each, chunk), group_size(components, each, chunk)
-        for first in range(0, len(x), outer):
-            group, numbers = joint.part(first, first + outer), keys[first : first + outer]
+        first = 0
+        for group, numbers in _groups(joint, keys, outer, seed if proposal == "refined" else None):
             refined = None
             if proposal == "refined":
                 q = model.posterior(group.x)
@@ -123,9 +123,33 @@ def evaluate(
                 own = None if refined is None else refined.proposal.part(start, start + size)
                 done.append(_evaluate_batch(part, numbers[start : start + size], each, seed, chunk, own))
                 progress.update(first + start + part.size, len(x), "evaluating")
+            first += group.size
     arrays = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
     made = {"components": components, "draws_per_component": each, "seed": seed, "observations": fingerprint(x)}
     return Estimate(**arrays, **made, proposal=proposal, proposal_notes=together(notes))
+
+
+def _groups(
+    joint: ModelJoint, keys: np.ndarray, size: int, seed: int | None
+) -> Iterator[tuple[ModelJoint, np.ndarray]]:
+    """Examples whose modes are sought together, and their numbers.
+
+    Those whose posterior fails to score its own draws are apart, as their proposals do without it.
+
+    Args:
+        joint: all examples.
+        keys: their numbers.
+        size: examples in a group, at most.
+        seed: seed of the noise of the proposals; None without proposals.
+    """
+    for first in range(0, joint.size, size):
+        group, numbers = joint.part(first, first + size), keys[first : first + size]
+        ends = [0, group.size]
+        if seed is not None:
+            sound = scores_own_draws(joint.model.posterior(group.x), numbers, seed, joint.like).cpu().numpy()
+            ends[1:1] = map(int, np.flatnonzero(np.diff(sound)) + 1)
+        for low, high in itertools.pairwise(ends):
+            yield group.part(low, high), numbers[low:high]
 
 
 def _at_once(components: int, each: int, chunk: int) -> int:

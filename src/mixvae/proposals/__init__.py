@@ -10,7 +10,7 @@ the pilot, every stratum and the draws of the posterior have noise streams of th
 
 from mixvae.proposals._mixture import AMORTISED, Proposal, Student, keyed_uniform, systematic_counts
 from mixvae.proposals._modes import Peaks, curvature, find_peaks
-from mixvae.proposals._refine import Refined, refine, together
+from mixvae.proposals._refine import Refined, refine, scores_own_draws, together
 
 __all__ = [
     "AMORTISED",
@@ -22,6 +22,7 @@ __all__ = [
     "find_peaks",
     "keyed_uniform",
     "refine",
+    "scores_own_draws",
     "systematic_counts",
     "together",
 ]

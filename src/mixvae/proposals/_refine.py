@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mixvae.distributions import Components, keyed_normal
@@ -127,7 +127,7 @@ def refine(
     """
     numbers = np.arange(joint.size) if examples is None else np.asarray(examples)
     peaks = find_peaks(joint, q)
-    with_posterior = q.scores_anywhere and _scores_own_draws(q, numbers, seed, joint.like)
+    with_posterior = bool(scores_own_draws(q, numbers, seed, joint.like).all())
     student, shares = _around(peaks, widened=not with_posterior)
     second = peaks.distinct & (shares[1] > 0) if len(peaks.location) > 1 else torch.zeros_like(peaks.distinct)
     adapted = torch.zeros(joint.size, dtype=torch.bool, device=shares.device)
@@ -147,17 +147,26 @@ def _pilots(draws: int, latent: int) -> tuple[int, int]:
     return rounds, min(draws // 2 // max(1, rounds), 2 * least) if rounds else 0
 
 
-def _scores_own_draws(q: Components, examples: np.ndarray, seed: int, like: Tensor) -> bool:
+def scores_own_draws(q: Components, examples: np.ndarray, seed: int, like: Tensor) -> Bool[Tensor, " B"]:
     """Whether a posterior gives its own draws the density they were drawn with: inverses of flows have rounding errors.
 
     A flow that explodes gives no density; the proposal then does without the posterior.
+
+    Args:
+        q: the posteriors of B examples.
+        examples: their numbers, which key the noise.
+        seed: seed of the noise.
+        like: a tensor of the model's dtype and device.
     """
+    none = torch.zeros(q.batch_shape[1], dtype=torch.bool, device=like.device)
+    if not q.scores_anywhere:
+        return none
     noise = keyed_normal(seed, examples, 0, 1, (q.batch_shape[0], q.event_shape[0]), stream(POSTERIOR, 1))
     try:
         z, known = q.rsample_and_cross_log_prob((1,), noise=noise.to(like))
-        return bool(((q.cross_log_prob(z) - known).abs() <= ROUNDING).all())
+        return ((q.cross_log_prob(z) - known).abs() <= ROUNDING).flatten(0, -2).all(0)
     except ValueError:
-        return False
+        return none
 
 
 def _around(peaks: Peaks, *, widened: bool) -> tuple[Student, Float[Tensor, "T B"]]:
