@@ -50,7 +50,7 @@ BOMBS = {
         "nested more than 50 levels deep",
     ),
     "laughs": (laughs(), "more than 20,000 values, aliases written out"),
-    "endless": ("model: {decoder: &a {class_path: MLPDecoder, hidden: [*a]}}\n", r"the alias \*a stands inside"),
+    "endless": ("model: {decoder: &a {class_path: MLPDecoder, hidden: [*a]}}\n", r"the alias \*a is part of"),
     "merged": ("x0: &x0 {a: 1}\n" + "".join(
         f"x{i}: &x{i} {{<<: [{', '.join([f'*x{i - 1}'] * 9)}]}}\n" for i in range(1, 10)), "more than 20,000 values"),
     "many": ("model: {weights: [" + "1," * 30_000 + "]}\n", "more than 20,000 values"),

@@ -183,11 +183,11 @@ def test_a_flag_without_its_group_is_suggested_with_it(tmp_path, capsys, key, to
         (["train", "--training.devices=0"], "devices must be at least 1, or -1 for all; got 0\n"),
         (["train", "--resume", "--out", "x"], "--resume takes a run directory; got --out\n"),
         (["train", "--out", "--seed=3"], "--out takes a run directory; got --seed=3\n"),
-        (["sample", "runs/S4", "often"], "this command takes no word 'often': --help shows what it takes\n"),
-        (["evaluate", "runs/S4", "--samples=3"], "--samples are concatenated in the features of --representation: "),
+        (["sample", "runs/S4", "often"], "unexpected argument 'often': --help shows what this command takes\n"),
+        (["evaluate", "runs/S4", "--samples=3"], "--samples has an effect only with --representation: "),
         (["train", "--model.flow_per_component=true"], "model.flow_per_component needs a flow: "),
         (["train", "--training.scored=active"], "training.scored is active, but all components are: "),
-        (["train", "--data.root=here"], "data.root is a folder of files, and digits need none: "),
+        (["train", "--data.root=here"], "data.root is a folder of files, but digits needs none: "),
     ],
 )
 def test_words_that_make_no_command_are_told_in_one_line(tmp_path, monkeypatch, capsys, words, told):

@@ -75,7 +75,7 @@ def test_an_exported_decoder_gives_the_same_means(decoder, tmp_path):
 
 @pytest.mark.parametrize("posterior", ESTIMATED)
 def test_moments_that_are_estimated_have_no_program(posterior, tmp_path):
-    with pytest.raises(ValueError, match="have no mean in closed form, so that the encoder has no program"):
+    with pytest.raises(ValueError, match="have no mean in closed form, so the encoder cannot be exported"):
         export(of(posterior), tmp_path / "encoder.pt2")
     assert not list(tmp_path.iterdir())
 

@@ -256,7 +256,7 @@ def test_estimators_that_replay_random_numbers_are_not_compiled(tmp_path, capsys
     bound = "elbo" if gradient is sticking_the_landing else "pooled"
     words = [f"--training.gradient={gradient.__name__}", f"--training.bound={bound}", "--training.compile=default"]
     error = refused(capsys, "train", "digits", *words, "--out", tmp_path / "run")
-    assert f"compile default cannot hold {gradient.__name__}" in error
+    assert f"compile default cannot be used with {gradient.__name__}" in error
     assert "reparameterised" in error
     assert not (tmp_path / "run").exists()
 

@@ -232,7 +232,7 @@ def test_what_is_no_logger_is_refused_in_one_line(digits, wrong, told):
         ({"options": {"epochs": 3}}, "options must be an object of class TrainingOptions or None; got {'epochs': 3}"),
         ({"fabric": "cpu"}, "fabric must be an object of class Fabric or None; got 'cpu'"),
         ({"amend": 1}, "amend must be True or False; got 1"),
-        ({"label": 3}, "label must be a text; got 3"),
+        ({"label": 3}, "label must be a string; got 3"),
         ({"progress": "bar"}, "progress must have announce and update, .*got 'bar'"),
         ({"progress": Terminal}, "progress must have announce and update, .*got the class Terminal"),
     ],
@@ -368,7 +368,7 @@ def test_a_logger_knows_how_its_training_ended(digits, tmp_path):
 
 def test_a_logger_that_fails_is_told_once_and_dropped(digits):
     good, bad, seen = Sink(), Sink("no network"), Recorded()
-    with pytest.warns(UserWarning, match="Sink failed and gets nothing more"):
+    with pytest.warns(UserWarning, match="Sink failed and is no longer used"):
         assert len(fit(small(), digits, epochs=3, loggers=[bad, good], progress=seen)) == 3
     assert len(good.metrics) == 3
     (line,) = seen.lines
@@ -659,7 +659,7 @@ def test_a_schedule_that_is_refused_is_all_that_is_told(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     cycle = "{class_path: OneCycleLR, max_lr: 0.01, total_steps: 2}"
     path.write_text(f"data: {{name: digits, limit: 40}}\ntraining: {{epochs: 3, warmup: 9, schedule: {cycle}}}\n")
-    assert "and 3 epochs take 3 of it: give total_steps 3" in refused(capsys, "train", path, "--out", tmp_path / "run")
+    assert "and 3 epochs take 3: give total_steps 3" in refused(capsys, "train", path, "--out", tmp_path / "run")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -698,11 +698,11 @@ def test_free_bits_read_nothing_of_a_step():
         ),
         (
             {"schedule": partial(OneCycleLR, max_lr=1e-2, total_steps=5), "schedule_every": "step", "epochs": 2}, {},
-            "OneCycleLR has 5 steps, and 2 epochs take 6 of it: give total_steps 6",
+            "OneCycleLR has 5 steps, and 2 epochs take 6: give total_steps 6",
         ),
         (
             {"schedule": partial(OneCycleLR, max_lr=1e-2, total_steps=3), "epochs": 4, "patience": 9}, {},
-            "OneCycleLR has 3 steps, and 4 epochs take 4 of it: give total_steps 4",
+            "OneCycleLR has 3 steps, and 4 epochs take 4: give total_steps 4",
         ),
     ],
 )  # fmt: skip
@@ -795,7 +795,7 @@ def test_lengths_of_schedules_are_told_as_torch_steps_them(make):
                 check_schedules(fresh, options, 3, seen)
         else:
             check_schedules(fresh, options, 3, seen)
-            told = [line for line in seen.lines if "its learning rate does not come to its end" in line]
+            told = [line for line in seen.lines if "its learning rate does not reach its final value" in line]
             assert len(told) == len(seen.lines) == (cycle.last_epoch < total - 1), total
 
 

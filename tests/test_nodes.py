@@ -193,7 +193,7 @@ def test_a_run_that_the_first_node_lacks_is_told_by_all(nodes, monkeypatch, star
             assert out == ""
             [line] = errors(said)
             assert line == (
-                f"mixvae: error: run is not a run: it has no run.json; {platform.node()}, the first of 2 nodes, is to "
+                f"mixvae: error: run is not a run: it has no run.json; {platform.node()}, the first of 2 nodes, must "
                 "have it: copy it there, or let a node that has it be the first"
             )
     assert time.monotonic() - begun < 240
@@ -202,9 +202,8 @@ def test_a_run_that_the_first_node_lacks_is_told_by_all(nodes, monkeypatch, star
 
 def test_a_place_to_meet_that_is_missing_is_told(in_job, tmp_path, capsys):
     in_job(TORCHRUN)
-    assert (
-        "the environment variables MASTER_ADDR and MASTER_PORT say where the processes meet, and are not set"
-        in refused(capsys, "train", f"--resume={tmp_path / 'run'}")
+    assert "the environment variables MASTER_ADDR and MASTER_PORT say where to connect, but are not set" in refused(
+        capsys, "train", f"--resume={tmp_path / 'run'}"
     )
 
 

@@ -73,7 +73,7 @@ def test_folders_of_a_split_are_its_parts_and_not_classes(tmp_path):
     assert data.test.y.tolist() == [0] * 4 + [1] * 4
     assert set(data.train.y.tolist()) == {0, 1}
     pictures(tmp_path / "more", 3)
-    with pytest.raises(ValueError, match="has folders test, train of a split, and more besides"):
+    with pytest.raises(ValueError, match="has folders test, train of a split, but also more"):
         load(tmp_path)
 
 

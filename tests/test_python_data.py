@@ -271,8 +271,8 @@ def gathered(change):
         (7, "got an int"),
         ((iter(X), X), "can be read only once"),
         ((x for x in X), "can be read only once"),
-        (DataLoader(Own(), 10), "a DataLoader gives training examples alone"),
-        (Stream(), "a Stream gives training examples alone"),
+        (DataLoader(Own(), 10), "a DataLoader provides training examples only"),
+        (Stream(), "a Stream provides training examples only"),
         ((X, X[:, 0, 0]), "examples of different shapes"),
         ((X, X[:0]), "validation holds no examples"),
         ((Own(x=X[:0]), X), "holds no examples"),
@@ -290,19 +290,19 @@ def gathered(change):
         ((gathered(lambda x: x - x.mean()), X), "makes the values of an example depend on the others in its batch"),
         ((gathered(lambda x: x[x.sum((1, 2, 3)).argsort()]), X), "makes the values of an example depend on the others"),
         ((gathered(lambda x: x + torch.rand(())), X), "draw random numbers in the data set's transform"),
-        ((gathered(lambda x: torch.cat([x, x])), X), "the collate_fn makes 2 examples of 1"),
+        ((gathered(lambda x: torch.cat([x, x])), X), "the collate_fn returns 2 examples for 1"),
         ((gathered(lambda x: x[:0]), X), "a batch holds no examples"),
         ((Boastful(), X), "a Boastful of 10000000000000 examples needs at least"),
         ((DataLoader(Boastful(), 10), X), "check its __len__"),
         ((DataLoader(Own(), 10, sampler=RandomSampler(Own(), num_samples=10**14)), X), "check the sampler's length"),
         ((DataLoader(Own(), batch_sampler=[[0, 1], [2, 100]]), X), "gives the numbers [100] in a batch, but the data"),
         ((DataLoader(Own(), batch_sampler=[[0, -1]]), X), "gives the numbers [-1] in a batch"),
-        ((DataLoader(Own(), batch_sampler=[[0, 1.5]]), X), "let it give whole numbers from 0 to 99"),
+        ((DataLoader(Own(), batch_sampler=[[0, 1.5]]), X), "it must give whole numbers from 0 to 99"),
         ((DataLoader(Own(), batch_sampler=[["a"], [1]]), X), "gives the numbers ['a'] in a batch"),
-        ((DataLoader(Own(), batch_sampler=[[0], []]), X), "gives a batch without examples"),
+        ((DataLoader(Own(), batch_sampler=[[0], []]), X), "gives an empty batch"),
         ((Uneven(), X), "an example from number 7 on is torch.float32 of shape (1, 3, 4)"),
         ((DataLoader(Own(), 10, collate_fn=ragged), X), "crop or resize them to one"),
-        ((Spent(), X), "gives no examples when it is begun anew"),
+        ((Spent(), X), "gives no examples when it is iterated over again"),
         ((X, Y), "validation of shape (100,) holds no examples (N, …); a tuple of data is (train, validation[, test])"),
         ((X, Y.tolist()), "labels are given with their examples, as in TensorDataset(x, y)"),
         ((X, torch.nn.functional.one_hot(Y)), "labels are given with their examples, as in TensorDataset(x, y)"),
@@ -392,10 +392,10 @@ def test_a_label_may_have_an_axis_of_its_own():
 @pytest.mark.parametrize(
     ("data", "options", "told"),
     [
-        ((X, X), {"column": "image"}, "column names an entry of examples that are mappings, and there are none"),
+        ((X, X), {"column": "image"}, "column applies only to examples that are mappings, and these are not"),
         (([*zip(X, Y, strict=True)], X), {"column": "image"}, "an example is a tuple, not a mapping: leave column out"),
-        ((X, X), {"workers": 2}, "workers read examples that are streamed, and these are held in memory"),
-        ((TensorDataset(X, Y), X), {"workers": 2}, "workers read examples that are streamed"),
+        ((X, X), {"workers": 2}, "workers read streamed examples ahead, but these are held in memory"),
+        ((TensorDataset(X, Y), X), {"workers": 2}, "workers read streamed examples ahead"),
     ],
 )
 def test_options_without_an_effect_are_refused(data, options, told):
@@ -415,7 +415,7 @@ class Growing:
 
 def test_a_later_pass_of_another_shape_is_one_line():
     data = as_dataset((Growing(), X))
-    with pytest.raises(ValueError, match=r"example from number 40 on is torch.float32 of shape \(1, 8, 4\), the first"):
+    with pytest.raises(ValueError, match=r"example from number 40 on is torch.float32 of shape \(1, 8, 4\), but the"):
         batches(data.train)
 
 
@@ -432,7 +432,7 @@ def test_a_sampler_is_checked_in_every_epoch():
     loader = DataLoader(Own(), batch_sampler=Late())
     plan = as_dataset((loader, X)).train.plan
     loader.batch_sampler.most = 103
-    with pytest.raises(ValueError, match="but the data set has 100 examples: let it give whole numbers from 0 to 99"):
+    with pytest.raises(ValueError, match="but the data set has 100 examples: it must give whole numbers from 0 to 99"):
         [plan.batches(key) for key in range(30)]
 
 

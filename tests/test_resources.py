@@ -68,7 +68,7 @@ def test_any_number_of_bytes_can_be_said(digits):
     assert gib(number).endswith("GiB")
     assert len(short(number)) < 90
     if number > 10**15:
-        with pytest.raises(ValueError, match="GiB of memory, and there are .* GiB: give less") as caught:
+        with pytest.raises(ValueError, match="GiB of memory, but only .* GiB is available: give less") as caught:
             check(number, "it", "give less")
         assert "\n" not in str(caught.value)
 
@@ -102,7 +102,7 @@ SIZES = {
 @pytest.mark.parametrize("kind", SIZES)
 def test_a_model_that_cannot_fit_is_refused_before_it_is_built(kind):
     started = time.monotonic()
-    with pytest.raises(ValueError, match=r"needs at least [\d.e+]+ GiB of memory, and there are") as caught:
+    with pytest.raises(ValueError, match=r"needs at least [\d.e+]+ GiB of memory, but only") as caught:
         config.build(SIZES[kind], SHAPE)
     assert time.monotonic() - started < 20
     assert "\n" not in str(caught.value)

@@ -529,7 +529,7 @@ def test_a_model_that_is_passed_must_be_the_runs_own(digits, tmp_path):
     with pytest.raises(ValueError, match="differs in architecture"):
         mixvae.load(tmp_path / "run", model(mixvae.ContinuousBernoulli))
     fit(nameable(), digits, epochs=1, run=tmp_path / "named")
-    with pytest.raises(ValueError, match="knows its own model: leave out"):
+    with pytest.raises(ValueError, match="records its own model: leave out"):
         mixvae.load(tmp_path / "named", nameable())
 
 

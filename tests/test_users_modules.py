@@ -366,3 +366,27 @@ def test_a_prior_and_a_decoder_that_cannot_be_trained_are_told_in_one_line(digit
         fit(model(decoder=Flattening()), digits, epochs=1)
     estimate = evaluate(model(prior=lambda q: Bounded(validate=False)), digits.test.x[:3].float().round(), 200)
     assert np.isfinite(estimate.log_px).all()
+
+
+class Boxes(nn.Module):
+    """A decoder to uniform densities around a centre that z moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 64)
+
+    def forward(self, z):
+        centre = self.net(z).view(*z.shape[:-1], *SHAPE)
+        return Independent(Uniform(centre - 1.5, centre + 2.5, validate_args=False), 3, validate_args=False)
+
+
+def test_a_support_that_depends_on_the_latents_is_no_bound_of_the_data():
+    """Observations outside the support at one latent, such as the origin, were refused."""
+    built, x = model(decoder=Boxes()), 3 * torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert not Boxes()(torch.zeros(1, 2)).support.check(x).all()
+    built.check(x)
+    assert evaluate(built, x[:3], 50).log_px.shape == (3,)
+    same = model(decoder=Decoder(network(), lambda h: Uniform(0 * h, 0 * h + 2)))
+    for look in (lambda: same.check(x), lambda: same(x)):
+        with pytest.raises(ValueError, match="some outside the likelihood's support"):
+            look()

@@ -98,7 +98,7 @@ def check(needed: int, what: str, remedy: str, limit: int | None = None) -> None
     """
     there = memory() if limit is None else limit
     if needed > there:
-        raise TooLarge(f"{what} needs at least {gib(needed)} of memory, and there are {gib(there)}: {remedy}")
+        raise TooLarge(f"{what} needs at least {gib(needed)} of memory, but only {gib(there)} is available: {remedy}")
 
 
 def check_count(number: int, most: int, what: str, remedy: str) -> None:

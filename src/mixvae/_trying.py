@@ -202,7 +202,7 @@ def _check_support(kind: Any, prior: Distribution, x: Tensor) -> None:
 def _check_logits(decoder: nn.Module, z: Tensor) -> None:
     """Refuse what looks like probabilities where a Bernoulli expects logits.
 
-    Other likelihoods are not decoded so far away, where they may have no parameters.
+    Other likelihoods are not tested like this: so far from the origin their parameters may be invalid.
 
     Raises:
         ValueError: the decoder's logits stay within [0, 1] however far the latents are from the origin.

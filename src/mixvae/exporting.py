@@ -100,9 +100,9 @@ def export(model: MixtureVAE, path: str | Path, *, part: Part = "encoder") -> Ex
         The file, and the program's inputs and outputs.
 
     Raises:
-        ValueError: the path has another ending, there is no such part, the extra is missing, or the part has no
-            program: moments of flows, chains and autoregressive decoders have no closed form, and the mean of a mixture
-            of logistics is computed in pieces, whose number depends on the batch.
+        ValueError: the path has another ending, there is no such part, the extra is missing, or the part cannot be
+            exported: moments of flows, chains and autoregressive decoders have no closed form, and the mean of a
+            mixture of logistics is computed in pieces, whose number depends on the batch.
 
     Example:
         >>> import torch
@@ -130,13 +130,13 @@ def export(model: MixtureVAE, path: str | Path, *, part: Part = "encoder") -> Ex
         p = model.at_origin()
         given = z if part == "decoder" else like.new_zeros(TRACED, *p.event_shape)
         if part == "decoder" and isinstance(p, Autoregressive):
-            raise ValueError("an autoregressive p(x|z) has no mean in closed form, so that its decoder has no program")
+            raise ValueError("an autoregressive p(x|z) has no mean in closed form, so its decoder cannot be exported")
         try:
             made = module(given)
         except NotImplementedError:
             kind = type(model.posterior(given)).__name__
             raise ValueError(
-                f"the components, {kind}, have no mean in closed form, so that the encoder has no program: "
+                f"the components, {kind}, have no mean in closed form, so the encoder cannot be exported: "
                 "mixvae.encode estimates it from draws"
             ) from None
         program = _traced(module, given, part)

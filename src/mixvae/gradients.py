@@ -306,8 +306,8 @@ def _check_whole(
         )
     if log_pi.requires_grad:
         raise ValueError(
-            f"{what} needs fixed mixture weights, as a choice of component has no path; got learned ones: use "
-            "`reparameterised`"
+            f"{what} needs fixed mixture weights, as the choice of a component has no pathwise gradient; got learned "
+            "ones: use `reparameterised`"
         )
 
 

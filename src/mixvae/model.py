@@ -9,13 +9,13 @@ from contextlib import contextmanager, nullcontext
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from mixvae._normalisation import in_evaluation_mode
 from mixvae._precision import exact_products
 from mixvae._trying import Observations, check_latents, check_shape, observations
 from mixvae.bounds import Terms
-from mixvae.distributions import Components, Fixed, support_of
+from mixvae.distributions import Components, Fixed, same_everywhere, support_of
 from mixvae.parts import Part
 from mixvae.sampling import SampleKind, batches, seeded, shown
 
@@ -135,8 +135,8 @@ class MixtureVAE(Part):
         """
         likelihood = self.decoder(z)
         check_shape(likelihood, x)
-        if self._reads_values:
-            _check_support(likelihood, x)
+        if self._reads_values and (support := support_of(likelihood)) is not None and same_everywhere(support):
+            _check_support(support, x)
         return likelihood.log_prob(x)
 
     @torch.no_grad()
@@ -148,10 +148,14 @@ class MixtureVAE(Part):
         """
         likelihood = self.at_origin()
         check_shape(likelihood, x)
-        _check_support(likelihood, x)
+        z = next(self.parameters(), torch.zeros(())).new_zeros(2, *self.prior().event_shape)
+        z[1] = 1
+        support = support_of(self.decoder(z))
+        if support is not None and same_everywhere(support) and (one := support_of(likelihood)) is not None:
+            _check_support(one, x)
 
     def at_origin(self) -> Distribution:
-        """p(x|z) of one latent at the origin, for what does not depend on z: shape and support."""
+        """p(x|z) of one latent at the origin, for what does not depend on z, such as its shape."""
         like = next(self.parameters(), torch.zeros(()))
         return self.decoder(like.new_zeros(1, *self.prior().event_shape))
 
@@ -312,14 +316,12 @@ def _check_dtype(x: object, model: nn.Module) -> None:
         raise ValueError(f"x is {x.dtype}, but the model is {dtype}: pass x.to({dtype})")
 
 
-def _check_support(likelihood: Distribution, x: Float[Tensor, "B ..."]) -> None:
-    """Reject observations outside the support of a likelihood, if it has one for all latents.
+def _check_support(support: constraints.Constraint, x: Float[Tensor, "B ..."]) -> None:
+    """Reject observations outside the support of a likelihood, which must be the same for all latents.
 
-    One that depends on z gives an observation outside it no density, which counts.
+    If it depends on z, an observation outside it has density 0 there, which is a valid value.
     """
-    support = support_of(likelihood)
-    inside = None if support is None else support.check(x)
-    if inside is not None and inside.dim() == 1 and not bool(inside.all()):
+    if not bool(support.check(x).all()):
         raise ValueError(
             f"x holds values from {x.min():.4g} to {x.max():.4g}, some outside the likelihood's support, "
             f"{getattr(support, 'base_constraint', support)}: rescale them if they are in another unit, binarise grey "

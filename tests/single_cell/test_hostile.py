@@ -184,7 +184,7 @@ def test_small_h5ad_exceeding_memory_unpacked_names_its_size(file, finished, tmp
     monkeypatch.setattr(anndata, "read_h5ad", None)
     said = refused(capsys, "sc", "embed", finished / "run", file, "--out", tmp_path / "out.h5ad")
     assert "cells.h5ad, unpacked, needs at least" in said
-    assert "GiB of memory, and there are 16.0 GiB" in said
+    assert "GiB of memory, but only 16.0 GiB is available" in said
     assert not (tmp_path / "out.h5ad").exists()
 
 
@@ -344,7 +344,7 @@ def test_model_size_is_checked_during_build_if_weights_agree(copied, file, monke
     monkeypatch.setattr(resources, "memory", lambda: 2**28)
     said = refused(capsys, "sc", "embed", copied, file, "--out", tmp_path / "out.h5ad")
     assert "needs at least" in said
-    assert "of memory, and there are 0.25 GiB" in said
+    assert "of memory, but only 0.25 GiB is available" in said
 
 
 def test_components_exceeding_memory_are_refused_after_one(cells, monkeypatch):

@@ -284,7 +284,7 @@ def test_another_setting_does_not_resume_a_run(file, tmp_path):
         ({"components": 3}, "model.components is 2, not 3"),
         ({"likelihood": "nb"}, "model.likelihood is zinb, not nb"),
         ({"batch_key": None}, "data.setup.batch_key is batch, not"),
-        ({"epochs": 5}, "epochs is 4, not 5, by which training.kl_warmup is 4, not 5"),
+        ({"epochs": 5}, "epochs is 4, not 5, and therefore training.kl_warmup is 4, not 5"),
         ({"seed": 1}, "seed is 0, not 1"),
     ):
         with pytest.raises(ValueError, match=f"was made from something else: {what}"):

@@ -75,7 +75,7 @@ def _add_arguments(sub: Parser, function: Callable[..., None]) -> None:
         sub.add_argument(
             "--auto_resume",
             action="store_true",
-            help="resume the run in --out if there is one; else begin it: one command for a scheduler that repeats it",
+            help="resume the run in --out if there is one, otherwise start it: for schedulers that repeat the command",
         )
         config.add_arguments(sub)
     elif function in (report, evaluate_runs):

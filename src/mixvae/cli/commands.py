@@ -78,7 +78,7 @@ def train(settings: config.Config, out: str, *, resume: bool) -> None:
     best = next(row for row in rows if row["epoch"] == rows[-1]["best_epoch"])
     show(
         f"{run.path}: {counted(rows[-1]['epoch'], 'epoch')} in {rows[-1]['seconds']:.0f} s; "
-        f"best epoch {best['epoch']}, validation MISELBO {best['validation']:.3f} nats\n"
+        f"best epoch {best['epoch']}, validation bound {best['validation']:.3f} nats\n"
         f"next: {typed('evaluate', run.path)}"
     )
 
@@ -99,7 +99,7 @@ def list_runs(folder: str = "runs") -> None:
         Column("data", "data"),
         Column("S", "components", digits=0),
         Column("epochs", "progress"),
-        Column("validation MISELBO", "validation", digits=3),
+        Column("validation bound", "validation", digits=3),
         Column("NLL", "nll", "nll_se", trust="nll"),
         Column("split", "split"),
         Column("draws", "total_draws", digits=0),

@@ -100,8 +100,8 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
         known = options()
         if stray := re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", text):
             name = stray[1].partition("=")[0]
-            hint = f"did you mean --{name}?" if name in known else "--help shows what it takes"
-            return f"this command takes no word {stray[1]!r}: {hint}"
+            hint = f"did you mean --{name}?" if name in known else "--help shows what this command takes"
+            return f"unexpected argument {stray[1]!r}: {hint}"
         if "training.epochs" in known:
             return f"unknown option --{unknown[1]}{config.meant(unknown[1], known, '--')}"
         last = unknown[1].rpartition(".")[2]  # training.epochs, if a command has epochs

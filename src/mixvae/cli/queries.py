@@ -46,16 +46,16 @@ def evaluate_runs(
         draws_per_component: draws of each component instead, the paper's protocol.
         split: which examples.
         examples: evaluate only the first N examples.
-        chunk: latents decoded at once, which alone bounds memory; 1024 by default, or with --merge the shards' value.
+        chunk: latents decoded at once; memory depends on nothing else; 1024 by default, with --merge as for the shards.
         seed: seed of the draws.
         proposal: where draws of the NLL come from: proposals refined for each example, or the posterior.
         per_example: also write the values of every example of one run, its NLL among them, to this .npz or .csv file.
-        check: then check the NLL of the first N examples by annealed importance sampling; minutes for a few dozen.
-        data: evaluate this file or folder of new examples instead of the run's own; results are kept apart.
+        check: then check the NLL of the first N examples by annealed importance sampling; a few dozen take minutes.
+        data: evaluate this file or folder of new examples instead of the run's own; results are stored separately.
         shard: evaluate only part I/N of the examples, such as 2/4, and store it for --merge.
         merge: combine the shards of all workers into the evaluation, with the same settings; evaluates nothing itself.
-        representation: first classify and cluster by the latents, fitted to training examples; in RUN/evaluations.
-        samples: concatenated draws in the features of the paper's rival; as many as components by default.
+        representation: first classify and cluster by the latents, fitted to training examples; kept in RUN/evaluations.
+        samples: number of draws concatenated in the features of the paper's rival; as many as components by default.
         data_name: new location of the run's own data, if they were moved.
     """
     from mixvae import reports
@@ -70,7 +70,7 @@ def evaluate_runs(
             )
         target(per_example, ".npz", ".csv", option="--per-example")
     if samples is not None and not representation:
-        raise ValueError("--samples are concatenated in the features of --representation: give it too, or leave it out")
+        raise ValueError("--samples has an effect only with --representation: give both, or leave --samples out")
     if representation and data is not None:
         raise ValueError("--representation scores the run's own data; leave out --data, or --representation")
     opened = [library.open_run(run, data=data_name) for run in runs] if data_name else library.open_runs(runs)

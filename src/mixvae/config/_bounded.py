@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> Any:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise OutOfBounds(f"larger than {LARGEST // 2**20} MiB, which no configuration is")
+            raise OutOfBounds(f"larger than {LARGEST // 2**20} MiB, the limit for configurations")
         return load_yaml(content.decode("utf-8"))
     except OutOfBounds as error:
         raise ValueError(f"{path} is {error}") from None
@@ -105,7 +105,7 @@ def check_bounds(text: str, source: str = "") -> None:
 
 def _check_bounds(text: str) -> None:
     if len(text) > LARGEST:
-        raise OutOfBounds(f"larger than {LARGEST // 2**20} MiB, which no configuration is")
+        raise OutOfBounds(f"larger than {LARGEST // 2**20} MiB, the limit for configurations")
     sizes: dict[str, int | None] = {}  # of each anchor's value; None while it is open
     heights: dict[str, int] = {}
     open_nodes: list[list[Any]] = []  # anchor, values so far, height so far
@@ -114,7 +114,7 @@ def _check_bounds(text: str) -> None:
         if anchor is not None:
             sizes[anchor], heights[anchor] = size, height
         if len(open_nodes) + height > DEEPEST:
-            raise OutOfBounds(f"nested more than {DEEPEST} levels deep, which no configuration is")
+            raise OutOfBounds(f"nested more than {DEEPEST} levels deep, the limit for configurations")
         if open_nodes:
             open_nodes[-1][1] += size
             open_nodes[-1][2] = max(open_nodes[-1][2], height + 1)
@@ -125,23 +125,23 @@ def _check_bounds(text: str) -> None:
                 sizes[event.anchor] = None
             open_nodes.append([event.anchor, 1, 1])
             if len(open_nodes) > DEEPEST:  # `close` finds this too, but only after reading the whole text
-                raise OutOfBounds(f"nested more than {DEEPEST} levels deep, which no configuration is")
+                raise OutOfBounds(f"nested more than {DEEPEST} levels deep, the limit for configurations")
         elif isinstance(event, yaml.CollectionEndEvent):
             close(*open_nodes.pop())
         elif isinstance(event, yaml.ScalarEvent):
             if len(event.value) > LONGEST:
                 raise OutOfBounds(
-                    f"too long: it has a value of more than {LONGEST:,} characters, which no configuration has"
+                    f"too long: it has a value of more than {LONGEST:,} characters, the limit for configurations"
                 )
             close(event.anchor, 1, 0)
         elif isinstance(event, yaml.AliasEvent) and event.anchor in sizes:  # an unknown one is refused on loading
             size = sizes[event.anchor]
             if size is None:
-                raise OutOfBounds(f"endless: the alias *{event.anchor} stands inside what it names")
+                raise OutOfBounds(f"endless: the alias *{event.anchor} is part of the value that it refers to")
             close(None, size, heights[event.anchor])
         if open_nodes and open_nodes[-1][1] > MOST:
             raise OutOfBounds(
-                f"too large: it has more than {MOST:,} values, aliases written out, which no configuration has"
+                f"too large: it has more than {MOST:,} values, aliases written out, the limit for configurations"
             )
 
 

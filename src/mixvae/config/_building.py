@@ -258,7 +258,7 @@ def _check_once(config: ModelConfig) -> None:
     """Refuse a posterior with arguments of its own that contradict the model's.
 
     Raises:
-        ValueError: it has.
+        ValueError: one of its arguments does.
     """
     arguments = split(config.posterior)[1]
     for name in ("components", "latent", "weights", "learn_weights"):

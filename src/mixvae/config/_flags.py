@@ -41,7 +41,7 @@ def check_once(words: Sequence[str]) -> None:
     Not for trainings, whose files and options override each other in the order given.
 
     Raises:
-        ValueError: an option is.
+        ValueError: an option is given twice with different values.
     """
     given: dict[str, str] = {}
     for name, value in options_in(words):

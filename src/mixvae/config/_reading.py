@@ -72,10 +72,10 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivat
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuse unknown settings, values out of bounds, and a file for one group of options, which nothing checks.
+    """Refuse unknown settings, values out of bounds, and a file for one group of options, which would go unchecked.
 
     Raises:
-        ValueError: a word is one of these.
+        ValueError: a word contains one of these, or the data are named twice.
     """
     known = [key for key in _known() if key not in GROUPS]
     for name, value in options_in(words):

@@ -59,7 +59,7 @@ class Items:
             if self.collate is not None:
                 x, labels = _batch(self.collate(items), self.column)
                 if len(x) != len(rows):
-                    raise ValueError(f"the collate_fn makes {len(x)} examples of {len(rows)}: let it give one for each")
+                    raise ValueError(f"the collate_fn returns {len(x)} examples for {len(rows)}: return one for each")
                 return x, labels
             return _stacked([_pair(item, self.column) for item in items], rows)
 
@@ -90,15 +90,15 @@ def check_like(x: Tensor, like: Tensor, number: int, name: str) -> None:
         x: some examples.
         like: the first one.
         number: number of the first of `x`.
-        name: what errors call the data.
+        name: name of the data in error messages.
 
     Raises:
-        ValueError: they are.
+        ValueError: they differ.
     """
     if x.shape[1:] != like.shape[1:] or x.dtype != like.dtype:
         raise ValueError(
-            f"{name}: an example from number {number} on is {x.dtype} of shape {tuple(x.shape[1:])}, the first that "
-            f"was read {like.dtype} of shape {tuple(like.shape[1:])}: make them alike, at every pass"
+            f"{name}: an example from number {number} on is {x.dtype} of shape {tuple(x.shape[1:])}, but the first one "
+            f"was {like.dtype} of shape {tuple(like.shape[1:])}: give all the same type and shape, in every pass"
         )
 
 
@@ -120,9 +120,9 @@ def _pair(item: Any, column: str | None) -> tuple[Any, Any]:
 def _of_mapping(item: Mapping[Any, Any], column: str | None) -> tuple[Any, Any]:
     """The entry that is the example, and the label if there is one."""
     if column is None or column not in item:
-        asked = "say which is the example" if column is None else f"there is no {column!r}"
+        asked = "say which is the example" if column is None else f"there is no {column!r}, name another"
         raise ValueError(
-            f"examples are mappings with entries {', '.join(map(str, item))}: {asked}, by as_dataset(data, column=…)"
+            f"examples are mappings with entries {', '.join(map(str, item))}: {asked}, as in as_dataset(data, column=…)"
         )
     return item[column], next((item[key] for key in item if str(key).lower() in LABELS), None)
 
@@ -142,7 +142,7 @@ def _two(entries: Sequence[Any], what: str, expected: str) -> tuple[Any, Any]:
 
 
 def classes_in(labels: np.ndarray, name: str) -> np.ndarray:
-    """Labels (N,), of which each may have an axis of its own.
+    """Labels in the shape (N,); an array (N, 1) of them is accepted too.
 
     Raises:
         ValueError: there is not one class for each example.
@@ -246,7 +246,7 @@ def check_apart(source: Items) -> None:
     if not alike or not torch.allclose(whole, torch.cat(parts), rtol=0, atol=most, equal_nan=True):
         raise ValueError(
             "the collate_fn makes the values of an example depend on the others in its batch, so that no example "
-            "has a likelihood of its own: let it treat each alone, and draw random numbers in the data set's transform"
+            "has a likelihood of its own: collate each separately, and draw random numbers in the data set's transform"
         )
 
 

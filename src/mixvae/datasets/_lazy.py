@@ -86,8 +86,8 @@ class Lazy(ABC):
         for values in self._read(batches, key):
             if values.dtype != self.dtype or values.shape[1:] != self.shape[1:]:
                 raise ValueError(
-                    f"an example is {values.dtype} of shape {tuple(values.shape[1:])}, and was {self.dtype} of shape "
-                    f"{tuple(self.shape[1:])} when all were first read: the data have changed since"
+                    f"an example is {values.dtype} of shape {tuple(values.shape[1:])}, but all were {self.dtype} of "
+                    f"shape {tuple(self.shape[1:])} when first read: the data have changed since"
                 )
             yield values.to(self.device, non_blocking=True)
 
@@ -216,7 +216,7 @@ def _serve(worker: int) -> None:
 
 
 class InOrder(Lazy):
-    """Examples that come in an order of their own, starting from the first one at every pass.
+    """Examples of an iterable, which can only be read in its own order, from the first one at every pass.
 
     Args:
         begin: begins a pass: values and labels of one example or more at a time.
@@ -235,7 +235,7 @@ class InOrder(Lazy):
             chosen: list[Tensor] = []
             for row in rows.tolist():
                 if row < at:
-                    raise ValueError("examples that come in an order of their own can only be read in it")
+                    raise ValueError("the examples of an iterable can only be read in its own order")
                 skipped = itertools.islice(single, row - at, None)
                 example = next(skipped, None)
                 if example is None:
@@ -249,13 +249,13 @@ class InOrder(Lazy):
     def take(self, index: Tensor | slice) -> InOrder:
         rows = self._rows(index)
         if not torch.equal(rows, torch.arange(len(rows))):
-            raise ValueError("examples that come in an order of their own can only be cut off at the end")
+            raise ValueError("of the examples of an iterable only the first ones can be taken")
         chosen = copy(self)
         chosen.shape, chosen.sha256 = torch.Size((len(rows), *self.shape[1:])), None
         return chosen
 
 
-SAME = "give an iterable that yields the same examples whenever it is begun"
+SAME = "give an iterable that yields the same examples every time it is iterated over"
 
 
 def seed(key: int, number: int = 0) -> None:

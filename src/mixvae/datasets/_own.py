@@ -181,8 +181,8 @@ def named_parts(path: Path) -> dict[str, str]:
         others = [child for name, child in inside.items() if child not in named.values() and name != "__macosx"]
         if named and others:
             raise ValueError(
-                f"{path} has folders {', '.join(sorted(named.values()))} of a split, and {others[0]} besides: move one "
-                "of the two"
+                f"{path} has folders {', '.join(sorted(named.values()))} of a split, but also {others[0]}: move one or "
+                "the other elsewhere"
             )
         return named
     if path.suffix.lower() != ".npz":

@@ -28,7 +28,7 @@ UNREAD = (
     *(".jp2", ".j2k", ".jpx", ".heic", ".heif", ".avif", ".jxl", ".tga", ".psd", ".svg", ".ico", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".exr", ".hdr", ".dcm", ".dng", ".nef", ".cr2", ".arw", ".jfif", ".apng", ".eps"),
 )
-"""Suffixes of pictures that are not read, and not overlooked either."""
+"""Suffixes of pictures that cannot be read: a folder that holds one is refused, so that none is overlooked."""
 SIXTEEN_EACH = re.compile(r"(RGBX?|RGBA|RGBa|LA|CMYK|P[LRGB]|[RGB]);16[A-Z]?")
 """What Pillow calls pixels of 16 bits in several channels, of which it keeps 8."""
 LARGEST_FOLDER = 1_000_000
@@ -99,7 +99,7 @@ def check_one(image: Image.Image, path: Path | str) -> None:
             f"{path} has 16 bits per colour, which would be cut to 8: save it with 8, in grey, or all images as .npy"
         )
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        raise TooLarge(f"{path} has colours in {image.mode}, which RGB holds only nearly: save it in RGB or grey")
+        raise TooLarge(f"{path} has colours in {image.mode}, which RGB can only approximate: save it in RGB or grey")
 
 
 def _raw_modes(tile: Any) -> tuple[Any, ...]:

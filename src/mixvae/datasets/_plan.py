@@ -88,7 +88,7 @@ def _checked(rows: list[Any], examples: int) -> Tensor:
         ValueError: there are none, or some are not numbers of examples.
     """
     if not rows:
-        raise ValueError("the sampler of the DataLoader gives a batch without examples: let it leave that out")
+        raise ValueError("the sampler of the DataLoader gives an empty batch: let it skip that batch")
     numbers = torch.zeros(())
     with suppress(TypeError, ValueError, RuntimeError):  # texts, lists of different lengths, numbers beyond 64 bits
         numbers = torch.as_tensor(rows)
@@ -97,6 +97,6 @@ def _checked(rows: list[Any], examples: int) -> Tensor:
     if wrong:
         raise ValueError(
             f"the sampler of the DataLoader gives the numbers {short(wrong)} in a batch, but the data set has "
-            f"{examples} examples: let it give whole numbers from 0 to {examples - 1}"
+            f"{examples} examples: it must give whole numbers from 0 to {examples - 1}"
         )
     return numbers.long()

@@ -91,16 +91,16 @@ def as_dataset(
     if named is None:
         one = alike({name: _part(data, column, workers, progress, name)})[name]
         if one.plan is not None or isinstance(one.x, InOrder):
-            raise ValueError(f"{a_kind(data)} gives training examples alone: give (train, validation[, test])")
+            raise ValueError(f"{a_kind(data)} provides training examples only: give (train, validation[, test])")
         enough(name, len(one))
         parts = dict(zip(PARTS, one.divided((len(one) // 10, len(one) // 10), seed), strict=True))
     else:
         parts = alike({part: _part(given, column, workers, progress, part) for part, given in named.items()})
     if not any(isinstance(split.x, Lazy) for split in parts.values()):
         if column is not None:
-            raise ValueError("column names an entry of examples that are mappings, and there are none: leave it out")
+            raise ValueError("column applies only to examples that are mappings, and these are not: leave it out")
         if workers:
-            raise ValueError("workers read examples that are streamed, and these are held in memory: leave it out")
+            raise ValueError("workers read streamed examples ahead, but these are held in memory: leave workers out")
     for part in PARTS.keys() & parts.keys() - {"train"}:
         parts[part] = in_memory(_sampled(parts[part]), part)
     shapes = {part: split.shape for part, split in parts.items()}
@@ -169,7 +169,7 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
     if isinstance(data, Split):
         return replace(data, y=None), None if data.y is None else data.y.cpu().numpy()
     if isinstance(data, str | Path):
-        raise ValueError(f"data must be {KINDS}; got the text {str(data)[:80]!r}: read files with load_dataset")
+        raise ValueError(f"data must be {KINDS}; got the string {str(data)[:80]!r}: read files with load_dataset")
     if hasattr(data, "toarray") or (isinstance(data, Tensor) and data.layout != torch.strided):
         raise ValueError(f"{a_kind(data)} is sparse: pass a dense one")
     plan, collate, loader = None, None, data if isinstance(data, DataLoader) else None
@@ -209,7 +209,7 @@ def _part(data: Any, column: str | None, workers: int, progress: Progress, name:
         lazy = InOrder(begin, scan.examples, scan.like)
         again = next(apart(begin, 0), None)
         if again is None:
-            raise ValueError(f"{a_kind(data)} gives no examples when it is begun anew: {SAME}")
+            raise ValueError(f"{a_kind(data)} gives no examples when it is iterated over again: {SAME}")
         check_repeatable(scan.like[:1], again[0][:1])
         plan = None if loader is None else Plan(scan.sizes)
     else:
@@ -222,7 +222,7 @@ def _check_length(data: Any, name: str) -> None:
     """Refuse a data set without examples, or with so many that their numbers do not fit into memory.
 
     Raises:
-        ValueError: it is.
+        ValueError: it has none, or too many.
     """
     with plain_errors(f"{a_kind(data)} cannot be read"):
         examples = len(data)

@@ -3,7 +3,7 @@
 from mixvae.distributions._autoregressive import Autoregressive
 from mixvae.distributions._chain import Chain, ChainComponents, ComponentLower
 from mixvae.distributions._components import Components, Mixture, OnReals
-from mixvae.distributions._fixed import Fixed, support_of
+from mixvae.distributions._fixed import Fixed, same_everywhere, support_of
 from mixvae.distributions._flowed import Flowed, with_volume
 from mixvae.distributions._gaussian import DiagonalGaussian, normal_log_prob
 from mixvae.distributions._natural import Natural, least_precision, natural_parameters
@@ -39,5 +39,6 @@ __all__ = [
     "natural_parameters",
     "normal_log_prob",
     "with_volume",
+    "same_everywhere",
     "support_of",
 ]

@@ -1,4 +1,4 @@
-"""A distribution in place of a module, and what a distribution tells of itself."""
+"""A distribution as a prior in place of a module, and the support of a distribution."""
 
 from __future__ import annotations
 
@@ -55,8 +55,30 @@ def _trainable(distribution: Distribution) -> str | None:
     return None
 
 
+def same_everywhere(support: constraints.Constraint) -> bool:
+    """Whether a support has the same bounds for all distributions of a batch; of a single one it is not known.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import Independent, Uniform
+        >>> from mixvae.distributions import same_everywhere
+        >>> low = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+        >>> [same_everywhere(Independent(Uniform(a, a + 2), 1).support) for a in (low, torch.zeros(2, 2))]
+        [False, True]
+    """
+    while isinstance(support, constraints.independent):
+        bounds = [value for value in vars(support.base_constraint).values() if isinstance(value, Tensor)]
+        axes = support.reinterpreted_batch_ndims
+        for bound in bounds:
+            each = bound.flatten(0, -axes - 1) if bound.dim() > axes else bound[None]
+            if bound.dim() > axes and (len(each) == 1 or bool((each != each[:1]).any())):
+                return False
+        support = support.base_constraint
+    return True
+
+
 def support_of(p: Distribution) -> constraints.Constraint | None:
-    """The support of a distribution; None if it does not tell.
+    """The support of a distribution; None if it does not define one.
 
     Example:
         >>> import torch

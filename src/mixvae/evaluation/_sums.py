@@ -17,7 +17,7 @@ from mixvae.proposals import Proposal
 SHORTEST_TAIL = 5
 """Fewest weights in a tail that k̂ can be fitted to."""
 WIDEST_TAIL = 700.0
-"""Nats between the largest and the smallest weight of a tail beyond which the smallest is zero beside the largest."""
+"""If the weights of a tail span more nats than this, the smallest counts as zero beside the largest."""
 
 
 class WeightSums:

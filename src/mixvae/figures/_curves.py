@@ -179,10 +179,10 @@ def gains(
         rows: name, gain and half length of the bar of each; NaN for a gain without an error.
         across: label of the axis, with its unit.
         bars: what the bars are, such as "standard error over examples".
-        decided: whether each gain is shown to be one: then such gains are blue, losses orange, and all others grey.
+        decided: whether the sign of each gain is established: then such gains are blue, losses orange, others grey.
 
     Raises:
-        ValueError: as many decisions are needed as gains.
+        ValueError: `decided` has another length than `rows`.
 
     Example:
         >>> from mixvae import figures
@@ -191,7 +191,7 @@ def gains(
         ('+0.500 ± 0.100', 'gain (nats)\nbars: standard error over examples')
     """
     if decided is not None and len(decided) != len(rows):
-        raise ValueError(f"every gain is decided or not: give {len(rows)} decisions; got {len(decided)}")
+        raise ValueError(f"decided must have one value for each of the {len(rows)} gains; got {len(decided)}")
     names = [wrapped(name, NAMED) for name, _, _ in rows]
     lines = max((name.count("\n") + 1 for name in names), default=1)
     figure, axes = blank(WIDTH, 1.0 + max(0.42, 0.19 * lines) * len(rows))

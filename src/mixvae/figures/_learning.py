@@ -87,7 +87,7 @@ def learning_curves(metrics: Mapping[str, Epochs]) -> Figure:
     if lines:
         told += _fit_range(top, lines)
         spread_labels(top, labels)
-    kinds = {"validation, MISELBO": Line2D([], [], color="#555555")}
+    kinds = {"validation bound": Line2D([], [], color="#555555")}
     if any(np.isfinite(values).any() for _, values in lines[1::2]):
         kinds["training"] = Line2D([], [], color="#555555", linewidth=1, linestyle="--")
     kinds["kept"] = Line2D([], [], color="#555555", linestyle="", marker="o")

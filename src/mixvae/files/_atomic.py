@@ -230,7 +230,7 @@ def read_regular(path: Path, most: int | None = None) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not an ordinary file: restore it from a copy")
     if most is not None and status.st_size > most:
-        raise ValueError(f"{path} is larger than {most // 2**20} MiB, which no record of mixvae is")
+        raise ValueError(f"{path} is larger than {most // 2**20} MiB, the limit for records of mixvae")
     check(status.st_size, f"{path} of {status.st_size} bytes", "restore it from a copy")
     return path.read_bytes()
 

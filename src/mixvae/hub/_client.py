@@ -72,7 +72,7 @@ def _refusal(error: Any, address: Address) -> Exception:
     reason = f" ({' '.join(error.server_message.split())})" if error.server_message else ""
     match error:
         case errors.GatedRepoError():
-            return ValueError(f"{repo} is only for those who asked for access: ask on its page on the hub")
+            return ValueError(f"{repo} is gated: request access on its page on the hub")
         case errors.RepositoryNotFoundError():
             return ValueError(f"the hub has no {repo}, or hides it from you: check the name, or run `hf auth login`")
         case errors.RevisionNotFoundError():

@@ -50,7 +50,7 @@ def push(
     address = Address.parse(repo)
     if not _LICENSE.fullmatch(license):
         raise ValueError(
-            f"{license!r} is not a licence as the hub abbreviates them: mit, apache-2.0, cc-by-4.0, other …"
+            f"{license!r} is not a licence in the hub's abbreviation, such as mit, apache-2.0, cc-by-4.0 or other"
         )
     run = open_run(run)
     others = [] if baseline is None else [open_run(baseline)]

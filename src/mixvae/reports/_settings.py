@@ -75,7 +75,7 @@ def reproduction(run: Run, evaluation: Evaluation, row: Row) -> dict[str, Any]:
     runtime, path = recorded.get("runtime", {}), str(run.path)
     commands, note = (
         [],
-        "On one kind of CPU, in the same versions and as many threads, it gives the same weights bit for bit.",
+        "With the same kind of CPU, the same versions and number of threads, it gives the same weights bit for bit.",
     )
     if recorded.get("config") is None:
         unnamed = (recorded.get("model") or {}).get("unnamed")
@@ -87,7 +87,7 @@ def reproduction(run: Run, evaluation: Evaluation, row: Row) -> dict[str, Any]:
     else:
         commands.append(shlex.join(["mixvae", "train", *_flags(run), "--out", path]))
     if len(run.recipe.journal) > 1:
-        note += " It was resumed under other settings than it began with: its settings say from which epoch on."
+        note += " It was resumed with some settings changed: its settings say from which epoch on."
     of = evaluation.identity
     if not of.legacy and of.split is not None:
         whole = runtime.get("data", {}).get("sizes", {}).get(of.split) == of.examples

@@ -4,7 +4,7 @@ WORDS = {
     "S": "components of the mixture",
     "JSD": "Jensen–Shannon divergence of the components, nats, 0 if they are equal, log S if they are far apart",
     "effective S": "exp(JSD), how many components differ, 1 to S",
-    "validation MISELBO": "best bound on log p(x) of validation examples, nats, higher is better",
+    "validation bound": "best bound on log p(x) of validation examples, nats, higher is better",
     "NLL": "−log p(x), estimated from above, nats, lower is better, ± standard error over examples",
     "KNN": "accuracy of k nearest neighbours, k = 5",
     "SVM": "accuracy of a linear support vector machine",

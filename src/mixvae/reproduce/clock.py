@@ -19,7 +19,7 @@ AT = "at_equal_seconds"
 ROUNDING = 1e-9
 """Share of an epoch by which times that are equal may seem to differ."""
 STEADY = 1.2
-"""Largest ratio of the seconds per epoch of two trainings of one variant that leaves seconds comparable."""
+"""Seconds are not compared if trainings of one variant differ by more than this factor in seconds per epoch."""
 
 
 def pace(cell: Cell) -> float:
@@ -41,7 +41,7 @@ def least(results: Sequence[Mapping[str, Any]], name: str = "train_seconds") -> 
 
 
 def unconfirmed(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str = "train_seconds") -> list[str]:
-    """A note on models of whose trainings no other was about as quick as the quickest, or none.
+    """A note on models whose quickest training was more than `STEADY` times as quick as the next, or none.
 
     Args:
         results: results of the evaluations of every model's trainings, by the model's name.

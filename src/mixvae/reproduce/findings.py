@@ -142,10 +142,10 @@ class Verdict:
 def judge(claim: str, gaps: Sequence[Gap], *, primary: bool = False) -> Verdict:
     """Judge a claim by the differences that should be positive according to it.
 
-    It holds if every difference exceeds its margin, and does not hold if one difference is below zero by more than its
-    margin; where a difference has a corrected p value, a value below 5 % takes the place of exceeding the margin.
-    Anything else leaves it undecided, such as one training of each model, which has neither, or log p(x) that is not
-    tight, where a difference may be due to the bounds.
+    It holds if every difference is significantly positive, and does not hold if one is significantly negative. A
+    difference is significant if it exceeds its margin or, where it has a corrected p value, if that is below 5 %.
+    Anything else leaves the claim undecided: for example one training of each model, which gives neither margin nor p
+    value, or a log p(x) that is not tight, so that a difference may be due to the bounds.
 
     Args:
         claim: the claim.

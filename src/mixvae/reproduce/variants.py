@@ -48,10 +48,10 @@ class Variant:
 
 
 def refuse_other_starts(grid: sweeps.Grid) -> None:
-    """Check all cells before anything is trained, among them that no start is trained on which another has left.
+    """Check all cells before anything is trained, and that no model from which others have started trains further.
 
     Raises:
-        ValueError: a cell's folder holds something else, or its start would become another one.
+        ValueError: a cell's folder holds something else, or its start is missing or would train further.
     """
     states = grid.standing()
     for name, cell in grid.cells.items():

@@ -31,7 +31,7 @@ NEW = "new"
 ONCE = {"stochastic": "binarised once by a fixed seed", "fixed": "binarised once by a fixed seed"}
 """What happens to held-out examples, by the run's `binarize`."""
 ANOTHER = 8
-"""Factor between typical values of new examples and the largest in training from which units count as different."""
+"""New examples whose typical values are this many times the largest in training count as being in another unit."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ def _read(data: NewData, resize: Any) -> tuple[str, Split]:
 def _other_unit(own: Given | None, new: Split, run: str) -> str:
     """What new examples hold in a unit other than that of the training examples, and the remedy; empty if nothing.
 
-    Bytes have a unit, intensities in [0, 1]. The unit of real numbers is inferred from their range: from typical values
-    beyond `ANOTHER` times the largest in training; and, of images, from values in [0, 1] where the training's are
-    `ANOTHER` times as large, or negative by half of their range or more.
+    Bytes have a unit, intensities in [0, 1]. Real numbers count as being in another unit if their typical values are
+    more than `ANOTHER` times the largest in training; images in [0, 1] also if values in training reach `ANOTHER`, or
+    if these go below −½ times their largest while the smallest new one is 0.
 
     Args:
         own: how the training examples were given.

@@ -305,7 +305,7 @@ class Run:
             unnamed = recorded.get("unnamed", "?")
             raise ValueError(f"the model of {self.path} was built in Python and cannot be built again: {unnamed}")
         if self.manifest["config"] is not None or "spec" in recorded:
-            raise ValueError(f"{self.path} knows its own model: leave out the one that you pass")
+            raise ValueError(f"{self.path} records its own model: leave out the one that you pass")
         known = self.recipe.identity["model"].get("parts")
         if known is not None and known != (parts := parts_of(self._model)):
             other = next(name for name in {**known, **parts} if known.get(name) != parts.get(name))

@@ -304,7 +304,7 @@ def _read(path: Path, asked: Request) -> tuple[Shard, int]:
     except TypeError as error:
         raise ValueError(f"{path} is damaged: {error}; {again}") from None
     if missing := [name for name in NOTES[asked.identity.proposal] if name not in content["notes"]]:
-        raise ValueError(f"{path} is damaged: it.notes has no {missing[0]}; {again}")
+        raise ValueError(f"{path} is damaged: its notes lack {missing[0]}; {again}")
     if path.stem != f"{asked.file.stem}-{content['number']}of{content['of']}":
         raise ValueError(f"{path} is shard {content['number']}/{content['of']} by another name: rename it")
     for name, value in asked.identity.record().items():

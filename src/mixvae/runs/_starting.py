@@ -30,10 +30,10 @@ EXAMPLES = 10_000
 
 
 def check_effects(config: Config) -> None:
-    """Refuse settings of a new training without an effect, before anything is read.
+    """Refuse settings that would have no effect on a new training, before anything is read.
 
     Raises:
-        ValueError: there is one; the error names it and what it needs.
+        ValueError: a setting would have none; the error names it and what it needs.
     """
     data, model, training = config.data, config.model, config.training
     if model.flow_per_component and model.flow is None:
@@ -41,7 +41,7 @@ def check_effects(config: Config) -> None:
     if training.scored == "active" and training.active is None:
         raise ValueError("training.scored is active, but all components are: give training.active too, or leave it out")
     if data.root is not None and isinstance(SOURCES.get(data.name or ""), Digits):
-        raise ValueError(f"data.root is a folder of files, and {data.name} need none: leave it out")
+        raise ValueError(f"data.root is a folder of files, but {data.name} needs none: leave data.root out")
 
 
 def new_model(config: Config, data: Dataset, fabric: Fabric, *, started: bool = False) -> tuple[MixtureVAE, Config]:

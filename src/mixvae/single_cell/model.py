@@ -224,7 +224,7 @@ class MixtureSCVI(Minifying, SCVI, WithoutCells):
         if not 0 <= component < self.module.n_components:
             raise ValueError(f"component must be from 0 to {self.module.n_components - 1}; got {component}")
         if not isinstance(self.module.prior, StandardNormal):
-            raise ValueError("a plain SCVI has a standard normal prior, and this model another one")
+            raise ValueError("a plain SCVI has a standard normal prior, but this model has another one")
         model = _rebuild(SCVI, self)
         weights, own = {}, f"z_encoder.c{component}."
         for name, tensor in self.module.state_dict().items():

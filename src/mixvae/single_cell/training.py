@@ -63,7 +63,7 @@ def standing(path: Path, asked: Recipe, training: Training, *, same_goal: bool =
     old, goal = run.manifest["goal"], training.goal
     different = run.recipe.differences(asked)
     if len(different) == 1 and different[0].startswith("training.kl_warmup ") and old["epochs"] != goal["epochs"]:
-        reason = f"epochs is {old['epochs']}, not {goal['epochs']}, by which {different[0]}"
+        reason = f"epochs is {old['epochs']}, not {goal['epochs']}, and therefore {different[0]}"
     elif same_goal and not different:
         changed = [f"{name} is {old.get(name)}, not {new}" for name, new in goal.items() if old.get(name) != new]
         reason = changed[0] if changed else reason

@@ -82,7 +82,7 @@ class ValidatedCells(RNASeqMixin, VAEMixin, ArchesMixin, BaseMinifiedModeModelCl
         if 0 < len(lacking) < len(genes):
             warnings.warn(
                 f"these cells lack {len(lacking)} of the model's {len(genes)} genes (such as {lacking[0]}), which get "
-                "counts of 0 as if they had been measured: results may be worth little",
+                "counts of 0 as if they had been measured: results may be unreliable",
                 UserWarning,
                 stacklevel=2,
             )

@@ -109,7 +109,7 @@ def read_grid(name: str | Path) -> Grid:
         raise ValueError(f"{path}: every axis must map names to options, as in `size: {{S1: {{model.components: 1}}}}`")
     for key in ("base", "out"):
         if key in content and not isinstance(content[key], str):
-            raise ValueError(f"{path}: {key} must be a text; got {content[key]!r}")
+            raise ValueError(f"{path}: {key} must be a string; got {content[key]!r}")
     for key in ("total_draws", "examples"):
         number = content.get(key)
         if number is not None and not (type(number) is int and number >= 1):
@@ -156,7 +156,7 @@ def _check_apart(path: Path, names: Iterable[str], axes: Sequence[Sequence[tuple
         for option in {option for _, more in axis for option in more}:
             if option in of:
                 raise ValueError(
-                    f"{path}: the axes {of[option]} and {name} both set {option}, of which the last would win: let one "
-                    "axis set it"
+                    f"{path}: the axes {of[option]} and {name} both set {option}, and the last would win: "
+                    "set it in one axis only"
                 )
         of |= {option: name for _, more in axis for option in more}

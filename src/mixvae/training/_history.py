@@ -14,12 +14,13 @@ from mixvae._tables import Row, Tabular
 class Epoch(TypedDict):
     """One epoch: what was trained, and what validation measured, in nats per example unless stated otherwise.
 
-    Validation draws one z_s ~ q_s(z|x) of each component, with the same noise at every epoch, at β = 1 and without free
-    bits; q = Σ_s π_s q_s is the mixture, or that of `validation_components`. Its columns are means over the examples:
+    Validation draws one z_s ~ q_s(z|x) of each component, or `validation_draws` of all together, with the same noise at
+    every epoch, at β = 1 and without free bits; q = Σ_s π_s q_s is the mixture, or that of `validation_components`. Its
+    columns are means over the examples:
 
         reconstruction          E_q[log p(x|z)] ≈ Σ_s π_s log p(x|z_s)
         kl                      KL(q(z|x) ‖ p(z)) ≈ Σ_s π_s [log q(z_s|x) − log p(z_s)]
-        validation              the MISELBO, with one draw the ELBO: reconstruction − kl
+        validation              by default the MISELBO, with one draw the ELBO: reconstruction − kl
         jsd                     Σ_s π_s [log q_s(z_s|x) − log q(z_s|x)], `bounds.jsd`: 0 to H(π) in expectation
         used_components         exp H(r̄), r̄_j the mean over examples of `analysis.shares`: 1 to S, a number
 

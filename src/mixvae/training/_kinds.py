@@ -15,7 +15,7 @@ import torch
 from mixvae import bounds, gradients
 
 WORDS: dict[Any, str] = {
-    int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "a path", NoneType: "None",
+    int: "a whole number", float: "a number", bool: "True or False", str: "a string", Path: "a path", NoneType: "None",
 }  # fmt: skip
 """Names for values of each type."""
 HOMES: dict[str, tuple[Any, str]] = {

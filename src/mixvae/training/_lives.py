@@ -45,7 +45,7 @@ def start(
 
 
 def when_parent_ends(act: Callable[[bool], object]) -> None:
-    """Call a function when the process that started this one by `start` ends, with whether it said goodbye."""
+    """Call a function when the process that started this one by `start` ends, with whether it ended successfully."""
     pipe, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # so that no process started from here holds the pipe
     os.close(nothing)

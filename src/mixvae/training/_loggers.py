@@ -104,7 +104,7 @@ class Loggers:
                 act(logger)
             except Exception as error:  # noqa: BLE001  (a service that is gone may raise anything)
                 self.all.remove(logger)
-                line = f"{type(logger).__name__} failed and gets nothing more; the training goes on: {said(error)}"
+                line = f"{type(logger).__name__} failed and is no longer used; the training continues: {said(error)}"
                 self.progress.announce(f"warning: {line}")
                 warnings.warn(line, stacklevel=2)
 

@@ -1,7 +1,7 @@
-"""What the processes that torchrun or srun started tell each other before they are connected for a training.
+"""How the processes that torchrun or srun started exchange a value before they are connected for a training.
 
-How they are connected is a setting of the run, which only the first of them is sure to have. So it is sent by the
-server at MASTER_ADDR and MASTER_PORT that connects them afterwards: torchrun's, or one in the first process.
+How they are to be connected is a setting of the run, and only the first process is sure to have the run. So it sends
+what the others need through the server at MASTER_ADDR and MASTER_PORT that will connect them: torchrun's, or its own.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _store(started: Cluster) -> Any:
         address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
         if not address or not port:
             raise ValueError(
-                "the environment variables MASTER_ADDR and MASTER_PORT say where the processes meet, and are not set: "
+                "the environment variables MASTER_ADDR and MASTER_PORT say where to connect, but are not set: "
                 f"start the command with {started.starter}, which sets them, or unset its variables"
             )
         begins = started.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -123,7 +123,7 @@ def _store(started: Cluster) -> Any:
             if not begins:
                 raise _silent(started) from None
             raise ValueError(
-                f"the {started.world} processes cannot meet at {address}:{port} ({said(error)}): give another "
+                f"the {started.world} processes cannot connect at {address}:{port} ({said(error)}): give another "
                 "MASTER_PORT"
             ) from None
         _STORES.append(store)

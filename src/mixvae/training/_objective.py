@@ -40,8 +40,8 @@ def check_compile(compile: Compile, gradient: Estimator, changing: nn.Module | N
     check_kinds({"compile": Compile}, compile=compile)
     if compile != "none" and gradient in REPLAYING:
         raise ValueError(
-            f"compile {compile} cannot hold {gradient.__name__}, which replays random numbers: use reparameterised, "
-            "or leave compile at none"
+            f"compile {compile} cannot be used with {gradient.__name__}, which replays random numbers: use "
+            "reparameterised, or leave compile at none"
         )
     if compile != "none" and changing is not None:
         raise ValueError(

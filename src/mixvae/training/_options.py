@@ -61,8 +61,8 @@ class TrainingOptions:
             total_steps = epochs · ⌈examples / batch⌉. ReduceLROnPlateau, which follows the validation, needs `epoch`.
         beta: weight β of the KL part after the warm-up; 1 maximises a bound on log p(x). Validation always uses 1.
         warmup: epochs over which β rises linearly to `beta`.
-        cycles: divide the warm-up into this many cycles of equal length, 3 epochs or more; β rises over the first half
-            of each, and stays at `beta` for the second. One rise over the whole warm-up by default.
+        cycles: divide the warm-up into this many cycles of equal length, at least 2 epochs each; β rises over the first
+            half of each, and stays at `beta` for the second. One rise over the whole warm-up by default.
         free_bits: λ, nats per example of the KL that are free: while the mean of log q(z|x) − log p(z) over a batch
             is below λ, the gradient leaves them out; it is thus the gradient of max(λ, KL). 0 turns it off.
         patience: stop after this many epochs without a better validation bound, counted after the warm-up.

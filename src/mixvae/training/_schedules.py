@@ -35,7 +35,7 @@ def check_schedules(
     for each, length, count in stepped:
         if length is not None and length < count and isinstance(each, OneCycleLR):
             raise ValueError(
-                f"{type(each).__name__} has {length} steps, and {options.epochs} epochs take {count} of it: give "
+                f"{type(each).__name__} has {length} steps, and {options.epochs} epochs take {count}: give "
                 f"total_steps {count}"
             )
     _tell_beta(options, progress)
@@ -58,7 +58,7 @@ def _tell_length(
     if options.schedule_every == "epoch" and length > MUCH * count:
         tell(
             progress,
-            f"{name} takes {length} steps, but one per epoch, and there are {options.epochs} epochs: give "
+            f"{name} has {length} steps but takes one per epoch, and there are {options.epochs} epochs: give "
             f"schedule_every step, under which they take {options.epochs * steps}",
         )
     elif isinstance(each, CyclicLR):  # it starts over
@@ -69,7 +69,7 @@ def _tell_length(
         tell(
             progress,
             f"{name} has {length} steps, of which {options.epochs} epochs take {count}, so that its learning rate does "
-            f"not come to its end: give total_steps {count}",
+            f"not reach its final value: give total_steps {count}",
         )
 
 

@@ -24,7 +24,7 @@ class State:
         epoch: epochs completed.
         step: steps completed of the current epoch.
         total: sum of the bound over this epoch's examples so far.
-        best: best validation MISELBO so far.
+        best: best validation bound so far.
         best_epoch: the epoch, from 1, that reached it.
         seconds: training time, over all sessions.
         norms: sum of the gradient's norm over the steps of this epoch where it was finite.

@@ -100,10 +100,10 @@ class Trainer:
         self.last_save = time.monotonic()
 
     def _try(self) -> None:
-        """Let bound, gradient and compiler refuse now whatever they refuse, before anything is written.
+        """Try bound, gradient and compiler, so that their errors appear before anything is written.
 
         Raises:
-            ValueError: one of them does.
+            ValueError: one of them fails.
         """
         generator, objective = torch.Generator(self.fabric.device), self.learner.bare
         chosen = self._choose(torch.Generator())

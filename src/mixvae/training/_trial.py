@@ -1,4 +1,4 @@
-"""Trial steps: whatever optimiser, schedule or bound refuse, they refuse before a training begins."""
+"""Trial steps, so that errors of the optimiser, the schedule or the bound appear before a training begins."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def tell_coupling(model: MixtureVAE, x: Tensor, progress: Progress) -> None:
     if what := coupling(model, x):
         warning = (
             f"{what} lets the likelihood of an example depend on its batch in training, so that what is maximised is "
-            f"not a bound on log p(x), and another batch size is another objective; evaluation is unaffected: {INSTEAD}"
+            f"not a bound on log p(x), and changes with the batch size; evaluation is unaffected: {INSTEAD}"
         )
         progress.announce(f"warning: {warning}")
         warnings.warn(warning, stacklevel=5)  # where `fit` was called

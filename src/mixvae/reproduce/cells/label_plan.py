@@ -71,7 +71,7 @@ class Labels:
         Column("setting", "setting", about="the data set, and the share of every type's labels that are hidden"),
         Column("model", "model"),
         Column("seeds", "seeds", digits=0),
-        Column("cells", "cells", digits=0, about="with hidden labels, on which all scores are"),
+        Column("cells", "cells", digits=0, about="with hidden labels, on which all scores are computed"),
         *(Column(score.title, key, f"{key}_margin", 3, score.about, error_about=MARGIN)
           for key, score in SCORES.items()),
         *(Column(f"Δ {score.title}", f"{key}_change", f"{key}_change_margin", 3, "mixture − scANVI", signed=True,

@@ -88,7 +88,7 @@ class Cells:
         *(Column(title, key, f"{key}_margin", 3, error_about=MARGIN) for key, title in scores.items()),
         Column("gain, finer types", "svm_precise_gain", "svm_precise_gain_margin", 3, "of the SVM over SCVI",
                error_about=MARGIN, signed=True),
-        Column("seconds", "seconds", digits=0, about="of one training, at the quickest one's per epoch"),
+        Column("seconds", "seconds", digits=0, about="of one training, at the quickest one's seconds per epoch"),
     )  # fmt: skip
 
     def changed(self, changes: Changes) -> Cells:

@@ -60,7 +60,7 @@ class Priors:
                  trust=f"{k}_change") for k, t in BOUNDS.items()),
         Column("k̂ unreliable", "unreliable", digits=3,
                about="largest share of cells whose log p(x) is not to be relied on"),
-        Column("seconds", "seconds", digits=0, about="of one training, at the quickest one's per epoch"),
+        Column("seconds", "seconds", digits=0, about="of one training, at the quickest one's seconds per epoch"),
     )  # fmt: skip
 
     def changed(self, changes: Changes) -> Priors:
