@@ -21,6 +21,7 @@ from mixvae.config._trust import granting
 from mixvae.files import read_manifest
 from mixvae.runs import _requests, open_run
 from mixvae.runs._recipe import path_of, recipe_of
+from mixvae.sweeps._running import _stored
 
 SMALL = [
     "--data.limit=130", "--model.latent=2", "--training.epochs=2", "--model.encoder.hidden=[6]",
@@ -427,6 +428,16 @@ def old(copy):
     results = (copy / "results.json").read_text().replace('"total_draws"', '"draws"')
     (copy / "results.json").write_text(results)
     return copy
+
+
+def test_legacy_results_show_the_pooled_bound_and_say_so(old):
+    comparison = reports.compare([old])
+    [row] = comparison.table
+    assert (row["nll"], row["proposal"]) == (row["nll_pooled"], "posterior")
+    assert row["nll_tight"] is not True
+    told = [note for note in comparison.warnings if "proposal posterior: the NLL is the pooled one" in note]
+    assert len(told) == 1
+    assert _stored(old, sweeps.Grid(old.parent, {}, total_draws=4)) is not None, "they count as done"
 
 
 def test_a_legacy_run_with_odd_files_is_told_and_hides_no_other(old, trained, capsys):

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import f_oneway, t, ttest_ind
 
 from browser import browse
-from mixvae import config, reports, runs, sweeps
+from mixvae import config, reports, runs
 from mixvae._failures import Failed
 from mixvae.cli import main
 from mixvae.cli.output import PAGE, names, show_comparison, show_rows
@@ -33,7 +33,6 @@ from mixvae.runs import Recipe, RunStore
 from mixvae.runs._recipe import recipe_of
 from mixvae.runs._stored import is_current, save_evaluation
 from mixvae.sweeps import LOCAL
-from mixvae.sweeps._running import _stored
 
 PUBLISH, TABLES = (Path(__file__).parent.parent / ".ci" / name for name in ("publish.py", "tables.py"))
 TRAINED = {name: e for name, e in EXPERIMENTS.items() if isinstance(e.scales["paper"], Trainings)}
@@ -460,17 +459,6 @@ def test_columns_without_a_value_are_not_shown(capsys):
     shown = capsys.readouterr().out
     assert "0.50" in shown
     assert "gain" not in shown
-
-
-def test_legacy_results_show_the_pooled_bound_and_say_so():
-    stored = Path(__file__).parents[1] / "docs" / "data" / "big_iwae"
-    comparison = reports.compare(sorted(stored.glob("*-seed0")))
-    for row in comparison.table:
-        assert (row["nll"], row["nll_tight"], row["proposal"]) == (row["nll_pooled"], False, "posterior")
-    told = [note for note in comparison.warnings if "proposal posterior: the NLL is the pooled one" in note]
-    assert len(told) == 1
-    grid = sweeps.Grid(stored, {}, draws_per_component=500)
-    assert all(_stored(Path(row["path"]), grid) is not None for row in comparison.table), "they count as done"
 
 
 def test_single_trainings_are_told_to_say_nothing(cells, capsys):
