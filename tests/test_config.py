@@ -185,9 +185,13 @@ def test_a_flag_without_its_group_is_suggested_with_it(tmp_path, capsys, key, to
         (["train", "--out", "--seed=3"], "--out takes a run directory; got --seed=3\n"),
         (["sample", "runs/S4", "often"], "unexpected argument 'often': --help shows what this command takes\n"),
         (["evaluate", "runs/S4", "--samples=3"], "--samples has an effect only with --representation: "),
+        (
+            ["train", "--model.posterior={class_path: SeparateEncoders, components: 3}"],
+            "model.posterior has components 3, the model 1: give model.components alone\n",
+        ),
         (["train", "--model.flow_per_component=true"], "model.flow_per_component needs a flow: "),
         (["train", "--training.scored=active"], "training.scored is active, but all components are: "),
-        (["train", "--data.root=here"], "data.root is a folder of files, but digits needs none: "),
+        (["train", "--data.root=here"], "data.root is the folder of a data set by name, but digits needs none: "),
     ],
 )
 def test_words_that_make_no_command_are_told_in_one_line(tmp_path, monkeypatch, capsys, words, told):
@@ -268,11 +272,6 @@ def test_values_of_another_kind_are_one_line_everywhere(tmp_path, capsys, settin
         ({"likelihood": {"class_path": "Bernoulli", "x": 1}}, "Bernoulli has no argument 'x': it takes logits"),
         ({"components": 0}, "at least 1 component; got 0"),
         ({"latent": 0}, "latent must be at least 1; got 0"),
-        (
-            {"posterior": {"class_path": "SeparateEncoders", "components": 3}},
-            "model.posterior has components 3, the model 2: give model.components alone",
-        ),
-        ({"posterior": {"class_path": "SeparateEncoders", "learn_weights": True}}, "give model.learn_weights alone"),
         ({"weights": [1.0]}, "weights must be 2 positive numbers"),
     ],
 )

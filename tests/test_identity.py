@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from mixvae.config._trust import granting
 from mixvae.files import read_manifest
 from mixvae.runs import _requests, open_run
 from mixvae.runs._recipe import path_of, recipe_of
+from mixvae.runs._sources import sources_sha256
 from mixvae.sweeps._running import _stored
 
 SMALL = [
@@ -298,6 +300,60 @@ def test_a_recipe_is_the_same_however_it_is_written(trained):
     assert len(other) == 12, "settings that decide the weights must change the recipe"
 
 
+REFERRING = """
+import torch
+from torch import nn
+import {other}
+
+SCALE = 2.0
+
+
+def helper(z):
+    return z * 3
+
+
+class Block(nn.Module):
+    def forward(self, z):
+        return 5 * z
+
+
+class Dec(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def forward(self, z):
+        return helper(self.block(z)) * SCALE + {other}.shift(z)
+"""
+
+
+def test_what_a_users_class_refers_to_is_part_of_its_code(tmp_path, monkeypatch):
+    """A change of a block, a helper, a constant or another module of the user's went unnoticed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name, other = (f"{each}_{tmp_path.name.replace('-', '_')}" for each in ("users_referring", "users_other"))
+
+    def code(old="", new="", shift="z + 1"):
+        (tmp_path / f"{name}.py").write_text(REFERRING.format(other=other).replace(old, new))
+        (tmp_path / f"{other}.py").write_text(f"def shift(z):\n    return {shift}\n")
+        for module in (name, other):
+            sys.modules.pop(module, None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        return sources_sha256(importlib.import_module(name).Dec)
+
+    whole = code("@", "@")
+    assert code("class Block", "# a comment\nclass Block") == whole
+    changes = [("z * 3", "z * 4"), ("5 * z", "6 * z"), ("SCALE = 2.0", "SCALE = 2.5")]
+    others = [code(old, new) for old, new in changes] + [code("@", "@", "z + 2")]
+    assert len({whole, *others}) == 5
+
+
+def test_lambdas_and_installed_packages_are_no_code_of_the_users():
+    """A lambda was its whole line, so that a changed number of epochs on it refused the run."""
+    assert sources_sha256(lambda: None, torch.optim.Adam, np.ndarray, mixvae.MLPDecoder, partial(print, 1)) is None
+
+
 def test_the_commit_of_a_project_is_not_that_of_mixvae(tmp_path, monkeypatch):
     """An environment inside a user's repository gave that repository's commit."""
     inside = tmp_path / ".venv" / "mixvae" / "runs" / "_requests.py"
@@ -562,6 +618,6 @@ def test_code_of_a_users_class_that_changed_is_another_class(tmp_path, monkeypat
         assert (read_manifest(file)["created"] != created) == differs
         assert (after["nll"] != before["nll"]) == differs
         if differs:
-            told = "model.decoder.source_sha256 is"
+            told = "model.decoder has other code than it was trained with"
             with pytest.raises(ValueError, match=told):
                 runs.train(replace(own, training=replace(own.training, epochs=3)), tmp_path / "run", resume=True)

@@ -128,10 +128,33 @@ def test_pictures_that_would_lose_something_are_refused(tmp_path, name, write, t
         load(tmp_path, stream=stream)
 
 
-def test_a_python_picture_of_many_frames_is_refused(tmp_path):
+def test_a_python_picture_may_be_one_frame_of_many(tmp_path):
     of_frames(tmp_path / "a.tif")
-    with Image.open(tmp_path / "a.tif") as image, pytest.raises(ValueError, match="an example holds 2 pictures"):
-        datasets.as_dataset([image] * 20)
+    with Image.open(tmp_path / "a.tif") as image:
+        image.seek(1)
+        assert datasets.as_dataset([image] * 20).shape == (1, 8, 8)
+
+
+def test_a_grey_picture_of_16_bits_with_a_transparent_shade_keeps_them(tmp_path):
+    ramp = np.linspace(0, 65000, 64).astype(np.uint16).reshape(8, 8)
+    for shade, folder in ((65535, "kept"), (0, "seen_through")):
+        pictures(tmp_path / folder, 20, lambda i: np.roll(ramp, i))
+        for path in (tmp_path / folder).iterdir():
+            with Image.open(path) as image:
+                image.load()
+            image.save(path, transparency=shade)
+    assert len(load(tmp_path / "kept").train.batch(slice(0, 1)).unique()) == 64
+    with pytest.raises(ValueError, match="png is partly transparent"):
+        load(tmp_path / "seen_through")
+
+
+def test_a_class_may_be_a_link_to_a_folder(tmp_path):
+    pictures(tmp_path / "all" / "a", 12)
+    pictures(tmp_path / "elsewhere", 12)
+    (tmp_path / "all" / "b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "all" / "b" / "back").symlink_to(tmp_path / "all")
+    data = load(tmp_path / "all")
+    assert sum(map(len, (data.train, data.validation, data.test))) == 24
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -227,10 +250,14 @@ def test_static_binary_images_in_text_are_read(tmp_path):
         (("x_train", "x_test", "y"), "holds y, which is not read: classes of x_train are named y_train"),
         (("x_train", "x_test", "labels_train"), "holds labels_train, which is not read"),
         (("x_train", "x_test", "x_dev"), "holds x_dev, which is not read"),
+        (("x", "y", "class_names", "x_mean"), None),
     ],
 )
 def test_arrays_that_are_not_read_are_named(tmp_path, names, told):
     np.savez(tmp_path / "x.npz", **{name: np.arange(40) if name[0] != "x" else np.eye(40) for name in names})
+    if told is None:
+        assert len(load(tmp_path / "x.npz").train) == 32
+        return
     with pytest.raises(ValueError, match=told):
         load(tmp_path / "x.npz")
     if "x" in names:

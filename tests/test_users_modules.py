@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Distribution, Independent, Normal, Uniform
+from torch.distributions import Beta, Distribution, Exponential, Independent, Normal, Uniform
 
 from mixvae import (
     MixtureVAE,
@@ -360,10 +360,26 @@ class Flattening(nn.Module):
 
 def test_a_prior_and_a_decoder_that_cannot_be_trained_are_told_in_one_line(digits):
     """Both ended in torch's own errors, of many lines or about shapes."""
-    with pytest.raises(ValueError, match="a Bounded raises an error at latents outside its support, .* validate_args"):
+    with pytest.raises(ValueError, match="a Bounded does not give latents outside its support, .* a density of 0"):
         fit(model(prior=lambda q: Bounded(validate=True)), digits, epochs=1)
-    with pytest.raises(ValueError, match=r"must keep the leading axes of z; .* \(2, 2, 2\) .* batch shape \(4,\), not"):
+    with pytest.raises(
+        ValueError, match=r"must keep the leading axes of z; .* \(2, 1, 2, 2\) .* batch shape \(4,\), not"
+    ):
         fit(model(decoder=Flattening()), digits, epochs=1)
+    for kind in (Exponential, Beta):
+
+        class Positive(nn.Module):
+            def __init__(self, kind=kind):
+                super().__init__()
+                self.kind = kind
+
+            def forward(self):
+                each = torch.ones(2)
+                inner = self.kind(each, validate_args=False) if self.kind is Exponential else self.kind(each, each)
+                return Independent(inner, 1, validate_args=False)
+
+        with pytest.raises(ValueError, match="does not give latents outside its support"):
+            evaluate(model(prior=lambda q: Positive()), torch.ones(3, *SHAPE), 20)
     estimate = evaluate(model(prior=lambda q: Bounded(validate=False)), digits.test.x[:3].float().round(), 200)
     assert np.isfinite(estimate.log_px).all()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -169,12 +170,13 @@ def check_parts(model: Any, x: Tensor) -> None:
             f"torch.distributions.Independent(p, {len(shape) - len(p.event_shape)})"
         )
     check_shape(p, x)
-    with plain_errors("the decoder cannot decode latents with two leading axes"):
-        several = tuple(model.decoder(torch.stack([z, z])).batch_shape)
-    if several != (2, *p.batch_shape):
+    several = z.expand(2, 1, *z.shape)
+    with plain_errors("the decoder cannot decode latents with leading axes, of draws and components"):
+        kept = tuple(model.decoder(several).batch_shape)
+    if kept != (2, 1, *p.batch_shape):
         raise ValueError(
-            f"a decoder must keep the leading axes of z; for z of shape {(2, *z.shape)} it returned batch shape "
-            f"{several}, not {(2, *p.batch_shape)}: reshape what it returns, or wrap the network in Decoder"
+            f"a decoder must keep the leading axes of z; for z of shape {tuple(several.shape)} it returned batch shape "
+            f"{kept}, not {(2, 1, *p.batch_shape)}: reshape what it returns, or wrap the network in Decoder"
         )
     base = getattr(p, "base_dist", None)
     if isinstance(base, torch.distributions.Bernoulli | torch.distributions.ContinuousBernoulli):
@@ -182,21 +184,28 @@ def check_parts(model: Any, x: Tensor) -> None:
 
 
 def _check_support(kind: Any, prior: Distribution, x: Tensor) -> None:
-    """Refuse a prior that raises where it has no density.
+    """Refuse a prior on less than R^D whose density outside its support is not 0.
 
     Raises:
-        ValueError: it does.
+        ValueError: it is not 0 there, or cannot be computed.
     """
-    far = FAR * torch.ones(2, *prior.event_shape).to(x) * torch.tensor([[1.0], [-1.0]]).to(x)
-    support = support_of(prior)
-    if support is not None and not bool(support.check(far).all()):
-        try:
-            prior.log_prob(far)
-        except ValueError:
-            raise ValueError(
-                f"{a_kind(kind)} raises an error at latents outside its support, which posteriors draw: give its "
-                "distribution validate_args=False, so that its density there is 0"
-            ) from None
+    far = torch.tensor([[FAR], [-FAR]]).to(x).expand(2, *prior.event_shape)
+    try:
+        support = support_of(prior)
+        outside = None if support is None else ~support.check(far)
+    except Exception:  # noqa: BLE001  (a support that cannot tell is none)
+        return
+    if outside is None or outside.shape != (2,) or not bool(outside.any()):
+        return
+    try:
+        found = prior.log_prob(far)
+    except ValueError:
+        found = torch.full((2,), math.nan)
+    if not bool((found[outside] == -math.inf).all()):
+        raise ValueError(
+            f"{a_kind(kind)} does not give latents outside its support, which posteriors draw, a density of 0: choose "
+            "a prior on all of R^D, or let its log_prob be −∞ there"
+        )
 
 
 def _check_logits(decoder: nn.Module, z: Tensor) -> None:

@@ -207,7 +207,9 @@ def _flags(words: list[str]) -> list[str]:
     parameters = inspect.signature(COMMANDS[words[0]]).parameters.values()
     flags = {parameter.name for parameter in parameters if parameter.annotation == "bool"}
     whole = []
-    words = [re.sub(r"^--data[._](name|root)(?==|$)", "--data_name", word) for word in words]  # as in `mixvae train`
+    if "data_name" in {parameter.name for parameter in parameters}:
+        named = re.compile(r"^--data[._](name|root)(?==|$)")  # as in `mixvae train`
+        words = [named.sub("--data_name", word) for word in words]
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name = word.removeprefix("--")
         alone = word.startswith("--") and following.lower() not in ("true", "false", "yes", "no")

@@ -102,6 +102,8 @@ def _bad_input(error: Exception, commands: Sequence[str], options: Callable[[], 
             name = stray[1].partition("=")[0]
             hint = f"did you mean --{name}?" if name in known else "--help shows what this command takes"
             return f"unexpected argument {stray[1]!r}: {hint}"
+        if unknown[1] in known:
+            return f"-{unknown[1]} is no option: did you mean --{unknown[1]}?"
         if "training.epochs" in known:
             return f"unknown option --{unknown[1]}{config.meant(unknown[1], known, '--')}"
         last = unknown[1].rpartition(".")[2]  # training.epochs, if a command has epochs

@@ -222,7 +222,6 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
         likelihood = construct(config.likelihood, "mixvae.decoders", **known)
     else:
         likelihood = partial(kind, **arguments) if arguments else kind
-    _check_once(config)
     posterior = construct(
         config.posterior,
         "mixvae.posteriors",
@@ -252,21 +251,6 @@ def _build(config: ModelConfig, shape: tuple[int, ...], examples: Tensor | None)
         with evaluating(decoder):
             decoder(torch.zeros(1, event))
     return MixtureVAE(posterior, prior, decoder)
-
-
-def _check_once(config: ModelConfig) -> None:
-    """Refuse a posterior with arguments of its own that contradict the model's.
-
-    Raises:
-        ValueError: one of its arguments does.
-    """
-    arguments = split(config.posterior)[1]
-    for name in ("components", "latent", "weights", "learn_weights"):
-        if name in arguments and arguments[name] != getattr(config, name):
-            raise ValueError(
-                f"model.posterior has {name} {arguments[name]}, the model {getattr(config, name)}: give model.{name} "
-                "alone"
-            )
 
 
 def options(config: TrainingConfig) -> TrainingOptions:

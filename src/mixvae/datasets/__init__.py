@@ -20,7 +20,7 @@ from mixvae.datasets._finished import Binarize, binarized, check_split, finished
 from mixvae.datasets._own import read_files, read_own, read_undivided
 from mixvae.datasets._python import as_dataset, collected, examples_of
 from mixvae.datasets._resizing import Size, height_and_width, resized_split
-from mixvae.datasets._sources import SOURCES, CifarSource, IdxSource
+from mixvae.datasets._sources import SOURCES, CifarSource, Digits, IdxSource
 from mixvae.datasets._splits import Dataset, Split, as_split
 from mixvae.datasets._streamed import read_streamed, seen
 from mixvae.progress import SILENT, Progress
@@ -287,7 +287,8 @@ def moved(options: Mapping[str, Any], place: str, of: str) -> dict[str, Any]:
     name = resolve_paths(place)[0]
     files = {part: Path(path).name for part in PATHS[1:] if (path := options.get(part)) is not None}
     if not files:
-        is_root = name not in SOURCES and options["name"] in SOURCES
+        known = SOURCES.get(options["name"])
+        is_root = name not in SOURCES and known is not None and not isinstance(known, Digits)
         return {**options, "root" if is_root else "name": name}
     if missing := [file for file in files.values() if not (Path(name) / file).exists()]:
         raise ValueError(

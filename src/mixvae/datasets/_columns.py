@@ -103,6 +103,8 @@ def _table(path: Path, lines: Iterable[list[str]]) -> Labelled:
             raise ValueError(f"{path}, line {number}, has {len(line)} values, the first line {width}")
         if column is not None:
             labels.append(line.pop(column).strip())
+            if not labels[-1]:
+                raise ValueError(f"{path}, line {number}, has no class: give every example one")
         try:
             rows.append(np.array(line, dtype=np.float64))
         except ValueError:

@@ -23,6 +23,8 @@ from mixvae.datasets._columns import LABELS
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
 CIFAR_RECORD = 1 + 3 * 32 * 32
+PARTED = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval")
+"""What follows x_ or y_ in the names of arrays of a part of the data."""
 LARGEST_ARCHIVE = 2**31
 """Maximum number of bytes that CIFAR-10's archive may unpack to; the real one has 184 million."""
 DEEPEST_IDX = 4
@@ -186,7 +188,9 @@ def check_unread(path: Path, names: Iterable[str], read: Mapping[str, str]) -> N
         ValueError: it has some.
     """
     for name in names:
-        if name not in {*read, *read.values()} and name.lower().split("_")[0] in ("x", *LABELS):
+        root, _, part = name.lower().partition("_")
+        is_of_data = part in PARTED if part else root in LABELS
+        if name not in {*read, *read.values()} and root in ("x", *LABELS) and is_of_data:
             x, y = next(iter(read.items()))
             raise ValueError(f"{path} holds {name}, which is not read: classes of {x} are named {y}; leave others out")
 

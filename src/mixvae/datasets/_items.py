@@ -105,16 +105,26 @@ def check_like(x: Tensor, like: Tensor, number: int, name: str) -> None:
 def _pair(item: Any, column: str | None) -> tuple[Any, Any]:
     """Example and label of an item; None for no label."""
     if isinstance(item, Mapping):
-        return _of_mapping(item, column)
+        x, label = _of_mapping(item, column)
+        return x, _one_class(label)
     if column is not None:
         raise ValueError(f"an example is {a_kind(item)}, not a mapping: leave column out")
     if isinstance(item, tuple) or (isinstance(item, list) and item and not np.isscalar(item[0])):
         x, label = _two(item, "an example", "(example, label)")
-        shape = tuple(np.shape(label))
-        if label is not None and shape not in ((), (1,)):
-            raise ValueError(f"a label has shape {shape}: {ONE_CLASS}")
-        return x, np.asarray(label).item() if shape == (1,) else label
+        return x, _one_class(label)
     return item, None
+
+
+def _one_class(label: Any) -> Any:
+    """A label, which may have an axis of its own.
+
+    Raises:
+        ValueError: it is not one class.
+    """
+    shape = () if isinstance(label, list | tuple) and not label else tuple(np.shape(label))
+    if label is not None and shape not in ((), (1,)):
+        raise ValueError(f"a label has shape {shape}: {ONE_CLASS}")
+    return np.asarray(label).item() if shape == (1,) else label
 
 
 def _of_mapping(item: Mapping[Any, Any], column: str | None) -> tuple[Any, Any]:

@@ -10,6 +10,8 @@ EXACT = 2**24
 """Largest number up to which float32 holds every whole number."""
 BLUR = 1e-3
 """Largest rounding, in standard deviations, that is taken for harmless."""
+JUDGED = 30
+"""Fewest examples whose spread says how far apart numbers are."""
 SAME_IN_DOUBLE = 1e-12
 """Standard deviation, relative to the largest number, below which differences are the rounding of double precision."""
 
@@ -40,7 +42,7 @@ def held_as(x: np.ndarray, low: int, high: int, name: str) -> np.dtype[Any]:
     Raises:
         ValueError: an image holds whole numbers that are not bytes, or numbers lie closer than float32 tells apart.
     """
-    if x.size and (x.dtype.itemsize > 4 if x.dtype.kind == "f" else max(-low, high) > EXACT):
+    if len(x) >= JUDGED and (x.dtype.itemsize > 4 if x.dtype.kind == "f" else max(-low, high) > EXACT):
         check_blur(x, name)
     if x.dtype.kind not in "bui" or not x.size:
         return np.dtype(np.float32)
@@ -74,7 +76,8 @@ def check_blur(x: np.ndarray, name: str) -> None:
             total, squares = total + (values - first).sum(0), squares + ((values - first) ** 2).sum(0)
         each = x.size // columns
         deviation = np.sqrt(squares / each - (total / each) ** 2)
-        bad = np.isfinite(error) & (error > BLUR * deviation) & (deviation > SAME_IN_DOUBLE * largest)
+        least = SAME_IN_DOUBLE * largest if x.dtype.kind == "f" else 0.0
+        bad = np.isfinite(error) & (error > BLUR * deviation) & (deviation > least)
     if bad.any():
         at = int(bad.argmax())
         what = name if x.ndim > 2 else f"value {at + 1} of {name}"

@@ -41,8 +41,12 @@ def _images_in(folder: Path) -> Iterator[Path]:
     Raises:
         ValueError: there are too many files, or pictures of a kind that is not read.
     """
-    count = 0
-    for place, below, names in os.walk(folder):
+    count, seen = 0, set[str]()
+    for place, below, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link back
+            below.clear()
+            continue
+        seen.add(real)
         below[:] = [name for name in below if not is_hidden(name)]
         names = [name for name in names if not is_hidden(name)]
         count += 1 + len(names)
@@ -67,7 +71,11 @@ def exact_pixels(image: Image.Image, path: Path | str) -> np.ndarray:
     Raises:
         ValueError: the image is partly transparent, or holds numbers without a scale.
     """
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+    key = image.info.get("transparency")
+    if image.mode.startswith("I") and key is not None:  # a shade of 16 bits that is transparent
+        if (np.asarray(image) == key).any():
+            raise TooLarge(f"{path} is partly transparent: paste it onto a background first")
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:  # noqa: PLR2004  (opaque)
             raise TooLarge(f"{path} is partly transparent: paste it onto a background first")
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
@@ -89,11 +97,8 @@ def check_one(image: Image.Image, path: Path | str) -> None:
     """Refuse an image of which Pillow would keep only a part. Only its header is looked at.
 
     Raises:
-        ValueError: it has several frames, colours of 16 bits, or colours other than grey and RGB.
+        ValueError: it has colours of 16 bits, or colours other than grey and RGB.
     """
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # photographs, whose other frames are previews and maps of brightness
-        raise TooLarge(f"{path} holds {frames} pictures, of which one is an example: save each as a file of its own")
     if any(SIXTEEN_EACH.fullmatch(str(part)) for tile in getattr(image, "tile", ()) for part in _raw_modes(tile)):
         raise TooLarge(
             f"{path} has 16 bits per colour, which would be cut to 8: save it with 8, in grey, or all images as .npy"
@@ -120,6 +125,11 @@ def opened_image(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("error", DecompressionBombWarning)
             with Image.open(path, formats=IMAGES) as image:
                 check_one(image, path)
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1 and image.format != "MPO":  # photographs, whose other frames are previews and the like
+                    raise TooLarge(
+                        f"{path} holds {frames} pictures, of which one is an example: save each as a file of its own"
+                    )
                 yield image
     except (DecompressionBombError, DecompressionBombWarning) as error:
         raise ValueError(f"{path} is too large to be an example: {short(error, 200)}: scale it down") from None

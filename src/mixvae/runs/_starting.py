@@ -40,8 +40,18 @@ def check_effects(config: Config) -> None:
         raise ValueError("model.flow_per_component needs a flow: give model.flow too, or leave it out")
     if training.scored == "active" and training.active is None:
         raise ValueError("training.scored is active, but all components are: give training.active too, or leave it out")
-    if data.root is not None and isinstance(SOURCES.get(data.name or ""), Digits):
-        raise ValueError(f"data.root is a folder of files, but {data.name} needs none: leave data.root out")
+    kind, arguments = mixvae.config.parse(model.posterior, "mixvae.posteriors")
+    if str(kind.__module__).startswith("mixvae."):
+        for name in {"components", "latent", "weights", "learn_weights"} & arguments.keys():
+            if arguments[name] != getattr(model, name):
+                raise ValueError(
+                    f"model.posterior has {name} {arguments[name]}, the model {getattr(model, name)}: give "
+                    f"model.{name} alone"
+                )
+    if data.root is not None and isinstance(SOURCES.get(data.name or ""), Digits | None):
+        raise ValueError(
+            f"data.root is the folder of a data set by name, but {data.name} needs none: leave data.root out"
+        )
 
 
 def new_model(config: Config, data: Dataset, fabric: Fabric, *, started: bool = False) -> tuple[MixtureVAE, Config]:
