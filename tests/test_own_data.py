@@ -277,6 +277,8 @@ def test_arrays_that_are_not_read_are_named(tmp_path, names, told):
         ("a,b\n1,\n", "line 2, column b, is empty: remove the example or impute the value"),
         ("1, \n", "line 1, value 2, is empty"),
         ("a,label,b\n,red,1\n", "line 2, column a, is empty"),
+        ("a,label,b\n1,,1\n", "line 2, has no class: give every example one"),
+        ("x,y,label\n1,2,red\n", "the columns y and label could each hold the classes: keep or rename all but one"),
         (",a,b\n0,1,2\n", r"column 1 has no name, .* index of a data frame: save it without, by to_csv\(index=False\)"),
         (",0,1\n0,5,6\n", "column 1 has no name"),
         ("0,1,2\n5,6,7\n", "the first line, 0, 1, 2, looks like numbers of columns: name them, such as x0, or leave"),

@@ -127,8 +127,16 @@ def _table(path: Path, lines: Iterable[list[str]]) -> Labelled:
 
 
 def _column_of_labels(headings: list[str]) -> int | None:
-    """Number of the column that holds classes."""
-    return next((i for i, name in enumerate(headings) if name.strip().lower() in LABELS), None)
+    """Number of the column that holds classes.
+
+    Raises:
+        ValueError: several could.
+    """
+    found = [i for i, name in enumerate(headings) if name.strip().lower() in LABELS]
+    if len(found) > 1:
+        names = " and ".join(headings[i].strip() for i in found)
+        raise ValueError(f"the columns {names} could each hold the classes: keep or rename all but one of them")
+    return found[0] if found else None
 
 
 def _are_headings(line: list[str], path: Path) -> bool:
