@@ -349,7 +349,7 @@ def test_what_a_users_class_refers_to_is_part_of_its_code(tmp_path, monkeypatch)
     assert len({whole, *others}) == 5
 
 
-def test_lambdas_and_installed_packages_are_no_code_of_the_users():
+def test_lambdas_and_installed_packages_are_not_users_code():
     """A lambda was its whole line, so that a changed number of epochs on it refused the run."""
     assert sources_sha256(lambda: None, torch.optim.Adam, np.ndarray, mixvae.MLPDecoder, partial(print, 1)) is None
 

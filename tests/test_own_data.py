@@ -135,7 +135,7 @@ def test_a_python_picture_may_be_one_frame_of_many(tmp_path):
         assert datasets.as_dataset([image] * 20).shape == (1, 8, 8)
 
 
-def test_a_grey_picture_of_16_bits_with_a_transparent_shade_keeps_them(tmp_path):
+def test_16_grey_bits_with_a_transparent_shade_are_kept(tmp_path):
     ramp = np.linspace(0, 65000, 64).astype(np.uint16).reshape(8, 8)
     for shade, folder in ((65535, "kept"), (0, "seen_through")):
         pictures(tmp_path / folder, 20, lambda i: np.roll(ramp, i))

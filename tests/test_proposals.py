@@ -489,7 +489,7 @@ class SometimesUnsound(SeparateEncoders):
         return Unsound(q.loc, torch.diag_embed(q.scale), 1.0 * (x[:, 0, 0, 0] == 1))
 
 
-def test_a_posterior_that_fails_for_one_example_serves_the_others():
+def test_a_posterior_failing_one_example_serves_the_others():
     """One example decided for its whole group, so that estimates depended on who else was there."""
     torch.manual_seed(0)
     q = SometimesUnsound(lambda: GatedEncoder((1, 4, 4), 2, (5,)), 2)

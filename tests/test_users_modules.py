@@ -358,7 +358,7 @@ class Flattening(nn.Module):
         return Independent(Bernoulli(self.net(z.reshape(-1, 2)).view(-1, *SHAPE)), 3)
 
 
-def test_a_prior_and_a_decoder_that_cannot_be_trained_are_told_in_one_line(digits):
+def test_priors_and_decoders_that_cannot_train_are_told(digits):
     """Both ended in torch's own errors, of many lines or about shapes."""
     with pytest.raises(ValueError, match="a Bounded does not give latents outside its support, .* a density of 0"):
         fit(model(prior=lambda q: Bounded(validate=True)), digits, epochs=1)
@@ -396,7 +396,7 @@ class Boxes(nn.Module):
         return Independent(Uniform(centre - 1.5, centre + 2.5, validate_args=False), 3, validate_args=False)
 
 
-def test_a_support_that_depends_on_the_latents_is_no_bound_of_the_data():
+def test_a_support_that_depends_on_z_does_not_bound_the_data():
     """Observations outside the support at one latent, such as the origin, were refused."""
     built, x = model(decoder=Boxes()), 3 * torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0))
     assert not Boxes()(torch.zeros(1, 2)).support.check(x).all()
