@@ -74,9 +74,10 @@ def evaluate_runs(
     if representation and data is not None:
         raise ValueError("--representation scores the run's own data; leave out --data, or --representation")
     opened = [library.open_run(run, data=data_name) for run in runs] if data_name else library.open_runs(runs)
+    at_once = {} if chunk is None else {"chunk": chunk}
     settings: dict[str, Any] = {
         "total_draws": total_draws, "draws_per_component": draws_per_component, "split": split, "examples": examples,
-        "seed": seed, "proposal": proposal, "data": data, **({} if chunk is None else {"chunk": chunk}),
+        "seed": seed, "proposal": proposal, "data": data, **at_once,
     }  # fmt: skip
     if shard is not None:
         whole = {"--merge": merge, "--representation": representation, "--check": check, "--per-example": per_example}
@@ -106,9 +107,7 @@ def evaluate_runs(
     for run, evaluation in zip(opened, evaluations, strict=True):
         draws = evaluation.identity.total_draws
         with Terminal() as progress:
-            checked = library.check(
-                run, check, draws, split=split, chunk=chunk or 1024, seed=seed, data=data, progress=progress
-            )
+            checked = library.check(run, check, draws, split=split, seed=seed, data=data, progress=progress, **at_once)
         show(f"{run.path}: {checked!r}" if len(opened) > 1 else repr(checked))
 
 

@@ -27,8 +27,8 @@ from mixvae.progress import SILENT, Progress
 
 __all__ = [
     "PATHS", "SOURCES", "CifarSource", "Dataset", "IdxSource", "Split", "absolute_paths", "as_dataset", "as_split",
-    "becomes_binary", "collected", "examples_of", "load_dataset", "load_examples", "located", "relative_paths",
-    "relatives_in", "resolve_paths", "search",
+    "becomes_binary", "collected", "examples_of", "has_root", "load_dataset", "load_examples", "located",
+    "relative_paths", "relatives_in", "resolve_paths", "search",
 ]  # fmt: skip
 
 PATHS = ("name", "train", "validation", "test")
@@ -273,6 +273,11 @@ def located(options: Mapping[str, Any], beside: Path, relatives: Mapping[str, st
     return {**options, **{name: search(path, beside, (relatives or {}).get(name)) for name, path in paths.items()}}
 
 
+def has_root(name: str | None) -> bool:
+    """Whether this is the name of a data set that is read from files in a folder, `root`."""
+    return name in SOURCES and not isinstance(SOURCES[name], Digits)
+
+
 def moved(options: Mapping[str, Any], place: str, of: str) -> dict[str, Any]:
     """Options of `load_dataset` for data that were moved.
 
@@ -287,9 +292,7 @@ def moved(options: Mapping[str, Any], place: str, of: str) -> dict[str, Any]:
     name = resolve_paths(place)[0]
     files = {part: Path(path).name for part in PATHS[1:] if (path := options.get(part)) is not None}
     if not files:
-        known = SOURCES.get(options["name"])
-        is_root = name not in SOURCES and known is not None and not isinstance(known, Digits)
-        return {**options, "root" if is_root else "name": name}
+        return {**options, "root" if name not in SOURCES and has_root(options["name"]) else "name": name}
     if missing := [file for file in files.values() if not (Path(name) / file).exists()]:
         raise ValueError(
             f"{of} was trained on {', '.join(files.values())}, and {name} holds no {missing[0]}: name the folder that "

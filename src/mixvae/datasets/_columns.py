@@ -26,6 +26,12 @@ SEPARATED: dict[str, Callable[[Iterable[str]], Iterator[list[str]]]] = {
 """How lines of text are divided into values: at commas, at tabs, or at spaces as in static MNIST."""
 LABELS = ("label", "labels", "class", "target", "y")
 """Headings of a column that holds classes."""
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test", "testing"),
+}
+"""What the parts of a split are called in files and folders."""
 LARGEST_TABLE = 2**32
 """Maximum number of bytes of a table in text, which is read line by line."""
 LONGEST_LINE = 2**24
@@ -155,14 +161,14 @@ def _are_headings(line: list[str], path: Path) -> bool:
                 "line out"
             )
         return False
+    named = not numbers or _column_of_labels(line) is not None
     numbered = len(numbers) > 1 and numbers == list(range(len(numbers)))
-    named = not numbers or numbered or _column_of_labels(line) is not None
-    if named and "" in (names := [value.strip() for value in line]):
+    if (named or numbered) and "" in (names := [value.strip() for value in line]):
         at = names.index("") + 1
         raise ValueError(
             f"{path}: column {at} has no name, as the index of a data frame: save it without, by to_csv(index=False)"
         )
-    return not numbers or _column_of_labels(line) is not None
+    return named
 
 
 def _is_number(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import os
 import struct
@@ -19,11 +20,11 @@ import torch
 
 from mixvae._arrays import FEWER, check_pickle, map_npy, members, names_in, read_npz
 from mixvae._resources import TooLarge, check, short
-from mixvae.datasets._columns import LABELS
+from mixvae.datasets._columns import LABELS, PARTS
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt")
 CIFAR_RECORD = 1 + 3 * 32 * 32
-PARTED = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval")
+PARTED = (*itertools.chain.from_iterable(PARTS.values()), "dev", "eval")
 """What follows x_ or y_ in the names of arrays of a part of the data."""
 LARGEST_ARCHIVE = 2**31
 """Maximum number of bytes that CIFAR-10's archive may unpack to; the real one has 184 million."""

@@ -121,7 +121,7 @@ def _one_class(label: Any) -> Any:
     Raises:
         ValueError: it is not one class.
     """
-    shape = () if isinstance(label, list | tuple) and not label else tuple(np.shape(label))
+    shape = tuple(np.shape(label))
     if label is not None and shape not in ((), (1,)):
         raise ValueError(f"a label has shape {shape}: {ONE_CLASS}")
     return np.asarray(label).item() if shape == (1,) else label

@@ -9,6 +9,7 @@ import numpy as np
 
 from mixvae._arrays import names_in, read_npz
 from mixvae.datasets._columns import LABELS as LABELS
+from mixvae.datasets._columns import PARTS as PARTS
 from mixvae.datasets._columns import SEPARATED, Labelled, read_parquet, read_table
 from mixvae.datasets._formats import ARRAY_SUFFIXES, check_unread, read_array
 from mixvae.datasets._matlab import read_mat
@@ -22,12 +23,6 @@ READERS: dict[str, Callable[[Path], Labelled]] = {
     ".mat": read_mat,
 }
 """How files are read, by their suffix; text may be gzipped."""
-PARTS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val"),
-    "test": ("test", "testing"),
-}
-"""What the parts of a split are called in files and folders."""
 FEWEST = 10
 """Minimum number of examples that are split into three."""
 

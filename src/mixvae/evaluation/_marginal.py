@@ -25,7 +25,7 @@ from mixvae.evaluation._sums import SHORTEST_TAIL, Accumulator, tail_length, wei
 from mixvae.joint import ModelJoint
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import SILENT, Progress
-from mixvae.proposals import Proposal, keyed_uniform, refine, scores_own_draws, systematic_counts, together
+from mixvae.proposals import Proposal, Refined, keyed_uniform, refine, scores_own_draws, systematic_counts, together
 
 ProposalName = Literal["refined", "posterior"]
 LARGEST_BATCH = 256
@@ -111,45 +111,41 @@ def evaluate(
         each = draws_of_each(components, total_draws, draws_per_component)
         _check_memory(x, joint.latent, components, each, chunk)
         size, outer = _at_once(components, each, chunk), group_size(components, each, chunk)
-        first = 0
-        for group, numbers in _groups(joint, keys, outer, seed if proposal == "refined" else None):
-            refined = None
+        finished = 0
+        for first in range(0, len(x), outer):
+            whole, theirs = joint.part(first, first + outer), keys[first : first + outer]
+            parts = [(whole, theirs, None)]
             if proposal == "refined":
-                q = model.posterior(group.x)
-                refined = refine(group, q, components * each, examples=numbers, seed=seed, at_once=chunk // group.size)
-                notes.append(refined.notes())
-            for start in range(0, group.size, size):
-                part = group.part(start, start + size)
-                own = None if refined is None else refined.proposal.part(start, start + size)
-                done.append(_evaluate_batch(part, numbers[start : start + size], each, seed, chunk, own))
-                progress.update(first + start + part.size, len(x), "evaluating")
-            first += group.size
+                parts = _refined(whole, theirs, components * each, seed, chunk)
+            for group, numbers, refined in parts:
+                if refined is not None:
+                    notes.append(refined.notes())
+                for start in range(0, group.size, size):
+                    part = group.part(start, start + size)
+                    own = None if refined is None else refined.proposal.part(start, start + size)
+                    done.append(_evaluate_batch(part, numbers[start : start + size], each, seed, chunk, own))
+                    finished += part.size
+                    progress.update(finished, len(x), "evaluating")
     arrays = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
     made = {"components": components, "draws_per_component": each, "seed": seed, "observations": fingerprint(x)}
     return Estimate(**arrays, **made, proposal=proposal, proposal_notes=together(notes))
 
 
-def _groups(
-    joint: ModelJoint, keys: np.ndarray, size: int, seed: int | None
-) -> Iterator[tuple[ModelJoint, np.ndarray]]:
-    """Examples whose modes are sought together, and their numbers.
+def _refined(
+    whole: ModelJoint, numbers: np.ndarray, draws: int, seed: int, chunk: int
+) -> Iterator[tuple[ModelJoint, np.ndarray, Refined]]:
+    """Proposals of examples whose modes are sought together, with the examples and their numbers.
 
     Those whose posterior fails to score its own draws are apart, as their proposals do without it.
-
-    Args:
-        joint: all examples.
-        keys: their numbers.
-        size: examples in a group, at most.
-        seed: seed of the noise of the proposals; None without proposals.
     """
-    for first in range(0, joint.size, size):
-        group, numbers = joint.part(first, first + size), keys[first : first + size]
-        ends = [0, group.size]
-        if seed is not None:
-            sound = scores_own_draws(joint.model.posterior(group.x), numbers, seed, joint.like).cpu().numpy()
-            ends[1:1] = map(int, np.flatnonzero(np.diff(sound)) + 1)
-        for low, high in itertools.pairwise(ends):
-            yield group.part(low, high), numbers[low:high]
+    q = whole.model.posterior(whole.x)
+    sound = scores_own_draws(q, numbers, seed, whole.like).cpu().numpy()
+    cuts = [0, *map(int, np.flatnonzero(np.diff(sound)) + 1), whole.size]
+    for low, high in itertools.pairwise(cuts):
+        group, own = whole.part(low, high), numbers[low:high]
+        posterior = q if group.size == whole.size else whole.model.posterior(group.x)
+        settings = {"seed": seed, "at_once": chunk // group.size, "with_posterior": bool(sound[low])}
+        yield group, own, refine(group, posterior, draws, examples=own, **settings)
 
 
 def _at_once(components: int, each: int, chunk: int) -> int:

@@ -95,6 +95,7 @@ def refine(
     examples: Sequence[int] | np.ndarray | None = None,
     seed: int = 0,
     at_once: int = 64,
+    with_posterior: bool | None = None,
 ) -> Refined:
     """Find a proposal for every example: from its modes and curvature, and pilot rounds if they can help.
 
@@ -105,6 +106,7 @@ def refine(
         examples: numbers of the examples, which key their noise; their positions by default.
         seed: seed of the noise.
         at_once: draws per example decoded at once in the pilot rounds.
+        with_posterior: whether some draws come from the posterior; by default if it scores its own draws.
 
     References:
         Bugallo et al., Adaptive Importance Sampling: The past, the present, and the future (2017),
@@ -127,7 +129,8 @@ def refine(
     """
     numbers = np.arange(joint.size) if examples is None else np.asarray(examples)
     peaks = find_peaks(joint, q)
-    with_posterior = bool(scores_own_draws(q, numbers, seed, joint.like).all())
+    if with_posterior is None:
+        with_posterior = bool(scores_own_draws(q, numbers, seed, joint.like).all())
     student, shares = _around(peaks, widened=not with_posterior)
     second = peaks.distinct & (shares[1] > 0) if len(peaks.location) > 1 else torch.zeros_like(peaks.distinct)
     adapted = torch.zeros(joint.size, dtype=torch.bool, device=shares.device)

@@ -30,7 +30,7 @@ from mixvae.analysis import (
 )
 from mixvae.datasets import Split
 from mixvae.files import canonical, checksum, commit, write_bytes
-from mixvae.model import evaluating
+from mixvae.model import MixtureVAE, evaluating
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import _legacy as legacy
 from mixvae.runs._examples import NewData, SplitName, examples_of, part_of, prepared
@@ -294,12 +294,13 @@ def representation(
         raise ValueError(f"{run.path} has data without labels ({run.data.name}): classification needs labels")
     train = run.data.split("train").to(default_device())
     at_least(1, samples=samples)
-    draws = samples or _components(run, part)
+    blank = run.blank()
+    draws = samples or _components(blank, part)
     identity = {
         "split": split, "fitted_to": min(examples, len(train)), "seeds": list(seeds), "samples": draws,
         "weights": run.weights_sha256, "data": run.data.sha256(), "labels": run.data.labels_sha256(),
     }  # fmt: skip
-    if source := sources_of(run.blank()):
+    if source := sources_of(blank):
         identity["source"] = source
     name = f"representation-{split}-{checksum(canonical(identity))[:12]}"
     file = run.layout.evaluations / f"{name}.json"
@@ -324,10 +325,10 @@ def representation(
     return result
 
 
-def _components(run: Run, part: Split) -> int:
-    """Number of components of a run's mixture, whatever its weights."""
+def _components(model: MixtureVAE, part: Split) -> int:
+    """Number of components of a mixture, whatever its weights."""
     with torch.no_grad():
-        model = run.blank().eval()
+        model.eval()
         x = part.head(1).fixed(0).to(next(model.parameters()))
         return model.posterior(x).batch_shape[0]
 

@@ -13,8 +13,7 @@ import mixvae.config
 from mixvae._failures import plain_errors
 from mixvae._resources import together
 from mixvae.config import Config, StartConfig
-from mixvae.datasets import SOURCES, Dataset
-from mixvae.datasets._sources import Digits
+from mixvae.datasets import Dataset, has_root
 from mixvae.files import load_tensors
 from mixvae.model import MixtureVAE, evaluating
 from mixvae.priors import TwoLevelPrior
@@ -48,7 +47,7 @@ def check_effects(config: Config) -> None:
                     f"model.posterior has {name} {arguments[name]}, the model {getattr(model, name)}: give "
                     f"model.{name} alone"
                 )
-    if data.root is not None and isinstance(SOURCES.get(data.name or ""), Digits | None):
+    if data.root is not None and not has_root(data.name):
         raise ValueError(
             f"data.root is the folder of a data set by name, but {data.name} needs none: leave data.root out"
         )
