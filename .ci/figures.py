@@ -35,7 +35,8 @@ IMAGES: dict[str, tuple[str, Key, Key]] = {
         "fashion_ways", ("sticking the landing", 4), ("sticking the landing", 1)
     ),
     "FashionMNIST, VampPrior, S = 4": ("vampprior", ("vamp", 4), ("vamp", 1)),
-    "FashionMNIST, PixelCNN, S = 4": ("pixelcnn", ("conv", 4), ("conv", 1)),
+    "FashionMNIST, 14×14, PixelCNN, S = 4": ("pixelcnn", ("conv", 4), ("conv", 1)),
+    "FashionMNIST, 14×14, composite, S = 2": ("pixelcnn", ("composite", 2), ("composite", 1)),
 }  # fmt: skip
 CELLS: dict[str, tuple[str, Key, Key]] = {
     "CORTEX, S = 3": ("cortex_equal", ("mixture", 3), ("mixture, 3 draws", 1)),
