@@ -51,6 +51,27 @@ def test_unequal_variances_give_welchs_error():
     assert "elbo" not in told[0]
 
 
+def test_repeated_trainings_do_not_count():
+    """Mixtures with one frozen decoder were counted as independent trainings, which made every error smaller."""
+    rng = np.random.default_rng(2)
+    base, other = rng.normal(size=5), 3 + 1.5 * rng.normal(size=5)
+    once = {"base": base, "other": other}
+    copies = {name: base + shift + 0.01 * rng.normal(size=5) for name, shift in (("x", 0.0), ("y", 2.0), ("z", -1.0))}
+    alone, several = between_trainings(once), between_trainings({**once, **copies})
+    assert several.repeated == {"x", "y", "z"}
+    assert (several.degrees, several.sd, several.homogeneity) == (8, alone.sd, alone.homogeneity)
+    assert several.difference("other", "base") == alone.difference("other", "base")
+    assert several.difference("y", "base").se == pytest.approx(alone.sd * math.sqrt(2 / 5), rel=1e-12)
+    assert not between_trainings({**once, "wider": 3 * base}).repeated, "of another spread"
+    assert not between_trainings({"a": base[:4], "b": base[:4]}).repeated, "too few to tell from chance"
+
+
+def test_unrelated_trainings_are_hardly_ever_taken_for_repeated():
+    rng = np.random.default_rng(3)
+    found = sum(len(between_trainings({"a": a, "b": b}).repeated) for a, b in rng.normal(size=(4000, 2, 5)))
+    assert found <= 6, "of 4000, expected 1 at most"
+
+
 def test_trainings_that_never_differ_have_no_error():
     between = between_trainings({"a": [1.0] * 4, "b": [2.0] * 4, "c": [0.0, 5.0, 9.0, -7.0]})
     assert not between.is_pooled

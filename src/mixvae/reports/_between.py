@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,6 +15,10 @@ UNEQUAL = 0.1
 """p value below which variances count as different: the larger level, as a miss costs more than a needless Welch."""
 FEWEST = 3
 """Trainings that a configuration needs for its variance to be compared, as two deviate equally from their mean."""
+ALIKE = 0.14
+"""Trainings repeat others if their deviations from the mean are the same up to this share: √(2 − 2r) for r = 0.99."""
+MANY = 5
+"""Trainings that are needed to tell a repetition from chance, which has r ≥ 0.99 with probability 0.0006 at most."""
 ONE_TRAINING = "one training: says nothing about the method"
 """What every table says about gains without an error between trainings."""
 K = TypeVar("K", bound=Hashable)
@@ -60,12 +64,15 @@ class BetweenTrainings(Generic[K]):
         counts: number of trainings of each.
         variances: variance s_c² of the trainings of each; NaN for a single training.
         homogeneity: p value of Levene's test that the variances are equal; NaN if it cannot be tested.
+        repeated: configurations whose trainings repeat those of an earlier one, so that they say nothing new about how
+            much trainings differ, and count in no pooled variance.
     """
 
     means: Mapping[K, float]
     counts: Mapping[K, int]
     variances: Mapping[K, float]
     homogeneity: float
+    repeated: Collection[K] = ()
 
     @property
     def is_pooled(self) -> bool:
@@ -75,12 +82,13 @@ class BetweenTrainings(Generic[K]):
     @property
     def degrees(self) -> int:
         """Degrees of freedom of the pooled variance."""
-        return sum(count - 1 for count in self.counts.values())
+        return sum(count - 1 for key, count in self.counts.items() if key not in self.repeated)
 
     @property
     def sd(self) -> float:
         """Pooled standard deviation s of single trainings; NaN without degrees of freedom."""
-        squares = math.fsum((n - 1) * self.variances[key] for key, n in self.counts.items() if n > 1)
+        own = {key: n - 1 for key, n in self.counts.items() if n > 1 and key not in self.repeated}
+        squares = math.fsum(n * self.variances[key] for key, n in own.items())
         return math.sqrt(squares / self.degrees) if self.degrees else math.nan
 
     def margin(self, of: K) -> float:
@@ -168,6 +176,11 @@ def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K
     one of four configurations has three times the standard deviation of the others, five trainings of each detect it in
     two of three experiments, and the resulting 95 % intervals cover in 91 %; with twenty, both are right.
 
+    Configurations that share what decides a value, such as a frozen decoder, repeat each other's trainings: they would
+    count as independent ones, and errors would be too small. One whose trainings, at least five in the same order of
+    seeds, deviate from their mean as those of an earlier one (r = 0.99, the same spread) counts neither in the variance
+    nor in the test.
+
     Args:
         values: one value per training, such as its mean bound in nats, by configuration; at least one each.
 
@@ -196,12 +209,29 @@ def between_trainings(values: Mapping[K, Sequence[float]]) -> BetweenTrainings[K
     if empty := [name for name, each in arrays.items() if not len(each)]:
         raise ValueError(f"every configuration needs at least one training; {empty[0]} has none: leave it out")
     shifted = {name: each - each[0] for name, each in arrays.items()}  # exactly zero where none differs
+    repeated = _repeated(shifted)
     return BetweenTrainings(
         {name: float(arrays[name][0] + each.mean()) for name, each in shifted.items()},
         {name: len(each) for name, each in shifted.items()},
         {name: float(each.var(ddof=1)) if len(each) > 1 else math.nan for name, each in shifted.items()},
-        _homogeneity(list(shifted.values())),
+        _homogeneity([each for name, each in shifted.items() if name not in repeated]),
+        repeated,
     )
+
+
+def _repeated(values: Mapping[K, np.ndarray]) -> frozenset[K]:
+    """The configurations whose trainings repeat those of an earlier one."""
+    first: list[np.ndarray] = []
+    repeated = set[K]()
+    for name, each in values.items():
+        if len(each) < MANY:
+            continue
+        far = each - each.mean()
+        if any(len(a) == len(far) and np.linalg.norm(a - far) < ALIKE * np.linalg.norm(a) for a in first):
+            repeated.add(name)
+        else:
+            first.append(far)
+    return frozenset(repeated)
 
 
 def _homogeneity(groups: Sequence[np.ndarray]) -> float:
