@@ -19,7 +19,7 @@ from mixvae.model import evaluating
 from mixvae.progress import SILENT
 from mixvae.reports import unequal_draws
 from mixvae.reproduce import EXPERIMENTS
-from mixvae.reproduce.clock import AT, at_equal_seconds, disturbed
+from mixvae.reproduce.clock import AT, at_equal_seconds, disturbed, elsewhere
 from mixvae.reproduce.contrasts import drawn_by
 from mixvae.reproduce.equal import EQUAL, encoder_parameters, wide
 from mixvae.reproduce.findings import Changes
@@ -147,7 +147,7 @@ def test_convergence_validates_all_by_eight_draws(tmp_path):
 
 def test_runs_are_read_at_the_time_of_the_quickest():
     def run(*rows):
-        return Cell(SimpleNamespace(metrics=[{"seconds": s, "validation": v} for s, v in rows]), None)
+        return Cell(SimpleNamespace(manifest={}, metrics=[{"seconds": s, "validation": v} for s, v in rows]), None)
 
     measured = {
         ("m", 1): [run((1.0, -9.0), (2.0, -7.0), (3.0, -8.0), (9.0, -6.0))],
@@ -162,8 +162,9 @@ def test_runs_are_read_at_the_time_of_the_quickest():
 def test_nothing_is_read_at_equal_seconds_of_a_busy_machine():
     """One recipe had taken from 15 to 785 seconds, and was compared at the clock of whichever was first."""
 
-    def run(pace):
-        return Cell(SimpleNamespace(metrics=[{"seconds": pace * i, "validation": -9.0 + i} for i in (1, 2, 3)]), None)
+    def run(pace, **runtime):
+        metrics = [{"seconds": pace * i, "validation": -9.0 + i} for i in (1, 2, 3)]
+        return Cell(SimpleNamespace(manifest={"runtime": runtime}, metrics=metrics), None)
 
     measured = {("m", 1): [run(1.0), run(1.1)], ("m", 4): [run(2.0), run(2.5)]}
     assert "m S = 4 2 to 2.5 s" in disturbed(measured)[0]
@@ -173,6 +174,11 @@ def test_nothing_is_read_at_equal_seconds_of_a_busy_machine():
     assert disturbed(measured) == []
     assert [cell.value(AT) for cell in at_equal_seconds(measured)["m", 4]] == [-8.0, -8.0]
     assert [cell.value(AT) for cell in at_equal_seconds(measured)["m", 1]] == [-6.0, -6.0], "within three seconds"
+    for other in ({"machine": "another"}, {"threads": 2}, {"device": "cuda:0"}):
+        measured["m", 4] = [run(2.0, **other), run(2.3, **other)]
+        assert disturbed(measured) == [f"Nothing is compared at equal seconds. {elsewhere(measured)[0]}"]
+        assert "(m S = 4: " in elsewhere(measured)[0]
+        assert all(math.isnan(cell.value(AT)) for cells in at_equal_seconds(measured).values() for cell in cells)
 
 
 @pytest.mark.parametrize(

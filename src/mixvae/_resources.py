@@ -1,4 +1,4 @@
-"""How much memory there is, and one-line refusals, before allocation, of what cannot fit into it.
+"""What this machine is, how much memory there is, and one-line refusals, before allocation, of what cannot fit into it.
 
 Every estimate is a lower bound on what is needed at once: what is refused could not have worked, and what is not
 refused may still be too much. Imports nothing of mixvae, and no torch until a model is built.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,18 @@ _together: ContextVar[int] = ContextVar("together", default=2)
 
 class TooLarge(ValueError):
     """The request is valid, but cannot be met on this machine."""
+
+
+@cache
+def machine() -> str:
+    """This machine in words: architecture, processor where the system tells it, and system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    named = [platform.machine(), model or platform.processor(), platform.platform()]
+    return ", ".join(dict.fromkeys(filter(None, named)))
 
 
 def memory() -> int:

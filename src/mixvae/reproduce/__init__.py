@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import re
 import shlex
 import time
@@ -16,6 +15,7 @@ from typing import Any, Literal, cast
 import torch
 
 from mixvae import figures, reports
+from mixvae._resources import machine
 from mixvae.files import read_json, write_bytes, write_json
 from mixvae.progress import SILENT, Progress
 from mixvae.reproduce.catalogue import EXPERIMENTS
@@ -117,7 +117,7 @@ def reproduce(
         "command": command,
         "commands": findings.commands,
         "seconds": before + time.perf_counter() - start,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {platform.platform()}",
+        "machine": f"{machine()}, {torch.get_num_threads()} threads",
         "versions": {package: version(package) for package in ("mixvae", "torch", "numpy")},
     }
     write_json(folder / "results.json", _finite(results))

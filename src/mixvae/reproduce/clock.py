@@ -62,8 +62,28 @@ def unconfirmed(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str = 
     return [f"Seconds that no second training confirms, as other work slowed it: {listed}."] if slower else []
 
 
+MACHINE = ("machine", "device", "threads", "processes", "nodes")
+"""What runs record of the hardware that they were trained on."""
+
+
+def elsewhere(measured: Measured) -> list[str]:
+    """A note on variants that were trained on another machine than the first, or in other threads, or none."""
+    hardware = {named(key): [cell.run.manifest.get("runtime", {}) for cell in cells] for key, cells in measured.items()}
+    first = next(own for each in hardware.values() for own in each)
+    other: dict[str, str] = {}
+    for variant, each in hardware.items():
+        for own in each:
+            if differing := [name for name in MACHINE if own.get(name) != first.get(name)]:
+                name = differing[0]
+                other.setdefault(variant, f"{name} {own.get(name)}, not {first.get(name)}")
+    listed = "; ".join(f"{variant}: {what}" for variant, what in other.items())
+    return [f"Seconds cannot be compared, as trainings ran on different machines ({listed})."] if other else []
+
+
 def disturbed(measured: Measured) -> list[str]:
-    """A note on variants whose trainings differ in their seconds per epoch, or none."""
+    """A note on variants whose trainings differ in their seconds per epoch, or in their machine, or none."""
+    if found := elsewhere(measured):
+        return [f"Nothing is compared at equal seconds. {found[0]}"]
     paces = {named(key): sorted(map(pace, cells)) for key, cells in measured.items()}
     busy = ", ".join(f"{name} {p[0]:.2g} to {p[-1]:.2g} s" for name, p in paces.items() if p[-1] > STEADY * p[0])
     told = (

@@ -17,7 +17,7 @@ from mixvae.analysis import Representation
 from mixvae.evaluation import Evaluation, standard_error
 from mixvae.progress import Progress
 from mixvae.reports import ONE_TRAINING, PARTS, BetweenTrainings, Column, parts
-from mixvae.reproduce.clock import add_clock, at_equal_seconds, disturbed, least, unconfirmed
+from mixvae.reproduce.clock import add_clock, at_equal_seconds, disturbed, elsewhere, least, unconfirmed
 from mixvae.reproduce.contrasts import (
     KIND,
     Key,
@@ -365,7 +365,7 @@ class Trainings:
 
     def _notes(self, rows: list[Row], measured: Measured) -> list[str]:
         """Caveats on the numbers."""
-        notes = [*(disturbed(measured) if self.clock else []), *left_out(self.family, self.questions)]
+        notes = [*(disturbed if self.clock else elsewhere)(measured), *left_out(self.family, self.questions)]
         if any(cell.evaluation.identity.legacy for cells in measured.values() for cell in cells):
             notes.append(
                 "Legacy results, from before results recorded the weights and data that they were made from: they pair "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 import mixvae.config
 from mixvae import datasets
 from mixvae._failures import typed
+from mixvae._resources import machine
 from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset
 from mixvae.model import MixtureVAE
@@ -157,7 +157,7 @@ def _runtime(data: Dataset, path: Path, fabric: Fabric, **more: Any) -> dict[str
         "processes": fabric.world_size,
         "nodes": nodes_of(fabric),
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {platform.platform()}",
+        "machine": machine(),
         "versions": versions(),
         "git_commit": git_commit(),
         **more,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from scvi.model import SCVI
 from torch.utils.data import DistributedSampler
 
+from mixvae._resources import machine
 from mixvae.files import state_from_bytes, weights_to_bytes
 from mixvae.progress import SILENT, Progress
 from mixvae.runs import Layout, Recipe, Run, RunStore
@@ -269,7 +269,7 @@ def _runtime(source: str, path: Path, training: Training) -> dict[str, Any]:
         "data": {"name": source, "origin": None, "relative": relative, "sizes": training.sizes},
         "processes": training.processes,
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {platform.platform()}",
+        "machine": machine(),
         "versions": versions() | {name: version(name) for name in ("scvi-tools", "lightning", "anndata")},
         "git_commit": git_commit(),
     }
