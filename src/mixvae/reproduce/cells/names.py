@@ -8,6 +8,9 @@ BASELINE = (SCVI_NAME, 1)
 KINDS = (SCVI_NAME, MIXTURE, FROZEN, UNNORMALISED)
 """Kinds of models that are trained; the rival is computed from a trained SCVI."""
 
+DERIVED = (RIVAL, FROZEN)
+"""Kinds that rest on SCVI's own trainings: they are paired with it by seed, and are no further trainings."""
+
 
 def named_by_draws(kind: str, draws: int) -> str:
     """A kind of model whose training takes this many draws from each component.

@@ -15,7 +15,7 @@ from mixvae._tables import Row
 from mixvae.evaluation import Evaluation, Gain, Identity, mismatch, paired_gain
 from mixvae.files import canonical, checksum, read_json
 from mixvae.reports import Trained, between_trainings, student, trust, within_seeds
-from mixvae.reproduce.cells.names import BASELINE, FROZEN, KINDS, MIXTURE, RIVAL, SCVI_NAME, named_by_draws
+from mixvae.reproduce.cells.names import BASELINE, DERIVED, FROZEN, KINDS, MIXTURE, RIVAL, SCVI_NAME, named_by_draws
 from mixvae.reproduce.clock import least
 from mixvae.reproduce.contrasts import Key
 from mixvae.reproduce.measured import worst
@@ -131,8 +131,8 @@ def legacy_evaluation(content: Mapping[str, Any]) -> Evaluation:
 def table(results: Sequence[Evaluation]) -> list[Row]:
     """One row per model and S: means over trainings, and gains over SCVI, each with the margin of its 95 % interval.
 
-    Samples of SCVI's encoder side by side come from SCVI's own trainings, so their gains over it are paired, and their
-    scores do not count as further trainings.
+    Samples of SCVI's encoder side by side come from SCVI's own trainings, and so do frozen decoders: their gains over
+    it are paired, and they do not count as further trainings.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
@@ -156,7 +156,7 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
         for key, own in _having(metric, scored).items():
             row = rows[key]
             row[metric] = float(np.mean([*own.values()]))
-            if key[0] != RIVAL:
+            if key[0] not in DERIVED:
                 row[f"{metric}_margin"] = between[metric].margin(key)
                 row[f"{metric}_homogeneity"] = between[metric].homogeneity
                 if key != BASELINE and BASELINE in between[metric].means:
@@ -164,13 +164,13 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
                     row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
             else:
                 row[f"{metric}_margin"] = _mean([*own.values()])[1]
-                gain, _ = within_seeds(own, {seed: one[metric] for seed, one in scored[BASELINE].items()})
+                gain, _ = within_seeds(own, _having(metric, scored).get(BASELINE, {}))
                 row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
     return list(rows.values())
 
 
 def by_seed(results: Sequence[Evaluation]) -> dict[str, dict[Key, Trained]]:
-    """Value of every training, by bound or score, by model and by seed; samples side by side have no trainings.
+    """Value of every training, by bound or score, by model and by seed, of those with trainings of their own.
 
     Raises:
         ValueError: the results are not all of the same cells, or lack SCVI, the baseline of all comparisons.
@@ -244,7 +244,7 @@ def _having(metric: str, scored: Scored) -> dict[Key, dict[int, float]]:
 
 def _by_seed(scored: Scored) -> dict[str, dict[Key, Trained]]:
     return {
-        metric: {key: own for key, own in _having(metric, scored).items() if key[0] != RIVAL}
+        metric: {key: own for key, own in _having(metric, scored).items() if key[0] not in DERIVED}
         for metric in _metrics(scored)
     }
 
