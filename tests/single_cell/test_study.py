@@ -1,6 +1,5 @@
 """The single-cell study: every model a run, every evaluation with its identity, and legacy results as they were."""
 
-import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -297,16 +296,6 @@ def test_integration_makes_runs_and_refuses_other_settings(typed, tmp_path, monk
 def legacy(tmp_path):
     """A copy of the recorded CORTEX results."""
     return shutil.copytree(DOCS / "data" / "cortex", tmp_path / "cortex")
-
-
-def test_legacy_integration_table_matches_the_docs(legacy):
-    rows = integration_table(integration.integrate(legacy / "integration"))
-    page = (DOCS / "results.md").read_text()
-    table = page[page.index("| score | SCVI, S = 1 | mixture, S = 1 | mixture, S = 3 |") :]
-    printed = re.findall(r"^\| ([^|]+) \| (0\.[^|]+) \| ([^|]+) \| ([^|]+) \|$", table, re.MULTILINE)
-    assert len(printed) == 13
-    for name, *cells in printed:
-        assert cells == [f"{row[name]:.3f} ± {row[f'{name}_margin']:.3f}" for row in rows], name
 
 
 def test_legacy_cortex_results_print_without_training_or_data(legacy, capsys, untrainable, monkeypatch, as_users_run):
