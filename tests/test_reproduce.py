@@ -635,6 +635,9 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert told in refused(capsys, "reproduce", "latents", "--scale", "smoke", "--out", out, *words)
     assert not (tmp_path / "refused").exists()
     assert "--seeds takes numbers" in refused(capsys, "reproduce", "latents", "--seeds", "²")
+    assert "--seeds takes numbers" in refused(capsys, "reproduce", "latents", "--seeds", "١,٢")
+    assert "seeds must be below 2**63" in refused(capsys, "reproduce", "digits", "--seeds", f"0,{2**63}")
+    assert "seed must be below 2**63" in refused(capsys, "train", "digits", "--seed", str(2**63))
     (tmp_path / "taken").mkdir()
     for content in ('{"experiment": "digits", "seconds": 9}', '{"nll": 3}', "[]", "3"):
         (tmp_path / "taken" / "results.json").write_text(content)

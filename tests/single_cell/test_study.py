@@ -347,6 +347,8 @@ def test_legacy_and_new_results_are_never_mixed(legacy, studied, typed, untraina
         study.run(legacy, JOBS[:2])
     with pytest.raises(ValueError, match="epochs is 100, not 7"):
         integration.integrate(legacy / "integration", epochs=7)
+    with pytest.raises(ValueError, match="warmup is 50, not 7"):
+        integration.integrate(legacy / "integration", warmup=7)
 
 
 # Everything around it.

@@ -214,7 +214,7 @@ def reproduce(
             table.add_row(experiment.name, experiment.title, *costs)
         show(table)
         return
-    if seeds is not None and not all(seed.isdecimal() for seed in names(seeds)):
+    if seeds is not None and not all(seed.isascii() and seed.isdecimal() for seed in names(seeds)):
         raise ValueError(f"--seeds takes numbers separated by commas, such as 0,1,2; got {seeds!r}")
     runner = choose_runner(on, jobs=jobs, address=address)
     numbers = None if seeds is None else [int(seed) for seed in names(seeds)]

@@ -51,6 +51,8 @@ class Changes:
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs)
         at_least(0, warmup=self.warmup)
+        for seed in self.seeds or ():
+            at_least(0, seeds=seed)
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             listed = ",".join(map(str, self.seeds)) or "none"
             raise ValueError(f"seeds must be different numbers, at least one; got {listed}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import mixvae.config
-from mixvae._failures import plain_errors
+from mixvae._failures import at_least, plain_errors
 from mixvae._resources import together
 from mixvae.config import Config, StartConfig
 from mixvae.datasets import Dataset, has_root
@@ -62,6 +62,7 @@ def new_model(config: Config, data: Dataset, fabric: Fabric, *, started: bool = 
         raise ValueError(
             f"model.shape is {config.model.shape}, but the data have shape {list(data.shape)}: leave it out"
         )
+    at_least(0, seed=config.seed)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(data.train), generator=generator)[:EXAMPLES]

@@ -24,6 +24,8 @@ from mixvae.single_cell.recipes import Training
 from mixvae.single_cell.runs import finished, take_weights
 
 SCORES = "scib-metrics"
+LEGACY_WARMUP = 50
+"""Epochs of warm-up in results that do not record it."""
 
 
 def with_batches(adata: AnnData, seed: int = 0) -> AnnData:
@@ -67,7 +69,8 @@ def integrate(
         ValueError: a run or a result in the folder was made from other cells or with other settings.
     """
     folder, listed = Path(out).expanduser(), with_scvi(components, seeds)
-    contents = legacy(folder, listed, lambda path, content: agree(path, content, {"epochs": epochs}))
+    asked = {"epochs": epochs, "warmup": warmup}
+    contents = legacy(folder, listed, lambda path, content: agree(path, {"warmup": LEGACY_WARMUP, **content}, asked))
     adata = None if contents is not None or not listed else with_batches(cortex() if data is None else data)
     results = []
     for i, job in enumerate(listed):
