@@ -595,6 +595,17 @@ def prints_without_weights(out, words, results, capsys, monkeypatch):
         shutil.copy(out / "results.json", more)
         with pytest.raises(SystemExit, match="more also holds vanilla-S1-seed7, which the command does not ask for"):
             runpy.run_path(str(script))[name](*arguments)
+    for kind, fault in (("test", "no evaluation as"), ("representation", "no scores of latents as")):
+        damaged = shutil.copytree(published, out.parent / f"damaged {kind}")
+        (evaluation,) = (damaged / "vanilla-S1-seed0" / "evaluations").glob(f"{kind}-*.json")
+        evaluation.write_text(evaluation.read_text()[:-40])
+        before = {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()}
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([*words[:-2], "--out", str(damaged)])
+        assert end.value.code == 2
+        assert f"vanilla-S1-seed0 has no weights and {fault} asked for, or" in capsys.readouterr().err.splitlines()[-1]
+        assert before == {path: path.read_bytes() for path in damaged.rglob("*") if path.is_file()}
     command = (published / "command.txt").read_text().split()
     assert command == ["mixvae", *words[:-2]]
     main([*command[1:], "--out", str(published)])

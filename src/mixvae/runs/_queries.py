@@ -286,7 +286,8 @@ def representation(
         progress: where to report progress; silent by default.
 
     Raises:
-        ValueError: the data have no labels, fewer than two classes, or fewer examples than classes.
+        ValueError: the data have no labels, fewer than two classes, or fewer examples than classes; or there are no
+            such scores, and no weights to compute them with.
     """
     run = open_run(run)
     part = part_of(run, split)
@@ -307,6 +308,11 @@ def representation(
     stored = _stored(file, identity)
     if stored is not None:
         return stored
+    if not run.has_weights:
+        raise ValueError(
+            f"{run.path} has no weights and no scores of latents as asked for, or damaged ones: restore its evaluations "
+            "from a copy, or train it again"
+        )
 
     def latents(of: Split, seed: int) -> Latents:
         assert of.y is not None

@@ -49,13 +49,20 @@ def run_cells(grid: Grid, *, runner: Runner = LOCAL, progress: Progress = SILENT
         progress: where to report progress, such as `mixvae.progress.Terminal()`; silent by default.
 
     Raises:
-        ValueError: a cell's folder holds something else, or the runner cannot train there.
+        ValueError: a cell's folder holds something else, or results without weights that are not those asked for, or
+            the runner cannot train there.
     """
     result, errors, tasks = Sweep(), dict[str, str](), list[Task]()
     trusted = sorted(config.granted().packages)
     for name, standing in grid.standing().items():
-        if standing == "trained" and _stored(grid.out / name, grid) is not None:
+        path = grid.out / name
+        if standing == "trained" and _stored(path, grid) is not None:
             progress.announce(f"{name}: already done")
+        elif standing == "trained" and not runs.open_run(path).has_weights:
+            raise ValueError(
+                f"{path} has no weights and no evaluation as asked for, or a damaged one: restore its evaluations from a "
+                "copy, or delete it to train it again"
+            )
         else:
             tasks.append(Task(name, grid.cells[name], grid.out, standing, grid.evaluation, trusted))
     if tasks:
