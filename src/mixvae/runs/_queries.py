@@ -310,8 +310,8 @@ def representation(
         return stored
     if not run.has_weights:
         raise ValueError(
-            f"{run.path} has no weights and no scores of latents as asked for, or damaged ones: restore its evaluations "
-            "from a copy, or train it again"
+            f"{run.path} has no weights and no scores of latents as asked for, or damaged ones: restore its "
+            "evaluations from a copy, or train it again"
         )
 
     def latents(of: Split, seed: int) -> Latents:

@@ -60,8 +60,8 @@ def run_cells(grid: Grid, *, runner: Runner = LOCAL, progress: Progress = SILENT
             progress.announce(f"{name}: already done")
         elif standing == "trained" and not runs.open_run(path).has_weights:
             raise ValueError(
-                f"{path} has no weights and no evaluation as asked for, or a damaged one: restore its evaluations from a "
-                "copy, or delete it to train it again"
+                f"{path} has no weights and no evaluation as asked for, or a damaged one: restore its evaluations "
+                "from a copy, or delete it to train it again"
             )
         else:
             tasks.append(Task(name, grid.cells[name], grid.out, standing, grid.evaluation, trusted))
