@@ -1,6 +1,7 @@
 """What figures show: honest ranges, everything or a word on what is cut off, text that can be read."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -101,6 +102,23 @@ def test_long_names_leave_room_for_the_curves_and_gains():
         drawn.canvas.draw()
         assert drawn.axes[0].get_position().width > 0.5
     assert gains.axes[0].get_yticklabels()[1].get_text() == "S\u00a0=\u00a02 (not tight;\nbar unreliable)"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[(-0.171, 0.165), (0.226, 0.11), (-0.681, 0.052), (0.124, 0.057)], [(1.0, math.nan)], [(-3.0, 0.001), (3.0, 9.0)]],
+)
+def test_labels_of_gains_stay_within_the_axes(values):
+    """That of the largest loss lay over the names of the rows."""
+    rows = [(f"pooled S = {i} over pooled S = 1", *value) for i, value in enumerate(values)]
+    figure = figures.gains(rows, "gain in log p(x) over the baseline (nats)", decided=[True] * len(rows))
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    low, high = axes.get_window_extent().intervalx
+    for text in axes.texts:
+        left, right = text.get_window_extent().intervalx
+        assert low <= left, text.get_text()
+        assert right <= high, text.get_text()
 
 
 def test_training_is_drawn_where_its_bound_is_one():

@@ -13,6 +13,8 @@ from mixvae.figures._style import MARKERS, PALETTE, WIDTH, bare, blank, colours,
 
 NAMED = 1.7
 """Maximum width in inches of the name of a gain."""
+HALF_LABEL = 0.2
+"""Half of the width of a label of a gain, as a share of the width of its axes."""
 
 
 def scaling(curves: dict[str, list[tuple[int, float]]], across: str, up: str) -> Figure:
@@ -207,12 +209,22 @@ def gains(
     axes.axvline(0, color="#888888", linewidth=1)
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.4, -0.8)
-    axes.margins(x=0.12)
+    axes.set_xlim(*_with_room([(gain, error) for _, gain, error in rows]))
     legend = "\nblue: gain, orange: loss, grey: undecided" if decided is not None else ""
     axes.set_xlabel(wrapped(f"{across}\nbars: {bars}{legend}", WIDTH - 0.9))
     values = "; ".join(f"{name} {_signed(gain, error)}" for name, gain, error in rows)
     figure.set_label(" ".join(f"{across}: {values}. Bars: {bars}.".split()))
     return figure
+
+
+def _with_room(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Limits between which all bars fit, and the label of every gain, centred above it."""
+    ends = [0.0, *(gain + way * (0 if math.isnan(error) else error) for gain, error in gains for way in (-1, 1))]
+    margin = 0.05 * (max(ends) - min(ends) or 1.0)
+    low, high = min(ends) - margin, max(ends) + margin
+    room = HALF_LABEL * (high - low) / (1 - 2 * HALF_LABEL)
+    points = [gain for gain, _ in gains] or [0.0]
+    return min(low, min(points) - room), max(high, max(points) + room)
 
 
 def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str, across: str = "gain over the first") -> Figure:
