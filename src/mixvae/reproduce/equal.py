@@ -270,7 +270,7 @@ _EXPERIMENTS = (
             "smoke": _pixelcnn((1, 2), 10, _TINY_PIXELCNN, _SMALL_COMPOSITE, cost="two minutes", **SMOKE),
             "small": _pixelcnn(
                 (1, 2, 4), 100, _CONV14, _COMPOSITE14,
-                seeds=(0, 1, 2), total_draws=500, examples=1000, cost="half a day of one core",
+                seeds=(0, 1, 2), total_draws=500, examples=1000, cost="six hours of one core",
             ),
             "paper": _pixelcnn((1, 2, 4), 500, {**LONG, **LAST}, {}, cost="weeks on one GPU", **PAPER),
         },
