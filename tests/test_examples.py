@@ -42,7 +42,7 @@ def test_the_tutorial_runs_from_its_first_line_to_the_report(tmp_path, monkeypat
                 if program == "mixvae":
                     cli.main(words)
     out = capsys.readouterr().out
-    gain, error = (float(value) for value in re.search(r"gain (-?[\d.]+) ± ([\d.]+) nats", out).groups())
+    gain, error = (float(value) for value in re.search(r"gain ([-+][\d.]+) ± ([\d.]+) nats", out).groups())
     assert error < 1
     assert gain > -1, "four encoders are not much worse than one"
     pictures = {path.name for path in tmp_path.glob("*.png")}
