@@ -1,5 +1,6 @@
 """The single-cell study: every model a run, every evaluation with its identity, and legacy results as they were."""
 
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -282,6 +283,10 @@ def test_integration_makes_runs_and_refuses_other_settings(typed, tmp_path, monk
     assert list(found.draws.values()) == [(2.0, 1.0)]
     published = published_with(monkeypatch, tmp_path, "integration --scale smoke --seeds 0 --epochs 1 --warmup 1")
     assert (published / "scvi-S1-seed0" / "evaluations" / "integration.npz").exists(), "it has no bounds"
+    assert integration.integrate(published, (2,), (0,), epochs=1, warmup=1, data=typed) == made
+    (published / "scvi-S1-seed0" / "evaluations" / "integration.npz").write_bytes(b"damaged")
+    with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
+        integration.integrate(published, (2,), (0,), epochs=1, warmup=1, data=typed)
     before = files(tmp_path)
     assert integration.integrate(tmp_path, (2,), (0,), epochs=1, warmup=1, data=typed) == made
     assert files(tmp_path) == before
@@ -296,6 +301,31 @@ def test_integration_makes_runs_and_refuses_other_settings(typed, tmp_path, monk
 def legacy(tmp_path):
     """A copy of the recorded CORTEX results."""
     return shutil.copytree(DOCS / "data" / "cortex", tmp_path / "cortex")
+
+
+LEGACY_SCORES = """
+Total 0.805 ± 0.009 | 0.818 ± 0.009 | 0.820 ± 0.009
+Bio conservation 0.718 ± 0.014 | 0.734 ± 0.014 | 0.737 ± 0.014
+Batch correction 0.937 ± 0.006 | 0.944 ± 0.006 | 0.944 ± 0.006
+Isolated labels 0.600 ± 0.005 | 0.603 ± 0.005 | 0.603 ± 0.005
+KMeans NMI 0.713 ± 0.082 | 0.746 ± 0.008 | 0.757 ± 0.041
+KMeans ARI 0.670 ± 0.029 | 0.708 ± 0.029 | 0.717 ± 0.029
+Silhouette label 0.607 ± 0.006 | 0.612 ± 0.006 | 0.610 ± 0.006
+cLISI 0.998 ± 0.000 | 0.999 ± 0.000 | 0.998 ± 0.000
+BRAS 0.951 ± 0.005 | 0.959 ± 0.005 | 0.957 ± 0.005
+iLISI 0.887 ± 0.007 | 0.897 ± 0.007 | 0.895 ± 0.007
+KBET 0.939 ± 0.012 | 0.942 ± 0.012 | 0.933 ± 0.012
+Graph connectivity 0.958 ± 0.006 | 0.958 ± 0.006 | 0.960 ± 0.006
+PCR comparison 0.949 ± 0.015 | 0.963 ± 0.015 | 0.975 ± 0.015
+"""
+
+
+def test_legacy_integration_results_keep_their_table(legacy):
+    rows = integration_table(integration.integrate(legacy / "integration"))
+    printed = re.findall(r"^(.+?) (0\.[^|]+) \| ([^|]+) \| ([^|\n]+)$", LEGACY_SCORES, re.MULTILINE)
+    assert len(printed) == 13
+    for name, *cells in printed:
+        assert cells == [f"{row[name]:.3f} ± {row[f'{name}_margin']:.3f}" for row in rows], name
 
 
 def test_legacy_cortex_results_print_without_training_or_data(legacy, capsys, untrainable, monkeypatch, as_users_run):

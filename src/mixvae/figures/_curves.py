@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -219,12 +219,18 @@ def gains(
 
 def _with_room(gains: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Limits between which all bars fit, and the label of every gain, centred above it."""
-    ends = [0.0, *(gain + way * (0 if math.isnan(error) else error) for gain, error in gains for way in (-1, 1))]
-    margin = 0.05 * (max(ends) - min(ends) or 1.0)
-    low, high = min(ends) - margin, max(ends) + margin
+    low, high = _range(gains)
+    margin = 0.05 * (high - low or 1.0)
+    low, high = low - margin, high + margin
     room = HALF_LABEL * (high - low) / (1 - 2 * HALF_LABEL)
     points = [gain for gain, _ in gains] or [0.0]
     return min(low, min(points) - room), max(high, max(points) + room)
+
+
+def _range(gains: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """From the lowest to the highest end of all bars, and zero."""
+    ends = [0.0, *(gain + way * (0 if math.isnan(error) else error) for gain, error in gains for way in (-1, 1))]
+    return min(ends), max(ends)
 
 
 def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str, across: str = "gain over the first") -> Figure:
@@ -247,11 +253,7 @@ def splits(rows: Mapping[str, Sequence[tuple[float, float]]], bars: str, across:
         ("−ΔKL(q ‖ p(z|x)): a better posterior", PALETTE[4]),
     )
     figure, axes = blank(WIDTH, 1.7 + 0.65 * len(rows))
-    ends = [
-        gain + way * (0 if math.isnan(error) else error)
-        for each in rows.values() for gain, error in each for way in (-1, 1)
-    ]  # fmt: skip
-    low, high = min(0.0, *ends), max(0.0, *ends)
+    low, high = _range(part for each in rows.values() for part in each)
     for i, each in enumerate(rows.values()):
         for j, ((gain, error), (kind, colour)) in enumerate(zip(each, kinds, strict=True)):
             known, at = not math.isnan(error), i + 0.26 * (j - 1)

@@ -308,11 +308,7 @@ def representation(
     stored = _stored(file, identity)
     if stored is not None:
         return stored
-    if not run.has_weights:
-        raise ValueError(
-            f"{run.path} has no weights and no scores of latents as asked for, or damaged ones: restore its "
-            "evaluations from a copy, or train it again"
-        )
+    run.refuse_remaking("scores of latents")
 
     def latents(of: Split, seed: int) -> Latents:
         assert of.y is not None

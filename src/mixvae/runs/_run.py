@@ -272,6 +272,14 @@ class Run:
         """Whether the weights of the best epoch exist; results may come without them."""
         return self.layout.weights.exists() or (not self.is_legacy and has_part(self.layout.manifest, "weights"))
 
+    def refuse_remaking(self, what: str) -> None:
+        """Refuse to compute a result again whose weights did not come along: it is missing, damaged or another one."""
+        if self.is_done and not self.has_weights:
+            raise ValueError(
+                f"{self.path} has no weights and no {what} as asked for, or what is stored is damaged: restore its "
+                "evaluations from a copy, or delete it to train it again"
+            )
+
     def load(self) -> MixtureVAE:
         """Load the model with the weights of its best epoch, in evaluation mode, on the CPU.
 

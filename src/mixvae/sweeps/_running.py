@@ -56,15 +56,12 @@ def run_cells(grid: Grid, *, runner: Runner = LOCAL, progress: Progress = SILENT
     trusted = sorted(config.granted().packages)
     for name, standing in grid.standing().items():
         path = grid.out / name
-        if standing == "trained" and _stored(path, grid) is not None:
-            progress.announce(f"{name}: already done")
-        elif standing == "trained" and not runs.open_run(path).has_weights:
-            raise ValueError(
-                f"{path} has no weights and no evaluation as asked for, or a damaged one: restore its evaluations "
-                "from a copy, or delete it to train it again"
-            )
-        else:
-            tasks.append(Task(name, grid.cells[name], grid.out, standing, grid.evaluation, trusted))
+        if standing == "trained":
+            if _stored(path, grid) is not None:
+                progress.announce(f"{name}: already done")
+                continue
+            runs.open_run(path).refuse_remaking("evaluation")
+        tasks.append(Task(name, grid.cells[name], grid.out, standing, grid.evaluation, trusted))
     if tasks:
         with closing(runner.run(tasks, progress)) as ended:
             for name, error in ended:

@@ -153,7 +153,8 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
         for metric, each in _by_seed(scored).items()
     }
     for metric in _metrics(scored):
-        for key, own in _having(metric, scored).items():
+        having = _having(metric, scored)
+        for key, own in having.items():
             row = rows[key]
             row[metric] = float(np.mean([*own.values()]))
             if key[0] not in DERIVED:
@@ -164,7 +165,7 @@ def table(results: Sequence[Evaluation]) -> list[Row]:
                     row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
             else:
                 row[f"{metric}_margin"] = _mean([*own.values()])[1]
-                gain, _ = within_seeds(own, _having(metric, scored).get(BASELINE, {}))
+                gain, _ = within_seeds(own, having.get(BASELINE, {}))
                 row |= {f"{metric}_gain": gain.mean, f"{metric}_gain_margin": gain.margin}
     return list(rows.values())
 
