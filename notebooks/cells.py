@@ -44,8 +44,7 @@ adata
 # ## One encoder, and three
 #
 # Both are trained on the same four fifths of the cells, with the same seed and three draws per step: more draws alone
-# raise the likelihood. The other cells are used for nothing but
-# the figures below.
+# raise the likelihood. The other cells are used for nothing but the figures below.
 
 
 # %%
