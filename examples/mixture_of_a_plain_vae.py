@@ -22,12 +22,12 @@ def as_mixture(vae: VAE, components: int) -> MixtureVAE:
     return MixtureVAE(posterior, prior, Decoder(vae.decoder, Bernoulli)).extended(components)
 
 
-def train_on(model: MixtureVAE, x: torch.Tensor, epochs: int, draws: int = 4) -> None:
-    """The usual loop, with the mixture's bound as the loss; as many draws per step whatever the number of encoders."""
+def train_on(model: MixtureVAE, x: torch.Tensor, epochs: int, draws_per_encoder: int) -> None:
+    """The usual loop, with the mixture's bound as the loss."""
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for _ in range(epochs):
         for batch in x[torch.randperm(len(x))].split(100):
-            terms = model(batch, draws // model.posterior.components)
+            terms = model(batch, draws_per_encoder)
             optimizer.zero_grad()
             (-elbo(log_weights(terms), terms.weight).mean()).backward()
             optimizer.step()
@@ -43,7 +43,7 @@ def main(epochs: int = 60, total_draws: int = 1000) -> dict[int, float]:
     estimates = {}
     for components in (1, 4):
         model = as_mixture(vae, components)
-        train_on(model, training, epochs)
+        train_on(model, training, epochs, draws_per_encoder=4 // components)  # four draws per step either way
         estimates[components] = evaluate(model, test, total_draws)
         summary = estimates[components].summary()
         print(f"S = {components}: NLL {summary['nll_pooled']:.2f} ± {summary['nll_pooled_se']:.2f} nats")
