@@ -1,5 +1,7 @@
 """Configurations are typed, complete, and name what was mistyped."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -66,6 +68,21 @@ def test_a_users_encoder_by_import_path_becomes_a_mixture(tmp_path, monkeypatch)
     assert len(model.posterior.encoders) == 3
     assert model(torch.zeros(2, 1, 4, 4)).log_q.shape == (1, 3, 3, 2)
     assert model.posterior.encoders[0].net[1].out_features == 5
+
+
+class Inheriting(MLPDecoder):
+    """A decoder of a user's that has the constructor of its base."""
+
+
+def test_an_inherited_constructor_is_read_by_old_releases_of_python_too(monkeypatch):
+    """Python 3.11.2, which Debian 12 has, reports the `__new__` that remembers the arguments instead."""
+    monkeypatch.setattr(Inheriting, "__signature__", inspect.signature(MLPDecoder.__new__), raising=False)
+    asked = {"class_path": f"{__name__}.Inheriting", "hidden": [5]}
+    decoder = config.build(ModelConfig(latent=2, decoder=asked), (4,)).decoder
+    assert isinstance(decoder, Inheriting)
+    assert decoder(torch.zeros(3, 2)).event_shape == (4,)
+    with pytest.raises(ValueError, match="Inheriting has no argument 'hiden': did you mean hidden"):
+        config.build(ModelConfig(decoder={"class_path": f"{__name__}.Inheriting", "hiden": [5]}), (4,))
 
 
 def test_an_argument_may_be_a_class_of_its_own():
