@@ -74,7 +74,7 @@ class Inheriting(MLPDecoder):
     """A decoder of a user's that has the constructor of its base."""
 
 
-def test_an_inherited_constructor_is_read_by_old_releases_of_python_too(monkeypatch):
+def test_inherited_constructors_are_read_by_old_pythons(monkeypatch):
     """Python 3.11.2, which Debian 12 has, reports the `__new__` that remembers the arguments instead."""
     monkeypatch.setattr(Inheriting, "__signature__", inspect.signature(MLPDecoder.__new__), raising=False)
     asked = {"class_path": f"{__name__}.Inheriting", "hidden": [5]}
