@@ -137,6 +137,8 @@ def test_needs_follow_threads_devices_and_accelerator():
     assert resources(replace(cell, accelerator="cuda", devices="2"), "a") == {"num_cpus": 2, "num_gpus": 2}
     with pytest.raises(ValueError, match="a: on Ray training.devices must be a number; got 'auto'"):
         resources(replace(cell, devices="auto"), "a")
+    with pytest.raises(ValueError, match="a: on Ray training.devices must be a number; got '²'"):
+        resources(replace(cell, devices="²"), "a")
 
 
 def test_a_machine_that_cannot_train_says_why(tmp_path):

@@ -647,6 +647,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "refused").exists()
     assert "--seeds takes numbers" in refused(capsys, "reproduce", "latents", "--seeds", "²")
     assert "--seeds takes numbers" in refused(capsys, "reproduce", "latents", "--seeds", "١,٢")
+    for sizes in ("²", "1,²", "١,٢", "0", "a", ""):
+        assert "--components takes positive numbers" in refused(capsys, "toy", "ring", f"--components={sizes}")
     assert "seeds must be below 2**63" in refused(capsys, "reproduce", "digits", "--seeds", f"0,{2**63}")
     assert "seed must be below 2**63" in refused(capsys, "train", "digits", "--seed", str(2**63))
     (tmp_path / "taken").mkdir()

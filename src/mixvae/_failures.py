@@ -64,6 +64,17 @@ def typed(*words: object) -> str:
     return shlex.join(["mixvae", *map(str, words)])
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number: only ASCII digits, as others, such as ², may be none for `int`.
+
+    Example:
+        >>> from mixvae._failures import is_whole
+        >>> [is_whole(text) for text in ("12", "²", "-1", "")]
+        [True, False, False, False]
+    """
+    return text.isascii() and text.isdigit()
+
+
 def at_least(least: float, **values: Real | float | None) -> None:
     """Refuse numbers that are too small, too large for 63 bits, infinite or not numbers; None passes.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mixvae import config
+from mixvae._failures import is_whole
 from mixvae.cli.output import fail, folder, names, quiet, show, show_comparison, show_rows
 from mixvae.progress import Terminal
 
@@ -127,7 +128,7 @@ def toy(
     from mixvae.reproduce.toys import toy as approximate
 
     sizes = names(components)
-    if not sizes or not all(size.isdigit() and int(size) for size in sizes):
+    if not sizes or not all(is_whole(size) and int(size) for size in sizes):
         raise ValueError(f"--components takes positive numbers separated by commas, such as 1,2,5; got {components!r}")
     place = folder(out or f"runs/toy-{target}")
     if "." in target:
@@ -214,10 +215,11 @@ def reproduce(
             table.add_row(experiment.name, experiment.title, *costs)
         show(table)
         return
-    if seeds is not None and not all(seed.isascii() and seed.isdecimal() for seed in names(seeds)):
+    chosen = None if seeds is None else names(seeds)
+    if not all(map(is_whole, chosen or ())):
         raise ValueError(f"--seeds takes numbers separated by commas, such as 0,1,2; got {seeds!r}")
     runner = choose_runner(on, jobs=jobs, address=address)
-    numbers = None if seeds is None else [int(seed) for seed in names(seeds)]
+    numbers = None if chosen is None else [int(seed) for seed in chosen]
     if out is not None:
         folder(out)
     with quiet(), Terminal() as progress:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixvae._failures import at_least, said
+from mixvae._failures import at_least, is_whole, said
 from mixvae._tables import counted
 from mixvae.config import TrainingConfig
 from mixvae.progress import Progress
@@ -87,7 +87,7 @@ def resources(training: TrainingConfig, name: str) -> dict[str, int]:
         ValueError: the number of its devices is not a number.
     """
     devices, threads = 1 if training.devices is None else training.devices, training.threads or 1
-    if not str(devices).isdigit() or not int(devices):
+    if not is_whole(str(devices)) or not int(devices):
         raise ValueError(f"{name}: on Ray training.devices must be a number; got {devices!r}")
     on_gpu = training.accelerator in ("cuda", "gpu")
     return {"num_cpus": threads * int(devices), "num_gpus": int(devices) if on_gpu else 0}

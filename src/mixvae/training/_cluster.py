@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mixvae._failures import Failed
+from mixvae._failures import Failed, is_whole
 
 LAST_PORT = 65535
 
@@ -81,7 +81,7 @@ def _number(
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    number = int(text) if text is not None and text.isascii() and text.isdigit() else None
+    number = int(text) if text is not None and is_whole(text) else None
     if number is None or number < least or (end is not None and number >= end):
         wanted = f"at least {least}" if end is None else f"from {least} to {end - 1}"
         raise ValueError(
