@@ -50,6 +50,19 @@ class Arguments:
     named: dict[str, Any] = field(default_factory=dict)
 
 
+class _Constructor:
+    """The signature of a class of parts, as `inspect` reads it: that of its constructor.
+
+    Without it, Python 3.11.2 reports the `Part.__new__` that every class inherits, which takes anything.
+    """
+
+    def __get__(self, part: Part | None, kind: type[Part]) -> inspect.Signature:
+        if part is not None:
+            raise AttributeError("a part is called as its `forward`, not as its class")
+        constructor = inspect.signature(types.MethodType(kind.__init__, kind))  # without `self`
+        return constructor.replace(return_annotation=inspect.Signature.empty)
+
+
 class Part(nn.Module):
     """A `torch.nn.Module` that remembers its constructor's arguments, so that a run's model can be rebuilt.
 
@@ -73,6 +86,7 @@ class Part(nn.Module):
 
     starting_only: ClassVar[tuple[str, ...]] = ()
     """Optional arguments that determine only the initial weights: not remembered, because the weights are saved."""
+    __signature__ = _Constructor()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make the instance as usual, and remember the arguments that its constructor is about to receive."""

@@ -98,11 +98,7 @@ def _name(kind: Callable[..., Any]) -> str:
 
 def parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Parameters of a callable; empty if it has no signature."""
-    from mixvae.parts import Part
-
     try:
-        if isinstance(kind, type) and issubclass(kind, Part):  # Python 3.11.2 would report `Part.__new__`, of anything
-            return dict([*inspect.signature(kind.__init__).parameters.items()][1:])
         return inspect.signature(kind).parameters
     except (ValueError, TypeError):
         return {}
