@@ -34,7 +34,7 @@ class TooLarge(ValueError):
 
 @cache
 def machine() -> str:
-    """This machine in words: architecture, processor where the system tells it, and system."""
+    """This machine in words: architecture, processor where the system names it, and system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -15,7 +15,7 @@ All estimators of the ELBO have the same expected gradient and differ in its var
 draws' distribution. The log of a mean is not, so for S > 1 the pooled bounds of stratified, independent and
 proportional draws are three different lower bounds on log p(x), with different gradients. By how much, and which is
 tightest, depends on the model; all three approach log p(x) as L grows. The last two choose components once per call,
-for all of its examples: a batch in parts chooses anew for each part, which is another draw with the same mean gradient.
+for all of its examples: a batch in parts chooses for each part, which is another draw with the same mean gradient.
 """
 
 from __future__ import annotations

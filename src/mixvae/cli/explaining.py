@@ -83,9 +83,9 @@ def explain(error: BaseException, commands: Sequence[str], options: Callable[[],
 def _refused(error: OSError) -> str:
     """What the system refused, and the remedy."""
     files = " → ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
-    told = f"{files}: {error.strerror}" if files else str(error.strerror)
+    refusal = f"{files}: {error.strerror}" if files else str(error.strerror)
     remedy = REMEDIES.get(error.errno or 0)
-    return f"{told}; {remedy}" if remedy else told
+    return f"{refusal}; {remedy}" if remedy else refusal
 
 
 def _joined(error: BaseException) -> str:

@@ -157,8 +157,8 @@ def show_rows(columns: Sequence[Column], rows: Sequence[Row], title: str, known:
             table.add_row(*(plain(column.text(row)) for column in part))
         show(table)
     if (words := meanings(shown, known)) and not Terminal().console.quiet:
-        told = "; ".join(f"{name}: {meaning}" for name, meaning in words.items())
-        show(textwrap.fill(told, min(width, PAGE), break_on_hyphens=False))
+        explanation = "; ".join(f"{name}: {meaning}" for name, meaning in words.items())
+        show(textwrap.fill(explanation, min(width, PAGE), break_on_hyphens=False))
     for mark in legend(shown, rows):
         show(mark)
 

@@ -28,14 +28,14 @@ class DataConfig:
         validation: file or folder of the validation examples; else a tenth of the training ones, chosen by the seed.
         test: file or folder of the test examples.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
-        binarize: stochastic (training examples anew at every step, the rest once), fixed (once), threshold, or none;
+        binarize: stochastic (training examples afresh at every step, the rest once), fixed (once), threshold, or none;
             auto, the default, is stochastic under a Bernoulli likelihood and none under any other.
         seed: seed of the split and of the binarisation, not of the training.
         limit: use at most this many training examples.
         limit_validation: use at most this many validation examples, if validating on all would take too long.
         flip: mirror training images left to right with probability one half.
         resize: height and width that images are scaled to, as [28, 28], or one number for both.
-        stream: read training examples anew in every epoch, of a .npy file or a folder of images, instead of holding
+        stream: reread training examples in every epoch, of a .npy file or a folder of images, instead of holding
             them in memory; the result is the same.
         workers: processes that read streamed examples ahead.
     """

@@ -65,17 +65,17 @@ def load_dataset(
         validation: file or folder of the validation examples; else a tenth of the training ones, chosen by the seed.
         test: file or folder of the test examples, needed with `train`.
         root: folder of the standard data sets; else $MIXVAE_DATA, the cache, the system's folder, a download.
-        binarize: `stochastic` binarises training examples anew at every step, validation and test examples once;
+        binarize: `stochastic` binarises training examples afresh at every step, validation and test examples once;
             `fixed` binarises all of them once; `threshold` at ½; `none` keeps the values.
         seed: seed of the split and the binarisation, not of the training.
         limit: use at most this many training examples.
         limit_validation: use at most this many validation examples.
-        flip: mirror training images left to right with probability ½, anew at every step; other examples never.
+        flip: mirror training images left to right with probability ½, afresh at every step; other examples never.
         resize: height and width that images are scaled to, or one number for both, by an antialiased bilinear filter:
             pixel i of an axis is the mean of the old pixels j, weighted by
             max(0, 1 − |(j + ½) − (i + ½) s| / max(1, s)) with s = old/new. 8-bit images stay 8-bit; images of
             a folder may then be of several sizes.
-        stream: read the training examples anew in every epoch instead of holding them in memory, from a `.npy` file or
+        stream: reread the training examples in every epoch instead of holding them in memory, from a `.npy` file or
             a folder of images; they are read once at the beginning, to check them. Trainings have the same result.
         workers: processes that read streamed examples ahead.
         progress: where a download is reported, such as `mixvae.progress.Terminal()`; silent by default.

@@ -37,7 +37,7 @@ def finished(
         raise ValueError(f"only images can be mirrored; {name} has examples of shape {train.shape}")
     if binarize in ("fixed", "threshold") and isinstance(train.x, Lazy):
         raise ValueError(
-            f"streamed examples can be binarised anew at every step (binarize stochastic) or by a transform, but not "
+            f"streamed examples can be binarised afresh at every step (binarize stochastic) or by a transform, but not "
             f"once and for all; got binarize {binarize}"
         )
     given = Given.of(train, None if binarize == "none" else binarize, seed)

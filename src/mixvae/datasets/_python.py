@@ -50,23 +50,23 @@ def as_dataset(
 ) -> Dataset:
     """Make a data set from Python objects. `fit` calls it on whatever it is given.
 
-    Arrays, tensors and `TensorDataset`s are held in memory. Training examples of anything else are streamed: read anew
+    Arrays, tensors and `TensorDataset`s are held in memory. Training examples of anything else are streamed: read again
     in every epoch, with any transforms they have, whose random numbers are seeded by epoch and example. They are read
     once at the beginning, to check them and compute their checksum. Validation and test examples are held in memory.
 
     Args:
         data: `(train, validation[, test])`, a mapping with these keys, or one collection of examples, which is divided
             80 : 10 : 10 by the seed. Each is an array or tensor (N, D), (N, H, W) or (N, C, H, W), a `Split`, a torch
-            `Dataset` or `DataLoader`, anything with `__len__` and `__getitem__`, or an iterable that can be begun anew.
+            `Dataset` or `DataLoader`, anything with `__len__` and `__getitem__`, or an iterable that can be restarted.
             Labels come with their examples, in a `TensorDataset(x, y)` for instance: a tuple holds parts of the data.
             An example is an image, an array, a pair (example, label), or a mapping. A DataLoader decides the batches
             of the training: its sampler, batch size, workers and `collate_fn` are used, its sampler seeded by epoch.
         column: which entry to take of examples that are mappings, as in Hugging Face data sets.
-        binarize: `stochastic` binarises training examples anew at every step, the others once; `fixed` binarises all
+        binarize: `stochastic` binarises training examples afresh at every step, the others once; `fixed` binarises all
             once; `threshold` at ½; `none` keeps the values.
         seed: seed of the split and of the binarisation, not of a training.
         workers: processes that read streamed examples ahead, instead of the DataLoader's own.
-        flip: mirror training images left to right with probability ½, anew at every step.
+        flip: mirror training images left to right with probability ½, afresh at every step.
         name: name of the data set.
         progress: where to report progress; silent by default.
 

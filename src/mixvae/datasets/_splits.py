@@ -37,7 +37,7 @@ class Split:
         x: examples (N, *shape), bytes or real numbers; in memory, or read when a batch asks for them.
         y: class labels (N,), if there are any.
         levels: what a byte is divided by to give an intensity in [0, 1].
-        resample: whether a batch is binarised anew each time, with its intensities as probabilities.
+        resample: whether a batch is binarised afresh each time, with its intensities as probabilities.
         flip: whether each image of a batch is mirrored with probability ½.
         plan: the batches of every epoch, where they are decided elsewhere; random ones by default.
 

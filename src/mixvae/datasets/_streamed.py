@@ -1,4 +1,4 @@
-"""Files that are read anew in every epoch, instead of being held in memory."""
+"""Files that are read again in every epoch, instead of being held in memory."""
 
 from __future__ import annotations
 

@@ -162,9 +162,9 @@ def likelihoods(bound: np.ndarray, pareto_k: np.ndarray, unreliable: float) -> F
         loose = ": valid, but not tight" if high.any() else ""
         axes[1].set_title(f"{high.mean():.0%} above {unreliable:.2g}{loose}", fontsize="medium", loc="left")
     spread = f"from {-bound.max():.1f} to {-bound.min():.1f} nats"
-    told = f"Histogram of the NLL of {counted(len(bound), 'example')}, {spread}, mean"
+    description = f"Histogram of the NLL of {counted(len(bound), 'example')}, {spread}, mean"
     beside = f"; Pareto k̂ against it, {axes[1].get_title(loc='left')}" if known.any() else ""
-    figure.set_label(f"{told} {-bound.mean():.2f}{beside}.")
+    figure.set_label(f"{description} {-bound.mean():.2f}{beside}.")
     return figure
 
 

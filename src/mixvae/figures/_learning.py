@@ -56,7 +56,7 @@ def learning_curves(metrics: Mapping[str, Epochs]) -> Figure:
     panels = figure.subplots(1 + len(below), 1, sharex=True, squeeze=False, height_ratios=[3.2] + [1.5] * len(below))
     top, *others = panels[:, 0]
     lines: list[tuple[np.ndarray, np.ndarray]] = []
-    labels, told = [], []
+    labels, descriptions = [], []
     for (label, rows), colour in zip(shown.items(), colours(len(shown)), strict=True):
         epochs = np.array([row["epoch"] for row in rows])
         values = -_column(rows, "validation")
@@ -70,7 +70,7 @@ def learning_curves(metrics: Mapping[str, Epochs]) -> Figure:
             end = (epochs[-1], values[-1])
             labels.append(top.annotate(label, end, (6, 0), textcoords="offset points", color=ink(colour), va="center"))
         lines += [(epochs, values), (epochs, training)]
-        told.append(
+        descriptions.append(
             f"{label}: validation from {values[0]:.2f} to {values[-1]:.2f} nats, best {values[best]:.2f} at epoch "
             f"{epochs[best]} of {epochs[-1]}"
         )
@@ -85,7 +85,7 @@ def learning_curves(metrics: Mapping[str, Epochs]) -> Figure:
     panels[-1, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark_warmup([top, *others], shown)
     if lines:
-        told += _fit_range(top, lines)
+        descriptions += _fit_range(top, lines)
         spread_labels(top, labels)
     kinds = {"validation bound": Line2D([], [], color="#555555")}
     if any(np.isfinite(values).any() for _, values in lines[1::2]):
@@ -98,7 +98,7 @@ def learning_curves(metrics: Mapping[str, Epochs]) -> Figure:
     if not short:
         named = [Line2D([], [], color=colour) for colour in colours(len(shown))]
         figure.legend(named, list(shown), loc="outside lower left", frameon=False, borderpad=0, labelspacing=0.2)
-    figure.set_label(". ".join(["Negative bounds over epochs", *told]) + ".")
+    figure.set_label(". ".join(["Negative bounds over epochs", *descriptions]) + ".")
     return figure
 
 

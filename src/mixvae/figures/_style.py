@@ -57,8 +57,8 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     """
     buffer = io.BytesIO()
     _plain_text(figure)
-    told = {"Description": figure.get_label(), "Comment": figure.get_gid() or PLOT}
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata=told)
+    description = {"Description": figure.get_label(), "Comment": figure.get_gid() or PLOT}
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white", metadata=description)
     return buffer.getvalue()
 
 

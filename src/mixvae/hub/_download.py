@@ -191,10 +191,10 @@ class _Revision:
         """
         hub, repo = library(), self.address.repo
         was_cached = isinstance(hub.try_to_load_from_cache(repo, path, revision=self.commit), str)
-        for anew in (False, True) if was_cached else (False,):
+        for refreshed in (False, True) if was_cached else (False,):
             with plain_answers(self.address):
                 got = hub.hf_hub_download(
-                    repo, path, revision=revision or self.commit, force_download=anew, tqdm_class=shown
+                    repo, path, revision=revision or self.commit, force_download=refreshed, tqdm_class=shown
                 )
             if fits(Path(got)):
                 return Path(got)

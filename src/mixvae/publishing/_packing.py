@@ -62,7 +62,7 @@ def pack(run: str | Path | Run, out: str | Path) -> Run:
 def _read(run: Run) -> tuple[dict[str, Any], bytes]:
     """The record and the weights of a run, all of whose files are intact."""
     if run.is_legacy:
-        raise ValueError(f"{run.path} is a legacy run, which records too little to be shared: train it anew")
+        raise ValueError(f"{run.path} is a legacy run, which records too little to be shared: train it again")
     if holder(run.path) is not None:
         raise ValueError(f"{run.path} is being trained: wait for its end, or stop it")
     if "weights" not in run.manifest["files"]:

@@ -295,5 +295,5 @@ def unequal_variances(rows: Iterable[Mapping[str, Any]]) -> list[str]:
                 name = key.removesuffix(suffix)
                 found[name] = min(p, found.get(name, p))
     named = ", ".join(f"{name} p = {p:.2g}" for name, p in found.items())
-    told = f"Variances differ between configurations (Levene's test: {named}): their errors are Welch's."
-    return [told] if found else []
+    note = f"Variances differ between configurations (Levene's test: {named}): their errors are Welch's."
+    return [note] if found else []

@@ -103,8 +103,8 @@ def unequal_draws(draws: Mapping[str, tuple[float | None, float | None]]) -> lis
         for name, (new, old) in draws.items()
         if new is not None and old is not None and new != old
     ]
-    told = f"Compared at unequal draws per step (S·L): {'; '.join(unequal)}: a gain may be that of the draws."
-    return [told] if unequal else []
+    note = f"Compared at unequal draws per step (S·L): {'; '.join(unequal)}: a gain may be that of the draws."
+    return [note] if unequal else []
 
 
 def splits(new: Member, old: Member) -> bool:

@@ -216,9 +216,9 @@ def looked_at(address: str) -> Look:
     """What a picture says about itself: `figures.png` puts its kind, a description and its scale into the file."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as image:
-            told, scale = image.info, PER_INCH / image.info.get("dpi", (PER_INCH,))[0]
+            recorded, scale = image.info, PER_INCH / image.info.get("dpi", (PER_INCH,))[0]
             width, height = (round(scale * side) for side in image.size)
-        return Look(str(told.get("Comment") or figures.PLOT), str(told.get("Description") or ""), width, height)
+        return Look(str(recorded.get("Comment") or figures.PLOT), str(recorded.get("Description") or ""), width, height)
     except (OSError, ValueError, Image.DecompressionBombError):  # a picture that came with someone else's results
         return Look(figures.PLOT, "", 0, 0)
 

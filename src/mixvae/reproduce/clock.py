@@ -14,6 +14,8 @@ from mixvae.reports import Column
 from mixvae.reproduce.contrasts import named
 from mixvae.reproduce.measured import Cell, Measured, between
 
+MACHINE = ("machine", "device", "threads", "processes", "nodes")
+"""What runs record of the hardware that they were trained on."""
 AT = "at_equal_seconds"
 """Name of the validation bound at equal seconds."""
 ROUNDING = 1e-9
@@ -62,22 +64,17 @@ def unconfirmed(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str = 
     return [f"Seconds that no second training confirms, as other work slowed it: {listed}."] if slower else []
 
 
-MACHINE = ("machine", "device", "threads", "processes", "nodes")
-"""What runs record of the hardware that they were trained on."""
-
-
 def elsewhere(measured: Measured) -> list[str]:
     """A note on variants that were trained on another machine than the first, or in other threads, or none."""
-    hardware = {named(key): [cell.run.manifest.get("runtime", {}) for cell in cells] for key, cells in measured.items()}
-    first = next(own for each in hardware.values() for own in each)
-    other: dict[str, str] = {}
-    for variant, each in hardware.items():
-        for own in each:
-            if differing := [name for name in MACHINE if own.get(name) != first.get(name)]:
-                name = differing[0]
-                other.setdefault(variant, f"{name} {own.get(name)}, not {first.get(name)}")
-    listed = "; ".join(f"{variant}: {what}" for variant, what in other.items())
-    return [f"Seconds cannot be compared, as trainings ran on different machines ({listed})."] if other else []
+    runtimes = [(named(key), cell.run.manifest.get("runtime", {})) for key, cells in measured.items() for cell in cells]
+    _, first = runtimes[0]
+    differing: dict[str, str] = {}
+    for variant, own in runtimes:
+        for name in MACHINE:
+            if own.get(name) != first.get(name):
+                differing.setdefault(variant, f"{name} {own.get(name)}, not {first.get(name)}")
+    listed = "; ".join(f"{variant}: {what}" for variant, what in differing.items())
+    return [f"Seconds cannot be compared, as trainings ran on different machines ({listed})."] if differing else []
 
 
 def disturbed(measured: Measured) -> list[str]:
@@ -86,11 +83,11 @@ def disturbed(measured: Measured) -> list[str]:
         return [f"Nothing is compared at equal seconds. {found[0]}"]
     paces = {named(key): sorted(map(pace, cells)) for key, cells in measured.items()}
     busy = ", ".join(f"{name} {p[0]:.2g} to {p[-1]:.2g} s" for name, p in paces.items() if p[-1] > STEADY * p[0])
-    told = (
+    note = (
         f"Nothing is compared at equal seconds, as those per epoch differ between trainings of one model ({busy}): "
         "train again on an idle machine, one at a time."
     )
-    return [told] if busy else []
+    return [note] if busy else []
 
 
 def at_equal_seconds(measured: Measured) -> Measured:

@@ -128,7 +128,7 @@ def weights(path: Path) -> bytes:
     """
     file = Layout(path).weights
     if not file.exists():
-        raise FileNotFoundError(f"{file} does not exist: this legacy run came without weights; train it anew")
+        raise FileNotFoundError(f"{file} does not exist: this legacy run came without weights; train it again")
     return read_regular(file)
 
 

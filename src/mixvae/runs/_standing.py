@@ -37,7 +37,7 @@ def standing(config: Config, out: str | Path, data: Dataset | None = None) -> st
         return "new"
     reason = run.why_not(config, data)
     if reason == "unfinished" and run.is_legacy:
-        raise ValueError(f"{run.path} is a legacy run, which cannot be resumed: train it anew in another folder")
+        raise ValueError(f"{run.path} is a legacy run, which cannot be resumed: train it again in another folder")
     refuse(run, reason)
     return reason or "trained"
 
@@ -62,7 +62,7 @@ def standing_run(path: Path, *, resume: bool, legacy: bool = False) -> Run | Non
     if Run(path).is_legacy:
         if legacy:
             return open_run(path)
-        raise ValueError(f"{path} is a legacy run, which cannot be resumed: train it anew in another folder")
+        raise ValueError(f"{path} is a legacy run, which cannot be resumed: train it again in another folder")
     raise ValueError(f"{path} is not a run: it has no run.json")
 
 

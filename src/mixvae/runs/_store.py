@@ -134,7 +134,7 @@ def read_run(path: Path) -> dict[str, Any]:
     content = read_manifest(manifest)
     version = content.get("version", 0)
     if content.get("format") != FORMAT or not isinstance(version, int) or version > VERSION:
-        raise ValueError(f"{manifest} was written by another version of mixvae: update mixvae, or train the run anew")
+        raise ValueError(f"{manifest} was written by another version of mixvae: update mixvae, or train the run again")
     try:
         conform(content, Record, "it")
     except TypeError as error:

@@ -294,7 +294,7 @@ class Record:
             ValueError: it has another form.
         """
         for fault in filter(None, _faults(content, options)):
-            raise ValueError(f"{source} describes no model of cells: {fault}; get the run anew, or train it again")
+            raise ValueError(f"{source} describes no model of cells: {fault}; get the run again, or train it again")
         return Record(content["settings"], content["genes"], content["registry"])
 
 
@@ -339,7 +339,7 @@ def check_sizes(settings: Mapping[str, Any], weights: Mapping[str, Tensor], sour
     """
     means = [name for name in weights if re.fullmatch(r"z_encoder\.(c\d+\.)?mean_encoder\.weight", name)]
     if not means or weights[means[0]].dim() != 2:
-        raise ValueError(f"{source} is of another architecture: it has no encoder of cells; get the run anew")
+        raise ValueError(f"{source} is of another architecture: it has no encoder of cells; get the run again")
     first, (latent, hidden) = means[0].removesuffix("mean_encoder.weight"), weights[means[0]].shape
     layers = [n for n in weights if re.fullmatch(re.escape(first) + r"encoder\.fc_layers\.Layer \d+\.0\.weight", n)]
     sizes = {"n_components": len(means), "n_hidden": hidden, "n_layers": len(layers), "n_latent": latent}
@@ -347,5 +347,5 @@ def check_sizes(settings: Mapping[str, Any], weights: Mapping[str, Tensor], sour
         if settings.get(name, size) != size:
             raise ValueError(
                 f"{source} is of another architecture: settings.{name} is {settings[name]}, and that of the weights "
-                f"{size}; get the run anew"
+                f"{size}; get the run again"
             )

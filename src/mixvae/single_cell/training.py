@@ -53,7 +53,7 @@ def standing(path: Path, asked: Recipe, training: Training, *, same_goal: bool =
     """
     if is_legacy(path):
         raise ValueError(
-            f"{path} is a legacy run, which `mixvae sc embed` reads but which cannot be resumed: train it anew in "
+            f"{path} is a legacy run, which `mixvae sc embed` reads but which cannot be resumed: train it again in "
             "another folder"
         )
     run = standing_run(path, resume=True)

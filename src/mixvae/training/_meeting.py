@@ -45,7 +45,7 @@ def told_by_first(act: Callable[[], Any]) -> Any:
     if started is None:
         return act()
     store = _store(started)
-    key = f"mixvae/told/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_NUMBERS)}"
+    key = f"mixvae/answers/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_NUMBERS)}"
     if started.rank > 0:
         return _listen(store, key, started)
     try:
@@ -68,13 +68,13 @@ def _listen(store: Any, key: str, started: Cluster) -> Any:
     try:
         if not _wait(lambda: store.check([key]), WAIT_SECONDS):
             raise _silent(started)
-        told = json.loads(store.get(key))
+        answer = json.loads(store.get(key))
         store.add(f"{key}/read", 1)
     except distributed.DistError:  # the server ended with the process or torchrun that it is part of
         raise _silent(started) from None
-    if "error" in told:
-        raise ValueError(told["error"])
-    return told["value"]
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["value"]
 
 
 def _silent(started: Cluster) -> Failed:

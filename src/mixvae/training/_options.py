@@ -70,7 +70,7 @@ class TrainingOptions:
         accumulate: parts in which a batch is computed, one after another, before one step of the optimiser: the memory
             of one part, and the gradient of the whole batch up to rounding. Where others accumulate k batches of n,
             give batch = k·n and accumulate = k; steps and schedules count whole batches. Dropout, and estimators that
-            choose components, draw anew for each part. BatchNorm, which would see parts, is refused.
+            choose components, draw afresh for each part. BatchNorm, which would see parts, is refused.
         ema: decay of a running average of the weights, which is then validated and kept instead of them.
         compile: `none`, `default` or `reduce-overhead`: whether the bound and its gradient become one graph of
             `torch.compile`, with CUDA graphs where they reduce overhead. It takes a minute or so before the first step.
