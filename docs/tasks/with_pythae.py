@@ -37,7 +37,7 @@ class OwnDecoder(Pixels, BaseDecoder):
 own = VAE(VAEConfig(input_dim=(1, 8, 8), latent_dim=8, reconstruction_loss="bce"), OwnEncoder(), OwnDecoder())
 
 # %% Resume an interrupted training
-# none: from the best weights so far; the optimiser, random numbers and the best loss begin anew
+# none: from the best weights so far; the optimiser, random numbers and the best loss start again
 config = BaseTrainerConfig(output_dir="resumed", num_epochs=EPOCHS, learning_rate=1e-3, steps_saving=1)
 if done := sorted(glob("resumed/*/checkpoint_epoch_*"), key=os.path.getmtime):
     own, config.num_epochs = AutoModel.load_from_folder(done[-1]), EPOCHS - len(done)
